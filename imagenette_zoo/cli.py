@@ -1,0 +1,153 @@
+"""The command line: ``imagenette-zoo train|validate|list|data``, and the doors ``train.py`` and ``validate.py``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .errors import UserError
+from .training.options import Parser, add_flags, given_flags
+from .training.recipe import FLAGSHIP, Recipe, ValidationOptions, recipe_names
+from .version import __version__
+
+__all__ = ['main', 'train_main', 'validate_main']
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """``imagenette-zoo``. Returns the exit code."""
+    return _guard(_main, sys.argv[1:] if argv is None else argv)
+
+
+def train_main(argv: Sequence[str] | None = None) -> int:
+    """``train.py``. Returns the exit code."""
+    return main(['train', *(sys.argv[1:] if argv is None else argv)])
+
+
+def validate_main(argv: Sequence[str] | None = None) -> int:
+    """``validate.py``. Returns the exit code."""
+    return main(['validate', *(sys.argv[1:] if argv is None else argv)])
+
+
+def _guard(run: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
+    """Runs a command; what the user can mend is one line and exit code 2."""
+    try:
+        return run(argv)
+    except UserError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print('\ninterrupted', file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # as in `imagenette-zoo list | head`
+        sys.stderr.close()
+        return 0
+
+
+def _main(argv: Sequence[str]) -> int:
+    parser = Parser(prog='imagenette-zoo', description='Train, validate and compare models on Imagenette.')
+    parser.add_argument('--version', action='version', version=f'imagenette-zoo {__version__}')
+    commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
+    for name, (add, _, text) in COMMANDS.items():
+        add(commands.add_parser(name, help=text, description=text))
+    args = _parse(parser, commands, argv)
+    return COMMANDS[args.command][1](args)
+
+
+def _parse(parser: Parser, commands: Any, argv: Sequence[str]) -> argparse.Namespace:
+    """Parses with the parser of the command, so that a wrong flag's nearest names are that command's."""
+    if argv and argv[0] in commands.choices:
+        args = commands.choices[argv[0]].parse_args(argv[1:])
+        args.command = argv[0]
+        return args
+    return parser.parse_args(argv)
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        '-c',
+        '--config',
+        metavar='RECIPE',
+        help=f'a YAML file, or one of {", ".join(recipe_names())}; flags override it '
+        f'(without it and without --model: {FLAGSHIP})',
+    )
+    add_flags(parser, Recipe)
+
+
+def _train(args: argparse.Namespace) -> int:
+    from .training.trainer import train
+
+    flags = given_flags(args, Recipe)
+    base = args.config
+    if base is None and flags.get('resume') not in (None, 'auto'):
+        run = Path(flags['resume'])
+        base = (run.parent if run.name == 'state.pt' else run) / 'args.yaml'
+        if not base.is_file():
+            raise UserError(f'{base.parent}: no run to resume here (no args.yaml)')
+    if base is None and 'model' not in flags:
+        base = FLAGSHIP
+    train(Recipe.load(base, **flags) if base else Recipe(**flags))
+    return 0
+
+
+def _add_validate(parser: argparse.ArgumentParser) -> None:
+    add_flags(parser, ValidationOptions)
+    for action in parser._actions:
+        if action.dest == 'model':  # --model A B, and --model A --model B
+            action.__class__ = argparse._ExtendAction
+
+
+def _validate(args: argparse.Namespace) -> int:
+    from .training.evaluation import validate
+
+    validate(ValidationOptions(**given_flags(args, ValidationOptions)))
+    return 0
+
+
+def _add_list(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--json', action='store_true', help='print JSON')
+
+
+def _list(args: argparse.Namespace) -> int:
+    import dataclasses
+    import json
+
+    from . import list_models
+    from .training.console import table
+
+    models = list_models()
+    if args.json:
+        print(json.dumps([dataclasses.asdict(model) for model in models], indent=2))
+        return 0
+    rows = [(m.name, f'{m.parameters / 1e6:.2f}', f'{m.gmacs:.2f}') for m in models]
+    lines = table([('model', 'M parameters', 'GMACs'), *rows]).splitlines()
+    for line, text in zip(lines, ['', *(m.description for m in models)], strict=True):
+        print(f'{line}  {text}'.rstrip())
+    return 0
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest='action', required=True, metavar='ACTION')
+    fetch = actions.add_parser('fetch', help='download Imagenette into the user cache')
+    fetch.add_argument('--size', choices=('160', '320', 'full'), default='160', help='shorter side (default: 160)')
+    check = actions.add_parser('check', help='decode every image and count the classes')
+    check.add_argument('--data-dir', metavar='DIR', help='as in training')
+    check.add_argument('--dataset', default='', metavar='NAME', help='as in training')
+
+
+def _data(args: argparse.Namespace) -> int:
+    from .data.commands import check_command, fetch_command
+
+    if args.action == 'fetch':
+        return fetch_command(args.size)
+    return check_command(args.data_dir, args.dataset)
+
+
+COMMANDS: dict[str, tuple[Callable[[Any], None], Callable[[Any], int], str]] = {
+    'train': (_add_train, _train, 'train a model by a recipe'),
+    'validate': (_add_validate, _validate, 'validate one model or several'),
+    'list': (_add_list, _list, 'list the models of the zoo'),
+    'data': (_add_data, _data, 'fetch and check the data'),
+}

@@ -1,0 +1,90 @@
+"""What `imagenette-zoo data fetch` and `imagenette-zoo data check` do."""
+
+import sys
+from collections.abc import Sequence
+
+from tqdm import tqdm
+
+from . import resolve_dataset
+from .imagenette import CheckReport, check, fetch
+
+__all__ = ['check_command', 'fetch_command']
+
+
+def fetch_command(size: str) -> int:
+    """Download Imagenette (`160`, `320` or `full`) into the user cache and say where it is; returns the exit code."""
+    root = fetch(size)
+    print(f'Imagenette ({size}) is in {root}')
+    print('train.py finds it there; "imagenette-zoo data check" verifies every image.')
+    return 0
+
+
+def check_command(data_dir: str | None = None, dataset: str = '') -> int:
+    """Decode every image, print a table by class; returns 0, or 2 where any image is bad (listed on stderr)."""
+    root = resolve_dataset(dataset, data_dir)
+    with tqdm(unit=' images', leave=False, disable=not sys.stderr.isatty()) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        report = check(root, progress=progress)
+    print(f'Data: {root}\n')
+    print(_table(report))
+    if report.bad:
+        print(f'{len(report.bad)} bad image(s); replace or remove them:', file=sys.stderr)
+        for image in report.bad:
+            print(f'  {root / image.path}: {image.reason}', file=sys.stderr)
+        return 2
+    print('\nEvery image decodes.')
+    return 0
+
+
+def _table(report: CheckReport) -> str:
+    """One line a class and a total for each split, widths and heights in pixels."""
+    rows: list[Sequence[str]] = [('split', 'class', 'images', 'width', 'height', 'greyscale', 'other than RGB')]
+    for split in dict.fromkeys(entry.split for entry in report.classes):
+        entries = [entry for entry in report.classes if entry.split == split]
+        for entry in entries:
+            modes = ', '.join(f'{count} {mode}' for mode, count in entry.other_modes.items())
+            rows.append(
+                (
+                    split,
+                    entry.name,
+                    str(entry.count),
+                    _range(entry.width),
+                    _range(entry.height),
+                    str(entry.greyscale),
+                    modes,
+                )
+            )
+        widths = [side for entry in entries if entry.width for side in entry.width]
+        heights = [side for entry in entries if entry.height for side in entry.height]
+        rows.append(
+            (
+                split,
+                f'all {len(entries)} classes',
+                str(sum(entry.count for entry in entries)),
+                _range((min(widths), max(widths)) if widths else None),
+                _range((min(heights), max(heights)) if heights else None),
+                str(sum(entry.greyscale for entry in entries)),
+                str(sum(sum(entry.other_modes.values()) for entry in entries) or ''),
+            )
+        )
+    sizes = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.ljust(size) if i in (0, 1, 6) else cell.rjust(size)
+            for i, (cell, size) in enumerate(zip(row, sizes, strict=True))
+        ]
+        lines.append('  '.join(cells).rstrip())
+        if row[1].startswith('all ') and row is not rows[-1]:
+            lines.append('')
+    return '\n'.join(lines)
+
+
+def _range(ends: tuple[int, int] | None) -> str:
+    if ends is None:
+        return '-'
+    return str(ends[0]) if ends[0] == ends[1] else f'{ends[0]}-{ends[1]}'

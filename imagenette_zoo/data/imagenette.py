@@ -1,0 +1,682 @@
+"""Imagenette and other image folders: find, unpack, download, list, label, open and check.
+
+Everything here takes paths and gives plain data; no tensors. What a user can mend is a `UserError`.
+"""
+
+import csv
+import gzip
+import hashlib
+import io
+import lzma
+import os
+import re
+import shutil
+import ssl
+import sys
+import tarfile
+import tempfile
+import warnings
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass, replace
+from http.client import HTTPException
+from pathlib import Path
+from urllib.error import URLError
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ..errors import UserError
+
+__all__ = [
+    'IMAGENETTE',
+    'IMAGEWOOF',
+    'IMAGE_EXTENSIONS',
+    'NOISE_LEVELS',
+    'SIZES',
+    'BadImage',
+    'CheckReport',
+    'ClassReport',
+    'ImageSet',
+    'cache_dir',
+    'check',
+    'fetch',
+    'find_root',
+    'load_split',
+    'open_image',
+    'whole_folder',
+    'with_label_noise',
+]
+
+IMAGENETTE: dict[str, str] = {
+    'n01440764': 'tench',
+    'n02102040': 'English springer',
+    'n02979186': 'cassette player',
+    'n03000684': 'chain saw',
+    'n03028079': 'church',
+    'n03394916': 'French horn',
+    'n03417042': 'garbage truck',
+    'n03425413': 'gas pump',
+    'n03445777': 'golf ball',
+    'n03888257': 'parachute',
+}
+IMAGEWOOF: dict[str, str] = {
+    'n02086240': 'Shih-Tzu',
+    'n02087394': 'Rhodesian ridgeback',
+    'n02088364': 'beagle',
+    'n02089973': 'English foxhound',
+    'n02093754': 'Border terrier',
+    'n02096294': 'Australian terrier',
+    'n02099601': 'golden retriever',
+    'n02105641': 'Old English sheepdog',
+    'n02111889': 'Samoyed',
+    'n02115641': 'dingo',
+}
+IMAGE_EXTENSIONS = frozenset(
+    {'.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.gif', '.ppm', '.pgm'},
+)
+NOISE_LEVELS = (0, 1, 5, 25, 50)  # percent, columns of noisy_imagenette.csv
+SIZES = ('160', '320', 'full')  # shorter side in pixels, as published
+
+_NAMES = {**IMAGENETTE, **IMAGEWOOF}
+_FOLDERS = ('imagenette2', 'imagenette2-320', 'imagenette2-160')  # what fetch leaves in the cache, best first
+_FOLDER_OF_SIZE = {'160': 'imagenette2-160', '320': 'imagenette2-320', 'full': 'imagenette2'}
+_ARCHIVE_SUFFIXES = ('.tgz', '.tar.gz', '.tar')
+_NOISE_CSV = 'noisy_imagenette.csv'
+_ORIENTATION = 0x0112  # EXIF tag
+_CORRUPT = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)  # what a bad archive raises
+_OFFLINE = (URLError, HTTPException, ConnectionError, TimeoutError, ssl.SSLError)  # what a bad connection raises
+
+
+# --- Places -----------------------------------------------------------------------------------------------------------
+
+
+def cache_dir() -> Path:
+    """`$IMAGENETTE_ZOO_CACHE`, else `$XDG_CACHE_HOME/imagenette-zoo`, else `~/.cache/imagenette-zoo`."""
+    own = os.environ.get('IMAGENETTE_ZOO_CACHE')
+    if own:
+        return Path(own).expanduser()
+    return Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser() / 'imagenette-zoo'
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder beside `target` that becomes `target` once the block has ended without an error.
+
+    Another process may do the same at the same time: whoever ends first wins and the other's work is thrown away.
+
+    Raises:
+        UserError: the place can't be written or is full.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f'.{target.name}.', dir=target.parent))
+    except OSError as error:
+        raise UserError(
+            f'cannot write to {target.parent}: {_reason(error)}; make it writable or set IMAGENETTE_ZOO_CACHE to a '
+            'folder that is',
+        ) from error
+    try:
+        temporary.chmod(0o777 & ~_umask())
+        yield temporary
+        try:
+            temporary.rename(target)
+        except OSError:
+            if not target.is_dir():
+                raise
+    except OSError as error:
+        raise UserError(
+            f'cannot fill {target}: {_reason(error)}; make room there or set IMAGENETTE_ZOO_CACHE to another folder',
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def find_root(data_dir: str | Path | None) -> Path:
+    """The folder that holds `train/` and `val/` (or `validation/`).
+
+    Args:
+        data_dir: that folder, its parent, or an archive (`.tgz`, `.tar.gz`, `.tar`), which is unpacked once into the
+            user cache. None stands for `$IMAGENETTE_DIR`, else what `fetch` put into the user cache, the largest first.
+
+    Raises:
+        UserError: nothing there, not a data set, several data sets, or a bad archive.
+    """
+    if data_dir is not None and str(data_dir):
+        return _root_at(Path(data_dir).expanduser(), 'data folder')
+    variable = os.environ.get('IMAGENETTE_DIR')
+    if variable:
+        return _root_at(Path(variable).expanduser(), 'IMAGENETTE_DIR')
+    for folder in _FOLDERS:
+        if _holds_splits(cache_dir() / folder):
+            return cache_dir() / folder
+    raise UserError(
+        'no Imagenette found: run "imagenette-zoo data fetch --size 160" (100 MB), or give --data-dir, or set '
+        'IMAGENETTE_DIR, or use --dataset synthette',
+    )
+
+
+def _root_at(place: Path, what: str) -> Path:
+    if place.is_file():
+        if not place.name.lower().endswith(_ARCHIVE_SUFFIXES):
+            raise UserError(
+                f'{what} {place} is a file and no archive: expected a folder with train/ and val/, or one of '
+                f'{", ".join(_ARCHIVE_SUFFIXES)}',
+            )
+        return _unpacked(place)
+    if not place.is_dir():
+        raise UserError(f'{what} {place} does not exist: give the folder that holds train/ and val/')
+    if _holds_splits(place):
+        return place
+    try:
+        children = sorted(child for child in place.iterdir() if child.is_dir() and not child.name.startswith('.'))
+    except OSError as error:
+        raise UserError(f'{what} {place} cannot be read: {_reason(error)}') from error
+    roots = [child for child in children if _holds_splits(child)]
+    if len(roots) == 1:
+        return roots[0]
+    if roots:
+        raise UserError(
+            f'{what} {place} holds {len(roots)} data sets ({", ".join(root.name for root in roots)}): give one of them',
+        )
+    if (place / 'train').is_dir():
+        raise UserError(f'{what} {place} has train/ but no val/ (or validation/): add it or give another folder')
+    if any((place / name).is_dir() for name in _spellings('val')):
+        raise UserError(f'{what} {place} has val/ but no train/: add it or give another folder')
+    if not any(place.iterdir()):
+        raise UserError(f'{what} {place} is empty: expected a folder that holds train/ and val/')
+    found = ', '.join(child.name for child in children[:5]) or 'no folders'
+    raise UserError(f'{what} {place} holds no train/ and val/ (found: {found}): give the folder that does')
+
+
+def _holds_splits(folder: Path) -> bool:
+    return (folder / 'train').is_dir() and any((folder / name).is_dir() for name in _spellings('val'))
+
+
+def _spellings(split: str) -> tuple[str, ...]:
+    return ('val', 'validation') if split in ('val', 'validation') else (split,)
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong in a few words, on one line."""
+    text = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+    return ' '.join(text.split())
+
+
+def _umask() -> int:
+    value = os.umask(0o022)
+    os.umask(value)
+    return value
+
+
+# --- Archives and download --------------------------------------------------------------------------------------------
+
+
+def _official_archives() -> dict[str, tuple[str, str, str]]:
+    """Size (`160`, `320`, `full`) → (file name, address, MD5), as torchvision publishes them."""
+    from torchvision.datasets import Imagenette
+
+    found = {}
+    for size in SIZES:
+        url, md5 = Imagenette._ARCHIVES[_torchvision_size(size)]
+        found[size] = (url.rsplit('/', 1)[-1], url, md5)
+    return found
+
+
+def _torchvision_size(size: str) -> str:
+    return size if size == 'full' else f'{size}px'
+
+
+def _unpacked(archive: Path) -> Path:
+    """Unpack an archive once into the user cache, under a name made from its content."""
+    try:
+        if archive.stat().st_size == 0:
+            raise UserError(f'archive {archive} is empty (0 bytes): download it again')
+        target = cache_dir() / f'archive-{_hash(archive, "sha256")[:16]}'
+        md5 = _hash(archive, 'md5') if archive.name in {f'{folder}.tgz' for folder in _FOLDERS} else None
+    except OSError as error:
+        raise UserError(f'archive {archive} cannot be read: {_reason(error)}') from error
+    if md5 is not None:
+        expected = {name: md5 for name, _, md5 in _official_archives().values()}[archive.name]
+        if md5 != expected:
+            raise UserError(f'archive {archive}: expected md5 {expected}, found {md5}: download it again')
+    if not target.is_dir():
+        with whole_folder(target) as folder:
+            _extract(archive, folder)
+            try:
+                _root_at(folder, 'archive')
+            except UserError as error:
+                message = str(error).replace(str(folder), str(archive))
+                raise UserError(message) from None
+    return _root_at(target, 'unpacked archive')
+
+
+def _hash(path: Path, algorithm: str) -> str:
+    digest = hashlib.new(algorithm, usedforsecurity=False)
+    with path.open('rb') as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _extract(archive: Path, folder: Path) -> None:
+    """Write an archive's plain files and folders below `folder`; refuse everything else."""
+    try:
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                parts = _safe_parts(archive, member)
+                if member.isdir():
+                    folder.joinpath(*parts).mkdir(parents=True, exist_ok=True)
+                    continue
+                path = folder.joinpath(*parts)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                source = tar.extractfile(member)
+                assert source is not None  # a plain file, see _safe_parts
+                with source, path.open('wb') as sink:
+                    shutil.copyfileobj(source, sink, 1 << 20)
+                if path.stat().st_size != member.size:
+                    raise tarfile.ReadError('unexpected end of data')
+            _read_end(tar)
+    except _CORRUPT as error:
+        raise UserError(
+            f'archive {archive} is truncated or corrupt ({_reason(error)}): download it again',
+        ) from error
+
+
+def _read_end(tar: tarfile.TarFile) -> None:
+    """Read what follows the last member: zeros, else the archive is damaged.
+
+    tarfile takes a damaged header for the end, and the compressor's checksum comes after everything else. A whole
+    archive ends with two blocks of zeros, of which tarfile has read one.
+    """
+    assert tar.fileobj is not None
+    block = tar.fileobj.read(tarfile.BLOCKSIZE)
+    if len(block) < tarfile.BLOCKSIZE:
+        raise tarfile.ReadError('unexpected end of data')
+    while block:
+        if any(block):
+            raise tarfile.ReadError('bad header')
+        block = tar.fileobj.read(1 << 20)
+
+
+def _safe_parts(archive: Path, member: tarfile.TarInfo) -> tuple[str, ...]:
+    parts = tuple(part for part in re.split(r'[/\\]', member.name) if part not in ('', '.'))
+    if member.name.startswith(('/', '\\')) or re.match(r'[A-Za-z]:', member.name):
+        problem = 'an absolute path'
+    elif '..' in parts:
+        problem = 'a path with ".."'
+    elif not (member.isreg() or member.isdir()):
+        problem = 'a link' if member.issym() or member.islnk() else 'a device or special file'
+    else:
+        return parts
+    raise UserError(
+        f'archive {archive} holds {problem} ({member.name!r}): expected plain files and folders only; '
+        'nothing was unpacked, get the archive from its publisher',
+    )
+
+
+def fetch(size: str) -> Path:
+    """Download Imagenette into the user cache with torchvision's downloader, which verifies the checksum.
+
+    Args:
+        size: `160`, `320` (pixels of the shorter side) or `full`.
+
+    Returns:
+        The folder that holds `train/` and `val/`; at once if it is there already.
+
+    Raises:
+        UserError: unknown size, no network, wrong checksum, no room. Nothing half-made stays behind.
+    """
+    if size not in SIZES:
+        raise UserError(f'size {size!r} is unknown: expected one of {", ".join(SIZES)}')
+    target = cache_dir() / _FOLDER_OF_SIZE[size]
+    if _holds_splits(target):
+        return target
+    if target.exists():
+        raise UserError(f'{target} exists but does not hold train/ and val/: remove it and fetch again')
+    from torchvision.datasets import Imagenette
+
+    name, url, md5 = _official_archives()[size]
+    with whole_folder(target) as folder:
+        download = folder / 'download'
+        try:
+            # torchvision prints and draws its progress bar even where nobody watches
+            watched = sys.stderr if sys.stderr.isatty() else io.StringIO()
+            with redirect_stdout(watched), redirect_stderr(watched):
+                Imagenette(str(download), split='val', size=_torchvision_size(size), download=True)
+        except (RuntimeError, *_CORRUPT) as error:
+            archive = download / name
+            found = _hash(archive, 'md5') if archive.is_file() else 'nothing'
+            if found == md5:
+                raise UserError(f'{url} cannot be unpacked ({_reason(error)}): try again') from error
+            raise UserError(f'download of {url}: expected md5 {md5}, found {found}: try again') from error
+        except _OFFLINE as error:
+            cause = error.reason if isinstance(error, URLError) and isinstance(error.reason, OSError) else error
+            raise UserError(
+                f'cannot download {url} ({_reason(cause)}): check the network and try again, or download it elsewhere '
+                f'and give it as --data-dir {name}',
+            ) from error
+        for child in (download / Path(name).stem).iterdir():
+            child.rename(folder / child.name)
+        shutil.rmtree(download)
+        if not _holds_splits(folder):
+            raise UserError(f'{url} holds no train/ and val/: try another size, or give --data-dir')
+    return target
+
+
+# --- Lists of images --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """The images of one split and their labels.
+
+    Attributes:
+        root: folder that holds the splits.
+        split: the split's folder name, e.g. `train`.
+        paths: image files relative to `root`, POSIX style.
+        targets: class index of each image.
+        classes: folder names, in the order of their indices.
+        class_names: what a person calls them: names of known WNIDs, else the folder names.
+    """
+
+    root: Path
+    split: str
+    paths: tuple[str, ...]
+    targets: tuple[int, ...]
+    classes: tuple[str, ...]
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
+def load_split(root: str | Path, split: str = 'train', classes: Sequence[str] | None = None) -> ImageSet:
+    """List one split of an image folder: `<root>/<split>/<class>/**/<image>`.
+
+    Classes and files are in natural order (`img2` before `img10`, whatever the case), which is timm's, so that class
+    indices agree with timm's scripts; for WNIDs that is plain sorted order. Hidden files and folders are passed over.
+
+    Args:
+        root: folder that holds the splits, see `find_root`.
+        split: `train`, `validation` (or `val`: both mean `val/` or `validation/`), or any folder's name.
+        classes: the training classes, where this is another split: its indices follow them and it may lack some.
+
+    Raises:
+        UserError: no such split, no images, an empty training class, or a class that `classes` lacks.
+    """
+    root = Path(root)
+    folder = next((root / name for name in _spellings(split) if (root / name).is_dir()), None)
+    if folder is None:
+        raise UserError(f'data folder {root} has no {split}/: expected {" or ".join(_spellings(split))} in it')
+    try:
+        found = _class_folders(folder)
+        files = {name: _images_below(f'{folder}{os.sep}{name}', f'{folder.name}/{name}') for name in found}
+    except OSError as error:
+        raise UserError(f'data folder {folder} cannot be read: {_reason(error)}') from error
+    if not any(files.values()):
+        raise UserError(f'{folder} holds no images: expected <class>/<image>, one folder a class')
+    if classes is None:
+        empty = [name for name in found if not files[name]]
+        if empty and split not in _spellings('val'):
+            raise UserError(f'class folder {folder / empty[0]} holds no images: add some or remove the folder')
+        classes = found
+    else:
+        unknown = [name for name in found if files[name] and name not in classes]
+        if unknown:
+            raise UserError(
+                f'class {unknown[0]!r} is in {folder} but not among the training classes: add it there or remove it',
+            )
+    index = {name: i for i, name in enumerate(classes)}
+    listed = sorted(
+        ((path, index[name]) for name, paths in files.items() for path in paths),
+        key=lambda item: _natural_key(item[0]),
+    )
+    return ImageSet(
+        root=root,
+        split=folder.name,
+        paths=tuple(path for path, _ in listed),
+        targets=tuple(target for _, target in listed),
+        classes=tuple(classes),
+        class_names=tuple(_NAMES.get(name, name) for name in classes),
+    )
+
+
+def _class_folders(folder: Path) -> list[str]:
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if not entry.name.startswith('.') and entry.is_dir()]
+    return sorted(names, key=_natural_key)
+
+
+def _images_below(folder: str, relative: str) -> list[str]:
+    """Paths of a folder's images, with `relative` in the folder's place."""
+    found = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name = entry.name
+            if name.startswith('.'):
+                continue
+            if os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS:
+                found.append(f'{relative}/{name}')
+            elif entry.is_dir():
+                found += _images_below(entry.path, f'{relative}/{name}')
+    return found
+
+
+def _natural_key(text: str) -> tuple[list[str | int], str]:
+    """timm's order (`timm.utils.misc.natural_key`), with the text itself to settle ties."""
+    pieces: list[str | int] = list(re.split(r'(\d+)', text.lower()))
+    pieces[1::2] = [int(piece) for piece in pieces[1::2]]
+    return pieces, text
+
+
+def with_label_noise(images: ImageSet, percent: int, csv_path: Path | None = None) -> ImageSet:
+    """The training images with the labels of the data set's official `noisy_imagenette.csv`.
+
+    Args:
+        images: the training split.
+        percent: 0, 1, 5, 25 or 50: the column `noisy_labels_<percent>`. 0 keeps the labels and needs no file.
+        csv_path: where the file is, if not in the data folder.
+
+    Raises:
+        UserError: unknown percentage, no such file, a column, a label or an image that it should have and has not.
+    """
+    if percent not in NOISE_LEVELS:
+        raise UserError(f'label noise {percent} is unknown: expected one of {", ".join(map(str, NOISE_LEVELS))} (%)')
+    if percent == 0:
+        return images
+    csv_path = csv_path or images.root / _NOISE_CSV
+    labels = _noisy_labels(csv_path, f'noisy_labels_{percent}')
+    unlisted = [path for path in images.paths if path not in labels]
+    if unlisted:
+        raise UserError(
+            f'{csv_path} has no training label for {unlisted[0]} (and {len(unlisted) - 1} more): label noise works '
+            'with the training images of Imagenette v2 under their original names',
+        )
+    index = {name: i for i, name in enumerate(images.classes)}
+    unknown = sorted({labels[path] for path in images.paths} - index.keys())
+    if unknown:
+        raise UserError(
+            f'{csv_path} holds the label {unknown[0]!r}, which is no class of {images.root / images.split}: '
+            'use the file that came with this data set',
+        )
+    return replace(images, targets=tuple(index[labels[path]] for path in images.paths))
+
+
+def _noisy_labels(csv_path: Path, column: str) -> dict[str, str]:
+    """Training image → label."""
+    try:
+        with csv_path.open(newline='', encoding='utf-8-sig') as file:
+            reader = csv.DictReader(file)
+            missing = [name for name in ('path', column, 'is_valid') if name not in (reader.fieldnames or ())]
+            if missing:
+                raise UserError(f'{csv_path} has no column {missing[0]!r}: download it again with the data set')
+            return {row['path']: row[column] for row in reader if row['is_valid'] != 'True'}
+    except FileNotFoundError as error:
+        raise UserError(
+            f'label noise needs {csv_path}, which does not exist: it is part of the official archives, copy it there',
+        ) from error
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f'{csv_path} cannot be read: {_reason(error)}') from error
+
+
+# --- Images -----------------------------------------------------------------------------------------------------------
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """Read an image as RGB, upright.
+
+    Without an EXIF orientation the pixels are those of `Image.open(path).convert('RGB')`, which is timm's way; only
+    16-bit greyscale is scaled to 8 bits where Pillow would clip it.
+
+    Raises:
+        UserError: missing, empty, truncated, not an image, or of absurd size.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', Image.DecompressionBombWarning)
+        return _decode(path)[0]
+
+
+def _decode(path: str | Path) -> tuple[Image.Image, str]:
+    """RGB image and the mode of the file."""
+    try:
+        with Image.open(path) as image:
+            mode = image.mode
+            image.load()
+            upright = ImageOps.exif_transpose(image) if _is_turned(image) else image
+            return _to_rgb(upright), mode
+    except Exception as error:  # whatever a decoder raises on hostile bytes means one thing: a bad file
+        raise UserError(f'image {path} {_complaint(path, error)}') from error
+
+
+def _is_turned(image: Image.Image) -> bool:
+    try:
+        return image.getexif().get(_ORIENTATION, 1) in range(2, 9)
+    except Exception:  # a broken EXIF block does not make a picture bad
+        return False
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith('I'):
+        high = image.getextrema()[1]
+        if isinstance(high, (int, float)) and high > 255:
+            image = image.convert('I').point(lambda value: value * (1 / 256)).convert('L')
+    return image.convert('RGB')
+
+
+def _complaint(path: str | Path, error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        if os.path.getsize(path) == 0:
+            return 'is empty (0 bytes): replace or remove it'
+        return 'is not an image that Pillow can read: replace or remove it'
+    if isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError)):
+        return f'cannot be read: {_reason(error)}'
+    if isinstance(error, (Image.DecompressionBombWarning, Image.DecompressionBombError)):
+        return f'is too large: expected at most {Image.MAX_IMAGE_PIXELS} pixels; shrink or remove it'
+    return f'is truncated or corrupt ({_reason(error)}): replace or remove it'
+
+
+@dataclass(frozen=True)
+class ClassReport:
+    """What `check` found in one class of one split; sizes in pixels, None where no image could be read."""
+
+    split: str
+    name: str
+    count: int
+    width: tuple[int, int] | None
+    height: tuple[int, int] | None
+    greyscale: int
+    other_modes: dict[str, int]
+
+
+@dataclass(frozen=True)
+class BadImage:
+    """A file that can't be used, relative to the root, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What `check` found."""
+
+    root: Path
+    classes: tuple[ClassReport, ...]
+    bad: tuple[BadImage, ...]
+
+
+_GREYSCALE_MODES = ('1', 'L', 'LA', 'La', 'I', 'F')
+
+
+def check(
+    root: str | Path,
+    splits: Sequence[str] = ('train', 'validation'),
+    progress: Callable[[int, int], None] | None = None,
+) -> CheckReport:
+    """Decode every image of a data set.
+
+    Args:
+        root: folder that holds the splits.
+        splits: the training split first; its classes are the measure of the others'.
+        progress: called with (done, total) after each image.
+
+    Raises:
+        UserError: the folders themselves are wrong, see `load_split`.
+    """
+    sets: list[ImageSet] = []
+    for split in splits:
+        sets.append(load_split(root, split, classes=sets[0].classes if sets else None))
+    total = sum(map(len, sets))
+    done = 0
+    reports: list[ClassReport] = []
+    bad: list[BadImage] = []
+    threads = min(8, os.cpu_count() or 1)  # Pillow lets go of the GIL while it decodes
+    with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
+        warnings.simplefilter('error', Image.DecompressionBombWarning)
+        for images in sets:
+            seen: list[list[tuple[int, int, str]]] = [[] for _ in images.classes]
+            counts = Counter(images.targets)
+            results = pool.map(_inspect, (images.root / path for path in images.paths))
+            for path, target, result in zip(images.paths, images.targets, results, strict=True):
+                if isinstance(result, str):
+                    bad.append(BadImage(path, result))
+                else:
+                    seen[target].append(result)
+                done += 1
+                if progress is not None:
+                    progress(done, total)
+            reports += [
+                _class_report(images.split, name, counts[i], seen[i]) for i, name in enumerate(images.class_names)
+            ]
+    return CheckReport(Path(root), tuple(reports), tuple(bad))
+
+
+def _inspect(path: Path) -> tuple[int, int, str] | str:
+    """Width, height and mode, or what is wrong."""
+    try:
+        image, mode = _decode(path)
+    except UserError as error:
+        return str(error).removeprefix(f'image {path} ')
+    return image.width, image.height, mode
+
+
+def _class_report(split: str, name: str, count: int, seen: Sequence[tuple[int, int, str]]) -> ClassReport:
+    modes = Counter(mode for _, _, mode in seen)
+    greyscale = {mode for mode in modes if mode.split(';')[0] in _GREYSCALE_MODES}
+    return ClassReport(
+        split=split,
+        name=name,
+        count=count,
+        width=_range(width for width, _, _ in seen),
+        height=_range(height for _, height, _ in seen),
+        greyscale=sum(modes[mode] for mode in greyscale),
+        other_modes={mode: modes[mode] for mode in sorted(modes.keys() - greyscale - {'RGB'})},
+    )
+
+
+def _range(numbers: Iterable[int]) -> tuple[int, int] | None:
+    found = list(numbers)
+    return (min(found), max(found)) if found else None

@@ -1,0 +1,57 @@
+"""What the zoo has and what each model costs, computed from the models themselves."""
+
+from copy import deepcopy
+from dataclasses import dataclass
+
+import timm
+import torch
+import torch.nn as nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from imagenette_zoo.models import googlenet, mobilenetv2, resnets
+
+__all__ = ['ModelInfo', 'list_models', 'model_cost']
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A model of the zoo.
+
+    Args:
+        name: For `timm.create_model`.
+        parameters: Their number, for ten classes.
+        gmacs: Multiply-accumulates for one image of the model's input size, 10^9.
+        description: One line.
+    """
+
+    name: str
+    parameters: int
+    gmacs: float
+    description: str
+
+
+def list_models() -> list[ModelInfo]:
+    """All models of the zoo, with ten classes; takes a few seconds, since each is built to be counted."""
+    infos = []
+    for variant in (*mobilenetv2.VARIANTS, *resnets.VARIANTS, *googlenet.VARIANTS):
+        with torch.device('meta'):
+            model = timm.create_model(variant.name, num_classes=10)
+        parameters, gmacs = model_cost(model, model.default_cfg['input_size'])
+        infos.append(ModelInfo(variant.name, parameters, gmacs, variant.description))
+    return infos
+
+
+def model_cost(model: nn.Module, input_size: tuple[int, int, int]) -> tuple[int, float]:
+    """Counts a model's parameters and its convolutions' and matrix products' multiply-accumulates.
+
+    Args:
+        model: Any model of images; it is left as it is.
+        input_size: `(C, H, W)` of one image.
+
+    Returns:
+        Number of parameters, and 10^9 multiply-accumulates for one image.
+    """
+    probe = deepcopy(model).to('meta').eval()  # shapes suffice to count: nothing is computed
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        probe(torch.empty(1, *input_size, device='meta'))
+    return sum(weight.numel() for weight in model.parameters()), counter.get_total_flops() / 2e9

@@ -1,0 +1,1 @@
+"""Recipes, the training loop, validation and checkpoints."""

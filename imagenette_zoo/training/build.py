@@ -1,0 +1,159 @@
+"""From options to what they name: model, transforms, precision; and what a result must say about the machine."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import shlex
+import sys
+import tempfile
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.data import create_transform, resolve_data_config
+from timm.models._hub import save_config_for_hf
+from torch import nn
+
+from ..data.loaders import Transform
+from ..errors import UserError
+from .options import nearest
+from .recipe import ComputeOptions, InputOptions
+
+__all__ = [
+    'autocast',
+    'build_model',
+    'compiled',
+    'eval_transform',
+    'hardware',
+    'input_config',
+    'model_config',
+    'place',
+    'this_command',
+    'versions',
+]
+
+
+def build_model(name: str, **kwargs: Any) -> Any:
+    """``timm.create_model`` whose failures are one line.
+
+    Args:
+        name: A model's name, ``local-dir:FOLDER`` or ``hf-hub:NAME``.
+        **kwargs: Passed on; what is None is left to the model.
+
+    Raises:
+        UserError: No such model (the nearest are named), weights that can't be had, or an argument that it does not
+            take.
+    """
+    source = name.split(':', 1)[0] if ':' in name else None
+    if source not in ('local-dir', 'hf-hub', 'hf_hub') and not timm.is_model(name.split('.')[0]):
+        raise UserError(f'unknown model {name!r}{nearest(name, timm.list_models())} (imagenette-zoo list shows ours)')
+    try:
+        return timm.create_model(name, **{key: value for key, value in kwargs.items() if value is not None})
+    except (TypeError, AssertionError, ValueError, RuntimeError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f'model {name}: {reason}') from None
+
+
+def input_config(options: InputOptions, model: nn.Module, use_test_size: bool = False) -> dict[str, Any]:
+    """timm's data config: ``input_size``, ``interpolation``, ``mean``, ``std``, ``crop_pct``, ``crop_mode``."""
+    given = {name: getattr(options, name) for name in ('img_size', 'crop_pct', 'interpolation', 'mean', 'std')}
+    return resolve_data_config(given, model=model, use_test_size=use_test_size)
+
+
+def eval_transform(config: dict[str, Any]) -> Transform:
+    """timm's evaluation transform, to ``(3, H, W)`` uint8."""
+    return create_transform(
+        input_size=config['input_size'],
+        interpolation=config['interpolation'],
+        crop_pct=config['crop_pct'],
+        crop_mode=config['crop_mode'],
+        use_prefetcher=True,
+    )
+
+
+def place(model: nn.Module, device: torch.device, channels_last: bool) -> nn.Module:
+    """Moves a model to a device and into a memory layout."""
+    model.to(device)
+    return model.to(memory_format=torch.channels_last) if channels_last else model
+
+
+def autocast(options: ComputeOptions, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Mixed precision where it is asked for."""
+    return torch.autocast(device.type, getattr(torch, options.amp_dtype), enabled=options.amp)
+
+
+def compiled(model: nn.Module, options: ComputeOptions) -> nn.Module:
+    """The model compiled for one shape, where that is asked for.
+
+    Raises:
+        UserError: There is no such backend, or no compiler on this machine.
+    """
+    if not options.torchcompile:
+        return model
+    known = torch._dynamo.list_backends(exclude_tags=())
+    if options.torchcompile not in known:
+        raise UserError(f'--torchcompile: no backend {options.torchcompile!r}{nearest(options.torchcompile, known)}')
+    # dynamic=False: a batch of another size is run by the plain model, so that the compiled one stays as it is.
+    return torch.compile(  # type: ignore[return-value]
+        model, backend=options.torchcompile, mode=options.torchcompile_mode, dynamic=False
+    )
+
+
+def model_config(
+    model: Any,
+    config: dict[str, Any],
+    class_names: Sequence[str],
+    model_args: dict[str, Any],
+) -> dict[str, Any]:
+    """``config.json`` of a trained model in timm's Hub layout.
+
+    Args:
+        model: The model.
+        config: The data config that it was evaluated with.
+        class_names: A name for each output.
+        model_args: Arguments that ``timm.create_model`` must be given to build the same model.
+    """
+    old = dict(model.pretrained_cfg)
+    for name in ('url', 'file', 'hf_hub_id', 'source', 'tag', 'test_input_size', 'test_crop_pct', 'test_pool_size'):
+        old.pop(name, None)
+    new = {name: config[name] for name in ('input_size', 'interpolation', 'mean', 'std', 'crop_pct', 'crop_mode')}
+    if old.get('pool_size'):
+        scale = config['input_size'][-1] / old['input_size'][-1]
+        new['pool_size'] = [max(1, -int(-side * scale // 1)) for side in old['pool_size']]
+    names = list(class_names)
+    model.pretrained_cfg = model.default_cfg = {**old, **new, 'num_classes': len(names), 'label_names': names}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / 'config.json'
+        save_config_for_hf(model, path, model_config={'label_names': names}, model_args=model_args or None)
+        return json.loads(path.read_text())
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result depends on."""
+    found = {'python': platform.python_version()}
+    for name in ('imagenette-zoo', 'torch', 'torchvision', 'timm', 'numpy', 'pillow'):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def hardware(device: torch.device) -> dict[str, Any]:
+    """The machine that a result is from."""
+    cpu = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path('/proc/cpuinfo').read_text().splitlines()
+        cpu = next(line.split(':', 1)[1].strip() for line in lines if line.startswith('model name'))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    gpu = torch.cuda.get_device_name(device) if device.type == 'cuda' else None
+    return {'device': device.type, 'cpu': cpu, 'cores': cores, 'threads': torch.get_num_threads(), 'gpu': gpu}
+
+
+def this_command() -> str:
+    """The command line of this process."""
+    return shlex.join([Path(sys.argv[0]).name or 'python', *sys.argv[1:]])

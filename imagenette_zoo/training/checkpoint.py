@@ -1,0 +1,263 @@
+"""A run's folder: model folders in timm's Hub layout, the state to resume from, the metrics. Every file is atomic.
+
+``runs/NAME/`` holds ``args.yaml``, ``summary.csv`` (timm's columns), ``metrics.jsonl``, ``last/``, ``best/`` and
+``checkpoints/epoch-N/`` (each loads with ``timm.create_model('local-dir:…')``), ``state.pt``, and ``result.json``,
+which is written last: a folder that has one holds a finished run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import io
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+import yaml
+from timm.models import clean_state_dict
+from torch import nn
+
+from ..errors import UserError
+from .options import nearest
+from .recipe import Recipe
+
+__all__ = ['RunFolder', 'load_weights', 'read_weights', 'save_model_folder', 'write_atomic']
+
+OWN_FILES = ('args.yaml', 'summary.csv', 'metrics.jsonl', 'state.pt', 'result.json')
+OWN_FOLDERS = ('last', 'best', 'checkpoints')
+
+
+@contextlib.contextmanager
+def _one_line(path: Path) -> Iterator[None]:
+    """Turns the failures of a disk into a line that says which file and why."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: can't write: {error.strerror or error}") from None
+    except (RuntimeError, safetensors.SafetensorError) as error:  # how torch and safetensors report a full disk
+        raise UserError(f"{path}: can't write: {str(error).splitlines()[0]}") from None
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Writes a file so that at any moment it is the old one or the new one, whole, also after a power cut.
+
+    Raises:
+        UserError: The disk is full, or the folder is gone or can't be written.
+    """
+    temporary = path.with_name(f'.{path.name}.tmp')
+    with _one_line(path):
+        try:
+            with open(temporary, 'wb') as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == 'posix':  # elsewhere a folder can't be opened
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def save_model_folder(folder: Path, config: Mapping[str, Any], state_dict: Mapping[str, torch.Tensor]) -> None:
+    """Writes ``config.json`` and ``model.safetensors``, timm's Hub layout.
+
+    Raises:
+        UserError: The disk is full, or the folder can't be written.
+    """
+    with _one_line(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
+    write_atomic(folder / 'config.json', (json.dumps(config, indent=2) + '\n').encode())
+    write_atomic(folder / 'model.safetensors', safetensors.torch.save(tensors, metadata={'format': 'pt'}))
+
+
+def _link_model_folder(source: Path, target: Path) -> None:
+    """The same model folder under a second name: hard links where the file system has them, else copies."""
+    with _one_line(target):
+        target.mkdir(parents=True, exist_ok=True)
+        for name in ('config.json', 'model.safetensors'):
+            temporary = target / f'.{name}.tmp'
+            temporary.unlink(missing_ok=True)
+            try:
+                os.link(source / name, temporary)
+            except OSError:
+                shutil.copyfile(source / name, temporary)
+            os.replace(temporary, target / name)
+        _sync_folder(target)
+
+
+def read_weights(path: Path, use_ema: bool = True) -> dict[str, torch.Tensor]:
+    """The state dict in a file: safetensors, or a torch checkpoint (also timm's) loaded without executing anything.
+
+    Raises:
+        UserError: There is no such file, it is truncated, it is no checkpoint, or it holds more than weights.
+    """
+    if not path.is_file():
+        raise UserError(f'{path}: no such checkpoint file')
+    try:
+        if path.suffix == '.safetensors':
+            return safetensors.torch.load_file(path)
+        # What timm's trainer saves has its arguments beside the weights.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError(
+            f'{path}: not a file of plain weights (a pickle that runs code, or not a checkpoint): '
+            f'refused; save it as safetensors'
+        ) from None
+    except Exception as error:  # both libraries report a damaged file in many ways
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f'{path}: truncated or not a checkpoint ({reason})') from None
+    state = checkpoint
+    if isinstance(checkpoint, dict):
+        keys = ('state_dict_ema', 'model_ema', 'state_dict', 'model') if use_ema else ('state_dict', 'model')
+        state = next((checkpoint[key] for key in keys if isinstance(checkpoint.get(key), dict)), checkpoint)
+    if not isinstance(state, dict) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise UserError(f'{path}: holds no weights')
+    return clean_state_dict(state)
+
+
+def load_weights(model: nn.Module, state_dict: Mapping[str, torch.Tensor], source: str | Path) -> None:
+    """Loads a state dict into a model, all of it.
+
+    Raises:
+        UserError: It belongs to another model: the first key or shape that disagrees is named.
+    """
+    own = model.state_dict()
+    missing = [name for name in own if name not in state_dict]
+    unexpected = [name for name in state_dict if name not in own]
+    wrong = [name for name in own if name in state_dict and own[name].shape != state_dict[name].shape]
+    if not missing and not unexpected and not wrong:
+        model.load_state_dict(dict(state_dict))
+        return
+    if wrong and not missing and not unexpected:
+        name = wrong[0]
+        detail = f'{name} is {tuple(state_dict[name].shape)} there and {tuple(own[name].shape)} here'
+    else:
+        detail = f'{len(missing)} weights are missing and {len(unexpected)} are not its own'
+        if unexpected:
+            detail += f', as {unexpected[0]}{nearest(unexpected[0], missing)}'
+    raise UserError(f'{source}: the checkpoint of another model: {detail}')
+
+
+class RunFolder:
+    """Where a run's files are kept.
+
+    Args:
+        path: The folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __getitem__(self, name: str) -> Path:
+        return self.path / name
+
+    def start(self, recipe: Recipe) -> None:
+        """Makes the folder for a new run.
+
+        Raises:
+            UserError: It holds a run already and ``overwrite`` is not set, or it can't be written.
+        """
+        if not recipe.overwrite:
+            if self['result.json'].exists():
+                raise UserError(
+                    f'{self.path}: holds a finished run: choose another --experiment, or --overwrite to replace it'
+                )
+            if self['state.pt'].exists():
+                raise UserError(
+                    f'{self.path}: holds an interrupted run: --resume {self.path} continues it, --overwrite replaces it'
+                )
+        with _one_line(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            for name in ('result.json', 'state.pt', *OWN_FILES):  # first what makes it count as a run
+                self[name].unlink(missing_ok=True)
+            for name in OWN_FOLDERS:
+                if self[name].is_dir():
+                    shutil.rmtree(self[name])
+        self.save_recipe(recipe)
+
+    def save_recipe(self, recipe: Recipe) -> None:
+        """Writes ``args.yaml``, all options: a recipe to train from again."""
+        write_atomic(self['args.yaml'], yaml.safe_dump(recipe.as_dict(), sort_keys=False).encode())
+
+    def save_state(self, state: Mapping[str, Any]) -> None:
+        """Writes ``state.pt``, what :meth:`load_state` gives back."""
+        buffer = io.BytesIO()
+        torch.save(dict(state), buffer)
+        write_atomic(self['state.pt'], buffer.getvalue())
+
+    def load_state(self) -> dict[str, Any]:
+        """The state of the interrupted run.
+
+        Raises:
+            UserError: There is none, or it is torn.
+        """
+        path = self['state.pt']
+        if self['result.json'].exists():
+            raise UserError(f'{self.path}: this run is finished; there is nothing to resume')
+        if not path.is_file():
+            raise UserError(f'{self.path}: no state.pt: there is no run to resume here')
+        try:
+            return torch.load(path, map_location='cpu', weights_only=True)
+        except Exception as error:  # torch reports a damaged file in many ways
+            reason = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
+            raise UserError(f"{path}: damaged, it can't be resumed from ({reason}); --overwrite starts again") from None
+
+    def save_metrics(self, history: list[dict[str, Any]]) -> None:
+        """Writes ``summary.csv`` and ``metrics.jsonl``: a row an epoch."""
+        columns = ('epoch', 'train_loss', 'eval_loss', 'eval_top1', 'eval_top5', 'lr')
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, extrasaction='ignore', restval='', lineterminator='\n')
+        writer.writeheader()
+        writer.writerows(history)
+        write_atomic(self['summary.csv'], text.getvalue().encode())
+        write_atomic(self['metrics.jsonl'], ''.join(json.dumps(row) + '\n' for row in history).encode())
+
+    def save_model(
+        self,
+        config: Mapping[str, Any],
+        state_dict: Mapping[str, torch.Tensor],
+        epoch: int,
+        ranking: list[int],
+    ) -> None:
+        """Writes ``last/``, and its second names among the best epochs.
+
+        Args:
+            config: The model's ``config.json``.
+            state_dict: Its weights.
+            epoch: The epoch that they are from.
+            ranking: The epochs to keep, best first.
+        """
+        save_model_folder(self['last'], config, state_dict)
+        if epoch in ranking:
+            _link_model_folder(self['last'], self['checkpoints'] / f'epoch-{epoch}')
+        if ranking and ranking[0] == epoch:
+            _link_model_folder(self['last'], self['best'])
+        keep = {f'epoch-{kept}' for kept in ranking}
+        with _one_line(self['checkpoints']):
+            for folder in self['checkpoints'].glob('epoch-*'):
+                if folder.name not in keep:
+                    shutil.rmtree(folder)
+
+    def save_result(self, result: Mapping[str, Any]) -> None:
+        """Writes ``result.json``, which ends the run."""
+        write_atomic(self['result.json'], (json.dumps(result, indent=2) + '\n').encode())

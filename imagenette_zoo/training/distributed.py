@@ -1,0 +1,86 @@
+"""The processes that train together, as ``torchrun`` starts them; alone without it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from ..errors import UserError
+
+__all__ = ['World', 'choose_device', 'join']
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place among those that train together."""
+
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def primary(self) -> bool:
+        """Whether this process writes the files and talks."""
+        return self.rank == 0
+
+    def gather_rows(self, rows: torch.Tensor, total: int) -> torch.Tensor:
+        """Rows that were dealt out by ``rank::size``, ``(n, …)`` on the CPU, put together again: ``(total, …)``."""
+        if self.size == 1:
+            return rows
+        parts: list[torch.Tensor | None] = [None] * self.size
+        dist.all_gather_object(parts, rows)
+        whole = rows.new_empty((total, *rows.shape[1:]))
+        for rank, part in enumerate(parts):
+            assert part is not None
+            whole[rank :: self.size] = part
+        return whole
+
+    def mean(self, value: torch.Tensor) -> torch.Tensor:
+        """The mean of a tensor over the processes."""
+        if self.size > 1:
+            value = value.clone()
+            dist.all_reduce(value)
+            value /= self.size
+        return value
+
+    def leave(self) -> None:
+        """Ends the group."""
+        if self.size > 1:
+            dist.destroy_process_group()
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of this name; ``auto`` is CUDA where there is one, else the CPU.
+
+    Raises:
+        UserError: There is no such device on this machine.
+    """
+    if name == 'auto':
+        name = 'cuda' if torch.cuda.is_available() else 'cpu'
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        here = ', '.join(['auto', 'cpu', *(['cuda'] if torch.cuda.is_available() else [])])
+        raise UserError(f'--device {name}: not on this machine; here there is {here}') from None
+    return device
+
+
+def join(device_name: str) -> World:
+    """Joins the other processes that ``torchrun`` started.
+
+    Raises:
+        UserError: There is no such device on this machine.
+    """
+    size = int(os.environ.get('WORLD_SIZE', 1))
+    if size == 1:
+        return World(choose_device(device_name))
+    device = choose_device(device_name)
+    if device.type == 'cuda':
+        device = choose_device(f'cuda:{os.environ["LOCAL_RANK"]}')
+        torch.cuda.set_device(device)
+    dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo')
+    return World(device, dist.get_rank(), size)

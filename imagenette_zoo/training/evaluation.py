@@ -1,0 +1,338 @@
+"""Validation: a model's logits on every image, and a report on one model or several."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.utils import reparameterize_model
+from torch import nn
+
+from ..data import resolve_dataset
+from ..data.augment import Normalize, shift_batch
+from ..data.imagenette import ImageSet, load_split
+from ..data.loaders import Batches, eval_loader
+from ..data.seeding import stream_seed
+from ..errors import UserError
+from ..models.catalog import model_cost
+from . import build
+from .checkpoint import load_weights, read_weights, write_atomic
+from .console import Console, table
+from .distributed import World, choose_device
+from .metrics import Scores
+from .recipe import ComputeOptions, ValidationOptions
+
+__all__ = ['Validation', 'evaluate', 'validate']
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module,
+    batches: Batches,
+    normalize: Normalize,
+    images: ImageSet,
+    options: ComputeOptions,
+    world: World,
+    console: Console,
+    fast: nn.Module | None = None,
+    fast_size: int = 0,
+) -> Scores:
+    """Logits of every validation image, gathered from all processes.
+
+    Args:
+        model: The model; it is put into eval mode.
+        batches: This process's share of the images.
+        normalize: Pixels to the model's input, on the model's device.
+        images: The validation images.
+        options: Precision.
+        world: This process's place.
+        console: Where the progress is shown.
+        fast: The same model compiled for batches of ``fast_size`` images.
+        fast_size: Their size.
+    """
+    model.eval()
+    start = time.perf_counter()
+    logits, targets = [], []
+    with console.progress('validation', len(batches)) as progress, build.autocast(options, world.device):
+        for pixels, target in batches:
+            inputs = normalize(pixels)
+            runner = fast if fast is not None and len(inputs) == fast_size else model
+            logits.append(runner(inputs).float())
+            targets.append(target)
+            progress.advance(len(inputs))
+    return Scores(
+        world.gather_rows(torch.cat(logits).cpu(), len(images)),
+        world.gather_rows(torch.cat(targets), len(images)),
+        images.class_names,
+        time.perf_counter() - start,
+    )
+
+
+@dataclass
+class Validation:
+    """What the validation of one model came to.
+
+    Accuracies and errors are in %; ``confusion`` has a row for each true class; ``shift_consistency`` is None where
+    it was not asked for.
+    """
+
+    model: str
+    top1: float
+    top5: float
+    loss: float
+    calibration_error: float
+    shift_consistency: float | None
+    params: int
+    gmacs: float
+    img_size: int
+    crop_pct: float
+    interpolation: str
+    images: int
+    images_per_second: float
+    per_class: dict[str, float]
+    confusion: list[list[int]]
+    dataset: str
+    versions: dict[str, str] = field(repr=False)
+    hardware: dict[str, Any] = field(repr=False)
+
+
+def validate(
+    model: str | Path | Sequence[str] | ValidationOptions,
+    data_dir: str | Path | None = None,
+    *,
+    quiet: bool = False,
+    **options: Any,
+) -> list[Validation]:
+    """Validates one model or several on the same images.
+
+    Args:
+        model: A run's folder or its ``best/``, ``local-dir:FOLDER``, ``hf-hub:NAME``, a model's name (with
+            ``checkpoint`` or ``pretrained``), several of these, or a whole :class:`ValidationOptions`.
+        data_dir: As ``--data-dir``.
+        quiet: Prints nothing.
+        **options: The other fields of :class:`ValidationOptions`.
+
+    Returns:
+        One :class:`Validation` a model, in the order given.
+
+    Raises:
+        UserError: Bad input, in one line.
+    """
+    if not isinstance(model, ValidationOptions):
+        names = (str(model),) if isinstance(model, (str, Path)) else tuple(model)
+        model = ValidationOptions(model=names, data_dir=str(data_dir) if data_dir else None, **options)
+    if not model.model:
+        raise UserError('--model: say what to validate, as in --model runs/NAME')
+    console = Console(quiet)
+    world = World(choose_device(model.device))
+    root = resolve_dataset(model.dataset, model.data_dir)
+    images = load_split(root, model.val_split)
+    found = []
+    for name in model.model:
+        found.append(_validate_one(name, model, images, world, console))
+        if model.results_file:  # after each, so that nothing computed is lost
+            _write_results(Path(model.results_file), found)
+    console.line()
+    console.line(_summary(found))
+    if model.results_file:
+        console.line(f'\nresults: {model.results_file}')
+    return found
+
+
+def _validate_one(
+    name: str,
+    options: ValidationOptions,
+    images: ImageSet,
+    world: World,
+    console: Console,
+) -> Validation:
+    model = _load_model(name, options, images)
+    config = build.input_config(options, model, use_test_size=True)
+    params, gmacs = model_cost(model, config['input_size'])
+    if options.reparam:
+        model = reparameterize_model(model)
+    model = build.place(model, world.device, options.channels_last)
+    normalize = Normalize(config['mean'], config['std'], world.device, options.channels_last)
+    batches = eval_loader(images, build.eval_transform(config), options.batch_size, options.workers, options.pin_mem)
+    fast = build.compiled(model, options) if options.torchcompile else None
+    scores = evaluate(model, batches, normalize, images, options, world, console, fast, options.batch_size)
+    consistency = (
+        _shift_consistency(model, batches, normalize, scores, options, console) if options.shift_consistency else None
+    )
+    result = Validation(
+        model=name,
+        top1=scores.top1,
+        top5=scores.top5,
+        loss=scores.loss,
+        calibration_error=scores.calibration_error(),
+        shift_consistency=consistency,
+        params=params,
+        gmacs=gmacs,
+        img_size=config['input_size'][-1],
+        crop_pct=config['crop_pct'],
+        interpolation=config['interpolation'],
+        images=len(images),
+        images_per_second=len(images) / scores.seconds,
+        per_class=scores.per_class,
+        confusion=scores.confusion.tolist(),
+        dataset=f'{images.root.name}/{images.split}',
+        versions=build.versions(),
+        hardware=build.hardware(world.device),
+    )
+    console.line(_report(result, list(images.class_names)))
+    return result
+
+
+def _load_model(name: str, options: ValidationOptions, images: ImageSet) -> Any:
+    """The model that a name on the command line means, with its weights."""
+    classes = len(images.classes)
+    kwargs = {'global_pool': options.gp, **options.model_kwargs}
+    folder = _model_folder(name)
+    if folder is not None:
+        config = _read_config(folder)
+        given = {name: value for name, value in kwargs.items() if value is not None}
+        kwargs = {**config.get('model_args', {}), **given, 'num_classes': config['num_classes']}
+        model = build.build_model(config['architecture'], **kwargs)
+        load_weights(model, read_weights(folder / 'model.safetensors'), folder)
+        model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, **config['pretrained_cfg']}
+    elif options.checkpoint:
+        state_dict = read_weights(Path(options.checkpoint), options.use_ema)
+        model = build.build_model(name, num_classes=options.num_classes or classes, **kwargs)
+        load_weights(model, state_dict, options.checkpoint)
+    elif name.startswith(('hf-hub:', 'hf_hub:')) or options.pretrained:
+        model = build.build_model(name, pretrained=True, num_classes=options.num_classes, **kwargs)
+    else:
+        raise UserError(f"--model {name}: is no run's folder; for a model's name give --checkpoint or --pretrained")
+    if model.num_classes != classes:
+        raise UserError(
+            f'{name}: has {model.num_classes} classes, {images.root} has {classes}: --data-dir names other data?'
+        )
+    return model
+
+
+def _model_folder(name: str) -> Path | None:
+    """The model folder that a name means: a run's ``best/``, the folder itself, or none."""
+    path = Path(name.removeprefix('local-dir:'))
+    for folder in (path / 'best', path):
+        if (folder / 'config.json').is_file():
+            return folder
+    if name.startswith('local-dir:') or path.is_dir():
+        raise UserError(f'{path}: no model folder (no config.json in it or in its best/)')
+    return None
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / 'config.json'
+    try:
+        config = json.loads(path.read_text(encoding='utf-8'))
+        ok = (
+            isinstance(config['architecture'], str)
+            and isinstance(config['num_classes'], int)
+            and isinstance(config['pretrained_cfg'], dict)
+            and isinstance(config.get('model_args', {}), dict)
+        )
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        ok = False
+    if not ok:
+        raise UserError(f"{path}: not a model's config (architecture, num_classes and pretrained_cfg are needed)")
+    return config
+
+
+def _shift_consistency(
+    model: nn.Module,
+    batches: Batches,
+    normalize: Normalize,
+    scores: Scores,
+    options: ValidationOptions,
+    console: Console,
+) -> float:
+    """Share of images, in %, whose prediction stays under a random whole-pixel shift of up to 1/8 of the side in
+    each direction (after Zhang 2019, https://arxiv.org/abs/1904.11486, section 4.2); what comes in at the border
+    is the mirrored image."""
+    generator = torch.Generator().manual_seed(stream_seed(options.seed, 'shift') % 2**63)
+    same = start = 0
+    with (
+        console.progress('shifted', len(batches)) as progress,
+        torch.inference_mode(),
+        build.autocast(options, normalize.mean.device),
+    ):
+        for pixels, _ in batches:
+            limit = pixels.shape[-1] // 8
+            offsets = torch.randint(-limit, limit + 1, (len(pixels), 2), generator=generator)
+            shifted = shift_batch(normalize(pixels), offsets, limit)
+            predictions = model(shifted).float().argmax(1).cpu()
+            same += int((predictions == scores.predictions[start : start + len(pixels)]).sum())
+            start += len(pixels)
+            progress.advance(len(pixels))
+    return 100 * same / start
+
+
+def _write_results(path: Path, results: Sequence[Validation]) -> None:
+    rows = [asdict(result) for result in results]
+    if path.suffix == '.json':
+        text = json.dumps(rows if len(rows) > 1 else rows[0], indent=2) + '\n'
+    else:
+        flat = [
+            {**{key: value for key, value in row.items() if not isinstance(value, (dict, list))}, **row['per_class']}
+            for row in rows
+        ]
+        buffer = io.StringIO()
+        writer = csv.DictWriter(buffer, list(dict.fromkeys(key for row in flat for key in row)), lineterminator='\n')
+        writer.writeheader()
+        writer.writerows(flat)
+        text = buffer.getvalue()
+    write_atomic(path, text.encode())
+
+
+def _report(result: Validation, names: list[str]) -> str:
+    """Top-1 and the confusion matrix of one model."""
+    letters = [chr(ord('a') + index) for index in range(len(names))] if len(names) <= 26 else []
+    rows = [('class', 'top-1 %', *letters)]
+    for index, name in enumerate(names):
+        counts = [str(count) if count else '·' for count in result.confusion[index]] if letters else []
+        label = f'{letters[index]} {name}' if letters else name
+        rows.append((label, f'{result.per_class[name]:.1f}' if name in result.per_class else '–', *counts))
+    title = f'\n{result.model} on {result.dataset} ({result.images:,} images, {result.img_size} px'
+    title += '; a row counts what the images of a class were taken for)' if letters else ')'
+    return f'{title}\n{table(rows)}'
+
+
+def _summary(results: Sequence[Validation]) -> str:
+    """A line a model."""
+    shifts = any(result.shift_consistency is not None for result in results)
+    rows = [
+        [
+            'model',
+            'top-1 %',
+            'top-5 %',
+            'loss',
+            'calibration error %',
+            *(['shift consistency %'] if shifts else []),
+            'images/s',
+            'M parameters',
+            'GMACs',
+        ]
+    ]
+    for result in results:
+        shift = [f'{result.shift_consistency:.2f}' if result.shift_consistency is not None else '–'] if shifts else []
+        rows.append(
+            [
+                result.model,
+                f'{result.top1:.2f}',
+                f'{result.top5:.2f}',
+                f'{result.loss:.3f}',
+                f'{result.calibration_error:.2f}',
+                *shift,
+                f'{result.images_per_second:.0f}',
+                f'{result.params / 1e6:.2f}',
+                f'{result.gmacs:.2f}',
+            ]
+        )
+    return table(rows)

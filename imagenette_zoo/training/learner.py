@@ -1,0 +1,211 @@
+"""The model with all that changes it: optimizer, schedule, gradient scaler, moving average."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import timm.optim
+import torch
+from timm.layers import convert_sync_batchnorm
+from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.models import model_parameters
+from timm.optim import create_optimizer_v2, optimizer_kwargs
+from timm.scheduler import create_scheduler_v2, scheduler_kwargs
+from timm.utils import ModelEmaV3, NativeScaler, dispatch_clip_grad
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..errors import UserError
+from .build import autocast, compiled, place
+from .distributed import World
+from .options import nearest
+from .recipe import Recipe
+
+__all__ = ['Learner', 'learning_rate', 'loss_function']
+
+
+def learning_rate(recipe: Recipe, world_size: int = 1) -> float:
+    """The recipe's learning rate, as timm's script finds it: ``lr``, else ``lr_base`` scaled by the global batch."""
+    if recipe.lr:
+        return recipe.lr
+    scale = recipe.lr_base_scale or (
+        'sqrt' if any(part in recipe.opt.lower() for part in ('ada', 'lamb')) else 'linear'
+    )
+    ratio = recipe.batch_size * world_size * recipe.grad_accum_steps / recipe.lr_base_size
+    return recipe.lr_base * (ratio**0.5 if scale == 'sqrt' else ratio)
+
+
+def loss_function(recipe: Recipe) -> nn.Module:
+    """The training loss, as timm's script chooses it. With mixing the targets are smoothed already."""
+    smoothing = 0.0 if recipe.mixes else recipe.smoothing
+    if recipe.bce_loss:
+        return BinaryCrossEntropy(smoothing=smoothing)
+    if recipe.mixes:
+        return SoftTargetCrossEntropy()
+    return LabelSmoothingCrossEntropy(smoothing) if smoothing else nn.CrossEntropyLoss()
+
+
+class Learner:
+    """One step of training at a time.
+
+    Args:
+        recipe: The options.
+        model: The model, with its starting weights.
+        world: This process's place among those that train together.
+        updates_per_epoch: Optimizer steps an epoch.
+
+    Raises:
+        UserError: The optimizer is unknown or does not take an argument it is given; SyncBN without CUDA.
+    """
+
+    def __init__(self, recipe: Recipe, model: nn.Module, world: World, updates_per_epoch: int) -> None:
+        self.recipe = recipe
+        self.world = world
+        if recipe.sync_bn:
+            if world.device.type != 'cuda' or world.size == 1:
+                raise UserError('--sync-bn: needs CUDA and several processes (torchrun): leave it out')
+            model = convert_sync_batchnorm(model)
+        model = place(model, world.device, recipe.channels_last)
+        if recipe.grad_checkpointing:
+            model.set_grad_checkpointing(True)  # type: ignore[operator]
+        self.model = model
+        self.loss_fn = loss_function(recipe).to(world.device)
+        self.optimizer = self._make_optimizer()
+        self.scheduler, self.epochs = self._make_scheduler(updates_per_epoch)
+        scaled = recipe.amp and recipe.amp_dtype == 'float16' and world.device.type == 'cuda'
+        self.scaler = NativeScaler() if scaled else None
+        self.ema = (
+            ModelEmaV3(
+                model,
+                decay=recipe.model_ema_decay,
+                use_warmup=recipe.model_ema_warmup,
+                device='cpu' if recipe.model_ema_force_cpu else None,
+            )
+            if recipe.model_ema
+            else None
+        )
+        self.fast = compiled(model, recipe)
+        self.eval_fast = compiled(self.eval_model, recipe) if recipe.torchcompile else None
+        self.plain: nn.Module = model
+        if world.size > 1:
+            ids = [world.device.index] if world.device.type == 'cuda' else None
+            self.fast = DistributedDataParallel(self.fast, device_ids=ids)
+            self.plain = self.fast  # two wrappers of one model would not agree on what to synchronise
+        self.updates = 0
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        recipe = self.recipe
+        known = timm.optim.list_optimizers()
+        if recipe.opt.lower().removeprefix('lookahead_') not in known:
+            raise UserError(f'--opt: unknown optimizer {recipe.opt!r}{nearest(recipe.opt, known)}')
+        kwargs = {**optimizer_kwargs(recipe), 'lr': learning_rate(recipe, self.world.size), **recipe.opt_kwargs}
+        try:
+            return create_optimizer_v2(self.model, **kwargs)
+        except (TypeError, ValueError, AssertionError, ImportError, RuntimeError) as error:
+            raise UserError(f'--opt {recipe.opt}: {str(error).splitlines()[0] if str(error) else error!r}') from None
+
+    def _make_scheduler(self, updates_per_epoch: int) -> tuple[Any, int]:
+        recipe = self.recipe
+        kwargs = scheduler_kwargs(recipe, decreasing_metric=recipe.eval_metric == 'loss')
+        kwargs = {name: value for name, value in kwargs.items() if value is not None}
+        try:
+            scheduler, epochs = create_scheduler_v2(self.optimizer, **kwargs, updates_per_epoch=updates_per_epoch)
+        except (ValueError, AssertionError, TypeError) as error:
+            raise UserError(f'--sched {recipe.sched}: {str(error).splitlines()[0]}') from None
+        if scheduler is None and recipe.sched != 'none':
+            raise UserError(f'--sched {recipe.sched}: this timm does not have it: upgrade timm')
+        return scheduler, epochs
+
+    @property
+    def eval_model(self) -> nn.Module:
+        """The model that is evaluated and kept: the moving average where there is one."""
+        return self.ema.module if self.ema is not None else self.model
+
+    @property
+    def lr(self) -> float:
+        """The learning rate now, the mean over the parameter groups."""
+        rates = [group['lr'] for group in self.optimizer.param_groups]
+        return sum(rates) / len(rates)
+
+    def step(self, images: torch.Tensor, targets: torch.Tensor, parts: int = 1, update: bool = True) -> torch.Tensor:
+        """Forward, backward and, where ``update``, the optimizer's step.
+
+        Args:
+            images: ``(N, 3, H, W)``, normalised.
+            targets: ``(N,)`` class indices or ``(N, classes)`` shares.
+            parts: Number of batches whose gradients the update adds up.
+            update: Whether this is the last of them.
+
+        Returns:
+            The loss of the batch, detached.
+        """
+        model = self.fast if len(images) == self.recipe.batch_size else self.plain
+        waiting = model.no_sync() if isinstance(model, DistributedDataParallel) and not update else nullcontext()
+        with waiting:
+            with autocast(self.recipe, self.world.device):
+                loss = self.loss_fn(model(images), targets)
+            self._backward(loss / parts, update)
+        if update:
+            self.optimizer.zero_grad()
+            self.updates += 1
+            if self.ema is not None:
+                self.ema.update(self.model, step=self.updates)
+        return loss.detach()
+
+    def _backward(self, loss: torch.Tensor, update: bool) -> None:
+        recipe = self.recipe
+        second_order = getattr(self.optimizer, 'is_second_order', False)
+        clipped = model_parameters(self.model, exclude_head='agc' in recipe.clip_mode)
+        if self.scaler is not None:
+            self.scaler(
+                loss,
+                self.optimizer,
+                clip_grad=recipe.clip_grad,
+                clip_mode=recipe.clip_mode,
+                parameters=clipped,
+                create_graph=second_order,
+                need_update=update,
+            )
+            return
+        loss.backward(create_graph=second_order)
+        if update:
+            if recipe.clip_grad is not None:
+                dispatch_clip_grad(clipped, recipe.clip_grad, mode=recipe.clip_mode)
+            self.optimizer.step()
+
+    def after_update(self, mean_loss: float | None) -> None:
+        """Steps a schedule that goes by updates."""
+        if self.scheduler is not None:
+            self.scheduler.step_update(self.updates, mean_loss)
+
+    def after_epoch(self, epoch: int, metric: float | None) -> None:
+        """Steps a schedule that goes by epochs: ``epoch`` are done."""
+        if hasattr(self.optimizer, 'sync_lookahead'):
+            self.optimizer.sync_lookahead()
+        if self.scheduler is not None:
+            self.scheduler.step(epoch, metric)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next step depends on."""
+        return {
+            'model': self.model.state_dict(),
+            'ema': self.ema.module.state_dict() if self.ema is not None else None,
+            'optimizer': self.optimizer.state_dict(),
+            'scheduler': self.scheduler.state_dict() if self.scheduler is not None else None,
+            'scaler': self.scaler.state_dict() if self.scaler is not None else None,
+            'updates': self.updates,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up what :meth:`state_dict` gave."""
+        self.model.load_state_dict(state['model'])
+        self.optimizer.load_state_dict(state['optimizer'])
+        for part, name in (
+            (self.ema and self.ema.module, 'ema'),
+            (self.scheduler, 'scheduler'),
+            (self.scaler, 'scaler'),
+        ):
+            if part is not None:
+                part.load_state_dict(state[name])
+        self.updates = state['updates']

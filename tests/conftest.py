@@ -1,0 +1,71 @@
+"""Shared by the tests: tiny image folders, the real data set where it is at hand."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from imagenette_zoo.training.recipe import Recipe
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_and_own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small tensors gain nothing from threads; nothing is read from or written to the user's cache."""
+    torch.set_num_threads(1)
+    monkeypatch.setenv('IMAGENETTE_ZOO_CACHE', str(tmp_path_factory.getbasetemp() / 'cache'))
+
+
+@pytest.fixture(scope='session')
+def imagenette_dir() -> Path:
+    """The real data set; skips without it."""
+    if not os.environ.get('IMAGENETTE_DIR'):
+        pytest.skip('IMAGENETTE_DIR is not set')
+    return Path(os.environ['IMAGENETTE_DIR'])
+
+
+def make_folder(root: Path, classes: int = 3, train: int = 8, val: int = 4, seed: int = 0) -> Path:
+    """An image folder whose classes are told apart by their mean colour; sizes 40 to 60 px."""
+    rng = np.random.RandomState(seed)
+    for split, count in (('train', train), ('val', val)):
+        for index in range(classes):
+            folder = root / split / f'class{index}'
+            folder.mkdir(parents=True)
+            for number in range(count):
+                height, width = rng.randint(40, 61, 2)
+                pixels = rng.randint(0, 120, (height, width, 3))
+                pixels[..., index % 3] += 120
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f'{number}.png')
+    return root
+
+
+@pytest.fixture(scope='session')
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny image folder, not to be changed."""
+    return make_folder(tmp_path_factory.mktemp('data'))
+
+
+@pytest.fixture
+def recipe(folder: Path, tmp_path: Path) -> Callable[..., Recipe]:
+    """Makes a recipe that trains in a second: ``recipe(epochs=3)``."""
+
+    def make(**changes: object) -> Recipe:
+        defaults: dict[str, object] = dict(
+            model='test_resnet',
+            data_dir=str(folder),
+            img_size=32,
+            epochs=2,
+            batch_size=8,
+            lr=0.01,
+            warmup_epochs=0,
+            workers=0,
+            device='cpu',
+            output=str(tmp_path / 'runs'),
+            experiment='run',
+        )
+        return Recipe(**{**defaults, **changes})
+
+    return make

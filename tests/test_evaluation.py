@@ -1,0 +1,183 @@
+"""Metrics by hand-made examples; validation against timm's own script."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+import imagenette_zoo
+from imagenette_zoo import train, validate
+from imagenette_zoo.cli import main
+from imagenette_zoo.errors import UserError
+from imagenette_zoo.training.metrics import Scores
+from imagenette_zoo.training.recipe import Recipe
+
+MakeRecipe = Callable[..., Recipe]
+
+
+def test_metrics() -> None:
+    logits = torch.tensor([[2.0, 1, 0], [0, 2, 1], [2, 0, 1], [0, 1, 3]])
+    scores = Scores(logits, torch.tensor([0, 1, 1, 2]), ('a', 'b', 'c'))
+    assert scores.top1 == 75
+    assert scores.top5 == 100
+    assert scores.confusion.tolist() == [[1, 0, 0], [1, 1, 0], [0, 0, 1]]
+    assert scores.per_class == {'a': 100, 'b': 50, 'c': 100}
+    assert scores.loss == pytest.approx(torch.nn.functional.cross_entropy(logits, scores.targets).item())
+
+
+def test_top5_counts_the_first_five() -> None:
+    logits = torch.arange(10.0).repeat(10, 1)
+    assert Scores(logits, torch.arange(10), [str(i) for i in range(10)]).top5 == 50
+    assert Scores(logits, torch.arange(10), [str(i) for i in range(10)]).top1 == 10
+
+
+def test_a_class_without_images_has_no_accuracy() -> None:
+    scores = Scores(torch.eye(3)[:2], torch.tensor([0, 1]), ('a', 'b', 'c'))
+    assert scores.per_class == {'a': 100, 'b': 100}
+
+
+def test_calibration_error() -> None:
+    """Confidence 0.8 and accuracy 0.5 is an error of 30 %; right answers that are sure are calibrated."""
+    confidence = torch.tensor([[0.8, 0.2]]).log().repeat(4, 1)
+    assert Scores(confidence, torch.tensor([0, 1, 0, 1]), 'ab').calibration_error() == pytest.approx(30)
+    sure = torch.tensor([[100.0, 0], [0, 100]])
+    assert Scores(sure, torch.tensor([0, 1]), 'ab').calibration_error() == pytest.approx(0, abs=1e-6)
+    mixed = torch.tensor([[0.9, 0.1], [0.6, 0.4]]).log()  # two bins, gaps of 0.1 and 0.6
+    assert Scores(mixed, torch.tensor([0, 1]), 'ab').calibration_error() == pytest.approx(35)
+
+
+@pytest.fixture
+def run(recipe: MakeRecipe) -> Path:
+    return train(recipe(epochs=6, opt='adamw', no_aug=True), quiet=True).folder
+
+
+def test_a_run_its_best_and_local_dir_are_the_same(run: Path, recipe: MakeRecipe) -> None:
+    names = (str(run), f'{run}/best', f'local-dir:{run}/best')
+    results = validate(names, recipe().data_dir, workers=0, quiet=True)
+    recorded = json.loads((run / 'result.json').read_text())
+    assert {result.top1 for result in results} == {recorded['best_top1']}
+    assert [result.model for result in results] == list(names)
+    assert torch.tensor(results[0].confusion).sum() == 12
+
+
+def test_the_report_and_the_files(
+    run: Path, recipe: MakeRecipe, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = [
+        'validate',
+        '--data-dir',
+        str(recipe().data_dir),
+        '--model',
+        str(run),
+        '--model',
+        f'{run}/last',
+        '--shift-consistency',
+        '--workers',
+        '0',
+        '--device',
+        'cpu',
+    ]
+    assert main([*words, '--results-file', str(tmp_path / 'r.json')]) == 0
+    printed = capsys.readouterr().out
+    assert 'class0' in printed
+    assert 'shift consistency %' in printed
+    results = json.loads((tmp_path / 'r.json').read_text())
+    assert len(results) == 2
+    assert 0 <= results[0]['shift_consistency'] <= 100
+    assert main([*words, '--results-file', str(tmp_path / 'r.csv')]) == 0
+    rows = list(csv.DictReader((tmp_path / 'r.csv').open()))
+    assert float(rows[0]['top1']) == results[0]['top1']
+    assert 'class0' in rows[0]
+
+
+def test_fusing_changes_nothing_but_the_model(recipe: MakeRecipe) -> None:
+    result = train(recipe(model='mbv2_mish_mp3_imagenette', epochs=1, img_size=64), quiet=True)
+    [plain] = validate(result.folder, recipe().data_dir, workers=0, quiet=True)
+    [fused] = validate(result.folder, recipe().data_dir, workers=0, quiet=True, reparam=True)
+    assert fused.confusion == plain.confusion
+    assert fused.loss == pytest.approx(plain.loss, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ('name', 'part'),
+    [
+        ('/nowhere/run', 'unknown model'),
+        ('resnet34', 'give --checkpoint or --pretrained'),
+        ('local-dir:/nowhere', 'no model folder'),
+    ],
+)
+def test_a_model_that_is_none(recipe: MakeRecipe, name: str, part: str) -> None:
+    with pytest.raises(UserError) as error:
+        validate(name, recipe().data_dir, workers=0, quiet=True)
+    assert part in str(error.value)
+
+
+def test_a_damaged_model_folder(run: Path, recipe: MakeRecipe) -> None:
+    (run / 'best' / 'config.json').write_text('{"architecture": 5}')
+    with pytest.raises(UserError, match="not a model's config"):
+        validate(run, recipe().data_dir, workers=0, quiet=True)
+    config = json.loads((run / 'last' / 'config.json').read_text())
+    (run / 'last' / 'config.json').write_text(json.dumps({**config, 'architecture': 'resnet_none'}))
+    with pytest.raises(UserError, match='unknown model'):
+        validate(run / 'last', recipe().data_dir, workers=0, quiet=True)
+
+
+def test_classes_that_disagree_with_the_data(run: Path, tmp_path: Path, folder: Path) -> None:
+    from .conftest import make_folder
+
+    other = make_folder(tmp_path / 'four', classes=4, train=1, val=1)
+    with pytest.raises(UserError, match='has 3 classes'):
+        validate(run, other, workers=0, quiet=True)
+
+
+TIMM_VALIDATE = os.environ.get('TIMM_CHECKOUT', '')
+
+
+@pytest.mark.skipif(not TIMM_VALIDATE, reason='TIMM_CHECKOUT is not set: a checkout of timm, for its scripts')
+def test_accuracy_equals_timms_script_to_the_image(imagenette_dir: Path, tmp_path: Path) -> None:
+    """On the real validation set, with weights that get some images right."""
+    torch.manual_seed(0)
+    model = timm.create_model('mbv2_mish_imagenette')
+    torch.save(model.state_dict(), tmp_path / 'w.pth')
+    [ours] = validate(
+        'mbv2_mish_imagenette', imagenette_dir, checkpoint=str(tmp_path / 'w.pth'), img_size=64, workers=2, quiet=True
+    )
+    env = {**os.environ, 'PYTHONPATH': str(Path(imagenette_zoo.__file__).parent.parent)}
+    code = (
+        'import imagenette_zoo, runpy, sys; sys.argv[0] = "validate.py"; '
+        f'runpy.run_path("{TIMM_VALIDATE}/validate.py", run_name="__main__")'
+    )
+    done = subprocess.run(
+        [
+            sys.executable,
+            '-c',
+            code,
+            '--data-dir',
+            str(imagenette_dir),
+            '--model',
+            'mbv2_mish_imagenette',
+            '--checkpoint',
+            str(tmp_path / 'w.pth'),
+            '--img-size',
+            '64',
+            '--device',
+            'cpu',
+            '--workers',
+            '2',
+        ],
+        capture_output=True,
+        text=True,
+        env=env,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    theirs = json.loads(done.stdout.split('--result')[1])
+    assert theirs['top1'] == pytest.approx(ours.top1, abs=5e-5)
+    assert theirs['top5'] == pytest.approx(ours.top5, abs=5e-5)

@@ -1,0 +1,165 @@
+"""The drawn data set: its layout, its guarantee of equal pixels, and its difficulty."""
+
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from imagenette_zoo.data import commands, imagenette, resolve_dataset, synthette
+from imagenette_zoo.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv('IMAGENETTE_ZOO_CACHE', str(tmp_path / 'cache'))
+    return tmp_path / 'cache'
+
+
+def test_layout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = synthette.make(tmp_path / 'set', train_per_class=3, val_per_class=2)
+    assert root == tmp_path / 'set'
+    train, val = imagenette.load_split(root), imagenette.load_split(root, 'validation')
+    assert train.classes == val.classes == train.class_names == tuple(sorted(synthette.CLASS_NAMES))
+    assert train.classes == synthette.CLASS_NAMES
+    assert len(synthette.CLASS_NAMES) == 10
+    assert (len(train), len(val)) == (30, 20)
+    assert train.paths[0] == 'train/checks/0000.png'
+    report = imagenette.check(root)
+    assert report.bad == ()
+    for entry in report.classes:
+        assert entry.width is not None
+        assert entry.height is not None
+        assert min(*entry.width, *entry.height) >= 200
+        assert max(*entry.width, *entry.height) <= 500
+
+
+# SHA-256 of decoded pixels. If this changes, every demo's figures change: raise synthette.VERSION.
+DIGEST = 'b61e40014e36f4114d7512c38bbff63ef92589383619ad792de2570c1448f193'
+
+
+def test_pixels_are_the_same_everywhere(tmp_path: Path) -> None:
+    one = synthette.make(tmp_path / 'one', train_per_class=2, val_per_class=1, workers=1)
+    assert synthette.digest(one) == DIGEST
+    assert synthette.digest(synthette.make(tmp_path / 'four', 0, 2, 1, workers=4)) == DIGEST
+    assert synthette.digest(synthette.make(tmp_path / 'seed', 1, 2, 1)) != DIGEST
+
+
+def test_digest_sees_pixels_names_and_nothing_else(tmp_path: Path) -> None:
+    root = synthette.make(tmp_path / 'set', train_per_class=1, val_per_class=1)
+    before = synthette.digest(root)
+    image = root / 'train' / 'ring' / '0000.png'
+    Image.open(image).save(image, compress_level=9)
+    assert synthette.digest(root) == before
+    pixels = np.array(Image.open(image))
+    pixels[0, 0, 0] ^= 1
+    Image.fromarray(pixels).save(image)
+    assert synthette.digest(root) != before
+    Image.fromarray(synthette.draw('ring', 0, 'train', 0)).save(image)
+    assert synthette.digest(root) == before
+    image.rename(image.with_name('0001.png'))
+    assert synthette.digest(root) != before
+
+
+def test_every_image_differs() -> None:
+    drawn = {
+        synthette.draw(name, seed, split, i).tobytes()
+        for name in ('ring', 'dots')
+        for seed in (0, 1)
+        for split in ('train', 'val')
+        for i in (0, 1)
+    }
+    assert len(drawn) == 16
+
+
+def test_second_call_returns_what_is_there(cache: Path) -> None:
+    root = synthette.make(train_per_class=1, val_per_class=1)
+    assert root.parent == cache
+    (root / 'mark').touch()
+    assert synthette.make(train_per_class=1, val_per_class=1) == root
+    assert (root / 'mark').exists()
+    others = {synthette.make(seed=1, train_per_class=1, val_per_class=1), synthette.make(None, 0, 2, 1)}
+    assert len(others | {root}) == 3
+
+
+def test_interrupted_call_leaves_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+
+    def interrupted(name: str, seed: int, split: str, index: int) -> np.ndarray:
+        drawn.append(name)
+        if len(drawn) == 5:
+            raise KeyboardInterrupt
+        return np.zeros((8, 8, 3), np.uint8)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(synthette, 'draw', interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            synthette.make(train_per_class=1, val_per_class=1, workers=1)
+    assert list(cache.iterdir()) == []
+    root = synthette.make(train_per_class=1, val_per_class=1)
+    assert imagenette.check(root).bad == ()
+    assert len(imagenette.load_split(root)) == 10
+
+
+def test_calls_at_the_same_time(cache: Path) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        roots = set(pool.map(lambda _: synthette.make(train_per_class=2, val_per_class=1, workers=1), range(4)))
+    assert len(roots) == 1
+    assert list(cache.iterdir()) == list(roots)
+    root = roots.pop()
+    assert synthette.digest(root) == DIGEST
+
+
+def test_wrong_requests(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match='expected at least 1'):
+        synthette.make(train_per_class=0)
+    (tmp_path / 'mine').mkdir()
+    (tmp_path / 'mine' / 'thesis.txt').touch()
+    with pytest.raises(UserError, match='remove it or name another') as error:
+        synthette.make(tmp_path / 'mine', train_per_class=1, val_per_class=1)
+    assert '\n' not in str(error.value)
+    assert (tmp_path / 'mine' / 'thesis.txt').exists()
+
+
+def read_pixels(images: imagenette.ImageSet, side: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(N, 3 · side · side) in [-1, 1] and (N,)."""
+    pixels = [
+        np.asarray(imagenette.open_image(images.root / path).resize((side, side), Image.Resampling.BOX))
+        for path in images.paths
+    ]
+    return torch.from_numpy(np.stack(pixels)).flatten(1).float() / 127.5 - 1, torch.tensor(images.targets)
+
+
+def test_default_set_is_too_hard_for_a_linear_model(
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root = resolve_dataset('synthette')
+    assert root.parent == cache
+    train, target = read_pixels(imagenette.load_split(root), 32)
+    val, val_target = read_pixels(imagenette.load_split(root, 'validation'), 32)
+    assert len(train) >= 1000
+    best = 0.0
+    for weight_decay in (0.1, 1.0):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(train.shape[1], 10)
+        torch.nn.init.zeros_(model.weight)
+        optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=weight_decay)
+        for _ in range(15):
+            for batch in torch.randperm(len(train)).split(64):
+                optimiser.zero_grad()
+                F.cross_entropy(model(train[batch]), target[batch]).backward()
+                optimiser.step()
+        assert (model(train).argmax(1) == target).float().mean() > 0.5  # it has learned what it can
+        best = max(best, (model(val).argmax(1) == val_target).float().mean().item())
+    assert 0.1 < best < 0.6
+
+    assert commands.check_command(None, 'synthette') == 0
+    table = [' '.join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert any(line.startswith(f'train all 10 classes {len(train)} 200-500 200-500 0') for line in table)
+    shutil.rmtree(root)

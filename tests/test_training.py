@@ -1,0 +1,391 @@
+"""The training loop at its public surface: what a run's folder holds, reproducibility, resuming, bad input."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+import yaml
+
+import imagenette_zoo
+from imagenette_zoo import train
+from imagenette_zoo.cli import main
+from imagenette_zoo.errors import UserError
+from imagenette_zoo.training import trainer
+from imagenette_zoo.training.recipe import Recipe
+
+MakeRecipe = Callable[..., Recipe]
+
+
+def weights(run: Path, which: str = 'last') -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(run / which / 'model.safetensors')
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_runs_folder(recipe: MakeRecipe) -> None:
+    result = train(recipe(epochs=6, checkpoint_hist=2), quiet=True)
+    run = result.folder
+    saved = json.loads((run / 'result.json').read_text())
+    assert saved == json.loads(json.dumps(result.as_json()))
+    assert set(saved) == {
+        'model',
+        'top1',
+        'best_top1',
+        'best_epoch',
+        'top5',
+        'loss',
+        'per_class',
+        'epochs',
+        'img_size',
+        'seed',
+        'params',
+        'gmacs',
+        'seconds',
+        'images_per_second',
+        'peak_memory_mib',
+        'recipe',
+        'dataset',
+        'versions',
+        'hardware',
+        'command',
+    }
+    assert saved['dataset'] == {'name': f'imagenette: {Path(saved["recipe"]["data_dir"]).name}', 'train': 24, 'val': 12}
+    assert set(saved['seconds']) == {'total', 'train', 'eval', 'to_80', 'to_85', 'to_90'}
+    assert set(saved['per_class']) == {'class0', 'class1', 'class2'}
+    assert sum(saved['per_class'].values()) / 3 == pytest.approx(saved['top1'])
+    assert saved['params'] == sum(p.numel() for p in timm.create_model('test_resnet', num_classes=3).parameters())
+
+    rows = list(csv.DictReader((run / 'summary.csv').open()))
+    assert list(rows[0]) == ['epoch', 'train_loss', 'eval_loss', 'eval_top1', 'eval_top5', 'lr']
+    assert [row['epoch'] for row in rows] == ['0', '1', '2', '3', '4', '5']
+    assert float(rows[-1]['eval_top1']) == saved['top1']
+    assert (
+        max(float(row['eval_top1']) for row in rows)
+        == saved['best_top1']
+        == float(rows[saved['best_epoch']]['eval_top1'])
+    )
+    assert len((run / 'metrics.jsonl').read_text().splitlines()) == 6
+    assert Recipe(**yaml.safe_load((run / 'args.yaml').read_text())) == recipe(epochs=6, checkpoint_hist=2)
+    kept = {folder.name for folder in (run / 'checkpoints').iterdir()}
+    assert len(kept) == 2
+    assert f'epoch-{saved["best_epoch"]}' in kept
+    assert same(weights(run, 'best'), weights(run, f'checkpoints/epoch-{saved["best_epoch"]}'))
+    assert not list(run.rglob('.*')), 'temporary files are left'
+
+
+def test_training_learns_and_its_weights_load_in_timm(recipe: MakeRecipe) -> None:
+    result = train(recipe(epochs=12, opt='adamw', no_aug=True), quiet=True)
+    assert result.best_top1 >= 90
+    model = timm.create_model(f'local-dir:{result.folder}/best', pretrained=True)
+    assert same(model.state_dict(), weights(result.folder, 'best'))
+    config = model.pretrained_cfg
+    assert (config['num_classes'], tuple(config['label_names'])) == (3, ('class0', 'class1', 'class2'))
+    assert tuple(config['input_size']) == (3, 32, 32)
+    [validation] = imagenette_zoo.validate(result.folder, recipe().data_dir, workers=0, quiet=True)
+    assert validation.top1 == result.best_top1
+
+
+def test_model_kwargs_travel_with_the_weights(recipe: MakeRecipe) -> None:
+    result = train(
+        recipe(model='mbv2_mish_imagenette', epochs=1, model_kwargs={'passes': [1, 1, 1, 1, 1, 1, 2]}, gp='max'),
+        quiet=True,
+    )
+    model = timm.create_model(f'local-dir:{result.folder}/best', pretrained=True)
+    assert same(model.state_dict(), weights(result.folder, 'best'))
+    assert model.global_pool.pool_type == 'max'
+
+
+def test_the_same_seed_gives_the_same_weights_whatever_the_workers(recipe: MakeRecipe, tmp_path: Path) -> None:
+    options = dict(
+        reprob=0.5, mixup=0.3, cutmix=0.5, color_jitter=0.4, drop=0.2, aa='rand-m9-mstd0.5', epochs=2, vflip=0.2
+    )
+    runs = [
+        train(recipe(**options, workers=workers, experiment=f'w{workers}-{seed}', seed=seed), quiet=True).folder
+        for workers, seed in ((0, 1), (4, 1), (0, 2))
+    ]
+    assert same(weights(runs[0]), weights(runs[1]))
+    assert not same(weights(runs[0]), weights(runs[2]))
+    assert (runs[0] / 'summary.csv').read_text() == (runs[1] / 'summary.csv').read_text()
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(model_ema=True, model_ema_decay=0.9, sched_on_updates=True, mixup=0.2),
+        dict(
+            opt='adamw', grad_accum_steps=2, clip_grad=1.0, drop_path=0.1, sched='step', decay_epochs=1, decay_rate=0.9
+        ),
+        dict(sched='plateau', patience_epochs=0, smoothing=0.0, bce_loss=True, opt='lookahead_radam'),
+    ],
+)
+def test_an_interrupted_run_continues_to_the_same_weights(
+    recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, options: dict[str, object]
+) -> None:
+    whole = train(recipe(**options, epochs=4, experiment='whole'), quiet=True)
+    train_epoch = trainer._train_epoch
+
+    def interrupted(epoch: int, *args: object) -> object:
+        if epoch == 2:
+            raise KeyboardInterrupt
+        return train_epoch(epoch, *args)
+
+    monkeypatch.setattr(trainer, '_train_epoch', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe(**options, epochs=4, experiment='halves'), quiet=True)
+    monkeypatch.setattr(trainer, '_train_epoch', train_epoch)
+    with pytest.raises(UserError, match='holds an interrupted run: --resume'):
+        train(recipe(**options, epochs=4, experiment='halves'), quiet=True)
+    with pytest.raises(UserError, match='was started with seed 42, not 7'):
+        train(recipe(**options, epochs=4, experiment='halves', resume='auto', seed=7), quiet=True)
+    halves = train(recipe(**options, epochs=4, experiment='halves', resume='auto'), quiet=True)
+    assert same(weights(whole.folder), weights(halves.folder))
+    assert (whole.folder / 'summary.csv').read_text() == (halves.folder / 'summary.csv').read_text()
+    assert (whole.top1, whole.loss, whole.best_epoch) == (halves.top1, halves.loss, halves.best_epoch)
+
+
+def test_a_finished_run_is_not_replaced_unasked(recipe: MakeRecipe) -> None:
+    run = train(recipe(epochs=1), quiet=True).folder
+    before = {path: path.read_bytes() for path in run.rglob('*') if path.is_file()}
+    with pytest.raises(UserError, match='holds a finished run'):
+        train(recipe(epochs=1), quiet=True)
+    with pytest.raises(UserError, match='this run is finished'):
+        train(recipe(epochs=1, resume=str(run)), quiet=True)
+    assert before == {path: path.read_bytes() for path in run.rglob('*') if path.is_file()}
+    (run / 'mine.txt').write_text('kept')
+    assert train(recipe(epochs=2, overwrite=True), quiet=True).epochs == 2
+    assert (run / 'mine.txt').read_text() == 'kept', "overwriting removes what is not the run's"
+
+
+def test_the_moving_average_is_what_is_evaluated_and_kept(recipe: MakeRecipe) -> None:
+    plain = train(recipe(experiment='plain'), quiet=True)
+    averaged = train(recipe(experiment='ema', model_ema=True, model_ema_decay=0.9), quiet=True)
+    assert not same(weights(plain.folder), weights(averaged.folder))
+    [validation] = imagenette_zoo.validate(averaged.folder / 'last', recipe().data_dir, workers=0, quiet=True)
+    assert validation.loss == pytest.approx(averaged.loss, rel=1e-6)
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(recipe: MakeRecipe) -> None:
+    """Without batch statistics and dropout two half batches must equal one whole batch."""
+    common = dict(model='test_vit', opt='momentum', no_aug=True, img_size=160, epochs=1, color_jitter=0.0)
+    whole = train(recipe(**common, experiment='whole', batch_size=8), quiet=True)
+    halves = train(recipe(**common, experiment='halves', batch_size=4, grad_accum_steps=2), quiet=True)
+    a, b = weights(whole.folder), weights(halves.folder)
+    start = timm.create_model('test_vit', num_classes=3).state_dict()
+    assert a.keys() == start.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-4, atol=1e-5)
+
+
+def test_compiled_training_is_the_same_training(recipe: MakeRecipe) -> None:
+    plain = train(recipe(experiment='plain', model='test_vit', img_size=160), quiet=True)
+    compiled = train(
+        recipe(experiment='compiled', model='test_vit', img_size=160, torchcompile='aot_eager'), quiet=True
+    )
+    assert compiled.loss == pytest.approx(plain.loss, rel=1e-3)
+
+
+def test_a_checkpoint_starts_a_run(recipe: MakeRecipe) -> None:
+    first = train(recipe(epochs=8, opt='adamw', no_aug=True), quiet=True)
+    second = train(
+        recipe(experiment='second', epochs=1, lr=1e-9, no_aug=True, initial_checkpoint=str(first.folder / 'best')),
+        quiet=True,
+    )
+    assert second.top1 >= first.best_top1 - 10
+
+
+def run_cli(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, 'PYTHONPATH': str(Path(imagenette_zoo.__file__).parent.parent)}
+    env.pop('IMAGENETTE_DIR', None)
+    return subprocess.run(
+        [sys.executable, '-m', 'imagenette_zoo', *words], capture_output=True, text=True, cwd=cwd, env=env, check=False
+    )
+
+
+def test_the_command_line(recipe: MakeRecipe, tmp_path: Path) -> None:
+    """One real process from a recipe file: plain lines, a table, where everything is."""
+    file = tmp_path / 'tiny.yaml'
+    file.write_text(yaml.safe_dump({**recipe().changed(), 'output': 'runs'}))
+    done = run_cli('train', '-c', str(file), '--epochs', '2', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert '\r' not in done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert sum(line.startswith('epoch ') for line in lines) == 2
+    assert any(line.startswith('class0') for line in lines)
+    assert 'runs/run/result.json' in done.stdout
+    again = run_cli('train', '-c', str(file), '--epochs', '2', cwd=tmp_path)
+    assert (again.returncode, len(again.stderr.splitlines())) == (2, 1)
+    assert 'holds a finished run' in again.stderr
+
+
+@pytest.fixture
+def flags(recipe: MakeRecipe) -> Callable[..., list[str]]:
+    """Flags of a short run; an argument replaces one, None leaves it out."""
+
+    def make(**changes: object) -> list[str]:
+        values = {**recipe().changed(), **changes}
+        return [
+            word
+            for name, value in values.items()
+            if value is not None
+            for word in ([f'--{name.replace("_", "-")}'] if value is True else [f'--{name.replace("_", "-")}={value}'])
+        ]
+
+    return make
+
+
+def expect_error(capsys: pytest.CaptureFixture[str], words: list[str], *parts: str) -> None:
+    """One line on stderr with all the parts, exit code 2."""
+    assert main(words) == 2
+    error = capsys.readouterr().err.strip()
+    assert '\n' not in error
+    for part in parts:
+        assert part in error, error
+
+
+@pytest.mark.parametrize(
+    ('changes', 'parts'),
+    [
+        (dict(data_dir='/nowhere'), ['/nowhere']),
+        (dict(model='resnet5o'), ["unknown model 'resnet5o'", 'did you mean resnet50']),
+        (dict(model='mbv2_mish'), ['unknown model', 'mbv2_mish_imagenette']),
+        (dict(num_classes=10), ['--num-classes 10', '3 classes']),
+        (dict(batch_size=25), ['--batch-size 25', '24 images']),
+        (dict(device='cuda'), ['--device cuda', 'cpu']),
+        (dict(device='quantum'), ['--device quantum']),
+        (dict(opt='adamx'), ["unknown optimizer 'adamx'", 'adam']),
+        (dict(output='/proc/nowhere'), ['/proc/nowhere', "can't write"]),
+        (dict(model_kwargs='colour=red'), ['colour']),
+        (dict(aa='nonsense'), ['--aa nonsense']),
+        (dict(initial_checkpoint='/nowhere.pth'), ['/nowhere.pth', 'no such checkpoint']),
+        (dict(resume='/nowhere'), ['/nowhere', 'no run to resume']),
+        (dict(sync_bn=True), ['--sync-bn']),
+        (dict(torchcompile='inductr'), ["no backend 'inductr'", 'inductor']),
+        (dict(label_noise=5), ['noisy_imagenette.csv']),
+        (dict(img_size=4), ['--img-size']),
+    ],
+)
+@pytest.mark.skipif(torch.cuda.is_available(), reason='--device cuda is no error here')
+def test_bad_input_is_one_line(
+    flags: Callable[..., list[str]], capsys: pytest.CaptureFixture[str], changes: dict[str, object], parts: list[str]
+) -> None:
+    expect_error(capsys, ['train', *flags(**changes)], *parts)
+
+
+def test_without_data_the_line_tells_how_to_get_them(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv('IMAGENETTE_DIR', raising=False)
+    monkeypatch.setenv('IMAGENETTE_ZOO_CACHE', str(tmp_path))
+    expect_error(capsys, ['train'], 'imagenette-zoo data fetch', '--data-dir', 'synthette')
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_a_bad_image_stops_the_run_and_keeps_what_is_done(
+    folder: Path, flags: Callable[..., list[str]], capsys: pytest.CaptureFixture[str], tmp_path: Path, workers: int
+) -> None:
+    broken = shutil.copytree(folder, tmp_path / 'broken')
+    image = broken / 'val' / 'class1' / '2.png'
+    image.write_bytes(image.read_bytes()[:300])
+    expect_error(capsys, ['train', *flags(data_dir=broken, workers=workers)], str(image))
+    image.write_bytes(b'')
+    expect_error(capsys, ['train', *flags(data_dir=broken, workers=workers, experiment='other')], str(image))
+
+
+class Evil:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ('touch pwned',)
+
+
+def test_checkpoints_that_are_refused(
+    flags: Callable[..., list[str]], capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    other = timm.create_model('test_vit', num_classes=3)
+    torch.save({'state_dict': other.state_dict()}, 'other.pth')
+    torch.save({'state_dict': Evil()}, 'evil.pth')
+    Path('torn.pth').write_bytes(Path('other.pth').read_bytes()[:2000])
+    safetensors.torch.save_file(other.state_dict(), 'other.safetensors')
+    Path('torn.safetensors').write_bytes(Path('other.safetensors').read_bytes()[:2000])
+    torch.save({'state_dict': timm.create_model('test_resnet', num_classes=7).state_dict()}, 'seven.pth')
+    for name, part in {
+        'other.pth': 'another model',
+        'other.safetensors': 'another model',
+        'torn.pth': 'truncated',
+        'torn.safetensors': 'truncated',
+        'evil.pth': 'refused',
+        'seven.pth': 'fc.weight is (7,',
+    }.items():
+        expect_error(capsys, ['train', *flags(initial_checkpoint=name)], name, part)
+        expect_error(
+            capsys,
+            [
+                'validate',
+                '--model',
+                'test_resnet',
+                '--checkpoint',
+                name,
+                *flags(
+                    model=None, epochs=None, batch_size=None, lr=None, warmup_epochs=None, output=None, experiment=None
+                ),
+            ],
+            name,
+            part,
+        )
+    assert not Path('pwned').exists()
+    assert not (tmp_path / 'runs' / 'run' / 'args.yaml').exists(), 'a refused run leaves a folder behind'
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason='root may write everywhere')
+def test_a_read_only_output_folder(
+    flags: Callable[..., list[str]], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    locked = tmp_path / 'locked'
+    locked.mkdir(mode=0o500)
+    expect_error(capsys, ['train', *flags(output=locked)], "can't write")
+
+
+def test_a_loss_that_is_no_number_stops_the_run(recipe: MakeRecipe) -> None:
+    with pytest.raises(UserError, match='the loss became nan'):
+        train(recipe(lr=1e30, epochs=3, opt='momentum'), quiet=True)
+
+
+def test_two_processes_share_the_work(recipe: MakeRecipe, tmp_path: Path) -> None:
+    """torchrun with gloo: one writer, every validation image counted once."""
+    file = tmp_path / 'tiny.yaml'
+    file.write_text(yaml.safe_dump(recipe(batch_size=4).changed()))
+    env = {**os.environ, 'PYTHONPATH': str(Path(imagenette_zoo.__file__).parent.parent), 'OMP_NUM_THREADS': '1'}
+    done = subprocess.run(
+        [
+            sys.executable,
+            '-m',
+            'torch.distributed.run',
+            '--standalone',
+            '--nproc-per-node=2',
+            '-m',
+            'imagenette_zoo',
+            'train',
+            '-c',
+            str(file),
+        ],
+        capture_output=True,
+        text=True,
+        env=env,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count('epoch 1 of 2') == 1
+    result = json.loads((tmp_path / 'runs' / 'run' / 'result.json').read_text())
+    assert result['dataset']['val'] == 12
+    [alone] = imagenette_zoo.validate(tmp_path / 'runs/run/last', recipe().data_dir, workers=0, quiet=True)
+    assert alone.top1 == result['top1']

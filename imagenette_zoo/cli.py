@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from .errors import UserError
@@ -77,15 +76,13 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(args: argparse.Namespace) -> int:
+    from .training.checkpoint import resumed_run
     from .training.trainer import train
 
     flags = given_flags(args, Recipe)
     base = args.config
-    if base is None and flags.get('resume') not in (None, 'auto'):
-        run = Path(flags['resume'])
-        base = (run.parent if run.name == 'state.pt' else run) / 'args.yaml'
-        if not base.is_file():
-            raise UserError(f'{base.parent}: no run to resume here (no args.yaml)')
+    if base is None and 'resume' in flags:
+        base = resumed_run(flags['resume'], flags.get('output', Recipe.output), flags.get('experiment')) / 'args.yaml'
     if base is None and 'model' not in flags:
         base = FLAGSHIP
     train(Recipe.load(base, **flags) if base else Recipe(**flags))
@@ -94,9 +91,6 @@ def _train(args: argparse.Namespace) -> int:
 
 def _add_validate(parser: argparse.ArgumentParser) -> None:
     add_flags(parser, ValidationOptions)
-    for action in parser._actions:
-        if action.dest == 'model':  # --model A B, and --model A --model B
-            action.__class__ = argparse._ExtendAction
 
 
 def _validate(args: argparse.Namespace) -> int:
@@ -121,7 +115,7 @@ def _list(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps([dataclasses.asdict(model) for model in models], indent=2))
         return 0
-    rows = [(m.name, f'{m.parameters / 1e6:.2f}', f'{m.gmacs:.2f}') for m in models]
+    rows = [(m.name, f'{m.parameters / 1e6:.2f}', '–' if m.gmacs is None else f'{m.gmacs:.2f}') for m in models]
     lines = table([('model', 'M parameters', 'GMACs'), *rows]).splitlines()
     for line, text in zip(lines, ['', *(m.description for m in models)], strict=True):
         print(f'{line}  {text}'.rstrip())
@@ -131,7 +125,7 @@ def _list(args: argparse.Namespace) -> int:
 def _add_data(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest='action', required=True, metavar='ACTION')
     fetch = actions.add_parser('fetch', help='download Imagenette into the user cache')
-    fetch.add_argument('--size', choices=('160', '320', 'full'), default='160', help='shorter side (default: 160)')
+    fetch.add_argument('--size', choices=SIZES, default='160', help='shorter side (default: 160)')
     check = actions.add_parser('check', help='decode every image and count the classes')
     check.add_argument('--data-dir', metavar='DIR', help='as in training')
     check.add_argument('--dataset', default='', metavar='NAME', help='as in training')

@@ -69,3 +69,9 @@ def recipe(folder: Path, tmp_path: Path) -> Callable[..., Recipe]:
         return Recipe(**{**defaults, **changes})
 
     return make
+
+
+def changed(recipe: Recipe) -> dict[str, object]:
+    """The options that differ from their defaults, as plain values."""
+    default = Recipe().as_dict()
+    return {name: value for name, value in recipe.as_dict().items() if value != default[name]}

@@ -15,7 +15,11 @@ import torch
 import imagenette_zoo
 from imagenette_zoo import train, validate
 from imagenette_zoo.cli import main
+from imagenette_zoo.data.augment import Normalize
+from imagenette_zoo.data.imagenette import load_split
+from imagenette_zoo.data.loaders import eval_loader
 from imagenette_zoo.errors import UserError
+from imagenette_zoo.training import build
 from imagenette_zoo.training.metrics import Scores
 from imagenette_zoo.training.recipe import Recipe
 
@@ -94,7 +98,7 @@ def test_the_report_and_the_files(
     assert main([*words, '--results-file', str(tmp_path / 'r.csv')]) == 0
     rows = list(csv.DictReader((tmp_path / 'r.csv').open()))
     assert float(rows[0]['top1']) == results[0]['top1']
-    assert 'class0' in rows[0]
+    assert 'top1 class0' in rows[0]
 
 
 def test_fusing_changes_nothing_but_the_model(recipe: MakeRecipe) -> None:
@@ -102,14 +106,16 @@ def test_fusing_changes_nothing_but_the_model(recipe: MakeRecipe) -> None:
     [plain] = validate(result.folder, recipe().data_dir, workers=0, quiet=True)
     [fused] = validate(result.folder, recipe().data_dir, workers=0, quiet=True, reparam=True)
     assert fused.confusion == plain.confusion
+    assert fused.params != plain.params, 'nothing was fused'
     assert fused.loss == pytest.approx(plain.loss, rel=1e-5)
 
 
 @pytest.mark.parametrize(
     ('name', 'part'),
     [
-        ('/nowhere/run', 'unknown model'),
-        ('resnet34', 'give --checkpoint or --pretrained'),
+        ('/nowhere/run', 'no such folder or model'),
+        ('resnet5o', 'did you mean resnet50'),
+        ('resnet34', 'for its name give --checkpoint or --pretrained'),
         ('local-dir:/nowhere', 'no model folder'),
     ],
 )
@@ -125,8 +131,42 @@ def test_a_damaged_model_folder(run: Path, recipe: MakeRecipe) -> None:
         validate(run, recipe().data_dir, workers=0, quiet=True)
     config = json.loads((run / 'last' / 'config.json').read_text())
     (run / 'last' / 'config.json').write_text(json.dumps({**config, 'architecture': 'resnet_none'}))
-    with pytest.raises(UserError, match='unknown model'):
+    with pytest.raises(UserError, match='a known architecture'):
         validate(run / 'last', recipe().data_dir, workers=0, quiet=True)
+
+
+def test_weights_given_twice(run: Path, recipe: MakeRecipe) -> None:
+    with pytest.raises(UserError, match='has its own weights'):
+        validate(run, recipe().data_dir, workers=0, quiet=True, checkpoint='other.pth')
+
+
+@pytest.mark.parametrize('args', [{'checkpoint_path': 'evil.pth'}, {'pretrained_cfg': {'file': 'evil.pth'}}])
+def test_a_config_that_names_files_is_refused(run: Path, recipe: MakeRecipe, args: dict[str, object]) -> None:
+    path = run / 'best' / 'config.json'
+    path.write_text(json.dumps({**json.loads(path.read_text()), 'model_args': args}))
+    with pytest.raises(UserError, match='may name no files'):
+        validate(run, recipe().data_dir, workers=0, quiet=True)
+
+
+def test_pixels_are_those_of_timms_loader(run: Path, recipe: MakeRecipe) -> None:
+    """The same logits as with timm's dataset, loader and transform, to the bit."""
+    model = timm.create_model(f'local-dir:{run}/best', pretrained=True).eval()
+    config = timm.data.resolve_data_config(model=model)
+    theirs = timm.data.create_loader(
+        timm.data.create_dataset('', recipe().data_dir, split='validation'),
+        batch_size=12,
+        device=torch.device('cpu'),
+        num_workers=0,
+        **config,
+    )
+    images, targets = next(iter(theirs))
+    split = load_split(recipe().data_dir, 'validation')
+    pixels, ours = next(iter(eval_loader(split, build.eval_transform(config), 12, workers=0)))
+    assert torch.equal(targets, ours)
+    assert torch.equal(images, Normalize(config['mean'], config['std'], torch.device('cpu'))(pixels))
+    [validation] = validate(run, recipe().data_dir, workers=0, quiet=True)
+    with torch.inference_mode():
+        assert validation.top1 == 100 * (model(images).argmax(1) == targets).double().mean().item()
 
 
 def test_classes_that_disagree_with_the_data(run: Path, tmp_path: Path, folder: Path) -> None:

@@ -8,30 +8,35 @@ import shutil
 import socket
 import tarfile
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from imagenette_zoo.data import commands, imagenette, resolve_dataset
 from imagenette_zoo.errors import UserError
 
 WNIDS = list(imagenette.IMAGENETTE)
-needs_imagenette = pytest.mark.skipif(not os.environ.get('IMAGENETTE_DIR'), reason='IMAGENETTE_DIR is not set')
-REAL = os.environ.get('IMAGENETTE_DIR', '')
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty user cache and no $IMAGENETTE_DIR."""
+    """An empty user cache."""
     monkeypatch.setenv('IMAGENETTE_ZOO_CACHE', str(tmp_path / 'cache'))
-    monkeypatch.delenv('IMAGENETTE_DIR', raising=False)
     return tmp_path / 'cache'
+
+
+@pytest.fixture
+def no_imagenette_dir(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv('IMAGENETTE_DIR', raising=False)
 
 
 def gradient(width: int = 20, height: int = 12) -> np.ndarray:
@@ -42,7 +47,7 @@ def gradient(width: int = 20, height: int = 12) -> np.ndarray:
     return pixels
 
 
-def make_folder(root: Path, classes: list[str] = WNIDS[:2], count: int = 2, val: str = 'val') -> Path:
+def make_imagenette(root: Path, classes: list[str] = WNIDS[:2], count: int = 2, val: str = 'val') -> Path:
     for split in ('train', val):
         for name in classes:
             (root / split / name).mkdir(parents=True)
@@ -82,23 +87,24 @@ def test_names_are_in_wnid_order() -> None:
 
 @pytest.mark.parametrize('val', ['val', 'validation'])
 def test_root_is_found_from_itself_and_from_its_parent(tmp_path: Path, val: str) -> None:
-    root = make_folder(tmp_path / 'parent' / 'data', val=val)
+    root = make_imagenette(tmp_path / 'parent' / 'data', val=val)
     (tmp_path / 'parent' / 'notes').mkdir()
     assert imagenette.find_root(root) == root
     assert imagenette.find_root(str(root.parent)) == root
     assert len(imagenette.load_split(root, 'validation')) == len(imagenette.load_split(root, 'val')) == 4
 
 
+@pytest.mark.usefixtures('no_imagenette_dir')
 def test_root_comes_from_the_environment_then_from_the_cache(
     tmp_path: Path,
     cache: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    small, large = make_folder(cache / 'imagenette2-160'), make_folder(cache / 'imagenette2-320')
+    small, large = make_imagenette(cache / 'imagenette2-160'), make_imagenette(cache / 'imagenette2-320')
     assert imagenette.find_root(None) == large
     shutil.rmtree(large / 'val')
     assert imagenette.find_root(None) == small
-    mine = make_folder(tmp_path / 'mine')
+    mine = make_imagenette(tmp_path / 'mine')
     monkeypatch.setenv('IMAGENETTE_DIR', str(mine))
     assert imagenette.find_root(None) == mine
     monkeypatch.setenv('IMAGENETTE_DIR', str(tmp_path / 'gone'))
@@ -116,17 +122,17 @@ def test_cache_place(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def two_sets(place: Path) -> None:
-    make_folder(place / 'one')
-    make_folder(place / 'two')
+    make_imagenette(place / 'one')
+    make_imagenette(place / 'two')
 
 
 def no_val(place: Path) -> None:
-    make_folder(place)
+    make_imagenette(place)
     shutil.rmtree(place / 'val')
 
 
 def no_train(place: Path) -> None:
-    make_folder(place)
+    make_imagenette(place)
     shutil.rmtree(place / 'train')
 
 
@@ -151,6 +157,36 @@ def test_wrong_data_dir(tmp_path: Path, prepare: Callable[[Path], object], messa
     assert str(place) in str(error.value)
 
 
+def test_a_folder_that_may_not_be_entered_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make_imagenette(tmp_path / 'imagenette2')
+    (tmp_path / 'lost+found').mkdir(mode=0o700)
+    stat = os.stat
+
+    def refuse(path: Any, *args: Any, **options: Any) -> os.stat_result:  # as for a user who is not root
+        if 'lost+found/' in str(path):
+            raise PermissionError(13, 'Permission denied', str(path))
+        return stat(path, *args, **options)
+
+    monkeypatch.setattr(os, 'stat', refuse)
+    assert imagenette.find_root(tmp_path) == root
+    with pytest.raises(UserError, match=r'lost\+found is empty'):
+        imagenette.find_root(tmp_path / 'lost+found')
+
+
+@pytest.mark.parametrize('place', ['x' * 300, '/x' * 3000, '~nosuchuser/x'])
+def test_impossible_path(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match='does not exist') as error:
+        imagenette.find_root(place)
+    assert_one_line(error)
+    with pytest.raises(UserError, match='has no train/'):
+        imagenette.load_split(place)
+    monkeypatch.setenv('IMAGENETTE_ZOO_CACHE', place)
+    with pytest.raises(UserError, match='IMAGENETTE_ZOO_CACHE') as error:
+        resolve_dataset('synthette')
+    assert_one_line(error)
+
+
+@pytest.mark.usefixtures('no_imagenette_dir')
 def test_nothing_found_says_how_to_get_it() -> None:
     with pytest.raises(UserError, match='data fetch --size 160') as error:
         imagenette.find_root(None)
@@ -160,7 +196,7 @@ def test_nothing_found_says_how_to_get_it() -> None:
 
 
 def test_resolve_dataset(tmp_path: Path) -> None:
-    root = make_folder(tmp_path / 'data')
+    root = make_imagenette(tmp_path / 'data')
     for dataset in ('', 'imagenette', 'folder'):
         assert resolve_dataset(dataset, root) == root
     with pytest.raises(UserError, match="'cifar' is unknown: expected one of imagenette, folder, synthette"):
@@ -174,7 +210,7 @@ def test_resolve_dataset(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize('name', ['set.tgz', 'set.tar.gz', 'set.tar'])
 def test_archive_is_unpacked_once(tmp_path: Path, cache: Path, name: str) -> None:
-    archive = make_archive(tmp_path / name, make_folder(tmp_path / 'data'))
+    archive = make_archive(tmp_path / name, make_imagenette(tmp_path / 'data'))
     root = imagenette.find_root(archive)
     assert cache in root.parents
     assert len(imagenette.load_split(root)) == 4
@@ -203,6 +239,8 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, target: str = '') -> tarfil
     [
         (member('/tmp/evil'), 'an absolute path'),
         (member('C:\\evil'), 'an absolute path'),
+        (member('train/C:/evil'), 'an absolute path'),
+        (member('train\\.\\c:evil'), 'an absolute path'),
         (member('train/../../evil'), r'a path with "\.\."'),
         (member('train\\..\\..\\evil'), r'a path with "\.\."'),
         (member('train/a/link', tarfile.SYMTYPE, '/etc/passwd'), 'a link'),
@@ -220,6 +258,107 @@ def test_unsafe_archive_is_refused(tmp_path: Path, cache: Path, bad: tarfile.Tar
     assert not list(tmp_path.rglob('evil'))
 
 
+def with_header(name: str, value: str) -> tarfile.TarInfo:
+    info = member('train/a/1.png')
+    info.pax_headers = {name: value}
+    return info
+
+
+def tars(path: Path, *members: tarfile.TarInfo) -> Path:
+    with tarfile.open(path, 'w', format=tarfile.PAX_FORMAT) as tar:
+        for info in members:
+            tar.addfile(info, io.BytesIO(bytes(max(info.size, 0))))
+    return path
+
+
+@pytest.mark.parametrize(
+    'bad',
+    [
+        [with_header('path', 'train/a\0b/1.png')],
+        [with_header('GNU.sparse.map', 'x,y')],
+        [with_header('GNU.sparse.size', 'many')],
+        [member('.')],
+        [member('train', tarfile.DIRTYPE), member('train')],
+        [member('train'), member('train', tarfile.DIRTYPE)],
+        [member('train'), member('train/a/0.png')],
+        [member('train/a/' + 'x' * 300)],
+    ],
+)
+def test_senseless_archive_is_refused(tmp_path: Path, cache: Path, bad: list[tarfile.TarInfo]) -> None:
+    archive = tars(tmp_path / 'set.tar', member('notes', tarfile.DIRTYPE), *bad)
+    with pytest.raises(UserError, match=r'set\.tar is truncated or corrupt') as error:
+        imagenette.find_root(archive)
+    assert_one_line(error)
+    assert 'make room' not in str(error.value)
+    assert list(cache.iterdir()) == []
+
+
+def test_endless_chain_of_headers_is_refused(tmp_path: Path) -> None:
+    header = member('././@LongLink', tarfile.GNUTYPE_LONGNAME).tobuf(tarfile.GNU_FORMAT)
+    (tmp_path / 'set.tar').write_bytes(header * 3000)
+    with pytest.raises(UserError, match='truncated or corrupt') as error:
+        imagenette.find_root(tmp_path / 'set.tar')
+    assert_one_line(error)
+
+
+def test_archive_larger_than_the_disk_is_refused(
+    tmp_path: Path,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    files = [member(f'{split}/a/0.png') for split in ('train', 'val')]
+    for info in files:
+        info.size = 600
+    archive = tars(tmp_path / 'set.tar', *files)
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: SimpleNamespace(free=1199))
+    with pytest.raises(
+        UserError, match=r"more than the free space in .*'val/a/0\.png' no longer fits.*make room"
+    ) as error:
+        imagenette.find_root(archive)
+    assert_one_line(error)
+    assert list(cache.iterdir()) == []
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: SimpleNamespace(free=1200))
+    assert imagenette.find_root(archive).parent == cache
+
+
+def test_archive_that_denies_its_size_is_refused(tmp_path: Path) -> None:
+    bad = member('train/a/1.png')
+    header = bytearray(bad.tobuf(tarfile.GNU_FORMAT))
+    header[124:136] = b'\xff' * 10 + (-512 & 0xFFFF).to_bytes(2, 'big')
+    header[148:156] = f'{sum(header[:148]) + sum(header[156:]) + 8 * 32:06o}\0 '.encode()
+    (tmp_path / 'set.tar').write_bytes(bytes(header) + bytes(1024))
+    with pytest.raises(UserError, match='negative size') as error:
+        imagenette.find_root(tmp_path / 'set.tar')
+    assert_one_line(error)
+
+
+def test_archive_is_read_once_at_a_later_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = make_archive(tmp_path / 'imagenette2-160.tgz', make_imagenette(tmp_path / 'data'))
+    publish(monkeypatch, 'https://example.org/imagenette2-160.tgz', hashlib.md5(archive.read_bytes()).hexdigest())
+    root = imagenette.find_root(archive)
+    opened = []
+    path_open = Path.open
+
+    def count(path: Path, *args: Any, **options: Any) -> Any:
+        opened.append(path)
+        return path_open(path, *args, **options)
+
+    monkeypatch.setattr(Path, 'open', count)
+    assert imagenette.find_root(archive) == root
+    assert opened == [archive]
+
+
+def test_damaged_cache_names_the_remedy(tmp_path: Path, cache: Path) -> None:
+    archive = make_archive(tmp_path / 'set.tgz', make_imagenette(tmp_path / 'data'))
+    shutil.rmtree(imagenette.find_root(archive) / 'val')
+    (folder,) = cache.iterdir()
+    with pytest.raises(UserError, match=f'remove {folder} to unpack it again') as error:
+        imagenette.find_root(archive)
+    assert_one_line(error)
+    shutil.rmtree(folder)
+    assert len(imagenette.load_split(imagenette.find_root(archive))) == 4
+
+
 def with_wrong_byte(data: bytes, position: int) -> bytes:
     return data[:position] + bytes([data[position] ^ 0xFF]) + data[position + 1 :]
 
@@ -231,7 +370,7 @@ def member_offset(archive: Path, index: int) -> int:
 
 @pytest.mark.parametrize('name', ['set.tgz', 'set.tar'])
 def test_damaged_archive_is_refused(tmp_path: Path, cache: Path, name: str) -> None:
-    data = make_archive(tmp_path / name, make_folder(tmp_path / 'data', count=20)).read_bytes()
+    data = make_archive(tmp_path / name, make_imagenette(tmp_path / 'data', count=20)).read_bytes()
     broken = {'half': data[: len(data) // 2], 'text': b'not a tar' * 200, 'empty': b''}
     if name.endswith('.tgz'):  # checksums: the file's content, and (last) the compressor's own
         broken |= {f'byte {i} wrong': with_wrong_byte(data, i) for i in (len(data) // 3, len(data) // 2, len(data) - 8)}
@@ -258,7 +397,7 @@ def test_archive_without_a_data_set_is_refused(tmp_path: Path, cache: Path) -> N
 
 
 def test_official_name_means_official_checksum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    archive = make_archive(tmp_path / 'imagenette2-160.tgz', make_folder(tmp_path / 'data'))
+    archive = make_archive(tmp_path / 'imagenette2-160.tgz', make_imagenette(tmp_path / 'data'))
     found = hashlib.md5(archive.read_bytes()).hexdigest()
     with pytest.raises(UserError, match=f'expected md5 e793b78cc4c9e9a4ccc0c1155377a412, found {found}: download'):
         imagenette.find_root(archive)
@@ -269,7 +408,7 @@ def test_official_name_means_official_checksum(tmp_path: Path, monkeypatch: pyte
 def test_unwritable_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / 'file').touch()
     monkeypatch.setenv('IMAGENETTE_ZOO_CACHE', str(tmp_path / 'file' / 'cache'))
-    archive = make_archive(tmp_path / 'set.tgz', make_folder(tmp_path / 'data'))
+    archive = make_archive(tmp_path / 'set.tgz', make_imagenette(tmp_path / 'data'))
     with pytest.raises(UserError, match='IMAGENETTE_ZOO_CACHE') as error:
         imagenette.find_root(archive)
     assert_one_line(error)
@@ -284,6 +423,47 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match='No space left on device'):
         fill()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_leftovers_are_removed_after_a_day(tmp_path: Path) -> None:
+    target = tmp_path / 'data'
+    old, young, other, mine = (
+        tmp_path / name for name in (f'.data.{"a" * 32}', f'.data.{"b" * 32}', f'.data-2.{"c" * 32}', '.data.backup')
+    )
+    for folder in (old, young, other, mine):
+        touch(folder / 'file')
+        if folder != young:
+            os.utime(folder, (0, time.time() - 25 * 60 * 60))
+    with imagenette.whole_folder(target) as folder:
+        touch(folder / 'file')
+    assert sorted(tmp_path.iterdir()) == sorted([target, young, other, mine])
+
+
+def test_an_empty_folder_in_the_way_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def rename_as_on_windows(source: Path, target: Path) -> None:
+        if os.path.exists(target):
+            raise FileExistsError(17, 'File exists')
+        rename(source, target)
+
+    rename = os.rename
+    monkeypatch.setattr(os, 'rename', rename_as_on_windows)
+    target = tmp_path / 'target'
+    target.mkdir()
+    with imagenette.whole_folder(target) as folder:
+        (folder / 'file').write_text('kept')
+    assert (target / 'file').read_text() == 'kept'
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_folder_has_the_usual_mode_and_the_process_keeps_its_own(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / 'plain').mkdir()
+    monkeypatch.setattr(os, 'umask', None)  # state of the whole process, other threads' too
+    with imagenette.whole_folder(tmp_path / 'target'):
+        pass
+    assert (tmp_path / 'target').stat().st_mode == (tmp_path / 'plain').stat().st_mode
 
 
 def test_two_at_once_make_one_whole_folder(tmp_path: Path) -> None:
@@ -319,6 +499,7 @@ def server(tmp_path: Path) -> Iterator[str]:
     httpd.server_close()
 
 
+@pytest.mark.usefixtures('no_imagenette_dir')
 def test_fetch(
     tmp_path: Path,
     cache: Path,
@@ -326,7 +507,7 @@ def test_fetch(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    archive = make_archive(tmp_path / 'www' / 'imagenette2-160.tgz', make_folder(tmp_path / 'data', WNIDS))
+    archive = make_archive(tmp_path / 'www' / 'imagenette2-160.tgz', make_imagenette(tmp_path / 'data', WNIDS))
     url = f'{server}/imagenette2-160.tgz'
 
     publish(monkeypatch, url, '0' * 32)
@@ -388,7 +569,7 @@ def test_split_of_known_and_of_own_classes(tmp_path: Path) -> None:
         touch(tmp_path / name)
     train = imagenette.load_split(tmp_path)
     assert train.classes == ('mine', 'n01440764', 'n02086240')
-    assert train.class_names == ('mine', 'tench', 'Shih-Tzu')
+    assert train.class_names == ('mine', 'tench', 'n02086240')
     assert train.paths == ('train/mine/deep/er/c.WebP', 'train/n01440764/a.JPEG', 'train/n02086240/b.png')
     assert train.targets == (0, 1, 2)
     assert len(train) == 3
@@ -411,7 +592,7 @@ def test_order_is_timms(tmp_path: Path) -> None:
 
 
 def test_class_that_training_lacks(tmp_path: Path) -> None:
-    make_folder(tmp_path)
+    make_imagenette(tmp_path)
     (tmp_path / 'val' / WNIDS[0]).rename(tmp_path / 'val' / 'zebra')
     train = imagenette.load_split(tmp_path)
     with pytest.raises(UserError, match=r"class 'zebra' is in .*val but not among the training classes") as error:
@@ -420,7 +601,7 @@ def test_class_that_training_lacks(tmp_path: Path) -> None:
 
 
 def test_empty_classes_and_splits(tmp_path: Path) -> None:
-    make_folder(tmp_path)
+    make_imagenette(tmp_path)
     (tmp_path / 'val' / 'extra').mkdir()
     assert len(imagenette.load_split(tmp_path, 'val', classes=WNIDS[:2])) == 4
     (tmp_path / 'train' / 'extra').mkdir()
@@ -468,10 +649,18 @@ def test_every_mode_is_read_as_timm_does(tmp_path: Path, mode: str, suffix: str)
 def test_palette_with_transparency(tmp_path: Path) -> None:
     image = Image.fromarray(gradient()).convert('P')
     image.save(tmp_path / 'a.png', transparency=bytes(range(256)))
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
+    with warnings.catch_warnings(record=True) as expected_warnings:
+        warnings.simplefilter('always')
         expected = Image.open(tmp_path / 'a.png').convert('RGB').tobytes()
+    assert expected_warnings
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter('always')
         assert imagenette.open_image(tmp_path / 'a.png').tobytes() == expected
+        for split in ('train', 'val'):
+            touch(tmp_path / split / 'a' / 'a.png')
+            shutil.copy(tmp_path / 'a.png', tmp_path / split / 'a')
+        assert imagenette.check(tmp_path).bad == ()
+    assert shown == []
 
 
 @pytest.mark.parametrize('suffix', ['.png', '.tif'])
@@ -480,6 +669,17 @@ def test_sixteen_bit_greyscale_is_scaled(tmp_path: Path, suffix: str) -> None:
     Image.fromarray(values).save(tmp_path / f'a{suffix}')
     pixels = np.asarray(imagenette.open_image(tmp_path / f'a{suffix}'))
     assert (pixels == (values >> 8)[..., None]).all()
+
+
+@pytest.mark.parametrize('high', [255, 65535])
+def test_sixteen_bit_greyscale_of_either_byte_order(tmp_path: Path, high: int) -> None:
+    values = np.linspace(0, high, 256).astype(np.uint16).reshape(16, 16)
+    little, big = tmp_path / 'little.tif', tmp_path / 'big.tif'
+    Image.fromarray(values).save(little)
+    Image.frombytes('I;16B', (16, 16), values.astype('>u2').tobytes()).save(big)
+    assert Image.open(big).mode == 'I;16B'
+    assert imagenette.open_image(big).tobytes() == imagenette.open_image(little).tobytes()
+    assert imagenette.open_image(big).getextrema() == ((0, 255),) * 3
 
 
 @pytest.mark.parametrize('suffix', ['.jpg', '.png', '.webp', '.tif'])
@@ -502,6 +702,23 @@ def test_orientation(tmp_path: Path, orientation: int, suffix: str) -> None:
     }[orientation](gradient(40, 24))
     assert pixels.shape == turned.shape
     assert np.abs(pixels - turned).mean() < 4
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_orientation_beside_a_mistyped_tag(tmp_path: Path, orientation: int) -> None:
+    good, odd = Image.Exif(), Image.Exif()
+    good[0x0112] = odd[0x0112] = orientation
+    odd[0x011A] = 72.0  # XResolution, a rational number ...
+    exif = bytearray(odd.tobytes())
+    entry = exif.index(b'\x01\x1a\x00\x05')
+    exif[entry + 3] = 2  # ... stored as ASCII
+    image = Image.fromarray(gradient(40, 24))
+    image.save(tmp_path / 'good.jpg', exif=good)
+    image.save(tmp_path / 'odd.jpg', exif=bytes(exif))
+    with Image.open(tmp_path / 'good.jpg') as opened:
+        expected = ImageOps.exif_transpose(opened).tobytes()
+    assert imagenette.open_image(tmp_path / 'good.jpg').tobytes() == expected
+    assert imagenette.open_image(tmp_path / 'odd.jpg').tobytes() == expected
 
 
 def test_broken_exif_does_not_matter(tmp_path: Path) -> None:
@@ -562,7 +779,7 @@ def noise_rows(root: Path, noisy: str) -> list[list[str]]:
 
 
 def test_label_noise(tmp_path: Path) -> None:
-    make_folder(tmp_path)
+    make_imagenette(tmp_path)
     images = imagenette.load_split(tmp_path)
     assert imagenette.with_label_noise(images, 0) == images
     write_noise(tmp_path, noise_rows(tmp_path, WNIDS[1]))
@@ -573,7 +790,7 @@ def test_label_noise(tmp_path: Path) -> None:
 
 
 def test_wrong_label_noise(tmp_path: Path) -> None:
-    make_folder(tmp_path)
+    make_imagenette(tmp_path)
     images = imagenette.load_split(tmp_path)
     with pytest.raises(UserError, match='label noise 7 is unknown: expected one of 0, 1, 5, 25, 50'):
         imagenette.with_label_noise(images, 7)
@@ -585,6 +802,11 @@ def test_wrong_label_noise(tmp_path: Path) -> None:
     write_noise(tmp_path, noise_rows(tmp_path, 'zebra'))
     with pytest.raises(UserError, match="label 'zebra'"):
         imagenette.with_label_noise(images, 5)
+    rows = noise_rows(tmp_path, 'zebra')
+    write_noise(tmp_path, [*rows[:-1], rows[-1][:2]])
+    with pytest.raises(UserError, match=r'holds the label') as error:
+        imagenette.with_label_noise(images, 5)
+    assert_one_line(error)
     write_noise(tmp_path, noise_rows(tmp_path, WNIDS[1])[1:])
     with pytest.raises(UserError, match=f'no training label for {images.paths[0]}'):
         imagenette.with_label_noise(images, 5)
@@ -594,7 +816,7 @@ def test_wrong_label_noise(tmp_path: Path) -> None:
 
 
 def test_label_noise_is_for_training_images_only(tmp_path: Path) -> None:
-    make_folder(tmp_path)
+    make_imagenette(tmp_path)
     val = imagenette.load_split(tmp_path, 'val')
     write_noise(tmp_path, [[path, path.split('/')[1], path.split('/')[1], 'True'] for path in val.paths])
     with pytest.raises(UserError, match='no training label'):
@@ -605,7 +827,7 @@ def test_label_noise_is_for_training_images_only(tmp_path: Path) -> None:
 
 
 def test_check_of_a_good_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    make_folder(tmp_path, count=3)
+    make_imagenette(tmp_path, count=3)
     Image.fromarray(gradient(50, 40)).convert('L').save(tmp_path / 'train' / WNIDS[0] / 'grey.png')
     Image.fromarray(gradient(30, 400)).convert('CMYK').save(tmp_path / 'train' / WNIDS[0] / 'cmyk.jpg')
     calls = []
@@ -626,7 +848,7 @@ def test_check_of_a_good_folder(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_check_lists_bad_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    make_folder(tmp_path)
+    make_imagenette(tmp_path)
     bad_image(tmp_path / 'train' / WNIDS[0] / 'half.jpg', 'half')
     bad_image(tmp_path / 'val' / WNIDS[1] / 'empty.jpg', 'empty')
     report = imagenette.check(tmp_path)
@@ -641,9 +863,8 @@ def test_check_lists_bad_images(tmp_path: Path, capsys: pytest.CaptureFixture[st
 # --- the real data ----------------------------------------------------------------------------------------------------
 
 
-@needs_imagenette
-def test_real_imagenette_is_listed_whole() -> None:
-    root = imagenette.find_root(REAL)
+def test_real_imagenette_is_listed_whole(imagenette_dir: Path) -> None:
+    root = imagenette.find_root(imagenette_dir)
     train, val = imagenette.load_split(root), imagenette.load_split(root, 'validation')
     assert (len(train), len(val)) == (9469, 3925)
     assert train.classes == val.classes == tuple(WNIDS)
@@ -652,10 +873,9 @@ def test_real_imagenette_is_listed_whole() -> None:
     assert (counts.min(), counts.max()) == (858, 993)
 
 
-@needs_imagenette
 @pytest.mark.parametrize('percent', [1, 5, 25, 50])
-def test_real_label_noise(percent: int) -> None:
-    images = imagenette.load_split(imagenette.find_root(REAL))
+def test_real_label_noise(imagenette_dir: Path, percent: int) -> None:
+    images = imagenette.load_split(imagenette.find_root(imagenette_dir))
     noisy = imagenette.with_label_noise(images, percent)
     with (images.root / 'noisy_imagenette.csv').open(newline='') as file:
         rows = [row for row in csv.DictReader(file) if row['is_valid'] == 'False']
@@ -665,9 +885,8 @@ def test_real_label_noise(percent: int) -> None:
     assert abs(changed / len(images) - percent / 100) < 0.01
 
 
-@needs_imagenette
-def test_real_imagenette_is_sound() -> None:
-    report = imagenette.check(imagenette.find_root(REAL))
+def test_real_imagenette_is_sound(imagenette_dir: Path) -> None:
+    report = imagenette.check(imagenette.find_root(imagenette_dir))
     assert report.bad == ()
     assert sum(entry.count for entry in report.classes) == 13394
     assert sum(entry.greyscale for entry in report.classes) == 242

@@ -362,3 +362,11 @@ def test_list_models() -> None:
         assert info.description
         assert '\n' not in info.description
     assert by_name['googlenet'].parameters == count(create('googlenet', num_classes=10))
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_weights_and_buffers_are_made_where_and_as_asked_for(name: str) -> None:
+    model = timm.create_model(name, dtype=torch.bfloat16)
+    tensors = [*model.parameters(), *model.buffers()]
+    assert {tensor.dtype for tensor in tensors if tensor.is_floating_point()} == {torch.bfloat16}
+    assert {tensor.device.type for tensor in timm.create_model(name, device='meta').parameters()} == {'meta'}

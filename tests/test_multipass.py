@@ -15,7 +15,7 @@ from timm.models.resnet import BasicBlock
 from timm.utils import reparameterize_model
 
 import imagenette_zoo
-from imagenette_zoo.layers import MaxBlurPool2d, Mish, MultiPass, WideInvertedResidual
+from imagenette_zoo.layers import MaxBlurPool2d, Mish, MultiPass, WideInvertedResidual, multipass
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 
@@ -179,8 +179,10 @@ def test_says_why_it_does_not_fuse(case: str, caplog: pytest.LogCaptureFixture) 
     multi_pass = make().eval()
     x = torch.randn(1, 8, 8, 8)
     expected = multi_pass(x)
+    multipass._warn_once.cache_clear()
     with caplog.at_level(logging.WARNING):
         assert multi_pass.fuse() is multi_pass
+        multi_pass.fuse()  # a second one of its kind is not worth a second line
     assert len(caplog.messages) == 1
     assert reason in caplog.messages[0]
     torch.testing.assert_close(multi_pass(x), expected, rtol=0, atol=0)
@@ -213,12 +215,30 @@ def test_models_fuse_exactly(case: str) -> None:
             assert relative_error(fused(x.to(dtype)), model(x.to(dtype))) < tolerance
 
 
-@pytest.mark.parametrize(('name', 'settings'), [('mbv2_mish_mp2_imagenette', {'merge': 'max'})])
-def test_models_that_do_not_fuse_stay(name: str, settings: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
-    model = timm.create_model(name, channel_multiplier=0.35, **settings).eval()
+@pytest.mark.parametrize('seed', [0, 1, 2])
+def test_a_model_of_full_width_fuses_exactly(seed: int) -> None:
+    torch.manual_seed(seed)
+    model = timm.create_model('mbv2_mish_mp2_imagenette').eval()
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert relative_error(reparameterize_model(model)(x), model(x)) < TOLERANCE[torch.float32]
+
+
+@pytest.mark.parametrize(
+    ('name', 'settings', 'reason'),
+    [
+        ('mbv2_mish_mp2_imagenette', {'merge': 'max', 'channel_multiplier': 0.35}, 'not linear'),
+        ('resnet34_mp2_imagenette', {}, 'BasicBlock has no exact wide form'),
+    ],
+)
+def test_models_that_do_not_fuse_stay(
+    name: str, settings: dict[str, Any], reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    multipass._warn_once.cache_clear()
+    model = timm.create_model(name, **settings).eval()
     x = torch.randn(1, 3, 64, 64)
     torch.testing.assert_close(reparameterize_model(model)(x), model(x), rtol=0, atol=0)
-    assert any('not linear' in message for message in caplog.messages)
+    assert [reason in message for message in caplog.messages] == [True]
 
 
 @pytest.mark.parametrize('n', [2, 3])
@@ -229,6 +249,16 @@ def test_split_costs_what_one_pass_does(n: int) -> None:
     )
     assert split == pytest.approx(plain, rel=0.01)
     assert full > 0.8 * n * plain
+
+
+@pytest.mark.parametrize('name', ['resnet34_mp2_imagenette', 'resnet50_maxblur_imagenette'])
+def test_split_resnets_cost_about_what_one_pass_does(name: str) -> None:
+    plain, split, full = (
+        imagenette_zoo.models.model_cost(timm.create_model(name, **settings), (3, 64, 64))[1]
+        for settings in ({'passes': 1}, {'passes': 2, 'split': True}, {'passes': 2})
+    )
+    assert split < 1.2 * plain
+    assert full > 1.8 * plain
 
 
 @pytest.mark.parametrize('name', ['mbv2_mish_mp2_imagenette', 'resnet34_mp2_imagenette'])

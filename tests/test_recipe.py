@@ -164,7 +164,18 @@ def test_shipped_recipes_load_and_can_be_named() -> None:
 
 def test_shipped_recipes_have_only_what_timms_script_knows() -> None:
     """timm's script sets unknown keys as silently as known ones, so a recipe must stick to options that it has."""
-    ours = {'label_noise', 'overwrite', 'data_dir', 'dataset', 'device', 'output', 'experiment', 'resume'}
+    ours = {
+        'label_noise',
+        'overwrite',
+        'data_dir',
+        'dataset',
+        'device',
+        'output',
+        'experiment',
+        'resume',
+        'lr_decay_fn',
+        'lr_stable_timescale',
+    }
     for name in recipe_names():
         assert not ours & set(yaml.safe_load(find_recipe(name).read_text())), name
 

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
+from ..training.console import table
 from . import resolve_dataset
-from .imagenette import CheckReport, check, fetch
+from .imagenette import CheckReport, ClassReport, check, fetch
 
 __all__ = ['check_command', 'fetch_command']
 
@@ -42,49 +43,29 @@ def check_command(data_dir: str | None = None, dataset: str = '') -> int:
 
 def _table(report: CheckReport) -> str:
     """One line a class and a total for each split, widths and heights in pixels."""
-    rows: list[Sequence[str]] = [('split', 'class', 'images', 'width', 'height', 'greyscale', 'other than RGB')]
+    rows = [('split', 'class', 'images', 'width', 'height', 'greyscale', 'other than RGB')]
     for split in dict.fromkeys(entry.split for entry in report.classes):
         entries = [entry for entry in report.classes if entry.split == split]
         for entry in entries:
             modes = ', '.join(f'{count} {mode}' for mode, count in entry.other_modes.items())
-            rows.append(
-                (
-                    split,
-                    entry.name,
-                    str(entry.count),
-                    _range(entry.width),
-                    _range(entry.height),
-                    str(entry.greyscale),
-                    modes,
-                )
-            )
-        widths = [side for entry in entries if entry.width for side in entry.width]
-        heights = [side for entry in entries if entry.height for side in entry.height]
-        rows.append(
-            (
-                split,
-                f'all {len(entries)} classes',
-                str(sum(entry.count for entry in entries)),
-                _range((min(widths), max(widths)) if widths else None),
-                _range((min(heights), max(heights)) if heights else None),
-                str(sum(entry.greyscale for entry in entries)),
-                str(sum(sum(entry.other_modes.values()) for entry in entries) or ''),
-            )
-        )
-    sizes = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [
-            cell.ljust(size) if i in (0, 1, 6) else cell.rjust(size)
-            for i, (cell, size) in enumerate(zip(row, sizes, strict=True))
-        ]
-        lines.append('  '.join(cells).rstrip())
-        if row[1].startswith('all ') and row is not rows[-1]:
-            lines.append('')
-    return '\n'.join(lines)
+            rows.append((split, entry.name, *_figures([entry]), modes))
+        others = sum(sum(entry.other_modes.values()) for entry in entries)
+        rows.append((split, f'all {len(entries)} classes', *_figures(entries), str(others or '')))
+    return table(rows)
 
 
-def _range(ends: tuple[int, int] | None) -> str:
-    if ends is None:
+def _figures(entries: Sequence[ClassReport]) -> tuple[str, str, str, str]:
+    """Images, widths, heights and greyscale images of some classes together."""
+    return (
+        str(sum(entry.count for entry in entries)),
+        _range([side for entry in entries for side in entry.width or ()]),
+        _range([side for entry in entries for side in entry.height or ()]),
+        str(sum(entry.greyscale for entry in entries)),
+    )
+
+
+def _range(numbers: list[int]) -> str:
+    if not numbers:
         return '-'
-    return str(ends[0]) if ends[0] == ends[1] else f'{ends[0]}-{ends[1]}'
+    low, high = min(numbers), max(numbers)
+    return str(low) if low == high else f'{low}-{high}'

@@ -4,6 +4,7 @@ Everything here takes paths and gives plain data; no tensors. What a user can me
 """
 
 import csv
+import errno
 import gzip
 import hashlib
 import io
@@ -14,25 +15,25 @@ import shutil
 import ssl
 import sys
 import tarfile
-import tempfile
+import time
 import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from http.client import HTTPException
 from pathlib import Path
 from urllib.error import URLError
+from uuid import uuid4
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from ..errors import UserError
 
 __all__ = [
     'IMAGENETTE',
-    'IMAGEWOOF',
     'IMAGE_EXTENSIONS',
     'NOISE_LEVELS',
     'SIZES',
@@ -62,31 +63,33 @@ IMAGENETTE: dict[str, str] = {
     'n03445777': 'golf ball',
     'n03888257': 'parachute',
 }
-IMAGEWOOF: dict[str, str] = {
-    'n02086240': 'Shih-Tzu',
-    'n02087394': 'Rhodesian ridgeback',
-    'n02088364': 'beagle',
-    'n02089973': 'English foxhound',
-    'n02093754': 'Border terrier',
-    'n02096294': 'Australian terrier',
-    'n02099601': 'golden retriever',
-    'n02105641': 'Old English sheepdog',
-    'n02111889': 'Samoyed',
-    'n02115641': 'dingo',
-}
 IMAGE_EXTENSIONS = frozenset(
     {'.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.gif', '.ppm', '.pgm'},
 )
 NOISE_LEVELS = (0, 1, 5, 25, 50)  # percent, columns of noisy_imagenette.csv
-SIZES = ('160', '320', 'full')  # shorter side in pixels, as published
+SIZES: dict[str, str] = {  # shorter side in pixels, as published → name of the archive and of the folder in it
+    '160': 'imagenette2-160',
+    '320': 'imagenette2-320',
+    'full': 'imagenette2',
+}
 
-_NAMES = {**IMAGENETTE, **IMAGEWOOF}
-_FOLDERS = ('imagenette2', 'imagenette2-320', 'imagenette2-160')  # what fetch leaves in the cache, best first
-_FOLDER_OF_SIZE = {'160': 'imagenette2-160', '320': 'imagenette2-320', 'full': 'imagenette2'}
 _ARCHIVE_SUFFIXES = ('.tgz', '.tar.gz', '.tar')
-_NOISE_CSV = 'noisy_imagenette.csv'
+_DAY = 24 * 60 * 60  # seconds
 _ORIENTATION = 0x0112  # EXIF tag
-_CORRUPT = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)  # what a bad archive raises
+_UPRIGHT = {  # value of that tag → what puts the picture upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_CORRUPT = (  # what a bad archive raises; the second line is tarfile's answer to hostile headers
+    *(tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile),
+    *(ValueError, LookupError, OverflowError, RecursionError),
+)
+_BAD_NAME = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
 _OFFLINE = (URLError, HTTPException, ConnectionError, TimeoutError, ssl.SSLError)  # what a bad connection raises
 
 
@@ -96,9 +99,11 @@ _OFFLINE = (URLError, HTTPException, ConnectionError, TimeoutError, ssl.SSLError
 def cache_dir() -> Path:
     """`$IMAGENETTE_ZOO_CACHE`, else `$XDG_CACHE_HOME/imagenette-zoo`, else `~/.cache/imagenette-zoo`."""
     own = os.environ.get('IMAGENETTE_ZOO_CACHE')
-    if own:
-        return Path(own).expanduser()
-    return Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser() / 'imagenette-zoo'
+    place = own or os.path.join(os.environ.get('XDG_CACHE_HOME') or '~/.cache', 'imagenette-zoo')
+    found = os.path.expanduser(place)
+    if found.startswith('~'):
+        raise UserError(f'cache folder {place}: no such home folder; set IMAGENETTE_ZOO_CACHE to a folder')
+    return Path(found)
 
 
 @contextmanager
@@ -110,28 +115,46 @@ def whole_folder(target: Path) -> Iterator[Path]:
     Raises:
         UserError: the place can't be written or is full.
     """
+    temporary = target.with_name(f'.{target.name}.{uuid4().hex}')
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f'.{target.name}.', dir=target.parent))
+        _remove_leftovers(target)
+        temporary.mkdir()
     except OSError as error:
         raise UserError(
             f'cannot write to {target.parent}: {_reason(error)}; make it writable or set IMAGENETTE_ZOO_CACHE to a '
             'folder that is',
         ) from error
     try:
-        temporary.chmod(0o777 & ~_umask())
         yield temporary
-        try:
-            temporary.rename(target)
-        except OSError:
-            if not target.is_dir():
-                raise
+        _settle(temporary, target)
     except OSError as error:
         raise UserError(
             f'cannot fill {target}: {_reason(error)}; make room there or set IMAGENETTE_ZOO_CACHE to another folder',
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _settle(temporary: Path, target: Path) -> None:
+    try:
+        temporary.rename(target)
+    except OSError:
+        if not os.path.isdir(target):
+            raise
+        if not any(target.iterdir()):  # Windows does not rename to the name of an empty folder
+            target.rmdir()
+            temporary.rename(target)
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Remove what processes that were killed more than a day ago left beside `target`."""
+    pattern = re.compile(re.escape(f'.{target.name}.') + '[0-9a-f]{32}')
+    for path in target.parent.iterdir():
+        if pattern.fullmatch(path.name):
+            with suppress(OSError):
+                if time.time() - path.stat().st_mtime > _DAY:
+                    shutil.rmtree(path, ignore_errors=True)
 
 
 def find_root(data_dir: str | Path | None) -> Path:
@@ -145,11 +168,11 @@ def find_root(data_dir: str | Path | None) -> Path:
         UserError: nothing there, not a data set, several data sets, or a bad archive.
     """
     if data_dir is not None and str(data_dir):
-        return _root_at(Path(data_dir).expanduser(), 'data folder')
+        return _root_at(Path(os.path.expanduser(data_dir)), 'data folder')
     variable = os.environ.get('IMAGENETTE_DIR')
     if variable:
-        return _root_at(Path(variable).expanduser(), 'IMAGENETTE_DIR')
-    for folder in _FOLDERS:
+        return _root_at(Path(os.path.expanduser(variable)), 'IMAGENETTE_DIR')
+    for folder in reversed(SIZES.values()):
         if _holds_splits(cache_dir() / folder):
             return cache_dir() / folder
     raise UserError(
@@ -159,19 +182,19 @@ def find_root(data_dir: str | Path | None) -> Path:
 
 
 def _root_at(place: Path, what: str) -> Path:
-    if place.is_file():
+    if os.path.isfile(place):
         if not place.name.lower().endswith(_ARCHIVE_SUFFIXES):
             raise UserError(
                 f'{what} {place} is a file and no archive: expected a folder with train/ and val/, or one of '
                 f'{", ".join(_ARCHIVE_SUFFIXES)}',
             )
         return _unpacked(place)
-    if not place.is_dir():
+    if not os.path.isdir(place):
         raise UserError(f'{what} {place} does not exist: give the folder that holds train/ and val/')
     if _holds_splits(place):
         return place
     try:
-        children = sorted(child for child in place.iterdir() if child.is_dir() and not child.name.startswith('.'))
+        children = sorted(child for child in place.iterdir() if os.path.isdir(child) and not child.name.startswith('.'))
     except OSError as error:
         raise UserError(f'{what} {place} cannot be read: {_reason(error)}') from error
     roots = [child for child in children if _holds_splits(child)]
@@ -181,9 +204,9 @@ def _root_at(place: Path, what: str) -> Path:
         raise UserError(
             f'{what} {place} holds {len(roots)} data sets ({", ".join(root.name for root in roots)}): give one of them',
         )
-    if (place / 'train').is_dir():
+    if os.path.isdir(place / 'train'):
         raise UserError(f'{what} {place} has train/ but no val/ (or validation/): add it or give another folder')
-    if any((place / name).is_dir() for name in _spellings('val')):
+    if any(os.path.isdir(place / name) for name in _spellings('val')):
         raise UserError(f'{what} {place} has val/ but no train/: add it or give another folder')
     if not any(place.iterdir()):
         raise UserError(f'{what} {place} is empty: expected a folder that holds train/ and val/')
@@ -192,7 +215,7 @@ def _root_at(place: Path, what: str) -> Path:
 
 
 def _holds_splits(folder: Path) -> bool:
-    return (folder / 'train').is_dir() and any((folder / name).is_dir() for name in _spellings('val'))
+    return os.path.isdir(folder / 'train') and any(os.path.isdir(folder / name) for name in _spellings('val'))
 
 
 def _spellings(split: str) -> tuple[str, ...]:
@@ -205,24 +228,15 @@ def _reason(error: BaseException) -> str:
     return ' '.join(text.split())
 
 
-def _umask() -> int:
-    value = os.umask(0o022)
-    os.umask(value)
-    return value
-
-
 # --- Archives and download --------------------------------------------------------------------------------------------
 
 
-def _official_archives() -> dict[str, tuple[str, str, str]]:
-    """Size (`160`, `320`, `full`) → (file name, address, MD5), as torchvision publishes them."""
+def _published(size: str) -> tuple[str, str]:
+    """Address and MD5 of an official archive, from torchvision."""
     from torchvision.datasets import Imagenette
 
-    found = {}
-    for size in SIZES:
-        url, md5 = Imagenette._ARCHIVES[_torchvision_size(size)]
-        found[size] = (url.rsplit('/', 1)[-1], url, md5)
-    return found
+    url, md5 = Imagenette._ARCHIVES[_torchvision_size(size)]
+    return url, md5
 
 
 def _torchvision_size(size: str) -> str:
@@ -234,15 +248,14 @@ def _unpacked(archive: Path) -> Path:
     try:
         if archive.stat().st_size == 0:
             raise UserError(f'archive {archive} is empty (0 bytes): download it again')
-        target = cache_dir() / f'archive-{_hash(archive, "sha256")[:16]}'
-        md5 = _hash(archive, 'md5') if archive.name in {f'{folder}.tgz' for folder in _FOLDERS} else None
+        found = _md5(archive)
     except OSError as error:
         raise UserError(f'archive {archive} cannot be read: {_reason(error)}') from error
-    if md5 is not None:
-        expected = {name: md5 for name, _, md5 in _official_archives().values()}[archive.name]
-        if md5 != expected:
-            raise UserError(f'archive {archive}: expected md5 {expected}, found {md5}: download it again')
-    if not target.is_dir():
+    for size, name in SIZES.items():
+        if archive.name == f'{name}.tgz' and found != (expected := _published(size)[1]):
+            raise UserError(f'archive {archive}: expected md5 {expected}, found {found}: download it again')
+    target = cache_dir() / f'archive-{found}'
+    if not os.path.isdir(target):
         with whole_folder(target) as folder:
             _extract(archive, folder)
             try:
@@ -250,11 +263,16 @@ def _unpacked(archive: Path) -> Path:
             except UserError as error:
                 message = str(error).replace(str(folder), str(archive))
                 raise UserError(message) from None
-    return _root_at(target, 'unpacked archive')
+    try:
+        return _root_at(target, 'unpacked archive')
+    except UserError as error:
+        raise UserError(
+            f'{target}, unpacked from {archive}, no longer holds train/ and val/: remove {target} to unpack it again',
+        ) from error
 
 
-def _hash(path: Path, algorithm: str) -> str:
-    digest = hashlib.new(algorithm, usedforsecurity=False)
+def _md5(path: Path) -> str:
+    digest = hashlib.md5(usedforsecurity=False)
     with path.open('rb') as file:
         while block := file.read(1 << 20):
             digest.update(block)
@@ -263,26 +281,42 @@ def _hash(path: Path, algorithm: str) -> str:
 
 def _extract(archive: Path, folder: Path) -> None:
     """Write an archive's plain files and folders below `folder`; refuse everything else."""
+    room = shutil.disk_usage(folder).free
     try:
         with tarfile.open(archive) as tar:
             for member in tar:
-                parts = _safe_parts(archive, member)
-                if member.isdir():
-                    folder.joinpath(*parts).mkdir(parents=True, exist_ok=True)
-                    continue
-                path = folder.joinpath(*parts)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                source = tar.extractfile(member)
-                assert source is not None  # a plain file, see _safe_parts
-                with source, path.open('wb') as sink:
-                    shutil.copyfileobj(source, sink, 1 << 20)
-                if path.stat().st_size != member.size:
-                    raise tarfile.ReadError('unexpected end of data')
+                path = folder.joinpath(*_safe_parts(archive, member))
+                room -= member.size
+                if room < 0:
+                    raise UserError(
+                        f'archive {archive} unpacks to more than the free space in {folder.parent} '
+                        f'({member.name!r} no longer fits): make room or set IMAGENETTE_ZOO_CACHE to another folder',
+                    )
+                _extract_member(tar, member, path)
             _read_end(tar)
     except _CORRUPT as error:
         raise UserError(
             f'archive {archive} is truncated or corrupt ({_reason(error)}): download it again',
         ) from error
+
+
+def _extract_member(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> None:
+    try:
+        if member.isdir():
+            path.mkdir(parents=True, exist_ok=True)
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sink = path.open('wb')
+    except OSError as error:
+        if error.errno in _BAD_NAME:
+            raise tarfile.ExtractError(f'{member.name!r}: {_reason(error)}') from error
+        raise
+    with sink:
+        source = tar.extractfile(member)
+        assert source is not None  # a plain file, see _safe_parts
+        shutil.copyfileobj(source, sink, 1 << 20)
+    if path.stat().st_size != member.size:
+        raise tarfile.ReadError('unexpected end of data')
 
 
 def _read_end(tar: tarfile.TarFile) -> None:
@@ -303,12 +337,14 @@ def _read_end(tar: tarfile.TarFile) -> None:
 
 def _safe_parts(archive: Path, member: tarfile.TarInfo) -> tuple[str, ...]:
     parts = tuple(part for part in re.split(r'[/\\]', member.name) if part not in ('', '.'))
-    if member.name.startswith(('/', '\\')) or re.match(r'[A-Za-z]:', member.name):
+    if member.name.startswith(('/', '\\')) or any(re.match('[A-Za-z]:', part) for part in parts):
         problem = 'an absolute path'
     elif '..' in parts:
         problem = 'a path with ".."'
     elif not (member.isreg() or member.isdir()):
         problem = 'a link' if member.issym() or member.islnk() else 'a device or special file'
+    elif member.size < 0:
+        problem = 'a file of negative size'
     else:
         return parts
     raise UserError(
@@ -331,14 +367,15 @@ def fetch(size: str) -> Path:
     """
     if size not in SIZES:
         raise UserError(f'size {size!r} is unknown: expected one of {", ".join(SIZES)}')
-    target = cache_dir() / _FOLDER_OF_SIZE[size]
+    target = cache_dir() / SIZES[size]
     if _holds_splits(target):
         return target
-    if target.exists():
+    if os.path.exists(target):
         raise UserError(f'{target} exists but does not hold train/ and val/: remove it and fetch again')
     from torchvision.datasets import Imagenette
 
-    name, url, md5 = _official_archives()[size]
+    url, md5 = _published(size)
+    name = url.rsplit('/', 1)[-1]
     with whole_folder(target) as folder:
         download = folder / 'download'
         try:
@@ -346,18 +383,18 @@ def fetch(size: str) -> Path:
             watched = sys.stderr if sys.stderr.isatty() else io.StringIO()
             with redirect_stdout(watched), redirect_stderr(watched):
                 Imagenette(str(download), split='val', size=_torchvision_size(size), download=True)
-        except (RuntimeError, *_CORRUPT) as error:
-            archive = download / name
-            found = _hash(archive, 'md5') if archive.is_file() else 'nothing'
-            if found == md5:
-                raise UserError(f'{url} cannot be unpacked ({_reason(error)}): try again') from error
-            raise UserError(f'download of {url}: expected md5 {md5}, found {found}: try again') from error
         except _OFFLINE as error:
             cause = error.reason if isinstance(error, URLError) and isinstance(error.reason, OSError) else error
             raise UserError(
                 f'cannot download {url} ({_reason(cause)}): check the network and try again, or download it elsewhere '
                 f'and give it as --data-dir {name}',
             ) from error
+        except (RuntimeError, *_CORRUPT) as error:
+            archive = download / name
+            found = _md5(archive) if archive.is_file() else 'nothing'
+            if found == md5:
+                raise UserError(f'{url} cannot be unpacked ({_reason(error)}): try again') from error
+            raise UserError(f'download of {url}: expected md5 {md5}, found {found}: try again') from error
         for child in (download / Path(name).stem).iterdir():
             child.rename(folder / child.name)
         shutil.rmtree(download)
@@ -379,7 +416,7 @@ class ImageSet:
         paths: image files relative to `root`, POSIX style.
         targets: class index of each image.
         classes: folder names, in the order of their indices.
-        class_names: what a person calls them: names of known WNIDs, else the folder names.
+        class_names: what a person calls them: names of Imagenette's WNIDs, else the folder names.
     """
 
     root: Path
@@ -408,7 +445,7 @@ def load_split(root: str | Path, split: str = 'train', classes: Sequence[str] | 
         UserError: no such split, no images, an empty training class, or a class that `classes` lacks.
     """
     root = Path(root)
-    folder = next((root / name for name in _spellings(split) if (root / name).is_dir()), None)
+    folder = next((root / name for name in _spellings(split) if os.path.isdir(root / name)), None)
     if folder is None:
         raise UserError(f'data folder {root} has no {split}/: expected {" or ".join(_spellings(split))} in it')
     try:
@@ -440,7 +477,7 @@ def load_split(root: str | Path, split: str = 'train', classes: Sequence[str] | 
         paths=tuple(path for path, _ in listed),
         targets=tuple(target for _, target in listed),
         classes=tuple(classes),
-        class_names=tuple(_NAMES.get(name, name) for name in classes),
+        class_names=tuple(IMAGENETTE.get(name, name) for name in classes),
     )
 
 
@@ -472,13 +509,12 @@ def _natural_key(text: str) -> tuple[list[str | int], str]:
     return pieces, text
 
 
-def with_label_noise(images: ImageSet, percent: int, csv_path: Path | None = None) -> ImageSet:
+def with_label_noise(images: ImageSet, percent: int) -> ImageSet:
     """The training images with the labels of the data set's official `noisy_imagenette.csv`.
 
     Args:
         images: the training split.
         percent: 0, 1, 5, 25 or 50: the column `noisy_labels_<percent>`. 0 keeps the labels and needs no file.
-        csv_path: where the file is, if not in the data folder.
 
     Raises:
         UserError: unknown percentage, no such file, a column, a label or an image that it should have and has not.
@@ -487,7 +523,7 @@ def with_label_noise(images: ImageSet, percent: int, csv_path: Path | None = Non
         raise UserError(f'label noise {percent} is unknown: expected one of {", ".join(map(str, NOISE_LEVELS))} (%)')
     if percent == 0:
         return images
-    csv_path = csv_path or images.root / _NOISE_CSV
+    csv_path = images.root / 'noisy_imagenette.csv'
     labels = _noisy_labels(csv_path, f'noisy_labels_{percent}')
     unlisted = [path for path in images.paths if path not in labels]
     if unlisted:
@@ -513,7 +549,7 @@ def _noisy_labels(csv_path: Path, column: str) -> dict[str, str]:
             missing = [name for name in ('path', column, 'is_valid') if name not in (reader.fieldnames or ())]
             if missing:
                 raise UserError(f'{csv_path} has no column {missing[0]!r}: download it again with the data set')
-            return {row['path']: row[column] for row in reader if row['is_valid'] != 'True'}
+            return {row['path']: row[column] or '' for row in reader if row['is_valid'] != 'True'}
     except FileNotFoundError as error:
         raise UserError(
             f'label noise needs {csv_path}, which does not exist: it is part of the official archives, copy it there',
@@ -534,9 +570,17 @@ def open_image(path: str | Path) -> Image.Image:
     Raises:
         UserError: missing, empty, truncated, not an image, or of absurd size.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter('error', Image.DecompressionBombWarning)
+    with _only_size_warnings():
         return _decode(path)[0]
+
+
+@contextmanager
+def _only_size_warnings() -> Iterator[None]:
+    """Pillow's warning of an absurd size is an error; its others are nothing that a user could mend."""
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        warnings.simplefilter('error', Image.DecompressionBombWarning)
+        yield
 
 
 def _decode(path: str | Path) -> tuple[Image.Image, str]:
@@ -545,24 +589,26 @@ def _decode(path: str | Path) -> tuple[Image.Image, str]:
         with Image.open(path) as image:
             mode = image.mode
             image.load()
-            upright = ImageOps.exif_transpose(image) if _is_turned(image) else image
-            return _to_rgb(upright), mode
+            turn = _turn(image)
+            return _to_rgb(image if turn is None else image.transpose(turn)), mode
     except Exception as error:  # whatever a decoder raises on hostile bytes means one thing: a bad file
         raise UserError(f'image {path} {_complaint(path, error)}') from error
 
 
-def _is_turned(image: Image.Image) -> bool:
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What puts a picture upright; `ImageOps.exif_transpose` writes the EXIF anew and so trips over any odd tag."""
     try:
-        return image.getexif().get(_ORIENTATION, 1) in range(2, 9)
+        return _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # a broken EXIF block does not make a picture bad
-        return False
+        return None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith('I'):
+        image = image.convert('I')  # from I;16B too, whose extrema Pillow does not know
         high = image.getextrema()[1]
         if isinstance(high, (int, float)) and high > 255:
-            image = image.convert('I').point(lambda value: value * (1 / 256)).convert('L')
+            image = image.point(lambda value: value * (1 / 256)).convert('L')
     return image.convert('RGB')
 
 
@@ -611,31 +657,24 @@ class CheckReport:
 _GREYSCALE_MODES = ('1', 'L', 'LA', 'La', 'I', 'F')
 
 
-def check(
-    root: str | Path,
-    splits: Sequence[str] = ('train', 'validation'),
-    progress: Callable[[int, int], None] | None = None,
-) -> CheckReport:
-    """Decode every image of a data set.
+def check(root: str | Path, progress: Callable[[int, int], None] | None = None) -> CheckReport:
+    """Decode every training and validation image of a data set.
 
     Args:
         root: folder that holds the splits.
-        splits: the training split first; its classes are the measure of the others'.
         progress: called with (done, total) after each image.
 
     Raises:
         UserError: the folders themselves are wrong, see `load_split`.
     """
-    sets: list[ImageSet] = []
-    for split in splits:
-        sets.append(load_split(root, split, classes=sets[0].classes if sets else None))
+    train = load_split(root)
+    sets = (train, load_split(root, 'validation', classes=train.classes))
     total = sum(map(len, sets))
     done = 0
     reports: list[ClassReport] = []
     bad: list[BadImage] = []
     threads = min(8, os.cpu_count() or 1)  # Pillow lets go of the GIL while it decodes
-    with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
-        warnings.simplefilter('error', Image.DecompressionBombWarning)
+    with _only_size_warnings(), ThreadPoolExecutor(threads) as pool:
         for images in sets:
             seen: list[list[tuple[int, int, str]]] = [[] for _ in images.classes]
             counts = Counter(images.targets)

@@ -12,7 +12,13 @@ from ..errors import UserError
 from .imagenette import ImageSet, open_image
 from .seeding import seed_everything, stream_seed
 
-__all__ = ['Batches', 'EpochBatches', 'eval_loader', 'train_loader']
+__all__ = ['Batches', 'EpochBatches', 'available_cores', 'eval_loader', 'train_loader']
+
+
+def available_cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
 
 Transform = Callable[[Any], np.ndarray]
 Key = tuple[int, int]  # (epoch, index)
@@ -163,7 +169,7 @@ def eval_loader(
 
 
 def _data_loader(dataset: _Images, batches: Any, workers: int, pin_memory: bool, **kwargs: Any) -> 'DataLoader[Any]':
-    workers = min(workers, os.cpu_count() or 1)  # more only get in each other's way
+    workers = min(workers, available_cores())  # more only get in each other's way
     return DataLoader(
         dataset, batch_sampler=batches, num_workers=workers, collate_fn=_collate, pin_memory=pin_memory, **kwargs
     )

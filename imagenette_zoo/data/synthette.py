@@ -6,8 +6,7 @@ way), the dark background, clutter and noise are drawn independently of the clas
 mirrored. So pixels alone say little: a linear model stays far below a small convolutional network.
 
 The pixels are the same on every machine and with every library version: random numbers are the bytes of SHAKE-256 and
-all geometry is integer arithmetic (rotations are Pythagorean triples). Only the PNG compression may differ, so
-`digest` hashes decoded pixels.
+all geometry is integer arithmetic (rotations are Pythagorean triples). Only the PNG compression may differ.
 """
 
 import hashlib
@@ -22,9 +21,9 @@ import numpy.typing as npt
 from PIL import Image
 
 from ..errors import UserError
-from .imagenette import IMAGE_EXTENSIONS, cache_dir, open_image, whole_folder
+from .imagenette import cache_dir, whole_folder
 
-__all__ = ['CLASS_NAMES', 'VERSION', 'digest', 'draw', 'make']
+__all__ = ['CLASS_NAMES', 'VERSION', 'draw', 'make']
 
 CLASS_NAMES: tuple[str, ...] = (
     'checks',
@@ -271,9 +270,9 @@ def make(
     counts = {'train': train_per_class, 'val': val_per_class}
     wanted = {'synthette': VERSION, 'seed': seed, **counts}
     target = root or cache_dir() / f'synthette-v{VERSION}-seed{seed}-{train_per_class}x{val_per_class}'
-    if target.exists() and _manifest(target) == wanted:
+    if _manifest(target) == wanted:
         return target
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    if os.path.exists(target) and (not os.path.isdir(target) or os.listdir(target)):
         raise UserError(f'{target} exists and is not the synthette asked for ({wanted}): remove it or name another')
     with whole_folder(target) as folder:
         for split in counts:
@@ -300,16 +299,3 @@ def _manifest(root: Path) -> object:
         return json.loads((root / _MANIFEST).read_text())
     except (OSError, ValueError):
         return None
-
-
-def digest(root: Path) -> str:
-    """SHA-256 over the relative path, size and decoded RGB pixels of every image below `root`, in order."""
-    total = hashlib.sha256()
-    paths = sorted(
-        (path.relative_to(root).as_posix() for path in root.rglob('*') if path.suffix.lower() in IMAGE_EXTENSIONS),
-    )
-    for path in paths:
-        image = open_image(root / path)
-        total.update(f'{path}\0{image.width}x{image.height}\0'.encode())
-        total.update(image.tobytes())
-    return total.hexdigest()

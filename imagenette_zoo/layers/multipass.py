@@ -10,6 +10,7 @@ import copy
 import logging
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -71,7 +72,7 @@ class MultiPass(nn.Module):
         try:
             return _fuse(tuple(self.passes), self.merge)
         except _NotFusableError as reason:
-            _logger.warning('MultiPass is not fused: %s', reason)
+            _warn_once(f'MultiPass is not fused: {reason}')
             return self
 
 
@@ -108,6 +109,12 @@ class _Branches(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.cat([conv(x) for conv in self.convs], dim=1)
+
+
+@lru_cache
+def _warn_once(message: str) -> None:
+    """A model has many blocks that are alike."""
+    _logger.warning(message)
 
 
 class _NotFusableError(Exception):
@@ -169,7 +176,7 @@ def _fold_norm(conv: Any, norm: Any) -> nn.Conv2d:
         f'{type(norm).__name__} has no running statistics to fold',
     )
     _require(isinstance(getattr(norm, 'drop', None), nn.Identity | None), f'{type(norm).__name__} drops activations')
-    conv, norm = (copy.deepcopy(layer).to('cpu', torch.float64).eval() for layer in (conv, norm))
+    conv, norm = (copy.deepcopy(layer).cpu().double().eval() for layer in (conv, norm))
     return fuse_conv_bn_eval(conv, norm)
 
 
@@ -195,7 +202,11 @@ def _widen_anti_aliasing(aa_layers: Sequence[nn.Module], channels: int) -> nn.Mo
 def _alike(layers: Sequence[nn.Module]) -> bool:
     """Whether layers without parameters have the same type and settings."""
     # vars() as well, since many of timm's layers, BlurPool2d among them, don't print their settings.
-    settings = [{name: value for name, value in vars(layer).items() if name[0] != '_'} for layer in layers]
+    # The number of channels may differ, as the passes' widths may.
+    settings = [
+        {name: value for name, value in vars(layer).items() if name[0] != '_' and name != 'channels'}
+        for layer in layers
+    ]
     return all(repr(layer) == repr(layers[0]) for layer in layers) and all(each == settings[0] for each in settings)
 
 

@@ -104,6 +104,8 @@ class GoogLeNet(nn.Module):
             published weights expect.
         act_layer: Activation.
         norm_layer: Normalisation.
+        device: Where the weights are put.
+        dtype: Their type.
 
     Raises:
         ValueError: `transform_input` for images that have not three channels.
@@ -121,6 +123,8 @@ class GoogLeNet(nn.Module):
         transform_input: bool = False,
         act_layer: LayerType = nn.ReLU,
         norm_layer: LayerType = nn.BatchNorm2d,
+        device: Any = None,
+        dtype: Any = None,
     ) -> None:
         super().__init__()
         if transform_input and in_chans != 3:
@@ -156,6 +160,7 @@ class GoogLeNet(nn.Module):
         self.reset_classifier(num_classes, global_pool)
         self.dropout = nn.Dropout(drop_rate)
         self.apply(_init_weights)
+        self.to(device=device, dtype=dtype)
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:

@@ -30,10 +30,11 @@ class ZooResNet(ResNet):
             `aa_layer` with `channels` and `stride=2`.
         passes: Passes of every block, by stage or for all.
         merge: How `MultiPass` merges, `mean` or `max`.
+        split: Give each pass 1/n of the inner width, so that n passes cost about what one does.
         **kwargs: Of timm's `ResNet`.
 
     Raises:
-        ValueError: `passes` has not one entry a stage, or one below 1.
+        ValueError: `passes` has not one whole number of at least 1 a stage.
     """
 
     def __init__(
@@ -43,26 +44,30 @@ class ZooResNet(ResNet):
         stem_pool: Callable[..., nn.Module] | None = None,
         passes: int | Sequence[int] = 1,
         merge: str = 'mean',
+        split: bool = False,
         **kwargs: Any,
     ) -> None:
         by_stage = (passes,) * len(layers) if isinstance(passes, int) else tuple(passes)
-        if len(by_stage) != len(layers) or min(by_stage) < 1:
+        if len(by_stage) != len(layers) or not all(isinstance(n, int) and n >= 1 for n in by_stage):
             raise ValueError(f'passes must be 1 or more, one int or one for each of {len(layers)} stages: {passes!r}')
-        super().__init__(tuple(_multi_pass(block, n, merge) for n in by_stage), layers, **kwargs)
+        super().__init__(tuple(_multi_pass(block, n, merge, split) for n in by_stage), layers, **kwargs)
         if stem_pool is not None:
-            self.maxpool = stem_pool(channels=self.feature_info[0]['num_chs'], stride=2)
+            pool = stem_pool(channels=self.feature_info[0]['num_chs'], stride=2)
+            self.maxpool = pool.to(next(self.parameters()))
 
 
-def _multi_pass(block: type[nn.Module], n: int, merge: str) -> Callable[..., nn.Module]:
+def _multi_pass(block: type[nn.Module], n: int, merge: str, split: bool) -> Callable[..., nn.Module]:
     """What timm takes for a block class: makes `MultiPass` of n blocks, or with n = 1 the block itself."""
     if n == 1:
         return block
-    make = partial(_make_multi_pass, block, n, merge)
+    make = partial(_make_multi_pass, block, n, merge, split)
     make.expansion = block.expansion  # type: ignore[attr-defined]
     return make
 
 
-def _make_multi_pass(block: type[nn.Module], n: int, merge: str, *args: Any, **kwargs: Any) -> MultiPass:
+def _make_multi_pass(block: type[nn.Module], n: int, merge: str, split: bool, *args: Any, **kwargs: Any) -> MultiPass:
+    if split:  # timm's names for the inner width: of BasicBlock's first convolution, of Bottleneck's 3 x 3
+        kwargs |= {'reduce_first': n} if block is BasicBlock else {'base_width': kwargs.get('base_width', 64) / n}
     # Copies, since timm hands over the downsampling and drop-path modules ready-made. It draws weights afterwards.
     return MultiPass([block(*deepcopy(args), **deepcopy(kwargs)) for _ in range(n)], merge)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import platform
 import shlex
 import sys
@@ -20,7 +19,7 @@ from timm.data import create_transform, resolve_data_config
 from timm.models._hub import save_config_for_hf
 from torch import nn
 
-from ..data.loaders import Transform
+from ..data.loaders import Transform, available_cores
 from ..errors import UserError
 from .options import nearest
 from .recipe import ComputeOptions, InputOptions
@@ -34,6 +33,7 @@ __all__ = [
     'input_config',
     'model_config',
     'place',
+    'probe',
     'this_command',
     'versions',
 ]
@@ -83,6 +83,22 @@ def place(model: nn.Module, device: torch.device, channels_last: bool) -> nn.Mod
     return model.to(memory_format=torch.channels_last) if channels_last else model
 
 
+def probe(model: nn.Module, name: str, input_size: tuple[int, int, int]) -> None:
+    """Runs a model once, so that one which can't take this input fails before anything is written.
+
+    Raises:
+        UserError: It can't.
+    """
+    model.eval()
+    weight = next(model.parameters())
+    try:
+        with torch.inference_mode():
+            model(torch.zeros(2, *input_size, device=weight.device, dtype=weight.dtype))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"model {name} can't take images of {input_size[-1]} px (--img-size): {reason}") from None
+
+
 def autocast(options: ComputeOptions, device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """Mixed precision where it is asked for."""
     return torch.autocast(device.type, getattr(torch, options.amp_dtype), enabled=options.amp)
@@ -111,7 +127,7 @@ def model_config(
     class_names: Sequence[str],
     model_args: dict[str, Any],
 ) -> dict[str, Any]:
-    """``config.json`` of a trained model in timm's Hub layout.
+    """``config.json`` of a trained model in timm's Hub layout; the model's own config becomes the same.
 
     Args:
         model: The model.
@@ -149,11 +165,19 @@ def hardware(device: torch.device) -> dict[str, Any]:
     with contextlib.suppress(OSError, StopIteration):
         lines = Path('/proc/cpuinfo').read_text().splitlines()
         cpu = next(line.split(':', 1)[1].strip() for line in lines if line.startswith('model name'))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     gpu = torch.cuda.get_device_name(device) if device.type == 'cuda' else None
-    return {'device': device.type, 'cpu': cpu, 'cores': cores, 'threads': torch.get_num_threads(), 'gpu': gpu}
+    return {
+        'device': device.type,
+        'cpu': cpu,
+        'cores': available_cores(),
+        'threads': torch.get_num_threads(),
+        'gpu': gpu,
+    }
 
 
 def this_command() -> str:
     """The command line of this process."""
-    return shlex.join([Path(sys.argv[0]).name or 'python', *sys.argv[1:]])
+    program = Path(sys.argv[0])
+    if program.name == '__main__.py':
+        return shlex.join(['python', '-m', program.parent.name, *sys.argv[1:]])
+    return shlex.join([program.name, *sys.argv[1:]])

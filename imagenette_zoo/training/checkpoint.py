@@ -30,9 +30,17 @@ from ..errors import UserError
 from .options import nearest
 from .recipe import Recipe
 
-__all__ = ['RunFolder', 'load_weights', 'read_weights', 'save_model_folder', 'write_atomic']
+__all__ = [
+    'RunFolder',
+    'load_weights',
+    'model_folder',
+    'read_weights',
+    'resumed_run',
+    'save_model_folder',
+    'write_atomic',
+]
 
-OWN_FILES = ('args.yaml', 'summary.csv', 'metrics.jsonl', 'state.pt', 'result.json')
+OWN_FILES = ('result.json', 'state.pt', 'args.yaml', 'summary.csv', 'metrics.jsonl')  # first what marks a run
 OWN_FOLDERS = ('last', 'best', 'checkpoints')
 
 
@@ -43,8 +51,6 @@ def _one_line(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"{path}: can't write: {error.strerror or error}") from None
-    except (RuntimeError, safetensors.SafetensorError) as error:  # how torch and safetensors report a full disk
-        raise UserError(f"{path}: can't write: {str(error).splitlines()[0]}") from None
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -158,6 +164,36 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, torch.Tensor], sourc
     raise UserError(f'{source}: the checkpoint of another model: {detail}')
 
 
+def resumed_run(resume: str, output: str, experiment: str | None) -> Path:
+    """The folder of the run that ``--resume`` means: the one it names, or with ``auto`` that of the experiment.
+
+    Raises:
+        UserError: There is no run.
+    """
+    if resume == 'auto' and experiment is None:
+        raise UserError('--resume: say which run: --resume runs/NAME, or --experiment NAME')
+    path = Path(output, str(experiment)) if resume == 'auto' else Path(resume)
+    path = path.parent if path.name == 'state.pt' else path
+    if not (path / 'args.yaml').is_file():
+        raise UserError(f'{path}: no run to resume here (no args.yaml)')
+    return path
+
+
+def model_folder(name: str | Path) -> Path | None:
+    """The model folder that a name means: a run's ``best/``, the folder itself, or None if it is no folder.
+
+    Raises:
+        UserError: It is a folder, but without a model.
+    """
+    path = Path(str(name).removeprefix('local-dir:'))
+    for folder in (path / 'best', path):
+        if (folder / 'config.json').is_file():
+            return folder
+    if str(name).startswith('local-dir:') or path.is_dir():
+        raise UserError(f'{path}: no model folder (no config.json in it or in its best/)')
+    return None
+
+
 class RunFolder:
     """Where a run's files are kept.
 
@@ -186,9 +222,15 @@ class RunFolder:
                 raise UserError(
                     f'{self.path}: holds an interrupted run: --resume {self.path} continues it, --overwrite replaces it'
                 )
+            for name in (*OWN_FILES[3:], *OWN_FOLDERS):  # a lone args.yaml is a run that never ended an epoch
+                if self[name].exists():
+                    raise UserError(
+                        f'{self.path}: holds {name} of something else: choose another --experiment, '
+                        f'or --overwrite to remove it'
+                    )
         with _one_line(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            for name in ('result.json', 'state.pt', *OWN_FILES):  # first what makes it count as a run
+            for name in OWN_FILES:
                 self[name].unlink(missing_ok=True)
             for name in OWN_FOLDERS:
                 if self[name].is_dir():
@@ -197,7 +239,8 @@ class RunFolder:
 
     def save_recipe(self, recipe: Recipe) -> None:
         """Writes ``args.yaml``, all options: a recipe to train from again."""
-        write_atomic(self['args.yaml'], yaml.safe_dump(recipe.as_dict(), sort_keys=False).encode())
+        options = recipe.replace(overwrite=False, resume=None).as_dict()
+        write_atomic(self['args.yaml'], yaml.safe_dump(options, sort_keys=False).encode())
 
     def save_state(self, state: Mapping[str, Any]) -> None:
         """Writes ``state.pt``, what :meth:`load_state` gives back."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -45,9 +46,14 @@ class Console:
 
     def line(self, text: str = '') -> None:
         """Prints a line, above the bar where there is one."""
-        if not self.quiet:
+        if self.quiet:
+            return
+        try:
             tqdm.write(text)
             sys.stdout.flush()
+        except BrokenPipeError:  # the reader has gone, as in `train.py | head`: the run goes on, its files tell
+            self.quiet = True
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def progress(self, title: str, steps: int, log_interval: int | None = None) -> Progress:
         """A bar over ``steps`` steps; without a terminal a line every ``log_interval`` steps."""

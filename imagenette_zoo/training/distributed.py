@@ -60,12 +60,17 @@ def choose_device(name: str) -> torch.device:
     """
     if name == 'auto':
         name = 'cuda' if torch.cuda.is_available() else 'cpu'
+    if name == 'cuda' and 'LOCAL_RANK' in os.environ:
+        name = f'cuda:{os.environ["LOCAL_RANK"]}'
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError):
         here = ', '.join(['auto', 'cpu', *(['cuda'] if torch.cuda.is_available() else [])])
         raise UserError(f'--device {name}: not on this machine; here there is {here}') from None
+    if device.type == 'cuda':  # as timm's scripts
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
     return device
 
 
@@ -80,7 +85,6 @@ def join(device_name: str) -> World:
         return World(choose_device(device_name))
     device = choose_device(device_name)
     if device.type == 'cuda':
-        device = choose_device(f'cuda:{os.environ["LOCAL_RANK"]}')
         torch.cuda.set_device(device)
     dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo')
     return World(device, dist.get_rank(), size)

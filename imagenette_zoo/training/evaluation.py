@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from timm.utils import reparameterize_model
 from torch import nn
@@ -23,13 +24,17 @@ from ..data.seeding import stream_seed
 from ..errors import UserError
 from ..models.catalog import model_cost
 from . import build
-from .checkpoint import load_weights, read_weights, write_atomic
+from .checkpoint import load_weights, model_folder, read_weights, write_atomic
 from .console import Console, table
 from .distributed import World, choose_device
 from .metrics import Scores
+from .options import nearest
 from .recipe import ComputeOptions, ValidationOptions
 
 __all__ = ['Validation', 'evaluate', 'validate']
+
+# Arguments that would make timm open a file or an address that a stranger's config names.
+FORBIDDEN = {'checkpoint_path', 'pretrained', 'pretrained_cfg', 'pretrained_cfg_overlay', 'cache_dir'}
 
 
 @torch.inference_mode()
@@ -64,7 +69,7 @@ def evaluate(
         for pixels, target in batches:
             inputs = normalize(pixels)
             runner = fast if fast is not None and len(inputs) == fast_size else model
-            logits.append(runner(inputs).float())
+            logits.append(runner(inputs).float().clone())  # a compiled model may write into its last output again
             targets.append(target)
             progress.advance(len(inputs))
     return Scores(
@@ -90,7 +95,7 @@ class Validation:
     calibration_error: float
     shift_consistency: float | None
     params: int
-    gmacs: float
+    gmacs: float | None
     img_size: int
     crop_pct: float
     interpolation: str
@@ -130,6 +135,8 @@ def validate(
         model = ValidationOptions(model=names, data_dir=str(data_dir) if data_dir else None, **options)
     if not model.model:
         raise UserError('--model: say what to validate, as in --model runs/NAME')
+    if model.results_file and not Path(model.results_file).absolute().parent.is_dir():
+        raise UserError(f'--results-file {model.results_file}: no such folder')
     console = Console(quiet)
     world = World(choose_device(model.device))
     root = resolve_dataset(model.dataset, model.data_dir)
@@ -155,10 +162,11 @@ def _validate_one(
 ) -> Validation:
     model = _load_model(name, options, images)
     config = build.input_config(options, model, use_test_size=True)
-    params, gmacs = model_cost(model, config['input_size'])
     if options.reparam:
         model = reparameterize_model(model)
+    params, gmacs = model_cost(model, config['input_size'])
     model = build.place(model, world.device, options.channels_last)
+    build.probe(model, name, config['input_size'])
     normalize = Normalize(config['mean'], config['std'], world.device, options.channels_last)
     batches = eval_loader(images, build.eval_transform(config), options.batch_size, options.workers, options.pin_mem)
     fast = build.compiled(model, options) if options.torchcompile else None
@@ -194,8 +202,10 @@ def _load_model(name: str, options: ValidationOptions, images: ImageSet) -> Any:
     """The model that a name on the command line means, with its weights."""
     classes = len(images.classes)
     kwargs = {'global_pool': options.gp, **options.model_kwargs}
-    folder = _model_folder(name)
+    folder = model_folder(name)
     if folder is not None:
+        if options.checkpoint or options.pretrained:
+            raise UserError(f'--model {name}: has its own weights: leave out --checkpoint and --pretrained')
         config = _read_config(folder)
         given = {name: value for name, value in kwargs.items() if value is not None}
         kwargs = {**config.get('model_args', {}), **given, 'num_classes': config['num_classes']}
@@ -209,23 +219,13 @@ def _load_model(name: str, options: ValidationOptions, images: ImageSet) -> Any:
     elif name.startswith(('hf-hub:', 'hf_hub:')) or options.pretrained:
         model = build.build_model(name, pretrained=True, num_classes=options.num_classes, **kwargs)
     else:
-        raise UserError(f"--model {name}: is no run's folder; for a model's name give --checkpoint or --pretrained")
+        hint = 'for its name give --checkpoint or --pretrained' if timm.is_model(name) else 'no such folder or model'
+        raise UserError(f"--model {name}: no run's folder; {hint}{nearest(name, timm.list_models())}")
     if model.num_classes != classes:
         raise UserError(
             f'{name}: has {model.num_classes} classes, {images.root} has {classes}: --data-dir names other data?'
         )
     return model
-
-
-def _model_folder(name: str) -> Path | None:
-    """The model folder that a name means: a run's ``best/``, the folder itself, or none."""
-    path = Path(name.removeprefix('local-dir:'))
-    for folder in (path / 'best', path):
-        if (folder / 'config.json').is_file():
-            return folder
-    if name.startswith('local-dir:') or path.is_dir():
-        raise UserError(f'{path}: no model folder (no config.json in it or in its best/)')
-    return None
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -238,10 +238,14 @@ def _read_config(folder: Path) -> dict[str, Any]:
             and isinstance(config['pretrained_cfg'], dict)
             and isinstance(config.get('model_args', {}), dict)
         )
+        ok = ok and timm.is_model(config['architecture']) and not FORBIDDEN & set(config.get('model_args', {}))
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         ok = False
     if not ok:
-        raise UserError(f"{path}: not a model's config (architecture, num_classes and pretrained_cfg are needed)")
+        raise UserError(
+            f"{path}: not a model's config (a known architecture, num_classes and pretrained_cfg are needed, "
+            f'model_args may name no files)'
+        )
     return config
 
 
@@ -280,7 +284,10 @@ def _write_results(path: Path, results: Sequence[Validation]) -> None:
         text = json.dumps(rows if len(rows) > 1 else rows[0], indent=2) + '\n'
     else:
         flat = [
-            {**{key: value for key, value in row.items() if not isinstance(value, (dict, list))}, **row['per_class']}
+            {
+                **{key: value for key, value in row.items() if not isinstance(value, (dict, list))},
+                **{f'top1 {key}': value for key, value in row['per_class'].items()},
+            }
             for row in rows
         ]
         buffer = io.StringIO()
@@ -332,7 +339,7 @@ def _summary(results: Sequence[Validation]) -> str:
                 *shift,
                 f'{result.images_per_second:.0f}',
                 f'{result.params / 1e6:.2f}',
-                f'{result.gmacs:.2f}',
+                '–' if result.gmacs is None else f'{result.gmacs:.2f}',
             ]
         )
     return table(rows)

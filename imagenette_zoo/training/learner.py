@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import timm.optim
@@ -12,7 +13,7 @@ from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTarget
 from timm.models import model_parameters
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
-from timm.utils import ModelEmaV3, NativeScaler, dispatch_clip_grad
+from timm.utils import ModelEmaV3, NativeScaler, dispatch_clip_grad, distribute_bn
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -37,7 +38,7 @@ def learning_rate(recipe: Recipe, world_size: int = 1) -> float:
 
 
 def loss_function(recipe: Recipe) -> nn.Module:
-    """The training loss, as timm's script chooses it. With mixing the targets are smoothed already."""
+    """The training loss by timm's parts. With mixing the targets are smoothed already."""
     smoothing = 0.0 if recipe.mixes else recipe.smoothing
     if recipe.bce_loss:
         return BinaryCrossEntropy(smoothing=smoothing)
@@ -68,7 +69,10 @@ class Learner:
             model = convert_sync_batchnorm(model)
         model = place(model, world.device, recipe.channels_last)
         if recipe.grad_checkpointing:
-            model.set_grad_checkpointing(True)  # type: ignore[operator]
+            try:
+                model.set_grad_checkpointing(True)  # type: ignore[operator]
+            except (AssertionError, AttributeError):
+                raise UserError(f'--grad-checkpointing: {recipe.model} does not support it') from None
         self.model = model
         self.loss_fn = loss_function(recipe).to(world.device)
         self.optimizer = self._make_optimizer()
@@ -102,7 +106,7 @@ class Learner:
         kwargs = {**optimizer_kwargs(recipe), 'lr': learning_rate(recipe, self.world.size), **recipe.opt_kwargs}
         try:
             return create_optimizer_v2(self.model, **kwargs)
-        except (TypeError, ValueError, AssertionError, ImportError, RuntimeError) as error:
+        except (TypeError, ValueError, AssertionError, ImportError, RuntimeError, LookupError) as error:
             raise UserError(f'--opt {recipe.opt}: {str(error).splitlines()[0] if str(error) else error!r}') from None
 
     def _make_scheduler(self, updates_per_epoch: int) -> tuple[Any, int]:
@@ -121,6 +125,15 @@ class Learner:
     def eval_model(self) -> nn.Module:
         """The model that is evaluated and kept: the moving average where there is one."""
         return self.ema.module if self.ema is not None else self.model
+
+    @contextmanager
+    def evaluating(self) -> Iterator[nn.Module]:
+        """:attr:`eval_model`, for as long as it takes on the device that it is evaluated on."""
+        if self.ema is None or self.ema.device is None:
+            yield self.eval_model
+            return
+        yield self.ema.module.to(self.world.device)
+        self.ema.module.to(self.ema.device)
 
     @property
     def lr(self) -> float:
@@ -174,15 +187,21 @@ class Learner:
                 dispatch_clip_grad(clipped, recipe.clip_grad, mode=recipe.clip_mode)
             self.optimizer.step()
 
-    def after_update(self, mean_loss: float | None) -> None:
+    def after_update(self) -> None:
         """Steps a schedule that goes by updates."""
         if self.scheduler is not None:
-            self.scheduler.step_update(self.updates, mean_loss)
+            self.scheduler.step_update(self.updates)
+
+    def after_last_update(self) -> None:
+        """Ends an epoch's training: what is evaluated next is the same in every process."""
+        if hasattr(self.optimizer, 'sync_lookahead'):
+            self.optimizer.sync_lookahead()
+        if self.world.size > 1 and not self.recipe.sync_bn:
+            for model in (self.model, *([self.ema.module] if self.ema is not None else [])):
+                distribute_bn(model, self.world.size, reduce=True)
 
     def after_epoch(self, epoch: int, metric: float | None) -> None:
         """Steps a schedule that goes by epochs: ``epoch`` are done."""
-        if hasattr(self.optimizer, 'sync_lookahead'):
-            self.optimizer.sync_lookahead()
         if self.scheduler is not None:
             self.scheduler.step(epoch, metric)
 
@@ -192,15 +211,28 @@ class Learner:
             'model': self.model.state_dict(),
             'ema': self.ema.module.state_dict() if self.ema is not None else None,
             'optimizer': self.optimizer.state_dict(),
-            'scheduler': self.scheduler.state_dict() if self.scheduler is not None else None,
+            'scheduler': self._scheduler_state(),
             'scaler': self.scaler.state_dict() if self.scaler is not None else None,
             'updates': self.updates,
         }
+
+    def _scheduler_state(self) -> dict[str, Any] | None:
+        if self.scheduler is None:
+            return None
+        state = dict(self.scheduler.state_dict())
+        plateau = getattr(self.scheduler, 'lr_scheduler', None)
+        if plateau is not None:  # timm's PlateauLRScheduler saves nothing of how long it has waited
+            state.update(plateau=plateau.state_dict(), restore_lr=self.scheduler.restore_lr)
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes up what :meth:`state_dict` gave."""
         self.model.load_state_dict(state['model'])
         self.optimizer.load_state_dict(state['optimizer'])
+        plateau = getattr(self.scheduler, 'lr_scheduler', None)
+        if plateau is not None:
+            plateau.load_state_dict(state['scheduler'].pop('plateau'))
+            self.scheduler.restore_lr = state['scheduler'].pop('restore_lr')
         for part, name in (
             (self.ema and self.ema.module, 'ema'),
             (self.scheduler, 'scheduler'),

@@ -132,7 +132,7 @@ def coerce(field: dataclasses.Field[Any], kind: Any, value: Any) -> Any:
     if kind is dict or typing.get_origin(kind) is dict:
         if not isinstance(value, dict):
             raise _wrong(field, value, 'key=value pairs')
-        return dict(value)
+        return {str(key): _as_yaml(item) for key, item in value.items()}
     if typing.get_origin(kind) is tuple:
         values = list(value) if isinstance(value, (list, tuple)) else [value]
         length = field.metadata['length']
@@ -140,6 +140,13 @@ def coerce(field: dataclasses.Field[Any], kind: Any, value: Any) -> Any:
             raise _wrong(field, value, f'{length} values')
         return tuple(_scalar(field, typing.get_args(kind)[0], v) for v in values)
     return _scalar(field, kind, value)
+
+
+def _as_yaml(value: Any) -> Any:
+    """The value as YAML gives it back: lists for tuples."""
+    if isinstance(value, dict):
+        return {key: _as_yaml(item) for key, item in value.items()}
+    return [_as_yaml(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _scalar(field: dataclasses.Field[Any], kind: type, value: Any) -> Any:
@@ -293,7 +300,8 @@ def _add_flag(group: Any, field: dataclasses.Field[Any], kind: Any) -> None:
     if kind is dict or typing.get_origin(kind) is dict:
         group.add_argument(*names, nargs='*', action=_Pairs, **{**kwargs, 'metavar': 'KEY=VALUE'})
     elif typing.get_origin(kind) is tuple:
-        group.add_argument(*names, nargs='+', **{**kwargs, 'metavar': meta['metavar'] or 'X'})
+        action = 'extend' if str in typing.get_args(kind) else 'store'  # names may be given one by one
+        group.add_argument(*names, nargs='+', action=action, **{**kwargs, 'metavar': meta['metavar'] or 'X'})
     elif meta['const'] is not None:
         group.add_argument(*names, nargs='?', const=meta['const'], **kwargs)
     else:

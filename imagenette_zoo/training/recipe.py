@@ -173,7 +173,7 @@ class LearningRateOptions(Options):
         choices=('cosine', 'tanh', 'step', 'multistep', 'plateau', 'poly', 'constant', 'wsd', 'rsqrt', 'none'),
     )
     sched_on_updates: bool = option(False, 'step the schedule every update instead of every epoch')
-    lr: float | None = option(None, 'learning rate (lr-base scaled by the batch if not given)', low=0)
+    lr: float | None = option(None, 'learning rate (lr-base scaled by the batch if not given)', above=0)
     lr_base: float = option(0.1, 'learning rate at a batch of lr-base-size images', above=0)
     lr_base_size: int = option(256, 'batch size that lr-base is meant for', low=1)
     lr_base_scale: str | None = option(
@@ -365,11 +365,6 @@ class Recipe(
             raise UserError(f'unknown option {name!r}{nearest(name, self.names())}')
         return dataclasses.replace(self, **changes)
 
-    def changed(self) -> dict[str, Any]:
-        """The options that differ from their defaults, as plain values."""
-        default = Recipe().as_dict()
-        return {name: value for name, value in self.as_dict().items() if value != default[name]}
-
 
 @dataclass(frozen=True)
 class ValidationOptions(ComputeOptions, InputOptions, ArchitectureOptions, DataOptions):
@@ -397,6 +392,8 @@ class ValidationOptions(ComputeOptions, InputOptions, ArchitectureOptions, DataO
         super().check()
         if self.pretrained and self.checkpoint:
             raise UserError('--pretrained and --checkpoint both name the weights: give one of them')
+        if self.use_ema and not self.checkpoint:
+            raise UserError('--use-ema has no effect without --checkpoint')
         if self.checkpoint and len(self.model) > 1:
             raise UserError('--checkpoint goes with one --model')
         if self.results_file and not self.results_file.endswith(('.json', '.csv')):

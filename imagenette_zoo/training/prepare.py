@@ -1,0 +1,254 @@
+"""From a recipe to all that a run needs: its folder, the images, the model, the batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.data import Mixup, create_transform
+from timm.models import safe_model_name
+
+from ..data import resolve_dataset
+from ..data.augment import BatchTransform, Normalize
+from ..data.imagenette import ImageSet, load_split, with_label_noise
+from ..data.loaders import Batches, Transform, eval_loader, train_loader
+from ..data.seeding import seed_everything
+from ..errors import UserError
+from . import build
+from .checkpoint import RunFolder, load_weights, model_folder, read_weights, resumed_run
+from .distributed import World
+from .learner import Learner
+from .options import read_yaml
+from .recipe import Recipe
+
+__all__ = ['Data', 'Run', 'prepare']
+
+# A run may be continued with other values of these: they do not decide what is computed.
+FREE_ON_RESUME = {
+    'data_dir', 'workers', 'pin_mem', 'device', 'output', 'experiment', 'overwrite', 'resume', 'log_interval',
+    'validation_batch_size', 'checkpoint_hist',
+}  # fmt: skip
+
+
+@dataclass
+class Data:
+    """The two splits and their batches."""
+
+    train: ImageSet
+    val: ImageSet
+    train_batches: Batches
+    val_batches: Batches
+    transform: BatchTransform
+
+
+@dataclass
+class Run:
+    """A run that is ready to go.
+
+    Args:
+        recipe: Its options.
+        folder: Where its files are kept.
+        data: What it trains on.
+        learner: The model and what changes it.
+        config: timm's data config of the model.
+        history: A row for each epoch that is done.
+    """
+
+    recipe: Recipe
+    folder: RunFolder
+    data: Data
+    learner: Learner
+    config: dict[str, Any]
+    history: list[dict[str, Any]]
+
+    def signature(self) -> dict[str, Any]:
+        """What must be the same for the run to be continued: beside the recipe, the data and the processes."""
+        return {
+            'training images': len(self.data.train),
+            'validation images': len(self.data.val),
+            'classes': list(self.data.train.classes),
+            'processes': self.learner.world.size,
+        }
+
+
+def prepare(recipe: Recipe, world: World) -> Run:
+    """Makes a run ready; the folder is touched last, when everything else has turned out well.
+
+    Raises:
+        UserError: Anything that the recipe names is wrong or missing.
+    """
+    folder = _open_folder(recipe)
+    train_images, val_images = _load_images(recipe)
+    seed_everything(recipe.seed, 'model')
+    model = _make_model(recipe, len(train_images.classes))
+    config = build.input_config(recipe, model)
+    data = _load_batches(recipe, train_images, val_images, config, world)
+    learner = Learner(recipe, model, world, -(-len(data.train_batches) // recipe.grad_accum_steps))
+    build.probe(model, recipe.model, config['input_size'])
+    run = Run(recipe, folder, data, learner, config, [])
+    if recipe.resume:
+        _resume(run)
+    elif world.primary:
+        folder.start(recipe)
+    return run
+
+
+def _open_folder(recipe: Recipe) -> RunFolder:
+    """The folder of the run; for a resumed run it must have been started with the same recipe."""
+    if not recipe.resume:
+        return RunFolder(Path(recipe.output, recipe.experiment) if recipe.experiment else _unused_path(recipe))
+    folder = RunFolder(resumed_run(recipe.resume, recipe.output, recipe.experiment))
+    started = Recipe(**read_yaml(folder['args.yaml'], Recipe.names())).as_dict()
+    for option, value in recipe.as_dict().items():
+        if option not in FREE_ON_RESUME and value != started[option]:
+            raise UserError(
+                f'{folder.path}: was started with {option} {started[option]}, not {value}: leave the option out to '
+                f'resume, or start another run'
+            )
+    return folder
+
+
+def _unused_path(recipe: Recipe) -> Path:
+    """A folder named by time, model and size, as timm's script names it."""
+    stamp = datetime.now().strftime('%Y%m%d-%H%M%S')
+    name = '-'.join([stamp, safe_model_name(recipe.model), *([str(recipe.img_size)] if recipe.img_size else [])])
+    path, number = Path(recipe.output, name), 1
+    while path.exists():
+        number += 1
+        path = path.with_name(f'{name}-{number}')
+    return path
+
+
+def _resume(run: Run) -> None:
+    """Takes up the state of the interrupted run."""
+    state = run.folder.load_state()
+    for name, value in run.signature().items():
+        if state.get('signature', {}).get(name) != value:
+            raise UserError(f'{run.folder.path}: was started with other {name}: it can only go on with the same')
+    try:
+        run.learner.load_state_dict(state['learner'])
+        run.history.extend(state['history'])
+    except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f'{run.folder["state.pt"]}: not the state of this run ({reason})') from None
+
+
+def _load_images(recipe: Recipe) -> tuple[ImageSet, ImageSet]:
+    root = resolve_dataset(recipe.dataset, recipe.data_dir)
+    train_images = load_split(root, recipe.train_split)
+    val_images = load_split(root, recipe.val_split, train_images.classes)
+    classes = len(train_images.classes)
+    if recipe.num_classes not in (None, classes):
+        raise UserError(
+            f'--num-classes {recipe.num_classes} disagrees with the {classes} classes of {root}: '
+            f'--num-classes {classes} is theirs'
+        )
+    if recipe.label_noise:
+        train_images = with_label_noise(train_images, recipe.label_noise)
+    return train_images, val_images
+
+
+def _make_model(recipe: Recipe, classes: int) -> Any:
+    model = build.build_model(
+        recipe.model,
+        pretrained=recipe.pretrained and not recipe.resume,
+        num_classes=classes,
+        drop_rate=recipe.drop,
+        drop_path_rate=recipe.drop_path,
+        drop_block_rate=recipe.drop_block,
+        global_pool=recipe.gp,
+        bn_momentum=recipe.bn_momentum,
+        bn_eps=recipe.bn_eps,
+        **recipe.model_kwargs,
+    )
+    _scale_head(model, recipe)
+    if recipe.initial_checkpoint and not recipe.resume:
+        folder = model_folder(recipe.initial_checkpoint)
+        path = folder / 'model.safetensors' if folder else Path(recipe.initial_checkpoint)
+        load_weights(model, read_weights(path), path)
+    return model
+
+
+@torch.no_grad()
+def _scale_head(model: Any, recipe: Recipe) -> None:
+    """Changes the classifier's initial weights as the recipe asks."""
+    scale, bias = recipe.head_init_scale, recipe.head_init_bias
+    if scale is None and bias is None:
+        return
+    head = model.get_classifier()
+    if not isinstance(getattr(head, 'weight', None), torch.Tensor) or head.bias is None:
+        raise UserError(f'--head-init-scale, --head-init-bias: the classifier of {recipe.model} is no plain layer')
+    if scale is not None:
+        head.weight.mul_(scale)
+        head.bias.mul_(scale)
+    if bias is not None:
+        head.bias.fill_(bias)
+
+
+def _load_batches(
+    recipe: Recipe, train_images: ImageSet, val_images: ImageSet, config: dict[str, Any], world: World
+) -> Data:
+    mixup = _make_mixup(recipe, len(train_images.classes))
+    normalize = Normalize(config['mean'], config['std'], world.device, recipe.channels_last)
+    place: dict[str, Any] = dict(
+        rank=world.rank, world_size=world.size, workers=recipe.workers, pin_memory=recipe.pin_mem
+    )
+    train_batches = train_loader(
+        train_images,
+        _train_transform(recipe, config),
+        recipe.batch_size,
+        recipe.seed,
+        multiple=2 if mixup else 1,  # mixing pairs the images
+        **place,
+    )
+    val_batches = eval_loader(
+        val_images, build.eval_transform(config), recipe.validation_batch_size or recipe.batch_size, **place
+    )
+    reprob = 0.0 if recipe.no_aug else recipe.reprob
+    transform = BatchTransform(normalize, reprob, recipe.remode, recipe.recount, mixup)
+    return Data(train_images, val_images, train_batches, val_batches, transform)
+
+
+def _train_transform(recipe: Recipe, config: dict[str, Any]) -> Transform:
+    """timm's training transform, to ``(3, H, W)`` uint8."""
+    try:
+        return create_transform(
+            input_size=config['input_size'],
+            is_training=True,
+            no_aug=recipe.no_aug,
+            interpolation=config['interpolation'] if recipe.no_aug else recipe.train_interpolation,
+            train_crop_mode=recipe.train_crop_mode,
+            scale=recipe.scale,
+            ratio=recipe.ratio,
+            hflip=recipe.hflip,
+            vflip=recipe.vflip,
+            color_jitter=recipe.color_jitter,
+            color_jitter_prob=recipe.color_jitter_prob,
+            grayscale_prob=recipe.grayscale_prob or 0.0,
+            gaussian_blur_prob=recipe.gaussian_blur_prob or 0.0,
+            auto_augment=recipe.aa,
+            mean=config['mean'],
+            std=config['std'],
+            use_prefetcher=True,
+        )
+    except (AssertionError, ValueError, KeyError) as error:
+        named = f'--aa {recipe.aa}: not a policy that timm knows' if recipe.aa else 'augmentation'
+        raise UserError(f'{named} ({error})') from None
+
+
+def _make_mixup(recipe: Recipe, classes: int) -> Mixup | None:
+    if not recipe.mixes:
+        return None
+    return Mixup(
+        recipe.mixup,
+        recipe.cutmix,
+        recipe.cutmix_minmax,
+        recipe.mixup_prob,
+        recipe.mixup_switch_prob,
+        recipe.mixup_mode,
+        label_smoothing=recipe.smoothing,
+        num_classes=classes,
+    )

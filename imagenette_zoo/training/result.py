@@ -1,0 +1,138 @@
+"""What a run came to: the rows of its epochs summed up, as a file and as words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from . import build
+from .console import Console, duration, table
+from .prepare import Run
+from .recipe import Recipe
+
+__all__ = ['Result', 'epoch_line', 'make_result', 'ranking', 'tell']
+
+
+@dataclass
+class Result:
+    """What a run came to: the content of its ``result.json``.
+
+    Accuracies are in %, times in seconds, memory in MiB. ``seconds['total']`` is training and validation together,
+    ``seconds['to_80']`` that up to the end of the validation that first gave 80 % top-1, or None;
+    ``per_class`` belongs to ``top1``.
+    """
+
+    model: str
+    top1: float
+    best_top1: float
+    best_epoch: int
+    top5: float
+    loss: float
+    per_class: dict[str, float]
+    epochs: int
+    img_size: int
+    seed: int
+    params: int
+    gmacs: float | None
+    seconds: dict[str, float | None]
+    images_per_second: float
+    peak_memory_mib: float
+    recipe: dict[str, Any]
+    dataset: dict[str, Any]
+    versions: dict[str, str]
+    hardware: dict[str, Any]
+    command: str
+    folder: Path = field(default=Path(), repr=False)
+
+    def as_json(self) -> dict[str, Any]:
+        """The content of ``result.json``."""
+        values = asdict(self)
+        del values['folder']
+        return values
+
+
+def ranking(history: Sequence[dict[str, Any]], recipe: Recipe) -> list[int]:
+    """The epochs whose weights are kept, best first; of equal ones the earlier."""
+    sign = 1 if recipe.eval_metric == 'loss' else -1
+    scored = [row for row in history if 'eval_loss' in row]
+    ranked = sorted(scored, key=lambda row: (sign * row['eval_' + recipe.eval_metric], row['epoch']))
+    return [row['epoch'] for row in ranked[: recipe.checkpoint_hist]]
+
+
+def epoch_line(row: dict[str, Any], epochs: int) -> str:
+    """What a person reads at the end of an epoch."""
+    scores = (
+        f'top-1 {row["eval_top1"]:.2f} %, top-5 {row["eval_top5"]:.2f} %, loss {row["eval_loss"]:.3f}, '
+        if 'eval_loss' in row
+        else ''
+    )
+    return (
+        f'epoch {row["epoch"]:>{len(str(epochs - 1))}} of {epochs}: {scores}training loss {row["train_loss"]:.3f}, '
+        f'{row["train_images"] / row["train_seconds"]:.0f} images/s, {duration(row["seconds"])}'
+    )
+
+
+def _seconds_to(history: Sequence[dict[str, Any]], top1: float) -> float | None:
+    elapsed = 0.0
+    for row in history:
+        elapsed += row['seconds']
+        if row.get('eval_top1', 0.0) >= top1:
+            return elapsed
+    return None
+
+
+def make_result(run: Run, params: int, gmacs: float | None) -> Result:
+    """The result of a run whose epochs are done."""
+    recipe, history = run.recipe, run.history
+    last = history[-1]
+    best = history[ranking(history, recipe)[0]]
+    train_seconds = sum(row['train_seconds'] for row in history)
+    seconds = {
+        'total': sum(row['seconds'] for row in history),
+        'train': train_seconds,
+        'eval': sum(row.get('eval_seconds', 0.0) for row in history),
+        **{f'to_{top1}': _seconds_to(history, top1) for top1 in (80, 85, 90)},
+    }
+    train, val = run.data.train, run.data.val
+    return Result(
+        model=recipe.model,
+        top1=last['eval_top1'],
+        best_top1=best['eval_top1'],
+        best_epoch=best['epoch'],
+        top5=last['eval_top5'],
+        loss=last['eval_loss'],
+        per_class=last['per_class'],
+        epochs=len(history),
+        img_size=run.config['input_size'][-1],
+        seed=recipe.seed,
+        params=params,
+        gmacs=gmacs,
+        seconds=seconds,
+        images_per_second=sum(row['train_images'] for row in history) / train_seconds,
+        peak_memory_mib=last['peak_memory_mib'],
+        recipe=recipe.as_dict(),
+        dataset={'name': train.root.name, 'train': len(train), 'val': len(val)},
+        versions=build.versions(),
+        hardware=build.hardware(run.learner.world.device),
+        command=build.this_command(),
+        folder=run.folder.path,
+    )
+
+
+def tell(result: Result, console: Console) -> None:
+    """Ends a run: a table by class, and where everything is."""
+    console.line()
+    console.line(table([('class', 'top-1 %'), *((name, f'{top1:.1f}') for name, top1 in result.per_class.items())]))
+    console.line()
+    best = f' (best {result.best_top1:.2f} % at epoch {result.best_epoch})' if result.best_top1 > result.top1 else ''
+    reached = [f'{n} % after {duration(s)}' for n in (80, 85, 90) if (s := result.seconds[f'to_{n}']) is not None]
+    console.line(
+        f'top-1 {result.top1:.2f} %{best}, top-5 {result.top5:.2f} % after {result.epochs} epochs in '
+        f'{duration(result.seconds["total"] or 0.0)}' + (f'; {", ".join(reached)}' if reached else '')
+    )
+    best_folder = result.folder / 'best'
+    console.line(f'weights:  {best_folder}    timm.create_model("local-dir:{best_folder}", pretrained=True)')
+    console.line(f'result:   {result.folder / "result.json"}')
+    console.line(f'metrics:  {result.folder / "summary.csv"}')

@@ -125,6 +125,8 @@ def _list(args: argparse.Namespace) -> int:
 def _add_data(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest='action', required=True, metavar='ACTION')
     fetch = actions.add_parser('fetch', help='download Imagenette into the user cache')
+    from .data.imagenette import SIZES
+
     fetch.add_argument('--size', choices=SIZES, default='160', help='shorter side (default: 160)')
     check = actions.add_parser('check', help='decode every image and count the classes')
     check.add_argument('--data-dir', metavar='DIR', help='as in training')

@@ -6,10 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 
 from imagenette_zoo.training.recipe import Recipe
+
+needs_local_dir = pytest.mark.skipif(
+    tuple(int(part) for part in timm.__version__.split('.')[:3]) < (1, 0, 26),
+    reason='timm before 1.0.26 cannot load safetensors from local-dir',
+)
 
 
 @pytest.fixture(autouse=True)

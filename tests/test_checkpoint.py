@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from imagenette_zoo.errors import UserError
 from imagenette_zoo.training.checkpoint import load_weights, read_weights, save_model_folder, write_atomic
 
+from .conftest import needs_local_dir
+
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / 'a.json'
@@ -51,6 +53,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
         write_atomic(tmp_path / 'x', b'data')
 
 
+@needs_local_dir
 def test_a_model_folder_is_timms(tmp_path: Path) -> None:
     model = timm.create_model('test_resnet', num_classes=3)
     config = {'architecture': 'test_resnet', 'num_classes': 3, 'pretrained_cfg': {'input_size': [3, 32, 32]}}

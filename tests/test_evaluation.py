@@ -23,6 +23,8 @@ from imagenette_zoo.training import build
 from imagenette_zoo.training.metrics import Scores
 from imagenette_zoo.training.recipe import Recipe
 
+from .conftest import make_folder, needs_local_dir
+
 MakeRecipe = Callable[..., Recipe]
 
 
@@ -148,6 +150,7 @@ def test_a_config_that_names_files_is_refused(run: Path, recipe: MakeRecipe, arg
         validate(run, recipe().data_dir, workers=0, quiet=True)
 
 
+@needs_local_dir
 def test_pixels_are_those_of_timms_loader(run: Path, recipe: MakeRecipe) -> None:
     """The same logits as with timm's dataset, loader and transform, to the bit."""
     model = timm.create_model(f'local-dir:{run}/best', pretrained=True).eval()
@@ -170,8 +173,6 @@ def test_pixels_are_those_of_timms_loader(run: Path, recipe: MakeRecipe) -> None
 
 
 def test_classes_that_disagree_with_the_data(run: Path, tmp_path: Path, folder: Path) -> None:
-    from .conftest import make_folder
-
     other = make_folder(tmp_path / 'four', classes=4, train=1, val=1)
     with pytest.raises(UserError, match='has 3 classes'):
         validate(run, other, workers=0, quiet=True)

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 
 from imagenette_zoo.layers import BlurPool2d, MaxBlurPool2d, Mish
 
+TORCH = tuple(int(part) for part in torch.__version__.split('.')[:2])
+
 
 @pytest.mark.parametrize('inplace', [False, True])
 def test_mish_equals_torch(inplace: bool) -> None:
@@ -86,6 +88,8 @@ def test_max_blur_pool_channels_last_and_gradient() -> None:
 @pytest.mark.parametrize('channels', [None, 4])
 @pytest.mark.parametrize('how', ['script', 'fx', 'export', 'compile'])
 def test_max_blur_pool_compiles(how: str, channels: int | None) -> None:
+    if how == 'fx' and channels is None and TORCH < (2, 8):
+        pytest.skip('this torch cannot trace a number of groups')
     pool, x = MaxBlurPool2d(channels).eval(), torch.randn(2, 4, 11, 11)
     compiled = {
         'script': lambda: torch.jit.script(pool),

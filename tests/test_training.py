@@ -24,7 +24,7 @@ from imagenette_zoo.training import learner, trainer
 from imagenette_zoo.training.learner import learning_rate
 from imagenette_zoo.training.recipe import Recipe
 
-from .conftest import changed, make_folder
+from .conftest import changed, make_folder, needs_local_dir
 
 MakeRecipe = Callable[..., Recipe]
 
@@ -88,6 +88,7 @@ def test_a_runs_folder(recipe: MakeRecipe) -> None:
     assert not list(run.rglob('.*')), 'temporary files are left'
 
 
+@needs_local_dir
 def test_training_learns_and_its_weights_load_in_timm(recipe: MakeRecipe) -> None:
     result = train(recipe(epochs=12, opt='adamw', no_aug=True), quiet=True)
     assert result.best_top1 >= 90
@@ -100,6 +101,7 @@ def test_training_learns_and_its_weights_load_in_timm(recipe: MakeRecipe) -> Non
     assert validation.top1 == result.best_top1
 
 
+@needs_local_dir
 def test_model_kwargs_travel_with_the_weights(recipe: MakeRecipe) -> None:
     result = train(
         recipe(model='mbv2_mish_imagenette', epochs=1, model_kwargs={'passes': [1, 1, 1, 1, 1, 1, 2]}, gp='max'),
@@ -237,7 +239,9 @@ def test_the_schedule_is_timms(recipe: MakeRecipe) -> None:
     by_epoch = recipe(epochs=6, warmup_epochs=2, lr=0.1, experiment='epochs')
     rows = list(csv.DictReader((train(by_epoch, quiet=True).folder / 'summary.csv').open()))
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
-    scheduler, epochs = create_scheduler_v2(optimizer, **scheduler_kwargs(by_epoch), updates_per_epoch=3)
+    scheduler, epochs = create_scheduler_v2(
+        optimizer, **scheduler_kwargs(by_epoch.replace(decay_epochs=90)), updates_per_epoch=3
+    )
     assert epochs == 6
     for epoch, row in enumerate(rows):
         assert float(row['lr']) == pytest.approx(optimizer.param_groups[0]['lr'])
@@ -246,7 +250,9 @@ def test_the_schedule_is_timms(recipe: MakeRecipe) -> None:
     by_update = recipe(epochs=4, warmup_epochs=1, lr=0.1, sched_on_updates=True, experiment='updates')
     rows = list(csv.DictReader((train(by_update, quiet=True).folder / 'summary.csv').open()))
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
-    scheduler, _ = create_scheduler_v2(optimizer, **scheduler_kwargs(by_update), updates_per_epoch=3)
+    scheduler, _ = create_scheduler_v2(
+        optimizer, **scheduler_kwargs(by_update.replace(decay_epochs=90)), updates_per_epoch=3
+    )
     for epoch, row in enumerate(rows):
         for update in range(3):
             scheduler.step_update(3 * epoch + update + 1)

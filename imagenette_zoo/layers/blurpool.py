@@ -47,6 +47,7 @@ class MaxBlurPool2d(BlurPool2d):
         if self.max_kernel_size % 2 == 0:  # an even window, padded on both sides, yields a row and a column too many
             x = x[:, :, 1:, 1:]
         x = F.pad(x, self.padding, mode=self.pad_mode)
+        if self.channels is not None:
+            return F.conv2d(x, self.filt, stride=self.stride, groups=self.channels)
         # new_ones() and not filt.expand(), which FX can't trace.
-        weight = self.filt * x.new_ones(x.shape[1], 1, 1, 1) if self.channels is None else self.filt
-        return F.conv2d(x, weight, stride=self.stride, groups=x.shape[1])
+        return F.conv2d(x, self.filt * x.new_ones(x.shape[1], 1, 1, 1), stride=self.stride, groups=x.shape[1])

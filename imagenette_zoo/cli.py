@@ -50,7 +50,7 @@ def _main(argv: Sequence[str]) -> int:
     parser.add_argument('--version', action='version', version=f'imagenette-zoo {__version__}')
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
     for name, (add, _, text) in COMMANDS.items():
-        add(commands.add_parser(name, help=text, description=text))
+        add(commands.add_parser(name, help=text, description=text, usage=f'imagenette-zoo {name} [options]'))
     args = _parse(parser, commands, argv)
     return COMMANDS[args.command][1](args)
 

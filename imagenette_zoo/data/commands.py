@@ -43,14 +43,14 @@ def check_command(data_dir: str | None = None, dataset: str = '') -> int:
 
 def _table(report: CheckReport) -> str:
     """One line a class and a total for each split, widths and heights in pixels."""
-    rows = [('split', 'class', 'images', 'width', 'height', 'greyscale', 'other than RGB')]
+    rows = [('class', 'split', 'images', 'width', 'height', 'greyscale', 'other than RGB')]
     for split in dict.fromkeys(entry.split for entry in report.classes):
         entries = [entry for entry in report.classes if entry.split == split]
         for entry in entries:
             modes = ', '.join(f'{count} {mode}' for mode, count in entry.other_modes.items())
-            rows.append((split, entry.name, *_figures([entry]), modes))
+            rows.append((entry.name, split, *_figures([entry]), modes))
         others = sum(sum(entry.other_modes.values()) for entry in entries)
-        rows.append((split, f'all {len(entries)} classes', *_figures(entries), str(others or '')))
+        rows.append((f'all {len(entries)} classes', split, *_figures(entries), str(others or '')))
     return table(rows)
 
 

@@ -296,7 +296,8 @@ def _add_flag(group: Any, field: dataclasses.Field[Any], kind: Any) -> None:
             kwargs['help'] = argparse.SUPPRESS
             group.add_argument('--no-' + _flag(field.name)[2:], action='store_false', **kwargs)
         return
-    kwargs['metavar'] = meta['metavar'] or {int: 'N', float: 'X'}.get(kind, field.name.upper().replace('_', '-'))
+    named = '{' + ','.join(filter(None, meta['choices'])) + '}' if meta['choices'] else meta['metavar']
+    kwargs['metavar'] = named or {int: 'N', float: 'X'}.get(kind, field.name.upper().replace('_', '-'))
     if kind is dict or typing.get_origin(kind) is dict:
         group.add_argument(*names, nargs='*', action=_Pairs, **{**kwargs, 'metavar': 'KEY=VALUE'})
     elif typing.get_origin(kind) is tuple:

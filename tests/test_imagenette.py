@@ -844,7 +844,7 @@ def test_check_of_a_good_folder(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert f'Data: {tmp_path}' in lines
     assert 'tench train 5 20-50 12-400 1 1 CMYK' in lines
     assert 'all 2 classes train 8 20-50 12-400 1 1' in lines
-    assert 'val all 2 classes 6 20-22 12 0' in lines
+    assert 'all 2 classes val 6 20-22 12 0' in lines
 
 
 def test_check_lists_bad_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

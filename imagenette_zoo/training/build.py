@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import timm
@@ -51,11 +52,13 @@ def build_model(name: str, **kwargs: Any) -> Any:
             take.
     """
     source = name.split(':', 1)[0] if ':' in name else None
+    if source == 'local-dir' and kwargs.get('pretrained') and not Path(name[10:], 'model.safetensors').is_file():
+        raise UserError(f'model {name}: no model.safetensors in it')  # older timm would run what a pickle says
     if source not in ('local-dir', 'hf-hub', 'hf_hub') and not timm.is_model(name.split('.')[0]):
         raise UserError(f'unknown model {name!r}{nearest(name, timm.list_models())} (imagenette-zoo list shows ours)')
     try:
         return timm.create_model(name, **{key: value for key, value in kwargs.items() if value is not None})
-    except (TypeError, AssertionError, ValueError, RuntimeError, OSError) as error:
+    except (TypeError, AssertionError, ValueError, RuntimeError, OSError, UnpicklingError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f'model {name}: {reason}') from None
 

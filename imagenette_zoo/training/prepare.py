@@ -87,7 +87,7 @@ def prepare(recipe: Recipe, world: World) -> Run:
     config = build.input_config(recipe, model)
     data = _load_batches(recipe, train_images, val_images, config, world)
     learner = Learner(recipe, model, world, -(-len(data.train_batches) // recipe.grad_accum_steps))
-    build.probe(model, recipe.model, config['input_size'])
+    build.probe(learner.model, recipe.model, config['input_size'])
     run = Run(recipe, folder, data, learner, config, [])
     if recipe.resume:
         _resume(run)

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -135,6 +136,22 @@ def test_a_damaged_model_folder(run: Path, recipe: MakeRecipe) -> None:
     (run / 'last' / 'config.json').write_text(json.dumps({**config, 'architecture': 'resnet_none'}))
     with pytest.raises(UserError, match='a known architecture'):
         validate(run / 'last', recipe().data_dir, workers=0, quiet=True)
+
+
+def test_other_classes_of_the_same_number(run: Path, tmp_path: Path) -> None:
+    other = make_folder(tmp_path / 'other', train=1, val=1)
+    for split in ('train', 'val'):
+        (other / split / 'class0').rename(other / split / 'zebra')
+    with pytest.raises(UserError, match='tells class0, … apart'):
+        validate(run, other, workers=0, quiet=True)
+
+
+def test_a_class_without_validation_images_keeps_its_place(run: Path, recipe: MakeRecipe, tmp_path: Path) -> None:
+    fewer = shutil.copytree(recipe().data_dir, tmp_path / 'fewer')
+    shutil.rmtree(fewer / 'val' / 'class0')
+    [whole] = validate(run, recipe().data_dir, workers=0, quiet=True)
+    [scores] = validate(run, fewer, workers=0, quiet=True)
+    assert scores.per_class == {name: top1 for name, top1 in whole.per_class.items() if name != 'class0'}
 
 
 def test_weights_given_twice(run: Path, recipe: MakeRecipe) -> None:

@@ -140,7 +140,7 @@ def validate(
     console = Console(quiet)
     world = World(choose_device(model.device))
     root = resolve_dataset(model.dataset, model.data_dir)
-    images = load_split(root, model.val_split)
+    images = load_split(root, model.val_split, load_split(root).classes)
     found = []
     for name in model.model:
         found.append(_validate_one(name, model, images, world, console))
@@ -212,6 +212,11 @@ def _load_model(name: str, options: ValidationOptions, images: ImageSet) -> Any:
         model = build.build_model(config['architecture'], **kwargs)
         load_weights(model, read_weights(folder / 'model.safetensors'), folder)
         model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, **config['pretrained_cfg']}
+        names = config.get('label_names')
+        if names and len(names) == classes and list(names) != list(images.class_names):
+            raise UserError(
+                f'{name}: tells {names[0]}, … apart, {images.root} has {images.class_names[0]}, …: other data'
+            )
     elif options.checkpoint:
         state_dict = read_weights(Path(options.checkpoint), options.use_ema)
         model = build.build_model(name, num_classes=options.num_classes or classes, **kwargs)

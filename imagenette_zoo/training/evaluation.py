@@ -169,6 +169,8 @@ def _validate_one(
     build.probe(model, name, config['input_size'])
     normalize = Normalize(config['mean'], config['std'], world.device, options.channels_last)
     batches = eval_loader(images, build.eval_transform(config), options.batch_size, options.workers, options.pin_mem)
+    if options.torchcompile:
+        torch._dynamo.reset()
     fast = build.compiled(model, options) if options.torchcompile else None
     scores = evaluate(model, batches, normalize, images, options, world, console, fast, options.batch_size)
     consistency = (

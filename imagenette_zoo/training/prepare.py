@@ -86,6 +86,8 @@ def prepare(recipe: Recipe, world: World) -> Run:
     model = _make_model(recipe, len(train_images.classes))
     config = build.input_config(recipe, model)
     data = _load_batches(recipe, train_images, val_images, config, world)
+    if recipe.torchcompile:
+        torch._dynamo.reset()  # else the models of a sweep use up what one process may compile
     learner = Learner(recipe, model, world, -(-len(data.train_batches) // recipe.grad_accum_steps))
     build.probe(learner.model, recipe.model, config['input_size'])
     run = Run(recipe, folder, data, learner, config, [])

@@ -172,5 +172,5 @@ def test_default_set_is_too_hard_for_a_linear_model(
 
     assert commands.check_command(None, 'synthette') == 0
     table = [' '.join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert any(line.startswith(f'train all 10 classes {len(train)} 200-500 200-500 0') for line in table)
+    assert any(line.startswith(f'all 10 classes train {len(train)} 200-500 200-500 0') for line in table)
     shutil.rmtree(root)

@@ -154,6 +154,13 @@ def test_a_class_without_validation_images_keeps_its_place(run: Path, recipe: Ma
     assert scores.per_class == {name: top1 for name, top1 in whole.per_class.items() if name != 'class0'}
 
 
+@pytest.mark.parametrize('names', [5, 'abc', {'0': 'a', '1': 'b', '2': 'c'}])
+def test_label_names_that_are_no_list_do_not_matter(run: Path, recipe: MakeRecipe, names: object) -> None:
+    path = run / 'best' / 'config.json'
+    path.write_text(json.dumps({**json.loads(path.read_text()), 'label_names': names}))
+    assert len(validate(run, recipe().data_dir, workers=0, quiet=True)) == 1
+
+
 def test_weights_given_twice(run: Path, recipe: MakeRecipe) -> None:
     with pytest.raises(UserError, match='has its own weights'):
         validate(run, recipe().data_dir, workers=0, quiet=True, checkpoint='other.pth')

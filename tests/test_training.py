@@ -132,7 +132,7 @@ def test_the_same_seed_gives_the_same_weights_whatever_the_workers(recipe: MakeR
         dict(
             opt='adamw', grad_accum_steps=2, clip_grad=1.0, drop_path=0.1, sched='step', decay_epochs=1, decay_rate=0.9
         ),
-        dict(sched='plateau', patience_epochs=1, lr=1e-7, smoothing=0.0, bce_loss=True, opt='lookahead_radam'),
+        dict(sched='plateau', patience_epochs=2, lr=1e-7, smoothing=0.0, bce_loss=True, opt='lookahead_radam'),
     ],
 )
 def test_an_interrupted_run_continues_to_the_same_weights(
@@ -297,6 +297,13 @@ def test_the_moving_average_is_what_is_evaluated_and_kept(recipe: MakeRecipe) ->
     assert not same(weights(plain.folder), weights(averaged.folder))
     [validation] = imagenette_zoo.validate(averaged.folder / 'last', recipe().data_dir, workers=0, quiet=True)
     assert validation.loss == pytest.approx(averaged.loss, rel=1e-6)
+
+
+def test_a_moving_average_on_the_cpu_is_the_same(recipe: MakeRecipe) -> None:
+    ema = dict(model_ema=True, model_ema_decay=0.9)
+    here = train(recipe(**ema, experiment='here'), quiet=True)
+    there = train(recipe(**ema, model_ema_force_cpu=True, experiment='there'), quiet=True)
+    assert there.loss == pytest.approx(here.loss, rel=1e-4)
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch(recipe: MakeRecipe) -> None:

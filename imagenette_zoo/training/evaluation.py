@@ -215,7 +215,7 @@ def _load_model(name: str, options: ValidationOptions, images: ImageSet) -> Any:
         load_weights(model, read_weights(folder / 'model.safetensors'), folder)
         model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, **config['pretrained_cfg']}
         names = config.get('label_names')
-        if names and len(names) == classes and list(names) != list(images.class_names):
+        if isinstance(names, list) and len(names) == classes and names != list(images.class_names):
             raise UserError(
                 f'{name}: tells {names[0]}, … apart, {images.root} has {images.class_names[0]}, …: other data'
             )

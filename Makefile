@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test clean
+.PHONY: bench bench-gpu demo test clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python train.py -c demo --dataset synthette --experiment demo --overwrite
@@ -16,6 +16,16 @@ test: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q
+
+# As in: make bench DATA=DIR TIMM=CHECKOUT
+DATA ?= $(IMAGENETTE_DIR)
+TIMM ?= $(TIMM_CHECKOUT)
+bench: $(VENV)/.installed
+	$(BIN)/python benchmarks/run.py --data-dir $(DATA) --timm-dir $(TIMM) --device cpu
+
+bench-gpu: $(VENV)/.installed
+	$(BIN)/python benchmarks/run.py --data-dir $(DATA) --timm-dir $(TIMM) --device cuda --amp --images 0 --steps 50 \
+	    --batch-size 256 --workers 16 $(ARGS)
 
 $(VENV)/.installed: setup.cfg pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

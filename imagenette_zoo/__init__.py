@@ -11,16 +11,18 @@ from imagenette_zoo.models import ModelInfo, list_models
 from imagenette_zoo.version import __version__
 
 if TYPE_CHECKING:
+    from imagenette_zoo.layers.fuse import fuse
     from imagenette_zoo.training.evaluation import validate
     from imagenette_zoo.training.recipe import Recipe
     from imagenette_zoo.training.result import Result
     from imagenette_zoo.training.trainer import train
 
-__all__ = ['ModelInfo', 'Recipe', 'Result', '__version__', 'list_models', 'train', 'validate']
+__all__ = ['ModelInfo', 'Recipe', 'Result', '__version__', 'fuse', 'list_models', 'train', 'validate']
 
 _HOME_OF = {
     'Recipe': 'imagenette_zoo.training.recipe',
     'Result': 'imagenette_zoo.training.result',
+    'fuse': 'imagenette_zoo.layers.fuse',
     'train': 'imagenette_zoo.training.trainer',
     'validate': 'imagenette_zoo.training.evaluation',
 }

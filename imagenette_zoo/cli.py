@@ -131,13 +131,19 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     check = actions.add_parser('check', help='decode every image and count the classes')
     check.add_argument('--data-dir', metavar='DIR', help='as in training')
     check.add_argument('--dataset', default='', metavar='NAME', help='as in training')
+    cache = actions.add_parser('cache', help='list or remove the decoded images in the user cache')
+    what = cache.add_mutually_exclusive_group()
+    what.add_argument('--list', action='store_true', help='list them (the default)')
+    what.add_argument('--clear', action='store_true', help='remove them all')
 
 
 def _data(args: argparse.Namespace) -> int:
-    from .data.commands import check_command, fetch_command
+    from .data.commands import cache_command, check_command, fetch_command
 
     if args.action == 'fetch':
         return fetch_command(args.size)
+    if args.action == 'cache':
+        return cache_command(args.clear)
     return check_command(args.data_dir, args.dataset)
 
 
@@ -145,5 +151,5 @@ COMMANDS: dict[str, tuple[Callable[[Any], None], Callable[[Any], int], str]] = {
     'train': (_add_train, _train, 'train a model by a recipe'),
     'validate': (_add_validate, _validate, 'validate one model or several'),
     'list': (_add_list, _list, 'list the models of the zoo'),
-    'data': (_add_data, _data, 'fetch and check the data'),
+    'data': (_add_data, _data, 'fetch and check the data, list and clear its cache'),
 }

@@ -8,60 +8,10 @@ import pytest
 import timm
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 
-from imagenette_zoo.layers import BlurPool2d, MaxBlurPool2d, Mish, mish
+from imagenette_zoo.layers import BlurPool2d, MaxBlurPool2d, Mish
 
 TORCH = tuple(int(part) for part in torch.__version__.split('.')[:2])
-
-
-@pytest.mark.parametrize('inplace', [False, True])
-def test_mish_equals_torch(inplace: bool) -> None:
-    x = torch.randn(2, 3, 5, 7) * 10
-    torch.testing.assert_close(Mish(inplace=inplace)(x.clone()), F.mish(x), rtol=0, atol=0)
-
-
-EXTREMES = [1e4, -1e4, 20.0, 19.99, -19.99, 0.0, -0.0, float('inf'), float('-inf'), float('nan')]
-
-
-@pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.float16, torch.bfloat16])
-def test_compiled_mish_has_torchs_values_and_gradients(dtype: torch.dtype) -> None:
-    x = torch.cat([torch.linspace(-30, 30, 6001), torch.tensor(EXTREMES)]).to(dtype)
-    torch._dynamo.reset()  # it counts the shapes and types of all tests together
-    compiled = torch.compile(Mish(), fullgraph=True, backend='aot_eager')
-    torch.testing.assert_close(compiled(x), F.mish(x), rtol=None, atol=None, equal_nan=True)
-    finite = x[x.isfinite()]
-    ours, theirs = finite.clone().requires_grad_(), finite.clone().requires_grad_()
-    compiled(ours).sum().backward()
-    F.mish(theirs).sum().backward()
-    torch.testing.assert_close(ours.grad, theirs.grad)
-
-
-def test_gradient_of_compiled_mish() -> None:
-    x = torch.linspace(-8, 25, 67, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(mish._algebraic_mish, x)
-
-
-def operators(graph: torch.fx.Graph) -> set[str]:
-    return {str(node.target) for node in graph.nodes if node.op == 'call_function'}
-
-
-def test_mish_is_one_exponential_where_it_is_compiled_and_torchs_own_elsewhere() -> None:
-    x, seen = torch.randn(8), []
-
-    def backend(module: torch.fx.GraphModule, inputs: object) -> object:
-        seen.append({node.target for node in module.graph.nodes})
-        return module.forward
-
-    torch._dynamo.reset()
-    torch.compile(Mish(), fullgraph=True, backend=backend)(x)
-    assert 'exp' in seen[0]
-    assert F.mish not in seen[0]
-    exported = torch.export.export(nn.Sequential(Mish()), (x,))
-    if hasattr(torch.compiler, 'is_exporting'):
-        assert any('mish' in name for name in operators(exported.graph))
-    assert 'mish' in str(torch.jit.script(Mish()).graph)
-    assert F.mish in {node.target for node in torch.fx.symbolic_trace(Mish()).graph.nodes}
 
 
 @pytest.mark.parametrize('name', ['resnet18', 'mobilenetv2_050', 'vit_tiny_patch16_224', 'convnext_atto'])

@@ -1,22 +1,37 @@
-"""Batches: which images, in which order, with which augmentation; what is done to them on the device."""
+"""Batches: which images, in which order, at which size, with which augmentation; what is done to them on the device."""
 
+import sys
+import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from timm.data import create_transform
 
-from imagenette_zoo.data.augment import BatchTransform, Normalize, shift_batch
-from imagenette_zoo.data.imagenette import load_split
-from imagenette_zoo.data.loaders import EpochBatches, eval_loader, train_loader
+from imagenette_zoo.data.augment import Augmentation, BatchTransform, Normalize, shift_batch
+from imagenette_zoo.data.cache import eval_pixels, train_pixels, train_side
+from imagenette_zoo.data.imagenette import ImageSet, load_split
+from imagenette_zoo.data.loaders import (
+    CachedEvalBatches,
+    CachedTrainBatches,
+    EpochBatches,
+    SizeSchedule,
+    _ahead,
+    eval_loader,
+    train_loader,
+)
 from imagenette_zoo.data.seeding import seed_everything, stream_seed
+from imagenette_zoo.errors import UserError
+from imagenette_zoo.training.console import Console
 
 CPU = torch.device('cpu')
+QUIET = Console(quiet=True)
 
 
 def indices(batches: EpochBatches, epoch: int = 0) -> list[int]:
     batches.epoch = epoch
-    return [index for batch in batches for _, index in batch]
+    return [index for batch in batches for _, index, _ in batch]
 
 
 @pytest.mark.parametrize(('size', 'batch', 'world'), [(10, 4, 1), (9469, 64, 1), (96, 8, 2), (17, 16, 1), (30, 4, 3)])
@@ -46,12 +61,71 @@ def test_the_order_depends_on_seed_and_epoch_alone() -> None:
     assert indices(EpochBatches(100, 10, seed=2)) != first
 
 
+# --- Scheduled sizes --------------------------------------------------------------------------------------------------
+
+SIDES = (16, 24, 32)
+
+
+def sides(schedule: SizeSchedule, epoch: int, batches: int = 300) -> list[int]:
+    return schedule.of_epoch(batches, 8, seed=1, epoch=epoch)
+
+
+def test_a_constant_schedule_mixes_the_sides_by_their_weights() -> None:
+    pytest.importorskip('timm.data.scheduled_sampler')
+    for epoch in (0, 9):
+        found = sides(SizeSchedule(SIDES), epoch)
+        assert len(found) == 300
+        assert set(found) == set(SIDES)
+        assert all(abs(found.count(side) - 100) < 35 for side in SIDES)  # four standard errors
+    weighted = sides(SizeSchedule(SIDES, weights=(3.0, 0.0, 1.0)), 0)
+    assert weighted.count(24) == 0
+    assert abs(weighted.count(16) - 225) < 30
+    assert sides(SizeSchedule(SIDES), 0) != sides(SizeSchedule(SIDES), 1)
+
+
+def test_a_progressive_schedule_goes_from_the_first_side_to_the_last() -> None:
+    pytest.importorskip('timm.data.scheduled_sampler')
+    schedule = SizeSchedule(SIDES, epochs=9, schedule='progressive')
+    means = [np.mean(sides(schedule, epoch)) for epoch in range(9)]
+    assert all(earlier < later for earlier, later in zip(means[::2], means[2::2], strict=False))
+    assert sides(schedule, 0).count(16) > 150
+    assert sides(schedule, 4).count(24) > 120
+    assert sides(schedule, 8).count(32) > 150
+    exact = SizeSchedule(SIDES, epochs=9, schedule='progressive', spread=0.0, random_mix=0.0)
+    assert [set(sides(exact, epoch)) for epoch in (0, 4, 8)] == [{16}, {24}, {32}]
+
+
+@pytest.mark.parametrize('schedule', ['constant', 'progressive'])
+def test_scheduled_sides_are_the_same_in_all_processes(schedule: str) -> None:
+    """And every image still comes once an epoch."""
+    pytest.importorskip('timm.data.scheduled_sampler')
+    of = SizeSchedule(SIDES, 4, schedule)
+    parts = [EpochBatches(200, 6, seed=1, rank=rank, world_size=3, schedule=of) for rank in range(3)]
+    for epoch in range(4):
+        seen = [index for part in parts for index in indices(part, epoch)]
+        assert len(seen) == len(set(seen)) >= 198
+        found = [[{side for _, _, side in batch} for batch in part] for part in parts]
+        assert found[0] == found[1] == found[2]
+        assert all(len(batch) == 1 for batch in found[0])
+
+
+def test_a_timm_without_scheduled_sizes_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, 'timm.data.scheduled_sampler', None)
+    assert sides(SizeSchedule((32,)), 0, 5) == [32] * 5
+    with pytest.raises(UserError, match=r'--train-img-sizes.*upgrade timm'):
+        sides(SizeSchedule((32, 48)), 0)
+
+
+# --- From files -------------------------------------------------------------------------------------------------------
+
+
 def test_augmentation_of_an_image_depends_on_seed_epoch_and_image_alone(folder: Path) -> None:
     images = load_split(folder, 'train')
     transform = create_transform(32, is_training=True, color_jitter=0.4, use_prefetcher=True)
 
     def pixels(workers: int, epoch: int, batch_size: int = 8, seed: int = 1) -> torch.Tensor:
-        loader = train_loader(images, transform, batch_size, seed=seed, workers=workers)
+        sampler = EpochBatches(len(images), batch_size, seed)
+        loader = train_loader(images, {0: transform}, sampler, workers)
         loader.set_epoch(epoch)
         torch.rand(epoch + 3)  # what else was drawn must not matter
         return torch.cat([batch for batch, _ in loader])
@@ -72,6 +146,151 @@ def test_validation_images_are_dealt_out_once(folder: Path, world: int) -> None:
         loader = eval_loader(images, transform, 5, workers=0, rank=rank, world_size=world)
         targets[rank::world] = torch.cat([target for _, target in loader])
     assert targets.tolist() == list(images.targets)
+
+
+# --- From the cache ---------------------------------------------------------------------------------------------------
+
+
+def cached(images: ImageSet, sampler: EpochBatches, **options: object) -> CachedTrainBatches:
+    side, sizes = train_side(images, 32, QUIET)
+    pixels = torch.from_numpy(train_pixels(images, side, QUIET))
+    targets = torch.tensor(images.targets)
+    return CachedTrainBatches(pixels, torch.from_numpy(sizes), targets, Augmentation(**options), sampler, CPU)
+
+
+def by_image(batches: CachedTrainBatches, epoch: int) -> dict[int, bytes]:
+    """The pixels of each image."""
+    batches.set_epoch(epoch)
+    torch.rand(epoch + 3)  # what else was drawn must not matter
+    order = indices(batches.sampler, epoch)
+    pixels = [image for images, _ in batches for image in images]
+    return {index: image.numpy().tobytes() for index, image in zip(order, pixels, strict=True)}
+
+
+def test_a_cached_image_depends_on_seed_epoch_and_image_alone(folder: Path) -> None:
+    """Not on the batch, on what ran before, or on the process that it is dealt to."""
+    images = load_split(folder, 'train')
+
+    def pixels(epoch: int = 1, batch: int = 8, seed: int = 1, rank: int = 0, world: int = 1) -> dict[int, bytes]:
+        one_size = SizeSchedule((32,))
+        sampler = EpochBatches(len(images), batch, seed, rank=rank, world_size=world, schedule=one_size)
+        return by_image(cached(images, sampler), epoch)
+
+    reference = pixels()
+    assert len(set(reference.values())) == len(images)
+    assert reference == pixels(batch=6)
+    assert reference == pixels(batch=4, rank=0, world=2) | pixels(batch=4, rank=1, world=2)
+    for other in (pixels(epoch=2), pixels(seed=2)):
+        assert other.keys() == reference.keys()
+        assert not set(other.values()) & set(reference.values())
+
+
+def test_an_epoch_can_be_repeated(folder: Path) -> None:
+    images = load_split(folder, 'train')
+    batches = cached(images, EpochBatches(len(images), 8, 1, schedule=SizeSchedule((32,))))
+    first, second = by_image(batches, 0), by_image(batches, 1)
+    assert first != second
+    assert by_image(batches, 0) == first
+    assert by_image(batches, 1) == second
+
+
+def test_cached_batches_are_those_of_the_sampler(folder: Path) -> None:
+    """The same images in the same order as from the files, at the same scheduled sides."""
+    pytest.importorskip('timm.data.scheduled_sampler')
+    images = load_split(folder, 'train')
+    sampler = EpochBatches(len(images), 5, 1, schedule=SizeSchedule((16, 24), weights=(1.0, 1.0)))
+    transforms = {side: create_transform(side, is_training=True, use_prefetcher=True) for side in (16, 24)}
+    found = []
+    for batches in (cached(images, sampler), train_loader(images, transforms, sampler, workers=0)):
+        batches.set_epoch(3)
+        assert len(batches) == 5
+        found.append([(tuple(pixels.shape), pixels.dtype, targets.tolist()) for pixels, targets in batches])
+    assert found[0] == found[1]
+    assert {shape[-1] for shape, _, _ in found[0]} == {16, 24}
+
+
+def test_without_augmentation_cached_images_are_the_stored_ones(folder: Path) -> None:
+    """Each beside its own class."""
+    images = load_split(folder, 'train')
+    batches = cached(
+        images,
+        EpochBatches(len(images), 8, 1, schedule=SizeSchedule((60,))),
+        scale=(1.0, 1.0),
+        ratio=(1e-3, 1e3),  # nothing drawn may leave the image, and the whole of it is of an allowed ratio
+        hflip=0.0,
+        color_jitter=0.0,
+    )
+    assert batches.pixels.shape[1:3] == (60, 60)
+    for (pixels, targets), keys in zip(batches, batches.sampler, strict=True):
+        index = [index for _, index, _ in keys]
+        assert torch.equal(pixels, batches.pixels[index].permute(0, 3, 1, 2))
+        assert targets.tolist() == [images.targets[i] for i in index]
+
+
+@pytest.mark.parametrize('world', [1, 2, 3])
+def test_cached_validation_batches_are_those_of_timms_loader(folder: Path, world: int) -> None:
+    """To the bit, the last, smaller one included."""
+    images = load_split(folder, 'validation')
+    transform = create_transform(32, crop_pct=0.9, interpolation='bicubic', use_prefetcher=True)
+    parameters = {'input_size': (3, 32, 32), 'crop_pct': 0.9, 'interpolation': 'bicubic'}
+    pixels = torch.from_numpy(eval_pixels(images, transform, parameters, QUIET))
+    for rank in range(world):
+        theirs = eval_loader(images, transform, 5, workers=0, rank=rank, world_size=world)
+        ours = CachedEvalBatches(pixels, torch.tensor(images.targets), 5, CPU, rank, world)
+        assert len(ours) == len(theirs) == len(list(ours))
+        assert len(list(ours)[-1][1]) < 5
+        for (a, targets), (b, same) in zip(ours, theirs, strict=True):
+            assert a.dtype == b.dtype == torch.uint8
+            assert torch.equal(a, b)
+            assert torch.equal(targets, same)
+
+
+def threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith('batches')]
+
+
+def twice(number: int) -> int:
+    if number == 70:
+        raise UserError('a bad image')
+    return 2 * number
+
+
+@pytest.mark.parametrize('count', [1, 3])
+def test_batches_made_ahead_keep_their_order(count: int) -> None:
+    assert list(_ahead(twice, ((n,) for n in range(60)), count)) == list(range(0, 120, 2))
+    assert list(_ahead(twice, iter([]), count)) == []
+    assert not threads()
+
+
+def test_what_goes_wrong_in_a_thread_is_raised_here() -> None:
+    made = _ahead(twice, ((n,) for n in range(60, 80)), 2)
+    assert [next(made) for _ in range(10)] == list(range(120, 140, 2))
+    with pytest.raises(UserError, match='a bad image'):
+        next(made)
+    assert not threads()
+
+
+def test_a_pass_that_ends_early_ends_its_threads(folder: Path) -> None:
+    """A run that is interrupted or fails in a step."""
+    made = _ahead(twice, ((n,) for n in range(60)), 2)
+    assert next(made) == 0
+    assert threads()
+    made.close()
+    assert not threads()
+    images = load_split(folder, 'train')
+    batches = cached(images, EpochBatches(len(images), 2, 1, schedule=SizeSchedule((32,))))
+
+    def interrupted() -> None:
+        for _ in batches:
+            assert threads()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert not threads()
+
+
+# --- On the device ----------------------------------------------------------------------------------------------------
 
 
 def test_normalisation_is_timms() -> None:

@@ -1,15 +1,16 @@
-"""What `imagenette-zoo data fetch` and `imagenette-zoo data check` do."""
+"""What `imagenette-zoo data fetch`, `check` and `cache` do."""
 
 import sys
+import time
 from collections.abc import Sequence
 
 from tqdm import tqdm
 
 from ..training.console import table
-from . import resolve_dataset
+from . import cache, resolve_dataset
 from .imagenette import CheckReport, ClassReport, check, fetch
 
-__all__ = ['check_command', 'fetch_command']
+__all__ = ['cache_command', 'check_command', 'fetch_command']
 
 
 def fetch_command(size: str) -> int:
@@ -38,6 +39,28 @@ def check_command(data_dir: str | None = None, dataset: str = '') -> int:
             print(f'  {root / image.path}: {image.reason}', file=sys.stderr)
         return 2
     print('\nEvery image decodes.')
+    return 0
+
+
+def cache_command(clear: bool) -> int:
+    """List the decoded images in the user cache, or remove them; returns the exit code."""
+    if clear:
+        freed, busy = cache.clear()
+        print(f'freed {freed / 2**20:.0f} MiB' + (f'; left {len(busy)} that a process is making' if busy else ''))
+        return 0
+    entries = cache.entries()
+    if not entries:
+        print(f'no decoded images in {cache.home()}')
+        return 0
+    rows = [('data', 'split', 'kind', 'images', 'px', 'MiB', 'last used')]
+    for entry in entries:
+        used = time.strftime('%Y-%m-%d %H:%M', time.localtime(entry.used))
+        pixels = '×'.join(map(str, entry.shape[1:3])) if len(entry.shape) == 4 else '-'
+        size = f'{entry.size / 2**20:.1f}'
+        rows.append((entry.data, entry.split, entry.what['kind'], str(entry.shape[0]), pixels, size, used))
+    print(table(rows))
+    total = sum(entry.size for entry in entries)
+    print(f'\n{total / 2**20:.0f} MiB in {cache.home()}; "imagenette-zoo data cache --clear" removes them')
     return 0
 
 

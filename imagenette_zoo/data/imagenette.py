@@ -18,13 +18,14 @@ import tarfile
 import time
 import warnings
 import zlib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from http.client import HTTPException
 from pathlib import Path
+from typing import TypeVar
 from urllib.error import URLError
 from uuid import uuid4
 
@@ -41,10 +42,13 @@ __all__ = [
     'CheckReport',
     'ClassReport',
     'ImageSet',
+    'available_cores',
     'cache_dir',
     'check',
+    'decoded',
     'fetch',
     'find_root',
+    'image_size',
     'load_split',
     'open_image',
     'whole_folder',
@@ -72,6 +76,8 @@ SIZES: dict[str, str] = {  # shorter side in pixels, as published → name of th
     '320': 'imagenette2-320',
     'full': 'imagenette2',
 }
+
+T = TypeVar('T')
 
 _ARCHIVE_SUFFIXES = ('.tgz', '.tar.gz', '.tar')
 _DAY = 24 * 60 * 60  # seconds
@@ -574,6 +580,42 @@ def open_image(path: str | Path) -> Image.Image:
         return _decode(path)[0]
 
 
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Width and height of an image put upright, in pixels, from its header alone.
+
+    Raises:
+        UserError: as `open_image`, as far as the header tells.
+    """
+    try:
+        with _only_size_warnings(), Image.open(path) as image:
+            turned = _turn(image) in (_UPRIGHT[5], _UPRIGHT[6], _UPRIGHT[7], _UPRIGHT[8])
+            return (image.height, image.width) if turned else image.size
+    except Exception as error:
+        raise UserError(f'image {path} {_complaint(path, error)}') from error
+
+
+def decoded(paths: Iterable[str | Path], use: Callable[[Image.Image], T]) -> Iterator[T]:
+    """What `use` makes of each image of `open_image`, in order, on all cores.
+
+    Raises:
+        UserError: as `open_image`, while iterating.
+    """
+    threads = available_cores()  # Pillow lets go of the GIL while it decodes
+    waiting: deque[Future[T]] = deque()
+    with _only_size_warnings(), ThreadPoolExecutor(threads) as pool:
+        for path in paths:
+            waiting.append(pool.submit(lambda path: use(_decode(path)[0]), path))
+            if len(waiting) > 8 * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def available_cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
 @contextmanager
 def _only_size_warnings() -> Iterator[None]:
     """Pillow's warning of an absurd size is an error; its others are nothing that a user could mend."""
@@ -673,8 +715,7 @@ def check(root: str | Path, progress: Callable[[int, int], None] | None = None) 
     done = 0
     reports: list[ClassReport] = []
     bad: list[BadImage] = []
-    threads = min(8, os.cpu_count() or 1)  # Pillow lets go of the GIL while it decodes
-    with _only_size_warnings(), ThreadPoolExecutor(threads) as pool:
+    with _only_size_warnings(), ThreadPoolExecutor(available_cores()) as pool:
         for images in sets:
             seen: list[list[tuple[int, int, str]]] = [[] for _ in images.classes]
             counts = Counter(images.targets)

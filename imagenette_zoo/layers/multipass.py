@@ -18,7 +18,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from timm.layers import BlurPool2d
 from timm.models._efficientnet_blocks import DepthwiseSeparableConv, InvertedResidual
-from torch.nn.utils import fuse_conv_bn_eval
+
+from imagenette_zoo.layers.fuse import fold_norm, why_not_folded
 
 __all__ = ['MultiPass', 'WideInvertedResidual']
 
@@ -171,13 +172,9 @@ def _separable_layers(block: DepthwiseSeparableConv) -> tuple[nn.Conv2d, nn.Conv
 def _fold_norm(conv: Any, norm: Any) -> nn.Conv2d:
     """The convolution, in float64 on the CPU, that equals `norm(conv(x))` in eval mode but for the activation."""
     _require(type(conv) is nn.Conv2d, f'{type(conv).__name__} is not a plain convolution')
-    _require(
-        isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None,
-        f'{type(norm).__name__} has no running statistics to fold',
-    )
-    _require(isinstance(getattr(norm, 'drop', None), nn.Identity | None), f'{type(norm).__name__} drops activations')
-    conv, norm = (copy.deepcopy(layer).cpu().double().eval() for layer in (conv, norm))
-    return fuse_conv_bn_eval(conv, norm)
+    reason = why_not_folded(conv, norm)
+    _require(not reason, reason)
+    return fold_norm(conv, norm)
 
 
 def _common_activation(norms: Sequence[nn.Module]) -> nn.Module:

@@ -20,15 +20,19 @@ from timm.data import create_transform, resolve_data_config
 from timm.models._hub import save_config_for_hf
 from torch import nn
 
-from ..data.loaders import Transform, available_cores
+from ..data.cache import eval_pixels
+from ..data.imagenette import ImageSet, available_cores
+from ..data.loaders import Batches, CachedEvalBatches, Transform, eval_loader
 from ..errors import UserError
+from .console import Console
+from .distributed import World
 from .options import nearest
-from .recipe import ComputeOptions, InputOptions
+from .recipe import ComputeOptions, DataOptions, InputOptions
 
 __all__ = [
     'autocast',
     'build_model',
-    'compiled',
+    'eval_batches',
     'eval_transform',
     'hardware',
     'input_config',
@@ -36,8 +40,11 @@ __all__ = [
     'place',
     'probe',
     'this_command',
+    'uses_cache',
     'versions',
 ]
+
+LARGEST_CACHE = 16 * 2**30  # bytes of decoded images that auto keeps
 
 
 def build_model(name: str, **kwargs: Any) -> Any:
@@ -80,6 +87,43 @@ def eval_transform(config: dict[str, Any]) -> Transform:
     )
 
 
+def uses_cache(options: DataOptions, images: ImageSet, side: int, console: Console) -> bool:
+    """Whether decoded images are to be kept; says so where ``auto`` means not for their size.
+
+    Args:
+        options: ``loader``.
+        images: The images.
+        side: The side in pixels that they are used at.
+        console: Who is told.
+    """
+    size = len(images) * max(224, 1.5 * side) ** 2 * 3
+    if options.loader == 'auto' and size > LARGEST_CACHE:
+        console.line(
+            f'{len(images):,} images of {images.root / images.split} would take {size / 2**30:.0f} GiB decoded: they '
+            f'are decoded every epoch (--loader cache keeps them all the same)'
+        )
+        return False
+    return options.loader != 'timm'
+
+
+def eval_batches(
+    options: DataOptions,
+    images: ImageSet,
+    config: dict[str, Any],
+    batch_size: int,
+    world: World,
+    console: Console,
+) -> Batches:
+    """This process's share of the images as timm's evaluation transform makes them, from the cache or the files."""
+    transform = eval_transform(config)
+    if uses_cache(options, images, config['input_size'][-1], console):
+        names = ('input_size', 'interpolation', 'crop_pct', 'crop_mode')
+        pixels = eval_pixels(images, transform, {name: config[name] for name in names}, console)
+        targets = torch.tensor(images.targets)
+        return CachedEvalBatches(torch.from_numpy(pixels), targets, batch_size, world.device, world.rank, world.size)
+    return eval_loader(images, transform, batch_size, options.workers, options.pin_mem, world.rank, world.size)
+
+
 def place(model: nn.Module, device: torch.device, channels_last: bool) -> nn.Module:
     """Moves a model to a device and into a memory layout."""
     model.to(device)
@@ -105,23 +149,6 @@ def probe(model: nn.Module, name: str, input_size: tuple[int, int, int]) -> None
 def autocast(options: ComputeOptions, device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """Mixed precision where it is asked for."""
     return torch.autocast(device.type, getattr(torch, options.amp_dtype), enabled=options.amp)
-
-
-def compiled(model: nn.Module, options: ComputeOptions) -> nn.Module:
-    """The model compiled for one shape, where that is asked for.
-
-    Raises:
-        UserError: There is no such backend, or no compiler on this machine.
-    """
-    if not options.torchcompile:
-        return model
-    known = torch._dynamo.list_backends(exclude_tags=())
-    if options.torchcompile not in known:
-        raise UserError(f'--torchcompile: no backend {options.torchcompile!r}{nearest(options.torchcompile, known)}')
-    # dynamic=False: a batch of another size is run by the plain model, so that the compiled one stays as it is.
-    return torch.compile(  # type: ignore[return-value]
-        model, backend=options.torchcompile, mode=options.torchcompile_mode, dynamic=False
-    )
 
 
 def model_config(

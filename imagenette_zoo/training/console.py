@@ -95,9 +95,10 @@ class Progress:
 
     def advance(self, images: int, **details: str) -> None:
         """Counts one step."""
+        shows = bool(details) or (self.wants_details() and not self.console.live)
         self.step += 1
         self.images += images
-        if details:
+        if shows:
             elapsed = time.perf_counter() - self.start
             details = {'images/s': f'{self.images / elapsed:.0f}', **details}
             if self.console.live:

@@ -13,20 +13,22 @@ from typing import Any
 
 import timm
 import torch
-from timm.utils import reparameterize_model
 from torch import nn
 
 from ..data import resolve_dataset
 from ..data.augment import Normalize, shift_batch
 from ..data.imagenette import ImageSet, load_split
-from ..data.loaders import Batches, eval_loader
+from ..data.loaders import Batches
 from ..data.seeding import stream_seed
 from ..errors import UserError
+from ..layers import fuse
 from ..models.catalog import model_cost
 from . import build
 from .checkpoint import load_weights, model_folder, read_weights, write_atomic
+from .compilation import compiled
 from .console import Console, table
 from .distributed import World, choose_device
+from .memory import keep_freed_memory
 from .metrics import Scores
 from .options import nearest
 from .recipe import ComputeOptions, ValidationOptions
@@ -139,6 +141,7 @@ def validate(
         raise UserError(f'--results-file {model.results_file}: no such folder')
     console = Console(quiet)
     world = World(choose_device(model.device))
+    keep_freed_memory()
     root = resolve_dataset(model.dataset, model.data_dir)
     images = load_split(root, model.val_split, load_split(root).classes)
     found = []
@@ -163,15 +166,14 @@ def _validate_one(
     model = _load_model(name, options, images)
     config = build.input_config(options, model, use_test_size=True)
     if options.reparam:
-        model = reparameterize_model(model)
+        model = fuse(model)
     params, gmacs = model_cost(model, config['input_size'])
     model = build.place(model, world.device, options.channels_last)
     build.probe(model, name, config['input_size'])
     normalize = Normalize(config['mean'], config['std'], world.device, options.channels_last)
-    batches = eval_loader(images, build.eval_transform(config), options.batch_size, options.workers, options.pin_mem)
-    if options.torchcompile:
-        torch._dynamo.reset()
-    fast = build.compiled(model, options) if options.torchcompile else None
+    batches = build.eval_batches(options, images, config, options.batch_size, world, console)
+    torch.compiler.reset()
+    fast = compiled(model, options)
     scores = evaluate(model, batches, normalize, images, options, world, console, fast, options.batch_size)
     consistency = (
         _shift_consistency(model, batches, normalize, scores, options, console) if options.shift_consistency else None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -18,7 +19,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import UserError
-from .build import autocast, compiled, place
+from .build import autocast, place
+from .compilation import compiled
 from .distributed import World
 from .options import nearest
 from .recipe import Recipe
@@ -89,7 +91,7 @@ class Learner:
             if recipe.model_ema
             else None
         )
-        self.fast = compiled(model, recipe)
+        self.fast = compiled(model, recipe, len(recipe.train_img_sizes or (0,)))
         self.eval_fast = compiled(self.eval_model, recipe) if recipe.torchcompile else None
         self.plain: nn.Module = model
         if world.size > 1:
@@ -165,6 +167,34 @@ class Learner:
             if self.ema is not None:
                 self.ema.update(self.model, step=self.updates)
         return loss.detach()
+
+    def compile(self, sides: Sequence[int], channels: int) -> float:
+        """Compiles the training step for images of these sides, by running it; nothing else changes.
+
+        Returns:
+            The seconds that it took.
+        """
+        start = time.perf_counter()
+        kept = {name: value.clone() for name, value in self.model.named_buffers()}
+        target = torch.zeros(self.recipe.batch_size, dtype=torch.long, device=self.world.device)
+        if self.recipe.mixes:
+            target = nn.functional.one_hot(target, int(self.model.num_classes)).float()  # type: ignore[arg-type]
+        layout = torch.channels_last if self.recipe.channels_last else torch.contiguous_format
+        self.model.train()
+        for side in sides:
+            images = torch.zeros(self.recipe.batch_size, channels, side, side, device=self.world.device)
+            with autocast(self.recipe, self.world.device):
+                loss = self.loss_fn(self.fast(images.contiguous(memory_format=layout)), target)
+            loss.backward()
+        self.optimizer.zero_grad()
+        for name, value in self.model.named_buffers():
+            value.copy_(kept[name])
+        return time.perf_counter() - start
+
+    def give_up_compiling(self) -> None:
+        """Goes on with the model as it is."""
+        self.fast, self.eval_fast = self.model, None
+        self.optimizer.zero_grad()
 
     def _backward(self, loss: torch.Tensor, update: bool) -> None:
         recipe = self.recipe

@@ -12,13 +12,16 @@ from timm.data import Mixup, create_transform
 from timm.models import safe_model_name
 
 from ..data import resolve_dataset
-from ..data.augment import BatchTransform, Normalize
+from ..data.augment import Augmentation, BatchTransform, Normalize
+from ..data.cache import train_pixels, train_side
 from ..data.imagenette import ImageSet, load_split, with_label_noise
-from ..data.loaders import Batches, Transform, eval_loader, train_loader
+from ..data.loaders import Batches, CachedTrainBatches, EpochBatches, SizeSchedule, Transform, train_loader
 from ..data.seeding import seed_everything
 from ..errors import UserError
 from . import build
 from .checkpoint import RunFolder, load_weights, model_folder, read_weights, resumed_run
+from .compilation import resolve
+from .console import Console
 from .distributed import World
 from .learner import Learner
 from .options import read_yaml
@@ -55,6 +58,7 @@ class Run:
         learner: The model and what changes it.
         config: timm's data config of the model.
         history: A row for each epoch that is done.
+        setup_seconds: What it took to make it ready: reading, decoding, compiling.
     """
 
     recipe: Recipe
@@ -63,6 +67,7 @@ class Run:
     learner: Learner
     config: dict[str, Any]
     history: list[dict[str, Any]]
+    setup_seconds: float = 0.0
 
     def signature(self) -> dict[str, Any]:
         """What must be the same for the run to be continued: beside the recipe, the data and the processes."""
@@ -74,7 +79,7 @@ class Run:
         }
 
 
-def prepare(recipe: Recipe, world: World) -> Run:
+def prepare(recipe: Recipe, world: World, console: Console) -> Run:
     """Makes a run ready; the folder is touched last, when everything else has turned out well.
 
     Raises:
@@ -85,17 +90,33 @@ def prepare(recipe: Recipe, world: World) -> Run:
     seed_everything(recipe.seed, 'model')
     model = _make_model(recipe, len(train_images.classes))
     config = build.input_config(recipe, model)
-    data = _load_batches(recipe, train_images, val_images, config, world)
-    if recipe.torchcompile:
-        torch._dynamo.reset()  # else the models of a sweep use up what one process may compile
-    learner = Learner(recipe, model, world, -(-len(data.train_batches) // recipe.grad_accum_steps))
+    data = _load_batches(recipe, train_images, val_images, config, world, console)
+    torch.compiler.reset()  # else the models of a sweep use up what one process may compile
+    own = resolve(recipe, model, len(train_images), world.device, console)
+    learner = Learner(own, model, world, -(-len(data.train_batches) // recipe.grad_accum_steps))
     build.probe(learner.model, recipe.model, config['input_size'])
+    if own.torchcompile:
+        _compile(recipe, learner, config, console)
     run = Run(recipe, folder, data, learner, config, [])
     if recipe.resume:
         _resume(run)
     elif world.primary:
         folder.start(recipe)
     return run
+
+
+def _compile(recipe: Recipe, learner: Learner, config: dict[str, Any], console: Console) -> None:
+    """Compiles the model now, so that one which can't be compiled fails before anything is written."""
+    channels, _, side = config['input_size']
+    try:
+        seconds = learner.compile(recipe.train_img_sizes or (side,), channels)
+        console.line(f'compiled in {seconds:.1f} s')
+    except (torch._dynamo.exc.TorchDynamoException, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        if recipe.torchcompile != 'auto' or learner.world.size > 1:
+            raise UserError(f'--torchcompile {recipe.torchcompile}: {reason}') from error
+        console.line(f'torchcompile auto: off after all ({reason})')
+        learner.give_up_compiling()
 
 
 def _open_folder(recipe: Recipe) -> RunFolder:
@@ -191,34 +212,101 @@ def _scale_head(model: Any, recipe: Recipe) -> None:
 
 
 def _load_batches(
-    recipe: Recipe, train_images: ImageSet, val_images: ImageSet, config: dict[str, Any], world: World
+    recipe: Recipe,
+    train_images: ImageSet,
+    val_images: ImageSet,
+    config: dict[str, Any],
+    world: World,
+    console: Console,
 ) -> Data:
     mixup = _make_mixup(recipe, len(train_images.classes))
     normalize = Normalize(config['mean'], config['std'], world.device, recipe.channels_last)
-    place: dict[str, Any] = dict(
-        rank=world.rank, world_size=world.size, workers=recipe.workers, pin_memory=recipe.pin_mem
-    )
-    train_batches = train_loader(
-        train_images,
-        _train_transform(recipe, config),
-        recipe.batch_size,
-        recipe.seed,
-        multiple=2 if mixup else 1,  # mixing pairs the images
-        **place,
-    )
-    val_batches = eval_loader(
-        val_images, build.eval_transform(config), recipe.validation_batch_size or recipe.batch_size, **place
-    )
     reprob = 0.0 if recipe.no_aug else recipe.reprob
     transform = BatchTransform(normalize, reprob, recipe.remode, recipe.recount, mixup)
+    train_batches = _train_batches(recipe, train_images, config, world, console, multiple=2 if mixup else 1)
+    batch_size = recipe.validation_batch_size or recipe.batch_size
+    val_batches = build.eval_batches(recipe, val_images, config, batch_size, world, console)
     return Data(train_images, val_images, train_batches, val_batches, transform)
 
 
-def _train_transform(recipe: Recipe, config: dict[str, Any]) -> Transform:
+def _train_batches(
+    recipe: Recipe,
+    images: ImageSet,
+    config: dict[str, Any],
+    world: World,
+    console: Console,
+    multiple: int,  # mixing pairs the images
+) -> Batches:
+    """The training batches, from the cache or from the files.
+
+    Raises:
+        UserError: The batch is larger than the training set; ``--loader cache`` can't do what is asked for; an image
+            can't be read.
+    """
+    total = recipe.batch_size * world.size
+    if total > len(images):
+        shown = f'{recipe.batch_size} in each of {world.size} processes' if world.size > 1 else str(total)
+        raise UserError(
+            f'--batch-size {shown} is larger than the training set of {len(images)} images: choose a smaller one'
+        )
+    sides = recipe.train_img_sizes or (config['input_size'][-1],)
+    schedule = SizeSchedule(
+        sides,
+        recipe.epochs,
+        recipe.train_size_schedule,
+        recipe.train_size_probs,
+        recipe.train_size_schedule_spread,
+        recipe.train_size_random_mix,
+    )
+    sampler = EpochBatches(len(images), recipe.batch_size, recipe.seed, multiple, world.rank, world.size, schedule)
+    missing = _not_batched(recipe, config)
+    if missing and recipe.loader == 'cache':
+        raise UserError(f'--loader cache: can not do {missing}: use --loader timm')
+    if not missing and build.uses_cache(recipe, images, max(sides), console):
+        side, sizes = train_side(images, max(sides), console)
+        pixels = torch.from_numpy(train_pixels(images, side, console))
+        return CachedTrainBatches(
+            pixels, torch.from_numpy(sizes), torch.tensor(images.targets), _augmentation(recipe), sampler, world.device
+        )
+    transforms = {side: _train_transform(recipe, config, side) for side in sides}
+    return train_loader(images, transforms, sampler, recipe.workers, recipe.pin_mem)
+
+
+def _not_batched(recipe: Recipe, config: dict[str, Any]) -> str:
+    """What the recipe asks for that only timm's per-image transforms can do, or nothing."""
+    if recipe.no_aug:
+        return '--no-aug'
+    if recipe.aa:
+        return '--aa'
+    if recipe.gaussian_blur_prob:
+        return '--gaussian-blur-prob'
+    if recipe.train_crop_mode not in (None, 'rrc'):
+        return f'--train-crop-mode {recipe.train_crop_mode}'
+    if recipe.train_interpolation not in ('random', 'bilinear', 'bicubic'):
+        return f'--train-interpolation {recipe.train_interpolation}'
+    _, height, width = config['input_size']
+    return '' if height == width else f'images of {height}×{width}'
+
+
+def _augmentation(recipe: Recipe) -> Augmentation:
+    return Augmentation(
+        recipe.scale,
+        recipe.ratio,
+        recipe.hflip,
+        recipe.vflip,
+        recipe.train_interpolation,
+        recipe.color_jitter,
+        1.0 if recipe.color_jitter_prob is None else recipe.color_jitter_prob,
+        recipe.grayscale_prob or 0.0,
+    )
+
+
+def _train_transform(recipe: Recipe, config: dict[str, Any], side: int) -> Transform:
     """timm's training transform, to ``(3, H, W)`` uint8."""
+    channels, height, width = config['input_size']
     try:
         return create_transform(
-            input_size=config['input_size'],
+            input_size=(channels, side, side) if height == width else config['input_size'],
             is_training=True,
             no_aug=recipe.no_aug,
             interpolation=config['interpolation'] if recipe.no_aug else recipe.train_interpolation,

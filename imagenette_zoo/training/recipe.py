@@ -36,7 +36,13 @@ class DataOptions(Options):
         choices=('', *DATASETS),
     )
     val_split: str = option('validation', 'name of the validation split')
-    workers: int = option(4, 'data loading processes; 0 loads in the main process', low=0, short=('-j',))
+    loader: str = option(
+        'auto',
+        "cache: images decoded once, batches augmented on the device; timm: timm's transforms, image by image; auto: "
+        'cache where it can do what is asked for',
+        choices=('auto', 'cache', 'timm'),
+    )
+    workers: int = option(4, "processes of timm's loader; 0 loads in the main process", low=0, short=('-j',))
     pin_mem: bool = option(False, 'pin CPU memory in the data loader')
 
 
@@ -73,8 +79,9 @@ class ComputeOptions(Options):
     amp_dtype: str = option('float16', 'type that mixed precision computes in', choices=('float16', 'bfloat16'))
     channels_last: bool = option(False, 'channels-last memory layout')
     torchcompile: str | None = option(
-        None,
-        'compile the model with this backend (inductor when no backend is named)',
+        'auto',
+        'compile the model with this backend (inductor when no backend is named; none: do not; auto: in training, '
+        'where the run is long enough to earn back the time that compiling takes)',
         const='inductor',
         metavar='BACKEND',
     )
@@ -86,7 +93,7 @@ class ComputeOptions(Options):
 
     def check(self) -> None:
         super().check()
-        if self.torchcompile_mode and not self.torchcompile:
+        if self.torchcompile_mode and self.torchcompile in (None, 'none'):
             raise UserError('--torchcompile-mode has no effect without --torchcompile')
 
 
@@ -263,6 +270,43 @@ class AugmentationOptions(Options):
 
 
 @dataclass(frozen=True)
+class SizeScheduleOptions(Options):
+    """Scheduled image sizes"""
+
+    train_img_sizes: tuple[int, ...] | None = option(
+        None, 'train at several image sides in pixels, one for each batch (img-size if not given)', low=8, high=4096
+    )
+    train_size_probs: tuple[float, ...] | None = option(
+        None, 'how often each of train-img-sizes comes (equally often if not given)', low=0
+    )
+    train_size_schedule: str = option(
+        'constant',
+        'progressive goes from the first of train-img-sizes to the last',
+        choices=('constant', 'progressive'),
+    )
+    train_size_schedule_spread: float = option(
+        0.65, 'how far around the present size a progressive schedule chooses, in sizes', low=0
+    )
+    train_size_random_mix: float = option(
+        0.1, 'share of the batches of a progressive schedule that have any of the sizes', low=0, high=1
+    )
+
+    def check(self) -> None:
+        super().check()
+        sizes, probs = self.train_img_sizes, self.train_size_probs
+        if sizes is None and (probs is not None or self.train_size_schedule != 'constant'):
+            raise UserError('--train-size-probs and --train-size-schedule have no effect without --train-img-sizes')
+        if sizes is not None and len(set(sizes)) != len(sizes):
+            raise UserError('--train-img-sizes: a size is given twice')
+        if sizes is not None and len(sizes) < 2 and self.train_size_schedule == 'progressive':
+            raise UserError('--train-size-schedule progressive needs at least two of --train-img-sizes')
+        if sizes is not None and probs is not None and (len(probs) != len(sizes) or not sum(probs)):
+            raise UserError(
+                f'--train-size-probs: {len(sizes)} numbers are needed, one for each size, not all of them 0'
+            )
+
+
+@dataclass(frozen=True)
 class EmaOptions(Options):
     """Moving average of the weights (EMA)"""
 
@@ -311,6 +355,7 @@ class RunOptions(Options):
 class Recipe(
     RunOptions,
     EmaOptions,
+    SizeScheduleOptions,
     AugmentationOptions,
     LearningRateOptions,
     OptimizerOptions,
@@ -381,7 +426,7 @@ class ValidationOptions(ComputeOptions, InputOptions, ArchitectureOptions, DataO
     pretrained: bool = option(False, 'validate the published weights')
     use_ema: bool = option(False, 'take the moving average of the weights from a timm checkpoint')
     batch_size: int = option(256, 'images a step', low=1, short=('-b',))
-    reparam: bool = option(False, 'fuse what can be fused first (timm.utils.reparameterize_model)')
+    reparam: bool = option(False, 'fuse blocks and norms for inference first (imagenette_zoo.fuse)')
     shift_consistency: bool = option(
         False, 'also report the share of images whose prediction survives a random shift of up to 1/8 of the side'
     )

@@ -19,8 +19,9 @@ __all__ = ['Result', 'epoch_line', 'make_result', 'ranking', 'tell']
 class Result:
     """What a run came to: the content of its ``result.json``.
 
-    Accuracies are in %, times in seconds, memory in MiB. ``seconds['total']`` is training and validation together,
-    ``seconds['to_80']`` that up to the end of the validation that first gave 80 % top-1, or None;
+    Accuracies are in %, times in seconds, memory in MiB. ``seconds['setup']`` is what came before the first step
+    (decoding, compiling), ``seconds['total']`` training and validation together, ``seconds['to_80']`` that up to the
+    end of the validation that first gave 80 % top-1, or None;
     ``per_class`` belongs to ``top1``.
     """
 
@@ -90,6 +91,7 @@ def make_result(run: Run, params: int, gmacs: float | None) -> Result:
     best = history[ranking(history, recipe)[0]]
     train_seconds = sum(row['train_seconds'] for row in history)
     seconds = {
+        'setup': run.setup_seconds,
         'total': sum(row['seconds'] for row in history),
         'train': train_seconds,
         'eval': sum(row.get('eval_seconds', 0.0) for row in history),

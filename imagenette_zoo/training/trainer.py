@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from typing import Any
 
@@ -14,8 +13,9 @@ from ..errors import UserError
 from ..models.catalog import model_cost
 from . import build
 from .console import Console
-from .distributed import World, join
+from .distributed import join
 from .evaluation import evaluate
+from .memory import keep_freed_memory, peak_memory
 from .prepare import Run, prepare
 from .recipe import Recipe
 from .result import Result, epoch_line, make_result, ranking, tell
@@ -36,10 +36,13 @@ def train(recipe: Recipe, *, quiet: bool = False) -> Result:
     Raises:
         UserError: Bad input, in one line. What is already computed stays.
     """
+    start = time.perf_counter()
     world = join(recipe.device)
+    keep_freed_memory()
     console = Console(quiet or not world.primary)
     try:
-        run = prepare(recipe, world)
+        run = prepare(recipe, world, console)
+        run.setup_seconds = time.perf_counter() - start
         try:
             return _train(run, console)
         except KeyboardInterrupt:
@@ -73,7 +76,9 @@ def _train(run: Run, console: Console) -> Result:
             row.update(_evaluate(epoch, run, console))
         learner.after_epoch(epoch + 1, row.get('eval_' + recipe.eval_metric))
         row['seconds'] = row['train_seconds'] + row.get('eval_seconds', 0.0)
-        row['peak_memory_mib'] = max([_peak_memory(learner.world), *(past['peak_memory_mib'] for past in history)])
+        row['peak_memory_mib'] = max(
+            [peak_memory(learner.world.device), *(past['peak_memory_mib'] for past in history)]
+        )
         history.append(row)
         if learner.world.primary:
             run.folder.save_model(model_config, learner.eval_model.state_dict(), epoch, ranking(history, recipe))
@@ -158,15 +163,3 @@ def _check_finite(loss: float, epoch: int, lr: float) -> None:
             f'the loss became {loss} in epoch {epoch} at learning rate {lr:.3g}: lower --lr, lengthen the warm-up or '
             f'set --clip-grad; the last good checkpoint stays'
         )
-
-
-def _peak_memory(world: World) -> float:
-    """MiB: of the device on CUDA, else of this process."""
-    if world.device.type == 'cuda':
-        return torch.cuda.max_memory_allocated(world.device) / 2**20
-    try:
-        import resource
-    except ImportError:  # Windows has no such figure
-        return 0.0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == 'darwin' else 2**10)

@@ -1,0 +1,152 @@
+"""Whole runs of our scripts and timm's, in turns: throughput, memory, validation, time to an accuracy."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from common import ROOT, in_turns, ratio, report, run_process, subset
+from step import VARIANTS
+
+RECIPE = ROOT / 'hparams' / 'mbv2_mish.yaml'
+EPOCHS = 2  # the last is measured
+TIMMS_MISH = ['--model', 'mobilenetv2_100', '--model-kwargs', 'act_layer=mish']  # mbv2_mish_imagenette without our Mish
+
+
+def _options(args: argparse.Namespace, model: str, data: Path) -> list[str | Path]:
+    """What both scripts are given."""
+    precision = ['--amp', '--amp-dtype', 'bfloat16'] if args.amp else []
+    sizes = ['--img-size', str(args.img_size), '-b', str(args.batch_size)]
+    return ['-c', RECIPE, '--model', model, '--data-dir', data, *sizes, '--device', args.device, *precision]
+
+
+def ablation(args: argparse.Namespace) -> None:
+    """Steps on a resident batch: what each thing adds, and where the time goes."""
+    details: dict[str, Any] = {}
+
+    def rate(variant: str) -> float:
+        words = [ROOT / 'benchmarks' / 'step.py', variant, '--model', args.models[0], '--device', args.device]
+        words += ['--img-size', args.img_size, '--batch-size', args.batch_size, '--steps', args.steps]
+        output, _, _ = run_process(words)
+        details[variant] = json.loads(output.splitlines()[-1])
+        return details[variant]['images_per_second']
+
+    found = in_turns({variant: lambda variant=variant: rate(variant) for variant in VARIANTS}, args.rounds)
+    ratios = {f'{variant} / torch': ratio(found, variant, 'torch') for variant in VARIANTS[1:]}
+    report('ablation', 'images/s', found, ratios, args, details)
+
+
+def train(args: argparse.Namespace) -> None:
+    """Training images/s of the last of two epochs, and the memory of the whole run, for each model."""
+    data = subset(args.data_dir, Path(args.scratch) / 'train-data', args.images // 10, 2)
+    memory: dict[str, list[float]] = {}
+    number = iter(range(10**6))
+
+    def timms(model: str, *more: str) -> float:
+        words = [args.timm_dir / 'train.py', '--device-modules', 'imagenette_zoo', *_options(args, model, data)]
+        words += TIMMS_MISH if model == 'mbv2_mish_imagenette' else []
+        words += ['--epochs', str(EPOCHS), '--warmup-epochs', '0', '--output', Path(args.scratch) / 'timm', *more]
+        words += ['--log-interval', '1', '-j', str(args.workers)]
+        output, _, peak = run_process(words, args.timm_dir)
+        memory.setdefault(' '.join([model, 'timm', *more]), []).append(peak)
+        # "Train: 1 [  14/15 (100%)]  Loss: ...  Time: 1.946s,   32.88/s  (2.018s,   31.71/s)  LR: ...": the mean so far
+        return float(re.findall(rf'Train: {EPOCHS - 1} \[.*?\(\s*[\d.]+s,\s*([\d.]+)/s\)', output)[-1])
+
+    def ours(model: str) -> float:
+        name = f'run{next(number)}'
+        words: Sequence[Any] = [ROOT / 'train.py', *_options(args, model, data), '--epochs', EPOCHS]
+        words = [*words, '--warmup-epochs', '0', '--output', args.scratch, '--experiment', name]
+        _, _, peak = run_process(words)
+        memory.setdefault(f'{model} ours', []).append(peak)
+        folder = Path(args.scratch) / name
+        row = json.loads((folder / 'metrics.jsonl').read_text().splitlines()[-1])
+        shutil.rmtree(folder)
+        return row['train_images'] / row['train_seconds']
+
+    for model in args.models:
+        contestants = {'ours': lambda model=model: ours(model), 'timm': lambda model=model: timms(model)}
+        if args.timm_compiled:
+            contestants['timm --torchcompile'] = lambda model=model: timms(model, '--torchcompile')
+        found = in_turns(contestants, args.rounds)
+        ratios = {f'ours / {name}': ratio(found, 'ours', name) for name in list(found)[1:]}
+        report(f'train-{model}', 'images/s', found, ratios, args)
+        spent = {name: memory[f'{model} {name}'] for name in found}
+        ratios = {f'ours / {name}': ratio(spent, 'ours', name) for name in list(found)[1:]}
+        report(f'memory-{model}', 'MiB', spent, ratios, args)
+
+
+def validate(args: argparse.Namespace) -> None:
+    """Images/s of the validation of the flagship with random weights: the pass over the images, and whole processes."""
+    import timm
+    from safetensors.torch import save_file
+
+    folder = Path(args.scratch) / 'weights'
+    folder.mkdir(exist_ok=True)
+    checkpoint = folder / 'model.safetensors'
+    model = timm.create_model('mbv2_mish_imagenette')
+    save_file(model.state_dict(), checkpoint)
+    data = subset(args.data_dir, Path(args.scratch) / 'val-data', 2, args.val_images // 10)
+    images = sum(1 for _ in (data / 'val').rglob('*.*'))
+    seconds: dict[str, list[float]] = {}
+    both: list[Any] = ['--checkpoint', checkpoint, '--data-dir', data, '-b', '256']
+    both += ['--img-size', args.img_size, '--channels-last', '--device', args.device]
+    both += ['--amp', '--amp-dtype', 'bfloat16'] if args.amp else []
+
+    def timms() -> float:
+        words = [args.timm_dir / 'validate.py', *TIMMS_MISH, '--num-classes', '10', *both]
+        words += ['--dataset', 'ImageFolder', '--split', 'validation', '--log-freq', '1', '-j', args.workers]
+        output, elapsed, _ = run_process(words, args.timm_dir)
+        seconds.setdefault('timm', []).append(elapsed)
+        # "Test: [  3/4]  Time: 0.9s (0.990s,  258.55/s)  Loss: ...": mean seconds a batch, images/s of the last one
+        times = re.findall(r'Test: \[.*?\(\s*([\d.]+)s,', output)
+        return images / (float(times[-1]) * len(times))
+
+    def ours(*more: str) -> float:
+        path = Path(args.scratch) / 'validation.json'
+        words = [ROOT / 'validate.py', '--model', 'mbv2_mish_imagenette', *both, '--results-file', path, *more]
+        _, elapsed, _ = run_process(words)
+        seconds.setdefault(' '.join(['ours', *more]), []).append(elapsed)
+        return json.loads(path.read_text())['images_per_second']
+
+    ours()  # decodes
+    first = seconds.pop('ours')[0]
+    contestants = {'timm': timms, 'ours': ours, 'ours --reparam': lambda: ours('--reparam')}
+    found = in_turns(contestants, args.rounds)
+    ratios = {f'{name} / timm': ratio(found, name, 'timm') for name in ('ours', 'ours --reparam')}
+    report('validate', 'images/s', found, ratios, args)
+    whole = {f'timm / {name}': ratio(seconds, 'timm', name) for name in ('ours', 'ours --reparam')}
+    report('validate-process', 'seconds', {**seconds, 'ours, first time': [first]}, whole, args)
+
+
+def accuracy(args: argparse.Namespace) -> None:
+    """Seconds from the start of the process, nothing decoded or compiled before, to the accuracy asked for; timm's
+    script has timm's model with its own Mish."""
+    seconds, curves = {}, {}
+    for name in args.order:
+        folder = Path(args.scratch) / f'accuracy-{name}'
+        words: list[Any] = ['-c', args.recipe, '--data-dir', args.data_dir, '--device', args.device]
+        words += ['--output', args.scratch, '--experiment', folder.name]
+        if name == 'timm':
+            words = [args.timm_dir / 'train.py', *words, *TIMMS_MISH, '-j', args.workers]
+        else:
+            words = [ROOT / 'train.py', *words]
+        curve = curves[name] = []
+        run_process(words, args.timm_dir, lambda *times, f=folder, c=curve: _note(f, c, *times))
+        seconds[name] = [next((row['seconds'] for row in curve if row['top1'] >= args.target), float('inf'))]
+        ratios = {'timm / ours': seconds['timm'][0] / seconds['ours'][0]} if len(seconds) == 2 else {}
+        report(f'to-{args.target:g}-{"-".join(curves)}', 'seconds', seconds, ratios, args, curves)
+
+
+def _note(folder: Path, curve: list[dict[str, float]], seconds: float, processor_seconds: float) -> None:
+    """Notes when each epoch's validation appears in a run's summary."""
+    summary = folder / 'summary.csv'
+    rows = summary.read_text().splitlines() if summary.exists() else []
+    if len(rows) - 1 > len(curve):
+        top1 = float(rows[-1].split(',')[rows[0].split(',').index('eval_top1')])
+        curve.append({'seconds': seconds, 'processor_seconds': processor_seconds, 'top1': top1})
+        print(f'{folder.name}: {top1:.2f} % after {seconds:.0f} s, {processor_seconds:.0f} s of processors', flush=True)

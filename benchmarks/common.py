@@ -1,0 +1,146 @@
+"""What the benchmarks share: rounds in turns, processes watched from outside, result files."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import imagenette_zoo  # noqa: F401  (registers the models)
+from imagenette_zoo.training.build import hardware, versions
+from imagenette_zoo.training.checkpoint import write_atomic
+from imagenette_zoo.training.console import table
+
+ROOT = Path(__file__).parent.parent
+
+
+def in_turns(contestants: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """What each gives in each round. They take turns, since the speed of a shared machine drifts."""
+    found: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(rounds):
+        for name, run in contestants.items():
+            found[name].append(run())
+    return found
+
+
+def ratio(found: Mapping[str, Sequence[float]], ours: str, theirs: str) -> float:
+    """Median over the rounds of ours divided by theirs."""
+    return statistics.median(a / b for a, b in zip(found[ours], found[theirs], strict=True))
+
+
+def report(
+    name: str,
+    unit: str,
+    found: Mapping[str, Sequence[float]],
+    ratios: Mapping[str, float],
+    args: Any,
+    details: Any = None,
+) -> None:
+    """Prints a table and writes ``<name>.json``."""
+    rows = [(name, f'{unit}: min', 'median', 'max')]
+    for contestant, values in found.items():
+        rows.append((contestant, *(f'{value:.1f}' for value in (min(values), statistics.median(values), max(values)))))
+    print(table(rows))
+    for what, value in ratios.items():
+        print(f'{what}: {value:.2f}')
+    print(flush=True)
+    options = {key: str(value) for key, value in vars(args).items()}
+    result = {
+        'benchmark': name, 'unit': unit, 'rounds': found, 'median_ratios': ratios, 'details': details,
+        'options': options,
+        'load_before': args.load_before, 'versions': versions(), 'hardware': hardware(torch.device(args.device)),
+    }  # fmt: skip
+    args.results_dir.mkdir(parents=True, exist_ok=True)
+    write_atomic(args.results_dir / f'{name}.json', (json.dumps(result, indent=2) + '\n').encode())
+
+
+def subset(root: Path, place: Path, train: int, val: int) -> Path:
+    """A data set of links to the first images of each class; 0 takes all."""
+    for split, count in (('train', train), ('val', val)):
+        for folder in sorted((root / split).iterdir()):
+            target = place / split / folder.name
+            target.mkdir(parents=True, exist_ok=True)
+            for path in sorted(folder.iterdir())[: count or None]:
+                if not (target / path.name).exists():
+                    (target / path.name).symlink_to(path.resolve())
+    return place
+
+
+def run_process(
+    words: Sequence[str | Path],
+    timm_dir: Path | None = None,
+    look: Callable[[float, float], None] = lambda *_: None,
+) -> tuple[str, float, float]:
+    """Runs a Python script to its end.
+
+    Args:
+        words: Its path and arguments.
+        timm_dir: A checkout of timm to be imported instead of the installed one.
+        look: Called every other second with the seconds since the start and the seconds of processor time.
+
+    Returns:
+        Its output, its seconds, and the most memory that it and its children had for themselves, MiB (not the files
+        that they map, nor what children share with it).
+    """
+    path = os.pathsep.join(map(str, filter(None, [timm_dir, ROOT, os.environ.get('PYTHONPATH')])))
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, 'PYTHONPATH': path},
+    )
+    peak = 0.0
+
+    def watch() -> None:
+        nonlocal peak
+        while process.poll() is None:
+            family = _family(process.pid)
+            peak = max(peak, sum(map(_own_memory, family)))
+            look(time.perf_counter() - start, sum(map(_processor_time, family)))
+            time.sleep(2)  # looking costs a tenth of a second
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    output, _ = process.communicate()
+    watcher.join()
+    if process.returncode:
+        raise SystemExit(f'{" ".join(map(str, words))}\n{output[-3000:]}\nfailed with exit code {process.returncode}')
+    return output, time.perf_counter() - start, peak
+
+
+def _family(pid: int) -> list[int]:
+    """A process and all below it."""
+    try:
+        children = Path(f'/proc/{pid}/task/{pid}/children').read_text().split()
+    except OSError:
+        return []
+    return [pid, *(member for child in children for member in _family(int(child)))]
+
+
+def _own_memory(pid: int) -> float:
+    """MiB of anonymous memory, what is shared after a fork counted by shares."""
+    try:
+        lines = Path(f'/proc/{pid}/smaps_rollup').read_text().splitlines()
+    except OSError:
+        return 0.0
+    return sum(int(line.split()[1]) for line in lines if line.startswith('Pss_Anon:')) / 2**10
+
+
+def _processor_time(pid: int) -> float:
+    """Seconds of a process and of its children that have ended."""
+    try:
+        fields = Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()
+    except OSError:
+        return 0.0
+    return sum(map(int, fields[11:15])) / os.sysconf('SC_CLK_TCK')

@@ -1,0 +1,222 @@
+"""What can be measured within one process: the input pipeline, the loop, fusion, Mish."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from common import in_turns, ratio, report
+from timm.data import create_dataset, create_loader
+from torch import nn
+
+from imagenette_zoo import fuse
+from imagenette_zoo.layers import Mish
+from imagenette_zoo.training.console import Console
+from imagenette_zoo.training.distributed import World
+from imagenette_zoo.training.prepare import Run, prepare
+from imagenette_zoo.training.recipe import Recipe
+
+PIPELINE = 8  # times the images: batches made ahead before the clock starts must not count
+
+
+def wait(device: str) -> None:
+    """Until the device has done all that it was given."""
+    if device == 'cuda':
+        torch.cuda.synchronize()
+
+
+def ready_run(args: argparse.Namespace, **options: Any) -> Run:
+    """A run of the flagship's recipe, ready to go; its folder is a temporary one."""
+    recipe = Recipe.load(
+        'mbv2_mish', data_dir=str(args.data_dir), device=args.device, img_size=args.img_size, epochs=100,
+        batch_size=args.batch_size, output=str(args.scratch), overwrite=True, experiment='in-process',
+        amp=args.amp, amp_dtype='bfloat16', **options,
+    )  # fmt: skip
+    return prepare(recipe, World(torch.device(args.device)), Console(quiet=True))
+
+
+def pipeline(args: argparse.Namespace) -> None:
+    """Training batches, normalised, on the device: timm's loader against ours; nothing is trained."""
+    run = ready_run(args, torchcompile='none')
+    config = run.config
+    theirs = create_loader(
+        create_dataset('', root=str(args.data_dir), split='train', is_training=True),
+        input_size=config['input_size'],
+        batch_size=args.batch_size,
+        is_training=True,
+        scale=run.recipe.scale,
+        hflip=run.recipe.hflip,
+        color_jitter=run.recipe.color_jitter,
+        interpolation=run.recipe.train_interpolation,
+        mean=config['mean'],
+        std=config['std'],
+        num_workers=args.workers,
+        device=torch.device(args.device),
+        persistent_workers=True,
+    )
+    steps = itertools.count()
+
+    def our_batches() -> Iterable[torch.Tensor]:
+        run.data.train_batches.set_epoch(next(steps))
+        for images, targets in run.data.train_batches:
+            yield run.data.transform(images, targets)[0]
+
+    def rate(batches: Callable[[], Iterable[torch.Tensor]]) -> float:
+        images, start = 0, 0.0
+        for step, batch in enumerate(batches()):
+            if step == args.skipped:  # workers have started
+                wait(args.device)
+                start = time.perf_counter()
+            images += len(batch) if step > args.skipped else 0
+            if images >= PIPELINE * args.images:
+                break
+        wait(args.device)
+        return images / (time.perf_counter() - start)
+
+    contestants = {"timm's loader": lambda: rate(lambda: (x for x, _ in theirs)), 'ours': lambda: rate(our_batches)}
+    found = in_turns(contestants, args.rounds)
+    report('pipeline', 'images/s', found, {'ours / timm': ratio(found, 'ours', "timm's loader")}, args)
+
+
+def loop(args: argparse.Namespace) -> None:
+    """The training loop on real batches against the same steps on one resident batch."""
+    run = ready_run(args, torchcompile='none')
+    epochs = itertools.count()
+
+    def real() -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
+        while True:
+            run.data.train_batches.set_epoch(next(epochs))
+            for images, targets in run.data.train_batches:
+                if len(images) == args.batch_size:
+                    yield run.data.transform(images, targets)
+
+    batches = iter(real())
+    images, targets = next(batches)
+    run.learner.model.train()
+
+    def rate(source: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> float:
+        wait(args.device)
+        start = time.perf_counter()
+        for x, y in itertools.islice(source, args.steps):
+            run.learner.step(x, y)
+        wait(args.device)
+        return args.steps * args.batch_size / (time.perf_counter() - start)
+
+    rate(batches)
+    contestants = {
+        'resident batch': lambda: rate(itertools.repeat((images, targets))),
+        'real batches': lambda: rate(batches),
+    }
+    found = in_turns(contestants, args.rounds)
+    report('loop', 'images/s', found, {'real / resident': ratio(found, 'real batches', 'resident batch')}, args)
+
+
+def fused(args: argparse.Namespace) -> None:
+    """``mbv2_mish_mp3_imagenette`` in evaluation, as trained and fused."""
+    device = torch.device(args.device)
+    model = timm.create_model('mbv2_mish_mp3_imagenette').eval().to(device, memory_format=torch.channels_last)
+    images = torch.randn(args.batch_size, 3, args.img_size, args.img_size, device=device)
+    images = images.contiguous(memory_format=torch.channels_last)
+
+    def rate(network: nn.Module) -> float:
+        with torch.inference_mode(), torch.autocast(args.device, torch.bfloat16, enabled=args.amp):
+            network(images)
+            wait(args.device)
+            start = time.perf_counter()
+            for _ in range(args.steps):
+                network(images)
+            wait(args.device)
+        return args.steps * args.batch_size / (time.perf_counter() - start)
+
+    short = fuse(model)
+    found = in_turns({'as trained': lambda: rate(model), 'fused': lambda: rate(short)}, args.rounds)
+    report('fused', 'images/s', found, {'fused / as trained': ratio(found, 'fused', 'as trained')}, args)
+
+
+def mish(args: argparse.Namespace) -> None:
+    """Mish forward and backward on 25 Mi elements, against torch's and against copying as many bytes."""
+    dtype = torch.bfloat16 if args.amp else torch.float32
+    x = torch.randn(25 * 2**20, device=args.device, dtype=dtype, requires_grad=True)
+    grad = torch.randn_like(x)
+    target = torch.empty_like(grad)
+
+    def step(activation: nn.Module) -> None:
+        x.grad = None
+        activation(x).backward(grad)
+
+    def copies() -> None:  # forward reads x and writes y, backward reads x and grad and writes one: five thirds of this
+        with torch.no_grad():
+            target.copy_(grad)
+
+    def rate(run: Callable[[], None], tensors: int) -> float:
+        run()
+        wait(args.device)
+        start = time.perf_counter()
+        for _ in range(args.steps):
+            run()
+        wait(args.device)
+        return args.steps * tensors * x.nbytes / (time.perf_counter() - start) / 1e9
+
+    ours, torchs = Mish(), nn.Mish()
+    contestants = {
+        'ours': lambda: rate(lambda: step(ours), 5),
+        "torch's": lambda: rate(lambda: step(torchs), 5),
+        'copy': lambda: rate(copies, 2),
+    }
+    found = in_turns(contestants, args.rounds)
+    ratios = {'ours / torch': ratio(found, 'ours', "torch's"), 'ours / copy': ratio(found, 'ours', 'copy')}
+    report('mish', 'GB/s', found, ratios, args)
+
+
+def machine(args: argparse.Namespace) -> None:
+    """What the hardware can do: copying memory and multiplying matrices."""
+    dtype = torch.bfloat16 if args.amp else torch.float32
+    source = torch.randn(64 * 2**20, device=args.device)
+    target = torch.empty_like(source)
+    matrix = torch.randn(2048, 2048, device=args.device, dtype=dtype)
+
+    def rate(run: Callable[[], object], work: float) -> float:
+        run()
+        wait(args.device)
+        start = time.perf_counter()
+        for _ in range(args.steps):
+            run()
+        wait(args.device)
+        return args.steps * work / (time.perf_counter() - start) / 1e9
+
+    contestants = {
+        'copy, GB/s': lambda: rate(lambda: target.copy_(source), 2 * source.nbytes),
+        'matrix product, GFLOP/s': lambda: rate(lambda: matrix @ matrix, 2 * 2048**3),
+    }
+    report('machine', '10^9 a second', in_turns(contestants, args.rounds), {}, args)
+
+
+def decode(args: argparse.Namespace) -> None:
+    """Filling the cache with all training images."""
+    import os
+
+    from imagenette_zoo.data.cache import train_pixels, train_side
+    from imagenette_zoo.data.imagenette import load_split
+
+    images = load_split(args.data_dir, 'train')
+
+    def seconds(number: list[int] = [0]) -> float:  # noqa: B006  (counts the calls)
+        number[0] += 1
+        os.environ['IMAGENETTE_ZOO_CACHE'] = str(Path(args.scratch) / f'decode-{number[0]}')
+        start = time.perf_counter()
+        side, _ = train_side(images, args.img_size, Console(quiet=True))
+        train_pixels(images, side, Console(quiet=True))
+        return time.perf_counter() - start
+
+    before = os.environ.get('IMAGENETTE_ZOO_CACHE')
+    found = in_turns({f'{len(images)} images': seconds}, args.rounds)
+    os.environ.pop('IMAGENETTE_ZOO_CACHE')
+    if before:
+        os.environ['IMAGENETTE_ZOO_CACHE'] = before
+    report('decode', 'seconds', found, {}, args)

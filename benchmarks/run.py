@@ -1,0 +1,78 @@
+#!/usr/bin/env python3
+"""Speed, measured side by side with timm's scripts: prints a table for each benchmark and writes its result file.
+
+python benchmarks/run.py --timm-dir TIMM --data-dir DIR                 all but the long ones, on the CPU or a GPU
+python benchmarks/run.py --only pipeline fused --data-dir DIR           some of them
+python benchmarks/run.py --only accuracy --timm-dir TIMM --data-dir DIR seconds to 80 % (an hour on two cores)
+
+TIMM is a checkout of timm, DIR a folder with train/ and val/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from pathlib import Path
+
+import against_timm
+import in_process
+import torch
+from common import ROOT
+
+from imagenette_zoo.training.memory import keep_freed_memory
+
+BENCHMARKS = {
+    'machine': in_process.machine,
+    'decode': in_process.decode,
+    'pipeline': in_process.pipeline,
+    'loop': in_process.loop,
+    'fused': in_process.fused,
+    'mish': in_process.mish,
+    'ablation': against_timm.ablation,
+    'train': against_timm.train,
+    'validate': against_timm.validate,
+    'accuracy': against_timm.accuracy,
+}
+LONG = ('accuracy',)
+NEED_TIMM = ('train', 'validate', 'accuracy')
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--data-dir', type=Path, required=True, help='folder with train/ and val/')
+    parser.add_argument('--timm-dir', type=Path, help='checkout of timm')
+    parser.add_argument('--only', nargs='+', choices=BENCHMARKS, default=[n for n in BENCHMARKS if n not in LONG])
+    parser.add_argument('--device', choices=('cpu', 'cuda'), default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--amp', action='store_true', help='bfloat16')
+    parser.add_argument('--rounds', type=int, default=3)
+    parser.add_argument('--models', nargs='+', default=['mbv2_mish_imagenette', 'resnet50', 'mbv2_imagenette'])
+    parser.add_argument('--timm-compiled', action='store_true', help='train: also with --torchcompile')
+    parser.add_argument('--img-size', type=int, default=128)
+    parser.add_argument('--batch-size', type=int, default=64)
+    parser.add_argument('--images', type=int, default=960, help='training images an epoch or a round')
+    parser.add_argument('--val-images', type=int, default=0, help='validation images; 0 is all')
+    parser.add_argument('--steps', type=int, default=10, help='steps a round')
+    parser.add_argument('--skipped', type=int, default=4, help='first batches of a pipeline that are not counted')
+    parser.add_argument('--workers', type=int, default=len(os.sched_getaffinity(0)), help="of timm's loader")
+    parser.add_argument('--recipe', type=Path, default=ROOT / 'hparams' / 'mbv2_mish_80.yaml', help='of accuracy')
+    parser.add_argument('--target', type=float, default=80.0, help='of accuracy, %%')
+    parser.add_argument('--order', nargs='+', choices=('timm', 'ours'), default=['timm', 'ours'], help='of accuracy')
+    parser.add_argument('--results-dir', type=Path, default=Path('benchmark-results'))
+    args = parser.parse_args()
+    if args.timm_dir is None and (missing := [name for name in args.only if name in NEED_TIMM]):
+        parser.error(f'{", ".join(missing)}: give --timm-dir, a checkout of timm')
+    keep_freed_memory()  # here both sides have it; the scripts that are run as processes do as they do
+    args.load_before = os.getloadavg()
+    print(f'{torch.get_num_threads()} threads, load {args.load_before[0]:.2f}', flush=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        args.scratch = scratch
+        if 'IMAGENETTE_ZOO_CACHE' not in os.environ:  # a cold start, and nothing is left behind
+            os.environ['IMAGENETTE_ZOO_CACHE'] = str(Path(scratch) / 'cache')
+        os.environ.setdefault('TORCHINDUCTOR_CACHE_DIR', str(Path(scratch) / 'inductor'))
+        for name in args.only:
+            BENCHMARKS[name](args)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,305 @@
+"""Images decoded once, into memory-mapped uint8 files.
+
+An entry is a folder of the user cache: `rows.bin`, a row for each image of a split, and `meta.json`. Its name is made
+of the files' names, sizes and times and of what was done to the pixels, so other files or parameters are another entry.
+It appears whole or not at all; one process makes it, others wait.
+"""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import filelock  # which torch and huggingface_hub need as well
+import numpy as np
+import PIL
+import timm
+from PIL import Image
+
+from ..errors import UserError
+from .imagenette import ImageSet, cache_dir, decoded, image_size, whole_folder
+
+__all__ = ['Entry', 'Watcher', 'clear', 'entries', 'eval_pixels', 'home', 'train_pixels', 'train_side']
+
+FORMAT = 1
+PAGE = 4096  # bytes
+SAMPLED = 64  # one page in so many is in the checksum
+
+
+class Watcher(Protocol):
+    """Who is told how it goes; `imagenette_zoo.training.console.Console` is one."""
+
+    def line(self, text: str) -> None:
+        """Says something."""
+
+    def progress(self, title: str, steps: int, log_interval: int | None = None) -> AbstractContextManager[Any]:
+        """A bar with a method `advance(images)`."""
+
+
+def train_side(images: ImageSet, img_size: int, watcher: Watcher) -> tuple[int, np.ndarray]:
+    """The side in pixels of stored training images, and the images' own sizes.
+
+    Half as large again as the largest crop, so that a crop of 44 % of the area is not enlarged; at least 224, so that
+    smaller crops share an entry; never larger than the largest image.
+
+    Returns:
+        The side and `(N, 2)` int32 heights and widths.
+
+    Raises:
+        UserError: an image can't be read, or the cache can't be written.
+    """
+    rows = _rows(images, 'sizes', {}, (2,), np.dtype(np.int32), lambda: map(_size_row, _files(images)), watcher)
+    sizes = np.array(rows)
+    return min(max(224, 32 * math.ceil(1.5 * img_size / 32)), int(sizes.max())), sizes
+
+
+def train_pixels(images: ImageSet, side: int, watcher: Watcher) -> np.ndarray:
+    """`(N, side, side, 3)` uint8: every image whole, squashed to a square.
+
+    Raises:
+        UserError: an image can't be read, or the cache can't be written.
+    """
+
+    def squash(image: Image.Image) -> np.ndarray:
+        return np.asarray(image.resize((side, side), Image.Resampling.BICUBIC) if image.size != (side, side) else image)
+
+    def rows() -> Iterator[np.ndarray]:
+        return decoded(_files(images), squash)
+
+    return _rows(images, 'train', {'side': side}, (side, side, 3), np.dtype(np.uint8), rows, watcher)
+
+
+def eval_pixels(
+    images: ImageSet,
+    transform: Callable[[Image.Image], np.ndarray],
+    parameters: dict[str, Any],
+    watcher: Watcher,
+) -> np.ndarray:
+    """`(N, H, W, 3)` uint8: what timm's evaluation transform makes of every image.
+
+    Args:
+        images: the split.
+        transform: from an image to `(3, H, W)` uint8.
+        parameters: what the transform was made from, `input_size` `(3, H, W)` among it.
+        watcher: who is told how it goes.
+
+    Raises:
+        UserError: an image can't be read, or the cache can't be written.
+    """
+    channels, height, width = parameters['input_size']
+
+    def rows() -> Iterator[np.ndarray]:
+        return decoded(_files(images), lambda image: np.asarray(transform(image)).transpose(1, 2, 0))
+
+    shape = (height, width, channels)
+    return _rows(images, 'eval', {**parameters, 'timm': timm.__version__}, shape, np.dtype(np.uint8), rows, watcher)
+
+
+def _files(images: ImageSet) -> Iterator[Path]:
+    return (images.root / path for path in images.paths)
+
+
+def _size_row(path: Path) -> np.ndarray:
+    width, height = image_size(path)
+    return np.array([height, width], np.int32)
+
+
+# --- Entries ----------------------------------------------------------------------------------------------------------
+
+
+def _rows(
+    images: ImageSet,
+    kind: str,
+    parameters: dict[str, Any],
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    make: Callable[[], Iterable[np.ndarray]],
+    watcher: Watcher,
+) -> np.ndarray:
+    """`(N, *shape)`: the entry's rows, which `make` yields where there are none yet."""
+    # As text, so that what is read from JSON equals it.
+    what = {'kind': kind, **{name: str(value) for name, value in parameters.items()}, 'pillow': PIL.__version__}
+    folder = home() / _key(images, what)
+    meta = {
+        'data': str(images.root.absolute()), 'split': images.split, 'what': what,
+        'shape': [len(images), *shape], 'dtype': dtype.name,
+    }  # fmt: skip
+    found = _open(folder)
+    if found is None:
+        with _only_one(folder, watcher):
+            found = _open(folder)  # another process may just have made it
+            if found is None:
+                _make(folder, meta, make, watcher)
+                _remove_superseded(folder, meta)
+                found = _open(folder)
+    if found is None:
+        raise UserError(f'{folder}: changed while it was made: is something clearing the cache?')
+    with suppress(OSError):
+        os.utime(folder)
+    return found
+
+
+def home() -> Path:
+    """Where the entries are."""
+    return cache_dir() / 'decoded'
+
+
+def _key(images: ImageSet, what: dict[str, Any]) -> str:
+    digest = hashlib.blake2b(json.dumps([FORMAT, what]).encode(), digest_size=16)
+    for path in images.paths:
+        try:
+            stat = os.stat(images.root / path)
+        except OSError as error:
+            raise UserError(f'image {images.root / path} cannot be read: {error.strerror}') from error
+        digest.update(f'{path}\0{stat.st_size}\0{stat.st_mtime_ns}\0'.encode())
+    return digest.hexdigest()
+
+
+def _open(folder: Path) -> np.ndarray | None:
+    """The mapped rows, or None where there is no whole entry."""
+    try:
+        meta = json.loads((folder / 'meta.json').read_text())
+        shape, dtype = tuple(meta['shape']), np.dtype(meta['dtype'])
+        path = folder / 'rows.bin'
+        if path.stat().st_size != math.prod(shape) * dtype.itemsize or _checksum(path) != meta['checksum']:
+            return None
+        return np.memmap(path, dtype, 'c', shape=shape)  # 'c': private, so that torch may take it for writable
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _checksum(path: Path) -> int:
+    """CRC-32 of one page in 64 and of the last: what a torn file lacks, without reading it all."""
+    size, checksum = path.stat().st_size, 0
+    with path.open('rb', buffering=0) as file:
+        for start in [*range(0, size, SAMPLED * PAGE), max(0, size - PAGE)]:
+            file.seek(start)
+            checksum = zlib.crc32(file.read(PAGE), checksum)
+    return checksum
+
+
+@contextmanager
+def _only_one(folder: Path, watcher: Watcher) -> Iterator[None]:
+    """Lets one process at a time make an entry. A killed one leaves no lock behind."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(f'{folder}.lock')
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            watcher.line('another process is decoding these images: waiting for it')
+            lock.acquire()
+    except OSError as error:
+        raise UserError(
+            f'cannot write to {folder.parent}: {error.strerror}; set IMAGENETTE_ZOO_CACHE to a folder that can be '
+            f'written, or use --loader timm, which needs none'
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _make(folder: Path, meta: dict[str, Any], make: Callable[[], Iterable[np.ndarray]], watcher: Watcher) -> None:
+    shutil.rmtree(folder, ignore_errors=True)  # torn
+    for left_over in folder.parent.glob(f'.{folder.name}.*'):  # of a process that was killed; this one has the lock
+        shutil.rmtree(left_over, ignore_errors=True)
+    size = math.prod(meta['shape']) * np.dtype(meta['dtype']).itemsize
+    free = shutil.disk_usage(folder.parent).free
+    if size > free:
+        raise UserError(
+            f'the decoded images need {size / 2**20:.0f} MiB and {folder.parent} has {free / 2**20:.0f} MiB free: make '
+            f'room, set IMAGENETTE_ZOO_CACHE to another folder, or use --loader timm, which needs none'
+        )
+    start, count = time.perf_counter(), meta['shape'][0]
+    with whole_folder(folder) as temporary:
+        path = temporary / 'rows.bin'
+        with path.open('wb') as file, watcher.progress('decoding', count, 2000) as progress:
+            for row in make():
+                file.write(np.ascontiguousarray(row).data)
+                progress.advance(1)
+            _to_disk(file)
+        with (temporary / 'meta.json').open('w') as file:
+            json.dump({**meta, 'checksum': _checksum(path)}, file)
+            _to_disk(file)
+    if meta['what']['kind'] != 'sizes':
+        seconds = time.perf_counter() - start
+        watcher.line(f'decoded {count:,} images once, in {seconds:.1f} s, {size / 2**20:.0f} MiB: {folder}')
+
+
+def _to_disk(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _remove_superseded(folder: Path, meta: dict[str, Any]) -> None:
+    """Removes what was made of the same split before its files changed."""
+    for entry in entries():
+        same = (entry.data, entry.split, entry.what) == (meta['data'], meta['split'], meta['what'])
+        if same and entry.folder != folder:
+            shutil.rmtree(entry.folder, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry: where it is, of what data, what was done to the pixels, `(N, …)` shape, bytes, last use (epoch s)."""
+
+    folder: Path
+    data: str
+    split: str
+    what: dict[str, str]
+    shape: tuple[int, ...]
+    size: int
+    used: float
+
+
+def entries() -> list[Entry]:
+    """The whole entries of the user cache, last used first."""
+    found = []
+    for path in home().glob('[!.]*/meta.json'):  # not those that are being made
+        try:
+            meta, folder = json.loads(path.read_text()), path.parent
+            size = (folder / 'rows.bin').stat().st_size
+            shape, used = tuple(meta['shape']), folder.stat().st_mtime
+            found.append(Entry(folder, meta['data'], meta['split'], meta['what'], shape, size, used))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # torn, or removed at this moment
+    return sorted(found, key=lambda entry: -entry.used)
+
+
+def clear() -> tuple[int, Sequence[str]]:
+    """Removes every entry that no process is making, torn ones and left-overs included.
+
+    Returns:
+        Bytes freed, and the names of what is being made and so was left.
+
+    Raises:
+        UserError: the folder can't be written.
+    """
+    freed, busy = 0, []
+    try:
+        names = sorted({path.name.strip('.').split('.')[0] for path in home().iterdir()}) if home().is_dir() else []
+        for name in names:
+            lock = filelock.FileLock(home() / f'{name}.lock')
+            try:
+                lock.acquire(timeout=0)
+            except filelock.Timeout:
+                busy.append(name)
+                continue
+            for folder in [home() / name, *home().glob(f'.{name}.*')]:
+                freed += sum(path.stat().st_size for path in folder.glob('*'))
+                shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):  # before the release: who gets the lock next sees that its file is gone
+                (home() / f'{name}.lock').unlink(missing_ok=True)
+            lock.release()
+    except OSError as error:
+        raise UserError(f'cannot clear {home()}: {error.strerror}') from error
+    return freed, busy

@@ -1,0 +1,48 @@
+"""The benchmarks run; what they measure is no test's business."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .conftest import make_folder
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(tmp_path: Path, *words: str) -> Path:
+    data = make_folder(tmp_path / 'data', classes=10, train=3, val=2)
+    small = '--device cpu --rounds 2 --img-size 32 --batch-size 8 --images 16 --val-images 20 --steps 1 --skipped 1'
+    results = tmp_path / 'results'
+    command = [sys.executable, ROOT / 'benchmarks' / 'run.py', '--data-dir', data, '--results-dir', results]
+    env = {**os.environ, 'PYTHONPATH': str(ROOT), 'IMAGENETTE_ZOO_CACHE': str(tmp_path / 'cache')}
+    subprocess.run([*command, *small.split(), '--workers', '1', *words], check=True, env=env, timeout=280)
+    return results
+
+
+def test_benchmarks_within_a_process(tmp_path: Path) -> None:
+    names = ['machine', 'decode', 'pipeline', 'loop', 'fused']
+    results = run(tmp_path, '--only', *names)
+    for name in names:
+        result = json.loads((results / f'{name}.json').read_text())
+        assert all(len(rates) == 2 and min(rates) > 0 for rates in result['rounds'].values())
+    assert set(json.loads((results / 'pipeline.json').read_text())['median_ratios']) == {'ours / timm'}
+
+
+@pytest.mark.skipif('TIMM_CHECKOUT' not in os.environ, reason='TIMM_CHECKOUT is not set')
+def test_benchmarks_against_timms_scripts(tmp_path: Path) -> None:
+    words = [
+        '--timm-dir',
+        os.environ['TIMM_CHECKOUT'],
+        '--models',
+        'mbv2_mish_imagenette',
+        '--only',
+        'train',
+        'validate',
+    ]
+    results = run(tmp_path, *words)
+    for name in ('train-mbv2_mish_imagenette', 'memory-mbv2_mish_imagenette', 'validate', 'validate-process'):
+        assert json.loads((results / f'{name}.json').read_text())['median_ratios']

@@ -1,0 +1,213 @@
+"""Compiled models and when they pay, training at several sizes, memory that is kept."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+
+from imagenette_zoo.errors import UserError
+from imagenette_zoo.training import compilation, prepare
+from imagenette_zoo.training.compilation import resolve
+from imagenette_zoo.training.console import Console
+from imagenette_zoo.training.memory import peak_memory
+from imagenette_zoo.training.recipe import Recipe
+from imagenette_zoo.training.trainer import train
+
+MakeRecipe = Callable[..., Recipe]
+CPU = torch.device('cpu')
+needs_sizes = pytest.mark.skipif(
+    not hasattr(timm.data, 'scheduled_sampler'), reason='this timm has no ScheduledBatchSampler'
+)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return timm.create_model(f'local-dir:{folder}/last', pretrained=True).state_dict()
+
+
+def resolved(capsys: pytest.CaptureFixture[str], images: int, **options: Any) -> tuple[str | None, str]:
+    recipe = Recipe(**{'model': 'mbv2_mish_imagenette', 'img_size': 128, 'epochs': 10, **options})
+    model = timm.create_model(recipe.model, num_classes=10, **recipe.model_kwargs)
+    own = resolve(recipe, model, images, CPU, Console())
+    return own.torchcompile, capsys.readouterr().out
+
+
+@pytest.fixture
+def compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compilation, '_has_compiler', lambda device: True)
+    monkeypatch.setattr(compilation, 'available_cores', lambda: 2)
+
+
+@pytest.mark.usefixtures('compiler')
+def test_auto_compiles_where_the_run_earns_it_back_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    torchs = dict(model='mobilenetv2_100', model_kwargs={'act_layer': 'mish'})
+    backend, said = resolved(capsys, images=9469, **torchs)
+    assert backend == 'inductor'
+    assert 'torchcompile auto: on' in said
+    assert resolved(capsys, images=100, **torchs) == (None, '')
+    assert resolved(capsys, images=9469, img_size=32, epochs=6, **torchs) == (None, ''), 'small images take less time'
+    assert resolved(capsys, images=9469, model='mbv2_imagenette') == (None, ''), 'ReLU6 has little to gain'
+    assert resolved(capsys, images=9469) == (None, ''), 'our Mish is fast without'
+    assert resolved(capsys, images=9469, torchcompile='none', **torchs) == (None, '')
+    assert resolved(capsys, images=100, torchcompile='inductor') == ('inductor', '')
+
+
+def test_auto_does_not_compile_without_a_compiler(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv('CXX', '/no/such/compiler')
+    monkeypatch.setattr(compilation, '_has_compiler', lambda device: False)
+    assert resolved(capsys, images=10**6) == (None, '')
+
+
+def test_a_compiler_is_found_only_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor import config
+
+    monkeypatch.setattr(config.cpp, 'cxx', ('/no/such/compiler',))
+    from torch._inductor import cpp_builder
+
+    for name in ('get_cpp_compiler', 'cpp_compiler_search'):
+        getattr(getattr(cpp_builder, name, None), 'cache_clear', lambda: None)()
+    assert not compilation._has_compiler(CPU)
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        {},
+        {'model_ema': True, 'model_ema_decay': 0.9},
+        {'grad_accum_steps': 2},
+        {'mixup': 0.2, 'cutmix': 1.0},
+        {'amp': True, 'amp_dtype': 'bfloat16'},
+    ],
+)
+def test_compiled_training_is_the_same_training(
+    recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    """One compile for training and one for evaluation; a last, smaller batch is run by the plain model."""
+    common = dict(model='test_vit', img_size=160, batch_size=10, **options)
+    plain = train(recipe(**common, experiment='plain', torchcompile='none'), quiet=True)
+    shapes = []
+    compile_model = torch.compile
+
+    def spy(model: torch.nn.Module, **kwargs: object) -> object:
+        fast = compile_model(model, **kwargs)
+        fast.register_forward_pre_hook(lambda _, args: shapes.append(len(args[0])))
+        return fast
+
+    monkeypatch.setattr(torch, 'compile', spy)
+    torch._dynamo.utils.counters.clear()
+    compiled = train(recipe(**common, experiment='compiled', torchcompile='aot_eager'), quiet=True)
+    tolerance = dict(rel=1e-2) if 'amp' in options else dict(rel=1e-3)
+    assert compiled.loss == pytest.approx(plain.loss, **tolerance)
+    assert set(shapes) == {10}, 'a last, smaller batch would be compiled for itself'
+    assert torch._dynamo.utils.counters['frames']['ok'] <= 2, 'training and evaluation'
+
+
+def test_compiling_changes_nothing_before_the_first_step(recipe: MakeRecipe) -> None:
+    """The trial step of BatchNorm's statistics and the gradients leaves no trace."""
+    common = dict(model='test_resnet', drop=0.5)
+    plain = train(recipe(**common, experiment='plain', torchcompile='none'), quiet=True)
+    eager = train(recipe(**common, experiment='eager', torchcompile='eager'), quiet=True)
+    a, b = weights(plain.folder), weights(eager.folder)
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-5, atol=1e-6)
+
+
+def test_auto_goes_on_without_a_compiler_that_fails(
+    recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object, **__: object) -> object:
+        raise RuntimeError('no compiler today')
+
+    monkeypatch.setattr(compilation, '_saved', lambda *_: 1e9)
+    monkeypatch.setattr(compilation, '_has_compiler', lambda _: True)
+    monkeypatch.setattr(prepare.Learner, 'compile', broken)
+    result = train(recipe(epochs=1))
+    assert 'torchcompile auto: off after all (no compiler today)' in capsys.readouterr().out
+    assert result.folder.joinpath('result.json').is_file()
+    with pytest.raises(UserError, match='--torchcompile inductor: no compiler today'):
+        train(recipe(epochs=1, experiment='asked', torchcompile='inductor'), quiet=True)
+    assert not (result.folder.parent / 'asked').exists()
+
+
+@needs_sizes
+@pytest.mark.parametrize('loader', ['cache', 'timm'])
+def test_training_at_several_sizes(recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, loader: str) -> None:
+    """Progressive: the first epoch is small, the last large; validation has its own size; it can be resumed."""
+    seen: list[list[int]] = []
+    step, after = prepare.Learner.step, prepare.Learner.after_last_update
+
+    def spy(self: Any, images: torch.Tensor, *rest: Any) -> torch.Tensor:
+        seen[-1].append(images.shape[-1])
+        return step(self, images, *rest)
+
+    def end(self: Any) -> None:
+        seen.append([])
+        after(self)
+
+    monkeypatch.setattr(prepare.Learner, 'step', spy)
+    monkeypatch.setattr(prepare.Learner, 'after_last_update', end)
+    seen.append([])
+    options = dict(
+        epochs=4,
+        loader=loader,
+        train_img_sizes=(24, 40),
+        train_size_schedule='progressive',
+        train_size_schedule_spread=0.0,
+        train_size_random_mix=0.0,
+    )
+    result = train(recipe(**options), quiet=True)
+    assert [set(sides) for sides in seen[:4]] == [{24}, {24}, {40}, {40}]
+    assert result.img_size == 32
+    config = json.loads((result.folder / 'best' / 'config.json').read_text())
+    assert config['pretrained_cfg']['input_size'] == [3, 32, 32]
+    assert result.seconds['setup'] > 0
+
+
+@needs_sizes
+def test_each_size_is_compiled_once(recipe: MakeRecipe) -> None:
+    torch._dynamo.utils.counters.clear()
+    options = dict(epochs=3, train_img_sizes=(24, 28, 32, 36, 40, 44), torchcompile='aot_eager', model='test_resnet')
+    train(recipe(**options), quiet=True)
+    counters = torch._dynamo.utils.counters
+    assert counters['frames']['ok'] <= 6 + 2, 'six sizes and the evaluation'
+    assert not [reason for reason in counters.get('unimplemented', {}) if 'limit' in reason]
+
+
+def test_freed_memory_is_kept() -> None:
+    """A second large tensor of the same size costs no more page faults; without the call it costs them all again."""
+    code = (
+        'import resource, sys, torch\n'
+        'from imagenette_zoo.training.memory import keep_freed_memory\n'
+        'torch.set_num_threads(1)\n'
+        'if sys.argv[1] == "keep": keep_freed_memory()\n'
+        'for _ in range(6):\n'
+        '    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n'
+        '    torch.ones(2**25)\n'
+        'print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)\n'
+    )
+
+    def faults(word: str) -> int:
+        return int(subprocess.run([sys.executable, '-c', code, word], capture_output=True, check=True).stdout)
+
+    usual = faults('leave')
+    if usual < 100:
+        pytest.skip('this system hands out memory without page faults')
+    assert faults('keep') < usual / 4
+
+
+def test_mapped_files_are_no_memory_of_the_process(tmp_path: Path) -> None:
+    import numpy as np
+
+    path = tmp_path / 'file'
+    path.write_bytes(bytes(2**27))
+    before = peak_memory(CPU)
+    mapped = np.memmap(path, np.uint8, 'c')
+    assert int(mapped.sum()) == 0
+    assert peak_memory(CPU) - before < 64

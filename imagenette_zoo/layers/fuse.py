@@ -38,8 +38,9 @@ def fuse(model: nn.Module) -> nn.Module:
     its activation, if it has one, stands in its place. All of it is done in float64: only the last rounding differs.
 
     What stays: norms before a convolution, without running statistics or with dropout; convolutions that change their
-    weight, as with weight standardisation; layers with hooks and layers that are used twice. Of what torch.fx can't
-    trace, the children are fused, on the understanding that they are called as a whole and not layer by layer.
+    weight, as with weight standardisation; layers that are used twice or have hooks, and timm's blocks in a model with
+    hooks. Of what torch.fx can't trace, the children are fused, on the understanding that they are called as a whole
+    and not layer by layer.
 
     Args:
         model: Any model that takes one tensor; it is left as it is.
@@ -79,7 +80,7 @@ def why_not_folded(conv: nn.Module, norm: nn.Module) -> str:
 
 
 class _Tracer(fx.Tracer):
-    """torch's tracer, but a layer that can't be traced becomes one node, and its name one of `opaque`."""
+    """torch's tracer, but a layer that can't or mustn't be traced becomes one node, and its name one of `opaque`."""
 
     proxy_buffer_attributes = True  # statistics that are used are seen in the graph, as weights are
 
@@ -90,7 +91,7 @@ class _Tracer(fx.Tracer):
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         name = self.path_of_module(m)
         if not isinstance(m, (nn.Conv2d, *_NORMS)):
-            if not (self.is_leaf_module(m, name) or isinstance(m, tuple(get_notrace_modules()))):
+            if not (self.is_leaf_module(m, name) or isinstance(m, tuple(get_notrace_modules())) or _has_hooks(m)):
                 with suppress(Exception):
                     return forward(*args, **kwargs)
             self.opaque.append(name)

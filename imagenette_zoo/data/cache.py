@@ -1,8 +1,8 @@
 """Images decoded once, into memory-mapped uint8 files.
 
 An entry is a folder of the user cache: `rows.bin`, a row for each image of a split, and `meta.json`. Its name is made
-of the files' names, sizes and times and of what was done to the pixels, so other files or parameters are another entry.
-It appears whole or not at all; one process makes it, others wait.
+of the files' place, names, sizes and times and of what was done to the pixels, so other files or parameters are another
+entry. It appears whole or not at all; one process makes it, others wait.
 """
 
 import hashlib
@@ -153,7 +153,8 @@ def home() -> Path:
 
 
 def _key(images: ImageSet, what: dict[str, Any]) -> str:
-    digest = hashlib.blake2b(json.dumps([FORMAT, what]).encode(), digest_size=16)
+    parts = [FORMAT, str(images.root.absolute()), what]
+    digest = hashlib.blake2b(json.dumps(parts).encode(), digest_size=16)
     for path in images.paths:
         try:
             stat = os.stat(images.root / path)

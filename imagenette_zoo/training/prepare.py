@@ -94,6 +94,8 @@ def prepare(recipe: Recipe, world: World, console: Console) -> Run:
     torch.compiler.reset()  # else the models of a sweep use up what one process may compile
     own = resolve(recipe, model, len(train_images), world.device, console)
     learner = Learner(own, model, world, -(-len(data.train_batches) // recipe.grad_accum_steps))
+    for side in recipe.train_img_sizes or ():
+        build.probe(learner.model, recipe.model, (config['input_size'][0], side, side))
     build.probe(learner.model, recipe.model, config['input_size'])
     if own.torchcompile:
         _compile(recipe, learner, config, console)
@@ -259,6 +261,7 @@ def _train_batches(
         recipe.train_size_random_mix,
     )
     sampler = EpochBatches(len(images), recipe.batch_size, recipe.seed, multiple, world.rank, world.size, schedule)
+    schedule.of_epoch(len(sampler), recipe.batch_size, recipe.seed, 0)  # a timm that lacks it fails now
     missing = _not_batched(recipe, config)
     if missing and recipe.loader == 'cache':
         raise UserError(f'--loader cache: can not do {missing}: use --loader timm')

@@ -31,6 +31,17 @@ def wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
+def rate(run: Callable[[], object], work: float, args: argparse.Namespace) -> float:
+    """10^9 units of work a second, of which one run does ``work``."""
+    run()
+    wait(args.device)
+    start = time.perf_counter()
+    for _ in range(args.steps):
+        run()
+    wait(args.device)
+    return args.steps * work / (time.perf_counter() - start) / 1e9
+
+
 def ready_run(args: argparse.Namespace, **options: Any) -> Run:
     """A run of the flagship's recipe, ready to go; its folder is a temporary one."""
     recipe = Recipe.load(
@@ -124,18 +135,14 @@ def fused(args: argparse.Namespace) -> None:
     images = torch.randn(args.batch_size, 3, args.img_size, args.img_size, device=device)
     images = images.contiguous(memory_format=torch.channels_last)
 
-    def rate(network: nn.Module) -> float:
+    def images_per_second(network: nn.Module) -> float:
         with torch.inference_mode(), torch.autocast(args.device, torch.bfloat16, enabled=args.amp):
-            network(images)
-            wait(args.device)
-            start = time.perf_counter()
-            for _ in range(args.steps):
-                network(images)
-            wait(args.device)
-        return args.steps * args.batch_size / (time.perf_counter() - start)
+            return 1e9 * rate(lambda: network(images), args.batch_size, args)
 
     short = fuse(model)
-    found = in_turns({'as trained': lambda: rate(model), 'fused': lambda: rate(short)}, args.rounds)
+    found = in_turns(
+        {'as trained': lambda: images_per_second(model), 'fused': lambda: images_per_second(short)}, args.rounds
+    )
     report('fused', 'images/s', found, {'fused / as trained': ratio(found, 'fused', 'as trained')}, args)
 
 
@@ -154,20 +161,11 @@ def mish(args: argparse.Namespace) -> None:
         with torch.no_grad():
             target.copy_(grad)
 
-    def rate(run: Callable[[], None], tensors: int) -> float:
-        run()
-        wait(args.device)
-        start = time.perf_counter()
-        for _ in range(args.steps):
-            run()
-        wait(args.device)
-        return args.steps * tensors * x.nbytes / (time.perf_counter() - start) / 1e9
-
     ours, torchs = Mish(), nn.Mish()
     contestants = {
-        'ours': lambda: rate(lambda: step(ours), 5),
-        "torch's": lambda: rate(lambda: step(torchs), 5),
-        'copy': lambda: rate(copies, 2),
+        'ours': lambda: rate(lambda: step(ours), 5 * x.nbytes, args),
+        "torch's": lambda: rate(lambda: step(torchs), 5 * x.nbytes, args),
+        'copy': lambda: rate(copies, 2 * x.nbytes, args),
     }
     found = in_turns(contestants, args.rounds)
     ratios = {'ours / torch': ratio(found, 'ours', "torch's"), 'ours / copy': ratio(found, 'ours', 'copy')}
@@ -181,18 +179,9 @@ def machine(args: argparse.Namespace) -> None:
     target = torch.empty_like(source)
     matrix = torch.randn(2048, 2048, device=args.device, dtype=dtype)
 
-    def rate(run: Callable[[], object], work: float) -> float:
-        run()
-        wait(args.device)
-        start = time.perf_counter()
-        for _ in range(args.steps):
-            run()
-        wait(args.device)
-        return args.steps * work / (time.perf_counter() - start) / 1e9
-
     contestants = {
-        'copy, GB/s': lambda: rate(lambda: target.copy_(source), 2 * source.nbytes),
-        'matrix product, GFLOP/s': lambda: rate(lambda: matrix @ matrix, 2 * 2048**3),
+        'copy, GB/s': lambda: rate(lambda: target.copy_(source), 2 * source.nbytes, args),
+        'matrix product, GFLOP/s': lambda: rate(lambda: matrix @ matrix, 2 * 2048**3, args),
     }
     report('machine', '10^9 a second', in_turns(contestants, args.rounds), {}, args)
 

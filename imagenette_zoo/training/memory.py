@@ -18,7 +18,7 @@ def keep_freed_memory() -> None:
     """Lets glibc reuse the memory of freed tensors instead of giving it back to the system.
 
     By default every tensor above 32 MiB is mapped anew, and the system clears it page by page when it is first
-    written: half of the time of a training step on a CPU (docs/performance.md). Without glibc nothing happens.
+    written: a third of the time of a training step on a CPU (docs/performance.md). Without glibc nothing happens.
     """
     try:
         mallopt = ctypes.CDLL('libc.so.6').mallopt

@@ -6,6 +6,7 @@ import argparse
 import json
 import re
 import shutil
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,7 @@ def accuracy(args: argparse.Namespace) -> None:
         folder = Path(args.scratch) / f'accuracy-{name}'
         words: list[Any] = ['-c', args.recipe, '--data-dir', args.data_dir, '--device', args.device]
         words += ['--output', args.scratch, '--experiment', folder.name]
+        words += ['--amp', '--amp-dtype', 'bfloat16'] if args.amp else []
         if name == 'timm':
             words = [args.timm_dir / 'train.py', *words, *TIMMS_MISH, '-j', args.workers]
         else:
@@ -140,6 +142,30 @@ def accuracy(args: argparse.Namespace) -> None:
         seconds[name] = [next((row['seconds'] for row in curve if row['top1'] >= args.target), float('inf'))]
         ratios = {'timm / ours': seconds['timm'][0] / seconds['ours'][0]} if len(seconds) == 2 else {}
         report(f'to-{args.target:g}-{"-".join(curves)}', 'seconds', seconds, ratios, args, curves)
+
+
+def loaders(args: argparse.Namespace) -> None:
+    """Final top-1 with images from the cache, augmented as batches, and with timm's transforms, over seeds."""
+    found: dict[str, list[float]] = {'cache': [], 'timm': []}
+    for seed in range(args.seeds):
+        for loader, top1 in found.items():
+            words: list[Any] = [
+                ROOT / 'train.py',
+                *_options(args, args.models[0], args.data_dir),
+                '--epochs',
+                args.epochs,
+            ]
+            words += ['--seed', seed, '--loader', loader, '--output', args.scratch, '--experiment', f'{loader}-{seed}']
+            run_process([*words, '-j', args.workers])
+            result = json.loads((Path(args.scratch) / f'{loader}-{seed}' / 'result.json').read_text())
+            top1.append(result['top1'])
+            print(f'{loader}, seed {seed}: {top1[-1]:.2f} %', flush=True)
+    differences = [a - b for a, b in zip(found['cache'], found['timm'], strict=True)]
+    details = {
+        'cache - timm, points': differences,
+        'standard error': statistics.stdev(differences) / len(differences) ** 0.5,
+    }
+    report('loaders', 'top-1 %', found, {}, args, details)
 
 
 def _note(folder: Path, curve: list[dict[str, float]], seconds: float, processor_seconds: float) -> None:

@@ -4,6 +4,7 @@
 python benchmarks/run.py --timm-dir TIMM --data-dir DIR                 all but the long ones, on the CPU or a GPU
 python benchmarks/run.py --only pipeline fused --data-dir DIR           some of them
 python benchmarks/run.py --only accuracy --timm-dir TIMM --data-dir DIR seconds to 80 % (an hour on two cores)
+python benchmarks/run.py --only loaders --data-dir DIR                  top-1 with our loader and timm's, over seeds
 
 TIMM is a checkout of timm, DIR a folder with train/ and val/.
 """
@@ -33,8 +34,9 @@ BENCHMARKS = {
     'train': against_timm.train,
     'validate': against_timm.validate,
     'accuracy': against_timm.accuracy,
+    'loaders': against_timm.loaders,
 }
-LONG = ('accuracy',)
+LONG = ('accuracy', 'loaders')
 NEED_TIMM = ('train', 'validate', 'accuracy')
 
 
@@ -58,6 +60,8 @@ def main() -> None:
     parser.add_argument('--recipe', type=Path, default=ROOT / 'hparams' / 'mbv2_mish_80.yaml', help='of accuracy')
     parser.add_argument('--target', type=float, default=80.0, help='of accuracy, %%')
     parser.add_argument('--order', nargs='+', choices=('timm', 'ours'), default=['timm', 'ours'], help='of accuracy')
+    parser.add_argument('--seeds', type=int, default=3, help='of loaders')
+    parser.add_argument('--epochs', type=int, default=3, help='of loaders')
     parser.add_argument('--results-dir', type=Path, default=Path('benchmark-results'))
     args = parser.parse_args()
     if args.timm_dir is None and (missing := [name for name in args.only if name in NEED_TIMM]):

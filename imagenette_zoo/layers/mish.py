@@ -7,14 +7,15 @@ import logging
 import os
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-__all__ = ['Mish']
+__all__ = ['Mish', 'much_inference']
 
 # Elements from which on the kernels are worth compiling, and at which their 32-bit indices end. A person who classifies
 # a picture or two is not to wait for a compiler.
@@ -27,6 +28,17 @@ _kernels: dict[tuple[torch.device, torch.dtype, int], tuple[Kernel, Kernel] | No
 _lock = threading.Lock()
 _process = os.getpid()
 _logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def much_inference() -> Iterator[None]:
+    """Within it the kernels are worth compiling from the sizes of training on, also for inference."""
+    former = FUSED_SIZES['inference']
+    FUSED_SIZES['inference'] = FUSED_SIZES['training']
+    try:
+        yield
+    finally:
+        FUSED_SIZES['inference'] = former
 
 
 class Mish(nn.Mish):

@@ -22,6 +22,7 @@ from ..data.loaders import Batches
 from ..data.seeding import stream_seed
 from ..errors import UserError
 from ..layers import fuse
+from ..layers.mish import much_inference
 from ..models.catalog import model_cost
 from . import build
 from .checkpoint import load_weights, model_folder, read_weights, write_atomic
@@ -39,6 +40,7 @@ __all__ = ['Validation', 'evaluate', 'validate']
 FORBIDDEN = {'checkpoint_path', 'pretrained', 'pretrained_cfg', 'pretrained_cfg_overlay', 'cache_dir'}
 
 
+@much_inference()
 @torch.inference_mode()
 def evaluate(
     model: nn.Module,

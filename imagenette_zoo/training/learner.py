@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import UserError
+from ..layers.depthwise import speed_up_depthwise
 from .build import autocast, place
 from .compilation import compiled
 from .distributed import World
@@ -75,6 +76,8 @@ class Learner:
                 model.set_grad_checkpointing(True)  # type: ignore[operator]
             except (AssertionError, AttributeError):
                 raise UserError(f'--grad-checkpointing: {recipe.model} does not support it') from None
+        if recipe.amp and recipe.amp_dtype == 'bfloat16' and world.device.type == 'cpu':
+            speed_up_depthwise(model)
         self.model = model
         self.loss_fn = loss_function(recipe).to(world.device)
         self.optimizer = self._make_optimizer()

@@ -19,7 +19,7 @@ from imagenette_zoo import fuse
 from imagenette_zoo.layers import Mish
 from imagenette_zoo.training.console import Console
 from imagenette_zoo.training.distributed import World
-from imagenette_zoo.training.prepare import Run, prepare
+from imagenette_zoo.training.prepare import Run, open_folder, prepare
 from imagenette_zoo.training.recipe import Recipe
 
 PIPELINE = 8  # times the images: batches made ahead before the clock starts must not count
@@ -49,7 +49,10 @@ def ready_run(args: argparse.Namespace, **options: Any) -> Run:
         batch_size=args.batch_size, output=str(args.scratch), overwrite=True, experiment='in-process',
         amp=args.amp, amp_dtype='bfloat16', **options,
     )  # fmt: skip
-    return prepare(recipe, World(torch.device(args.device)), Console(quiet=True))
+    folder, state, _ = open_folder(recipe)
+    run = prepare(recipe, folder, state, World(torch.device(args.device)), Console(quiet=True))
+    folder.unlock()
+    return run
 
 
 def pipeline(args: argparse.Namespace) -> None:

@@ -1,10 +1,11 @@
-"""The command line: ``imagenette-zoo train|validate|list|data``, and the doors ``train.py`` and ``validate.py``."""
+"""The command line: ``imagenette-zoo COMMAND``, and the doors ``train.py`` and ``validate.py``."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from .errors import UserError
@@ -37,9 +38,9 @@ def _guard(run: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
     except UserError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as request:
         print('\ninterrupted', file=sys.stderr)
-        return 130
+        return getattr(request, 'exit_code', 130)
     except BrokenPipeError:  # as in `imagenette-zoo list | head`
         sys.stderr.close()
         return 0
@@ -72,17 +73,28 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         help=f'a YAML file, or one of {", ".join(recipe_names())}; flags override it '
         f'(without it and without --model: {FLAGSHIP})',
     )
+    parser.add_argument(
+        '--from', dest='from_run', metavar='RUN', help='repeat a finished run; says what differs; flags override it'
+    )
     add_flags(parser, Recipe)
 
 
 def _train(args: argparse.Namespace) -> int:
     from .training.checkpoint import resumed_run
+    from .training.result import read_result
     from .training.trainer import train
 
     flags = given_flags(args, Recipe)
+    if args.from_run is not None:
+        if args.config is not None or 'resume' in flags:
+            raise UserError('--from repeats a run, with flags for what is to differ: leave --config and --resume out')
+        then = read_result(Path(args.from_run))
+        train(Recipe.load(then.folder / 'args.yaml', **{'experiment': None, **flags}), repeats=then)
+        return 0
     base = args.config
     if base is None and 'resume' in flags:
-        base = resumed_run(flags['resume'], flags.get('output', Recipe.output), flags.get('experiment')) / 'args.yaml'
+        file = resumed_run(flags['resume'], flags.get('output', Recipe.output), flags.get('experiment')) / 'args.yaml'
+        base = file if file.is_file() else None
     if base is None and 'model' not in flags:
         base = FLAGSHIP
     train(Recipe.load(base, **flags) if base else Recipe(**flags))

@@ -27,7 +27,7 @@ from imagenette_zoo.errors import UserError
 from imagenette_zoo.training import build
 from imagenette_zoo.training.console import Console, Progress
 from imagenette_zoo.training.distributed import World
-from imagenette_zoo.training.prepare import prepare
+from imagenette_zoo.training.prepare import Run, open_folder, prepare
 from imagenette_zoo.training.recipe import Recipe, ValidationOptions
 
 from .conftest import changed, make_folder, needs_local_dir
@@ -508,6 +508,13 @@ def test_validation_options_reach_the_cached_pixels(images: ImageSet) -> None:
     assert len(seen) == 5
 
 
+def prepared(recipe: Recipe, console: Console) -> Run:
+    folder, state, _ = open_folder(recipe)
+    run = prepare(recipe, folder, state, WORLD, console)
+    folder.unlock()
+    return run
+
+
 @pytest.mark.parametrize(
     ('options', 'named'),
     [
@@ -520,7 +527,7 @@ def test_validation_options_reach_the_cached_pixels(images: ImageSet) -> None:
 )
 def test_what_only_timms_transforms_can_do(recipe: MakeRecipe, options: dict[str, object], named: str) -> None:
     """auto takes them for the training images; cache says that it can't."""
-    data = prepare(recipe(**options), WORLD, QUIET).data
+    data = prepared(recipe(**options), QUIET).data
     assert isinstance(data.train_batches, FileBatches)
     assert isinstance(data.val_batches, CachedEvalBatches)
     with pytest.raises(UserError, match=f'--loader cache.*{named}.*--loader timm'):
@@ -528,17 +535,17 @@ def test_what_only_timms_transforms_can_do(recipe: MakeRecipe, options: dict[str
 
 
 def test_which_loader_auto_and_timm_take(recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = prepare(recipe(experiment='a'), WORLD, QUIET).data
+    data = prepared(recipe(experiment='a'), QUIET).data
     assert isinstance(data.train_batches, CachedTrainBatches)
-    data = prepare(recipe(loader='timm', experiment='b'), WORLD, QUIET).data
+    data = prepared(recipe(loader='timm', experiment='b'), QUIET).data
     assert isinstance(data.train_batches, FileBatches)
     assert isinstance(data.val_batches, FileBatches)
     monkeypatch.setattr('imagenette_zoo.training.build.LARGEST_CACHE', 2**20)
     console = Listener()
-    data = prepare(recipe(experiment='c'), WORLD, console).data
+    data = prepared(recipe(experiment='c'), console).data
     assert isinstance(data.train_batches, FileBatches)
     assert 'decoded every epoch (--loader cache keeps them all the same)' in console.lines[0]
-    data = prepare(recipe(loader='cache', experiment='d'), WORLD, QUIET).data
+    data = prepared(recipe(loader='cache', experiment='d'), QUIET).data
     assert isinstance(data.train_batches, CachedTrainBatches)
 
 

@@ -13,6 +13,7 @@ import shutil
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +26,16 @@ import timm
 from PIL import Image
 
 from ..errors import UserError
-from .imagenette import ImageSet, cache_dir, decoded, image_size, whole_folder
+from .imagenette import ImageSet, available_cores, cache_dir, decoded, image_size, whole_folder
 
-__all__ = ['Entry', 'Watcher', 'clear', 'entries', 'eval_pixels', 'home', 'train_pixels', 'train_side']
+__all__ = [
+    'Entry', 'Watcher', 'clear', 'content_hash', 'entries', 'eval_pixels', 'home', 'names_hash', 'train_pixels',
+    'train_side',
+]  # fmt: skip
 
 FORMAT = 1
 PAGE = 4096  # bytes
+DIGEST = 16  # bytes
 SAMPLED = 64  # one page in so many is in the checksum
 
 
@@ -101,6 +106,35 @@ def eval_pixels(
 
     shape = (height, width, channels)
     return _rows(images, 'eval', {**parameters, 'timm': timm.__version__}, shape, np.dtype(np.uint8), rows, watcher)
+
+
+def content_hash(images: ImageSet, watcher: Watcher) -> str:
+    """BLAKE2b of the names, labels and bytes of all images of a split, wherever they are.
+
+    Raises:
+        UserError: an image can't be read, or the cache can't be written.
+    """
+
+    def rows() -> Iterator[np.ndarray]:
+        with ThreadPoolExecutor(available_cores()) as pool:
+            yield from pool.map(_digest_row, _files(images))
+
+    digests = _rows(images, 'content', {}, (DIGEST,), np.dtype(np.uint8), rows, watcher)
+    return hashlib.blake2b(names_hash(images).encode() + digests.tobytes(), digest_size=DIGEST).hexdigest()
+
+
+def names_hash(images: ImageSet) -> str:
+    """BLAKE2b of the names and labels of all images of a split."""
+    text = json.dumps([images.classes, images.paths, images.targets])
+    return hashlib.blake2b(text.encode(), digest_size=DIGEST).hexdigest()
+
+
+def _digest_row(path: Path) -> np.ndarray:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f'image {path} cannot be read: {error.strerror}') from error
+    return np.frombuffer(hashlib.blake2b(data, digest_size=DIGEST).digest(), np.uint8)
 
 
 def _files(images: ImageSet) -> Iterator[Path]:
@@ -231,7 +265,7 @@ def _make(folder: Path, meta: dict[str, Any], make: Callable[[], Iterable[np.nda
         with (temporary / 'meta.json').open('w') as file:
             json.dump({**meta, 'checksum': _checksum(path)}, file)
             _to_disk(file)
-    if meta['what']['kind'] != 'sizes':
+    if meta['what']['kind'] in ('train', 'eval'):
         seconds = time.perf_counter() - start
         watcher.line(f'decoded {count:,} images once, in {seconds:.1f} s, {size / 2**20:.0f} MiB: {folder}')
 

@@ -3,6 +3,7 @@
 Both are reproducible whatever the number of workers and whatever ran before.
 """
 
+import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -44,8 +45,8 @@ class Batches:
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         raise NotImplementedError
 
-    def set_epoch(self, epoch: int) -> None:
-        """Chooses the order and the augmentations of the next pass over a training set."""
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Chooses the order and the augmentations of the next pass over a training set, and the batch it starts at."""
         raise NotImplementedError
 
 
@@ -136,16 +137,21 @@ class EpochBatches:
         self.world_size = world_size
         self.schedule = schedule
         self.epoch = 0
+        self.start = 0
 
     def __len__(self) -> int:
         return -(-self.used // self.global_batch)
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Chooses the epoch, and the batch that the next pass starts at."""
+        self.epoch, self.start = epoch, start
 
     def batches(self) -> Iterator[tuple[torch.Tensor, int]]:
         """The indices ``(N,)`` of each batch's images, and their side."""
         generator = torch.Generator().manual_seed(stream_seed(self.seed, 'order', self.epoch) % 2**63)
         order = torch.randperm(self.size, generator=generator)[: self.used]
         sides = self.schedule.of_epoch(len(self), self.batch_size, self.seed, self.epoch)
-        for batch, side in zip(order.split(self.global_batch), sides, strict=True):
+        for batch, side in list(zip(order.split(self.global_batch), sides, strict=True))[self.start :]:
             yield batch[self.rank :: self.world_size], side
 
     def __iter__(self) -> Iterator[list[Key]]:
@@ -185,8 +191,8 @@ class CachedTrainBatches(Batches):
     def __len__(self) -> int:
         return len(self.sampler)
 
-    def set_epoch(self, epoch: int) -> None:
-        self.sampler.epoch = epoch
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        self.sampler.set_epoch(epoch, start)
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         place = self.pixels.device
@@ -314,8 +320,8 @@ class FileBatches(Batches):
                 raise batch
             yield batch
 
-    def set_epoch(self, epoch: int) -> None:
-        self.loader.batch_sampler.epoch = epoch  # type: ignore[union-attr]
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        self.loader.batch_sampler.set_epoch(epoch, start)  # type: ignore[union-attr]
 
 
 def train_loader(
@@ -356,5 +362,17 @@ def eval_loader(
 def _data_loader(dataset: _Images, batches: Any, workers: int, pin_memory: bool, **kwargs: Any) -> 'DataLoader[Any]':
     workers = min(workers, available_cores())  # more only get in each other's way
     return DataLoader(
-        dataset, batch_sampler=batches, num_workers=workers, collate_fn=_collate, pin_memory=pin_memory, **kwargs
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=_collate,
+        pin_memory=pin_memory,
+        worker_init_fn=_leave_signals_to_the_main_process,
+        **kwargs,
     )
+
+
+def _leave_signals_to_the_main_process(_: int) -> None:
+    """Ctrl-C reaches every process of a terminal; the step that is under way still needs its batches."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

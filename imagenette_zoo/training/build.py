@@ -20,7 +20,7 @@ from timm.data import create_transform, resolve_data_config
 from timm.models._hub import save_config_for_hf
 from torch import nn
 
-from ..data.cache import eval_pixels
+from ..data.cache import content_hash, eval_pixels, names_hash
 from ..data.imagenette import ImageSet, available_cores
 from ..data.loaders import Batches, CachedEvalBatches, Transform, eval_loader
 from ..errors import UserError
@@ -32,6 +32,7 @@ from .recipe import ComputeOptions, DataOptions, InputOptions
 __all__ = [
     'autocast',
     'build_model',
+    'data_hash',
     'eval_batches',
     'eval_transform',
     'hardware',
@@ -104,6 +105,13 @@ def uses_cache(options: DataOptions, images: ImageSet, side: int, console: Conso
         )
         return False
     return options.loader != 'timm'
+
+
+def data_hash(options: DataOptions, sets: Sequence[ImageSet], side: int, console: Console) -> str:
+    """What tells these data from others: of their bytes where they are decoded into the cache, else of their names."""
+    if all(uses_cache(options, images, side, Console(quiet=True)) for images in sets):
+        return 'content:' + '+'.join(content_hash(images, console) for images in sets)
+    return 'names:' + '+'.join(map(names_hash, sets))
 
 
 def eval_batches(

@@ -2,7 +2,7 @@
 
 ``runs/NAME/`` holds ``args.yaml``, ``summary.csv`` (timm's columns), ``metrics.jsonl``, ``last/``, ``best/`` and
 ``checkpoints/epoch-N/`` (each loads with ``timm.create_model('local-dir:…')``), ``state.pt``, and ``result.json``,
-which is written last: a folder that has one holds a finished run.
+which is written last: a folder that has one holds a finished run. ``.lock`` is held by the process that writes there.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ import json
 import os
 import pickle
 import shutil
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import filelock
 import safetensors
 import safetensors.torch
 import torch
@@ -30,7 +32,13 @@ from ..errors import UserError
 from .options import nearest
 from .recipe import Recipe
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 __all__ = [
+    'ProcessLock',
     'RunFolder',
     'load_weights',
     'model_folder',
@@ -42,6 +50,54 @@ __all__ = [
 
 OWN_FILES = ('result.json', 'state.pt', 'args.yaml', 'summary.csv', 'metrics.jsonl')  # first what marks a run
 OWN_FOLDERS = ('last', 'best', 'checkpoints')
+
+
+class ProcessLock:
+    """A lock on a file that belongs to this process alone: not to those it forks, and to nobody once it is killed.
+
+    Where there is ``fcntl`` it is a POSIX record lock. One of ``flock`` would outlive a killed run by the seconds that
+    its data workers need to notice.
+
+    Args:
+        path: The file; it is made, and stays.
+
+    Raises:
+        UserError: Another process holds the lock.
+        OSError: The file can't be written.
+    """
+
+    held: ClassVar[set[Path]] = set()  # by this process, which the system would let have it twice
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.resolve()
+        if self.path in self.held:
+            raise _busy(path)
+        if fcntl is None:
+            self._file: Any = filelock.FileLock(path)
+            try:
+                self._file.acquire(timeout=0)
+            except filelock.Timeout:
+                raise _busy(path) from None
+        else:
+            self._file = open(path, 'ab')  # noqa: SIM115  (until the release)
+            try:
+                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                self._file.close()
+                raise _busy(path) from None
+        self.held.add(self.path)
+
+    def release(self) -> None:
+        """Lets others have it."""
+        self.held.discard(self.path)
+        if fcntl is None:
+            self._file.release()
+        else:
+            self._file.close()
+
+
+def _busy(path: Path) -> UserError:
+    return UserError(f'{path.parent}: another run is being written here: wait for it, or choose another --experiment')
 
 
 @contextlib.contextmanager
@@ -121,6 +177,7 @@ def read_weights(path: Path, use_ema: bool = True) -> dict[str, torch.Tensor]:
     try:
         if path.suffix == '.safetensors':
             return safetensors.torch.load_file(path)
+        _check_zip(path)
         # What timm's trainer saves has its arguments beside the weights.
         with torch.serialization.safe_globals([argparse.Namespace]):
             checkpoint = torch.load(path, map_location='cpu', weights_only=True)
@@ -139,6 +196,15 @@ def read_weights(path: Path, use_ema: bool = True) -> dict[str, torch.Tensor]:
     if not isinstance(state, dict) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise UserError(f'{path}: holds no weights')
     return clean_state_dict(state)
+
+
+def _check_zip(file: Path | io.BytesIO) -> None:
+    """Refuses a file whose parts claim to be larger than it is: torch never compresses them, and would believe it."""
+    size = file.stat().st_size if isinstance(file, Path) else len(file.getbuffer())
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as parts:
+            if sum(part.file_size for part in parts.infolist()) > size:
+                raise ValueError('it claims to hold more than it does')
 
 
 def load_weights(model: nn.Module, state_dict: Mapping[str, torch.Tensor], source: str | Path) -> None:
@@ -165,7 +231,8 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, torch.Tensor], sourc
 
 
 def resumed_run(resume: str, output: str, experiment: str | None) -> Path:
-    """The folder of the run that ``--resume`` means: the one it names, or with ``auto`` that of the experiment.
+    """The folder of the run that ``--resume`` means: the one it names, or with ``auto`` that of the experiment, which
+    need not exist yet.
 
     Raises:
         UserError: There is no run.
@@ -174,7 +241,7 @@ def resumed_run(resume: str, output: str, experiment: str | None) -> Path:
         raise UserError('--resume: say which run: --resume runs/NAME, or --experiment NAME')
     path = Path(output, str(experiment)) if resume == 'auto' else Path(resume)
     path = path.parent if path.name == 'state.pt' else path
-    if not (path / 'args.yaml').is_file():
+    if resume != 'auto' and not (path / 'args.yaml').is_file():
         raise UserError(f'{path}: no run to resume here (no args.yaml)')
     return path
 
@@ -203,33 +270,80 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock: ProcessLock | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:  # what another process gets: the place, not the lock
+        return RunFolder, (self.path,)
 
     def __getitem__(self, name: str) -> Path:
         return self.path / name
 
-    def start(self, recipe: Recipe) -> None:
-        """Makes the folder for a new run.
+    @property
+    def finished(self) -> bool:
+        """Whether it holds the result of a run."""
+        return self['result.json'].is_file()
+
+    @property
+    def started(self) -> bool:
+        """Whether it holds a run, be it one that was killed before its first checkpoint."""
+        return self['args.yaml'].is_file()
+
+    def check_unused(self) -> None:
+        """Looks whether a new run may be written here, without touching anything.
 
         Raises:
-            UserError: It holds a run already and ``overwrite`` is not set, or it can't be written.
+            UserError: It holds a run already, or another run is being written.
         """
-        if not recipe.overwrite:
-            if self['result.json'].exists():
-                raise UserError(
-                    f'{self.path}: holds a finished run: choose another --experiment, or --overwrite to replace it'
-                )
-            if self['state.pt'].exists():
-                raise UserError(
-                    f'{self.path}: holds an interrupted run: --resume {self.path} continues it, --overwrite replaces it'
-                )
-            for name in (*OWN_FILES[3:], *OWN_FOLDERS):  # a lone args.yaml is a run that never ended an epoch
-                if self[name].exists():
-                    raise UserError(
-                        f'{self.path}: holds {name} of something else: choose another --experiment, '
-                        f'or --overwrite to remove it'
-                    )
+        if self['.lock'].exists():
+            self.lock()
+        try:
+            self._check_empty()
+        except UserError:
+            self.unlock()
+            raise
+
+    def _check_empty(self) -> None:
+        if self.finished:
+            raise UserError(
+                f'{self.path}: holds a finished run: choose another --experiment, or --overwrite to replace it'
+            )
+        own = [name for name in (*OWN_FILES[1:], *OWN_FOLDERS) if self[name].exists()]
+        if own == ['args.yaml'] or not own:
+            return
+        if self.started:
+            raise UserError(
+                f'{self.path}: holds an interrupted run: --resume {self.path} continues it, --overwrite replaces it'
+            )
+        raise UserError(
+            f'{self.path}: holds {own[0]} of something else: choose another --experiment, or --overwrite to remove it'
+        )
+
+    def lock(self) -> None:
+        """Makes this process the only one to write here, until it ends or :meth:`unlock`.
+
+        Raises:
+            UserError: Another process writes here.
+        """
+        if self._lock is None:
+            with _one_line(self.path):
+                self._lock = ProcessLock(self['.lock'])
+
+    def unlock(self) -> None:
+        """Lets others write here."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def start(self, recipe: Recipe) -> None:
+        """Makes the folder for a new run; what is there of an earlier one is removed.
+
+        Raises:
+            UserError: Another process writes here, or it can't be written.
+        """
         with _one_line(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
+        self.lock()
+        with _one_line(self.path):
             for name in OWN_FILES:
                 self[name].unlink(missing_ok=True)
             for name in OWN_FOLDERS:
@@ -243,27 +357,41 @@ class RunFolder:
         write_atomic(self['args.yaml'], yaml.safe_dump(options, sort_keys=False).encode())
 
     def save_state(self, state: Mapping[str, Any]) -> None:
-        """Writes ``state.pt``, what :meth:`load_state` gives back."""
+        """Writes ``state.pt``, what :meth:`parse_state` gives back."""
         buffer = io.BytesIO()
         torch.save(dict(state), buffer)
         write_atomic(self['state.pt'], buffer.getvalue())
 
-    def load_state(self) -> dict[str, Any]:
-        """The state of the interrupted run.
+    def read_state(self) -> bytes | None:
+        """The content of ``state.pt``; None where nothing was saved yet.
 
         Raises:
-            UserError: There is none, or it is torn.
+            UserError: It can't be read.
         """
-        path = self['state.pt']
-        if self['result.json'].exists():
-            raise UserError(f'{self.path}: this run is finished; there is nothing to resume')
-        if not path.is_file():
-            raise UserError(f'{self.path}: no state.pt: there is no run to resume here')
         try:
-            return torch.load(path, map_location='cpu', weights_only=True)
+            return self['state.pt'].read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise UserError(f"{self['state.pt']}: can't read: {error.strerror}") from None
+
+    def parse_state(self, data: bytes) -> dict[str, Any]:
+        """The state in what :meth:`read_state` gave.
+
+        Raises:
+            UserError: It is torn.
+        """
+        try:
+            _check_zip(io.BytesIO(data))
+            state = torch.load(io.BytesIO(data), map_location='cpu', weights_only=True)
+            if not isinstance(state, dict):
+                raise TypeError('not a state')
+            return state
         except Exception as error:  # torch reports a damaged file in many ways
             reason = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
-            raise UserError(f"{path}: damaged, it can't be resumed from ({reason}); --overwrite starts again") from None
+            raise UserError(
+                f"{self['state.pt']}: damaged, it can't be resumed from ({reason}); --overwrite starts again"
+            ) from None
 
     def save_metrics(self, history: list[dict[str, Any]]) -> None:
         """Writes ``summary.csv`` and ``metrics.jsonl``: a row an epoch."""
@@ -290,6 +418,8 @@ class RunFolder:
             epoch: The epoch that they are from.
             ranking: The epochs to keep, best first.
         """
+        with _one_line(self.path):  # not made anew where it has vanished
+            self['checkpoints'].mkdir(exist_ok=True)
         save_model_folder(self['last'], config, state_dict)
         if epoch in ranking:
             _link_model_folder(self['last'], self['checkpoints'] / f'epoch-{epoch}')

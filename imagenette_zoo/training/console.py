@@ -55,21 +55,23 @@ class Console:
             self.quiet = True
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
-    def progress(self, title: str, steps: int, log_interval: int | None = None) -> Progress:
-        """A bar over ``steps`` steps; without a terminal a line every ``log_interval`` steps."""
-        return Progress(self, title, steps, log_interval)
+    def progress(self, title: str, steps: int, log_interval: int | None = None, done: int = 0) -> Progress:
+        """A bar over ``steps`` steps, the first ``done`` of them taken before; without a terminal a line every
+        ``log_interval`` steps."""
+        return Progress(self, title, steps, log_interval, done)
 
 
 class Progress:
     """One bar; use as a context manager."""
 
-    def __init__(self, console: Console, title: str, steps: int, log_interval: int | None) -> None:
+    def __init__(self, console: Console, title: str, steps: int, log_interval: int | None, done: int = 0) -> None:
         self.console = console
         self.title = title
         self.steps = steps
         self.log_interval = None if console.live or console.quiet else log_interval
         self.bar: Any = tqdm(
             total=steps,
+            initial=done,
             desc=title,
             leave=False,
             disable=not console.live,
@@ -77,7 +79,8 @@ class Progress:
             bar_format='{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]',
         )
         self.start = time.perf_counter()
-        self.step = 0
+        self.done = done
+        self.step = done
         self.images = 0
 
     def __enter__(self) -> Progress:
@@ -104,7 +107,7 @@ class Progress:
             if self.console.live:
                 self.bar.set_postfix_str(', '.join(f'{key} {value}' for key, value in details.items()))
             else:
-                left = elapsed / self.step * (self.steps - self.step)
+                left = elapsed / (self.step - self.done) * (self.steps - self.step)
                 shown = ', '.join(f'{key} {value}' for key, value in details.items())
                 self.console.line(f'{self.title} {self.step}/{self.steps}: {shown}, {duration(left)} left')
         self.bar.update()

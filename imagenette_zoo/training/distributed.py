@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -11,6 +13,8 @@ import torch.distributed as dist
 from ..errors import UserError
 
 __all__ = ['World', 'choose_device', 'join']
+
+T = TypeVar('T')
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,7 @@ class World:
     device: torch.device
     rank: int = 0
     size: int = 1
+    control: Any = None  # a group on the CPU: what is said there does not wait for a GPU
 
     @property
     def primary(self) -> bool:
@@ -45,6 +50,33 @@ class World:
             dist.all_reduce(value)
             value /= self.size
         return value
+
+    def agree(self, *flags: bool) -> list[bool]:
+        """Whether each flag is up in any of the processes; all must ask."""
+        if self.size == 1:
+            return list(flags)
+        raised = torch.tensor(flags, dtype=torch.uint8)
+        dist.all_reduce(raised, dist.ReduceOp.MAX, group=self.control)
+        return raised.bool().tolist()
+
+    def share(self, make: Callable[[], T]) -> T:
+        """What ``make`` returns in the first process, in all of them: only that one needs to see the run's folder.
+
+        Raises:
+            UserError: In all of them, where ``make`` raised it.
+        """
+        if self.size == 1:
+            return make()
+        parts: list[T | UserError | None] = [None]
+        if self.primary:
+            try:
+                parts = [make()]
+            except UserError as error:
+                parts = [error]
+        dist.broadcast_object_list(parts, group=self.control)
+        if isinstance(parts[0], UserError):
+            raise parts[0]
+        return parts[0]  # type: ignore[return-value]
 
     def leave(self) -> None:
         """Ends the group."""
@@ -87,4 +119,5 @@ def join(device_name: str) -> World:
     if device.type == 'cuda':
         torch.cuda.set_device(device)
     dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo')
-    return World(device, dist.get_rank(), size)
+    control = dist.new_group(backend='gloo') if device.type == 'cuda' else None
+    return World(device, dist.get_rank(), size, control)

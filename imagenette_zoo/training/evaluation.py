@@ -34,8 +34,9 @@ from .metrics import Scores
 from .options import nearest
 from .recipe import ComputeOptions, ValidationOptions
 
-__all__ = ['Validation', 'evaluate', 'validate']
+__all__ = ['Validation', 'evaluate', 'load_model', 'read_config', 'validate']
 
+LARGEST_CONFIG = 16 * 2**20  # bytes
 # Arguments that would make timm open a file or an address that a stranger's config names.
 FORBIDDEN = {'checkpoint_path', 'pretrained', 'pretrained_cfg', 'pretrained_cfg_overlay', 'cache_dir'}
 
@@ -165,7 +166,7 @@ def _validate_one(
     world: World,
     console: Console,
 ) -> Validation:
-    model = _load_model(name, options, images)
+    model = load_model(name, options, images)
     config = build.input_config(options, model, use_test_size=True)
     if options.reparam:
         model = fuse(model)
@@ -204,7 +205,7 @@ def _validate_one(
     return result
 
 
-def _load_model(name: str, options: ValidationOptions, images: ImageSet) -> Any:
+def load_model(name: str, options: Any, images: ImageSet) -> Any:
     """The model that a name on the command line means, with its weights."""
     classes = len(images.classes)
     kwargs = {'global_pool': options.gp, **options.model_kwargs}
@@ -212,7 +213,7 @@ def _load_model(name: str, options: ValidationOptions, images: ImageSet) -> Any:
     if folder is not None:
         if options.checkpoint or options.pretrained:
             raise UserError(f'--model {name}: has its own weights: leave out --checkpoint and --pretrained')
-        config = _read_config(folder)
+        config = read_config(folder)
         given = {name: value for name, value in kwargs.items() if value is not None}
         kwargs = {**config.get('model_args', {}), **given, 'num_classes': config['num_classes']}
         model = build.build_model(config['architecture'], **kwargs)
@@ -239,9 +240,16 @@ def _load_model(name: str, options: ValidationOptions, images: ImageSet) -> Any:
     return model
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """The ``config.json`` of a model folder.
+
+    Raises:
+        UserError: It is none, or it would make timm open a file or an address.
+    """
     path = folder / 'config.json'
     try:
+        if path.stat().st_size > LARGEST_CONFIG:
+            raise UserError(f'{path}: larger than {LARGEST_CONFIG >> 20} MiB, which no config is')
         config = json.loads(path.read_text(encoding='utf-8'))
         ok = (
             isinstance(config['architecture'], str)

@@ -102,6 +102,8 @@ class Learner:
             self.fast = DistributedDataParallel(self.fast, device_ids=ids)
             self.plain = self.fast  # two wrappers of one model would not agree on what to synchronise
         self.updates = 0
+        self.skipped = 0  # steps in a row that were left out
+        self._buffers: list[torch.Tensor] = []
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         recipe = self.recipe
@@ -137,8 +139,10 @@ class Learner:
         if self.ema is None or self.ema.device is None:
             yield self.eval_model
             return
-        yield self.ema.module.to(self.world.device)
-        self.ema.module.to(self.ema.device)
+        try:
+            yield self.ema.module.to(self.world.device)
+        finally:
+            self.ema.module.to(self.ema.device)
 
     @property
     def lr(self) -> float:
@@ -157,19 +161,40 @@ class Learner:
 
         Returns:
             The loss of the batch, detached.
+
+        Raises:
+            UserError: Too many updates in a row had to be left out.
         """
+        skips = self.recipe.nan == 'skip'
+        if skips and not self._buffers:  # BatchNorm's statistics: a forward pass of NaN would spoil them
+            self._buffers = [buffer.clone() for buffer in self.model.buffers()]
         model = self.fast if len(images) == self.recipe.batch_size else self.plain
         waiting = model.no_sync() if isinstance(model, DistributedDataParallel) and not update else nullcontext()
         with waiting:
             with autocast(self.recipe, self.world.device):
                 loss = self.loss_fn(model(images), targets)
-            self._backward(loss / parts, update)
+            updated = self._backward(loss / parts, update)
         if update:
             self.optimizer.zero_grad()
             self.updates += 1
-            if self.ema is not None:
+            if skips:
+                self._count_skipped(updated)
+            if updated and self.ema is not None:
                 self.ema.update(self.model, step=self.updates)
         return loss.detach()
+
+    def _count_skipped(self, updated: bool) -> None:
+        if not updated:
+            for buffer, kept in zip(self.model.buffers(), self._buffers, strict=True):
+                buffer.copy_(kept)
+        self._buffers = []
+        self.skipped = 0 if updated else self.skipped + 1
+        if self.skipped > self.recipe.nan_limit:
+            raise UserError(
+                f'{self.skipped} steps in a row had infinite or NaN gradients at learning rate {self.lr:.3g}, '
+                f'--nan-limit allows {self.recipe.nan_limit}: lower --lr, lengthen the warm-up or set --clip-grad; the '
+                f'last good checkpoint stays'
+            )
 
     def compile(self, sides: Sequence[int], channels: int) -> float:
         """Compiles the training step for images of these sides, by running it; nothing else changes.
@@ -199,11 +224,13 @@ class Learner:
         self.fast, self.eval_fast = self.model, None
         self.optimizer.zero_grad()
 
-    def _backward(self, loss: torch.Tensor, update: bool) -> None:
+    def _backward(self, loss: torch.Tensor, update: bool) -> bool:
+        """Adds up the gradients; where ``update``, takes the optimizer's step and returns whether it was taken."""
         recipe = self.recipe
         second_order = getattr(self.optimizer, 'is_second_order', False)
         clipped = model_parameters(self.model, exclude_head='agc' in recipe.clip_mode)
         if self.scaler is not None:
+            before = self.scaler.state_dict()['scale'] if recipe.nan == 'skip' else 0.0
             self.scaler(
                 loss,
                 self.optimizer,
@@ -212,13 +239,22 @@ class Learner:
                 parameters=clipped,
                 create_graph=second_order,
                 need_update=update,
-            )
-            return
+            )  # leaves out a step without finite gradients, and then lowers its scale
+            return recipe.nan != 'skip' or self.scaler.state_dict()['scale'] >= before
         loss.backward(create_graph=second_order)
-        if update:
-            if recipe.clip_grad is not None:
-                dispatch_clip_grad(clipped, recipe.clip_grad, mode=recipe.clip_mode)
-            self.optimizer.step()
+        if not update:
+            return False
+        if recipe.nan == 'skip' and not self._gradients_are_finite():
+            return False
+        if recipe.clip_grad is not None:
+            dispatch_clip_grad(clipped, recipe.clip_grad, mode=recipe.clip_mode)
+        self.optimizer.step()
+        return True
+
+    def _gradients_are_finite(self) -> bool:
+        """The same in all processes, which have added up their gradients."""
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        return all(bool(norm.isfinite()) for norm in torch._foreach_norm(gradients, float('inf')))
 
     def after_update(self) -> None:
         """Steps a schedule that goes by updates."""
@@ -247,6 +283,7 @@ class Learner:
             'scheduler': self._scheduler_state(),
             'scaler': self.scaler.state_dict() if self.scaler is not None else None,
             'updates': self.updates,
+            'skipped': self.skipped,
         }
 
     def _scheduler_state(self) -> dict[str, Any] | None:
@@ -273,4 +310,4 @@ class Learner:
         ):
             if part is not None:
                 part.load_state_dict(state[name])
-        self.updates = state['updates']
+        self.updates, self.skipped = state['updates'], state['skipped']

@@ -24,6 +24,8 @@ from ..errors import UserError
 
 __all__ = ['Options', 'Parser', 'add_flags', 'given_flags', 'nearest', 'option', 'read_yaml']
 
+LARGEST_YAML = 2**20  # characters
+
 
 def option(
     default: Any,
@@ -198,6 +200,16 @@ def _wrong(field: dataclasses.Field[Any], value: Any, expected: str) -> UserErro
     )
 
 
+class _PlainLoader(yaml.SafeLoader):
+    """Without aliases: a few lines of them can stand for more values than fit into memory."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(None, None, 'aliases are not allowed', mark)
+        return super().compose_node(parent, index)
+
+
 def read_yaml(path: str | Path, known: set[str]) -> dict[str, Any]:
     """The mapping in a YAML file, its keys checked; ``-`` in a key counts as ``_``.
 
@@ -206,7 +218,10 @@ def read_yaml(path: str | Path, known: set[str]) -> dict[str, Any]:
     """
     try:
         with open(path, encoding='utf-8') as file:
-            loaded = yaml.safe_load(file)
+            text = file.read(LARGEST_YAML + 1)
+        if len(text) > LARGEST_YAML:
+            raise UserError(f'{path}: longer than {LARGEST_YAML >> 20} MiB, which no recipe is')
+        loaded = yaml.load(text, _PlainLoader)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, 'strerror', None) or 'not UTF-8 text'
         raise UserError(f"{path}: can't read the recipe: {reason}") from None

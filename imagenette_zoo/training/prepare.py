@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -24,15 +24,16 @@ from .compilation import resolve
 from .console import Console
 from .distributed import World
 from .learner import Learner
+from .meter import Position
 from .options import read_yaml
 from .recipe import Recipe
 
-__all__ = ['Data', 'Run', 'prepare']
+__all__ = ['Data', 'Run', 'open_folder', 'prepare']
 
 # A run may be continued with other values of these: they do not decide what is computed.
 FREE_ON_RESUME = {
     'data_dir', 'workers', 'pin_mem', 'device', 'output', 'experiment', 'overwrite', 'resume', 'log_interval',
-    'validation_batch_size', 'checkpoint_hist',
+    'validation_batch_size', 'checkpoint_hist', 'recovery_interval', 'nan', 'nan_limit',
 }  # fmt: skip
 
 
@@ -57,7 +58,9 @@ class Run:
         data: What it trains on.
         learner: The model and what changes it.
         config: timm's data config of the model.
+        data_hash: What tells its data from others.
         history: A row for each epoch that is done.
+        position: Where it is in the next one.
         setup_seconds: What it took to make it ready: reading, decoding, compiling.
     """
 
@@ -66,8 +69,32 @@ class Run:
     data: Data
     learner: Learner
     config: dict[str, Any]
-    history: list[dict[str, Any]]
+    data_hash: str
+    history: list[dict[str, Any]] = field(default_factory=list)
+    position: Position = field(default_factory=Position)
     setup_seconds: float = 0.0
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything of it is done."""
+        return bool(self.history or self.position.step)
+
+    @property
+    def place(self) -> str:
+        """Where it is, as a person says it."""
+        steps = len(self.data.train_batches)
+        return f'epoch {len(self.history)}' + (f', step {self.position.step} of {steps}' if self.position.step else '')
+
+    def save(self) -> None:
+        """Writes all that the run needs to go on from here; the first process does."""
+        if self.learner.world.primary:
+            state = {
+                'learner': self.learner.state_dict(),
+                'history': self.history,
+                'position': asdict(self.position),
+                'signature': self.signature(),
+            }
+            self.folder.save_state(state)
 
     def signature(self) -> dict[str, Any]:
         """What must be the same for the run to be continued: beside the recipe, the data and the processes."""
@@ -75,17 +102,24 @@ class Run:
             'training images': len(self.data.train),
             'validation images': len(self.data.val),
             'classes': list(self.data.train.classes),
+            'data': self.data_hash,
             'processes': self.learner.world.size,
         }
 
 
-def prepare(recipe: Recipe, world: World, console: Console) -> Run:
+def prepare(recipe: Recipe, folder: RunFolder, state: bytes | None, world: World, console: Console) -> Run:
     """Makes a run ready; the folder is touched last, when everything else has turned out well.
+
+    Args:
+        recipe: Its options.
+        folder: Its folder, and ``state`` what it goes on from, as :func:`open_folder` gave them.
+        state: None starts it.
+        world: This process's place.
+        console: Who is told.
 
     Raises:
         UserError: Anything that the recipe names is wrong or missing.
     """
-    folder = _open_folder(recipe)
     train_images, val_images = _load_images(recipe)
     seed_everything(recipe.seed, 'model')
     model = _make_model(recipe, len(train_images.classes))
@@ -99,9 +133,10 @@ def prepare(recipe: Recipe, world: World, console: Console) -> Run:
     build.probe(learner.model, recipe.model, config['input_size'])
     if own.torchcompile:
         _compile(recipe, learner, config, console)
-    run = Run(recipe, folder, data, learner, config, [])
-    if recipe.resume:
-        _resume(run)
+    data_hash = build.data_hash(recipe, (train_images, val_images), config['input_size'][-1], console)
+    run = Run(recipe, folder, data, learner, config, world.share(lambda: data_hash))
+    if state is not None:
+        _resume(run, state)
     elif world.primary:
         folder.start(recipe)
     return run
@@ -121,11 +156,33 @@ def _compile(recipe: Recipe, learner: Learner, config: dict[str, Any], console: 
         learner.give_up_compiling()
 
 
-def _open_folder(recipe: Recipe) -> RunFolder:
-    """The folder of the run; for a resumed run it must have been started with the same recipe."""
+def open_folder(recipe: Recipe) -> tuple[RunFolder, bytes | None, bool]:
+    """The folder of the run, the state to go on from where there is one, and whether nothing is left to be done.
+
+    Raises:
+        UserError: It is in use, holds another run, or was started with another recipe.
+    """
     if not recipe.resume:
-        return RunFolder(Path(recipe.output, recipe.experiment) if recipe.experiment else _unused_path(recipe))
+        folder = RunFolder(Path(recipe.output, recipe.experiment) if recipe.experiment else _unused_path(recipe))
+        if not recipe.overwrite:
+            folder.check_unused()
+        return folder, None, False
     folder = RunFolder(resumed_run(recipe.resume, recipe.output, recipe.experiment))
+    if not folder.started:
+        folder.check_unused()
+        return folder, None, False
+    folder.lock()
+    try:
+        _check_resumable(recipe, folder)
+        return folder, folder.read_state(), folder.finished
+    except UserError:
+        folder.unlock()
+        raise
+
+
+def _check_resumable(recipe: Recipe, folder: RunFolder) -> None:
+    if folder.finished and recipe.resume != 'auto':
+        raise UserError(f'{folder.path}: this run is finished; there is nothing to resume')
     started = Recipe(**read_yaml(folder['args.yaml'], Recipe.names())).as_dict()
     for option, value in recipe.as_dict().items():
         if option not in FREE_ON_RESUME and value != started[option]:
@@ -133,7 +190,6 @@ def _open_folder(recipe: Recipe) -> RunFolder:
                 f'{folder.path}: was started with {option} {started[option]}, not {value}: leave the option out to '
                 f'resume, or start another run'
             )
-    return folder
 
 
 def _unused_path(recipe: Recipe) -> Path:
@@ -147,16 +203,19 @@ def _unused_path(recipe: Recipe) -> Path:
     return path
 
 
-def _resume(run: Run) -> None:
+def _resume(run: Run, data: bytes) -> None:
     """Takes up the state of the interrupted run."""
-    state = run.folder.load_state()
-    for name, value in run.signature().items():
-        if state.get('signature', {}).get(name) != value:
-            raise UserError(f'{run.folder.path}: was started with other {name}: it can only go on with the same')
+    state = run.folder.parse_state(data)
     try:
+        for name, value in run.signature().items():
+            if state['signature'][name] != value:
+                raise UserError(f'{run.folder.path}: was started with other {name}: it can only go on with the same')
         run.learner.load_state_dict(state['learner'])
         run.history.extend(state['history'])
-    except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+        if [row['epoch'] for row in run.history] != list(range(len(run.history))):
+            raise ValueError('not a row an epoch')
+        run.position = Position(**state['position'])
+    except (LookupError, RuntimeError, ValueError, TypeError, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f'{run.folder["state.pt"]}: not the state of this run ({reason})') from None
 

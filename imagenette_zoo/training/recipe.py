@@ -1,7 +1,7 @@
 """Every option of training and validation, declared once, by timm's names and with timm's defaults.
 
 Where an option exists in timm's ``train.py`` it has that script's name, meaning and default, so that a recipe in
-``hparams/`` drives both. Our own are ``label_noise``, ``overwrite``, ``shift_consistency`` and the values
+``hparams/`` drives both. Our own are ``label_noise``, ``overwrite``, ``nan``, ``shift_consistency`` and the values
 ``dataset: synthette`` and ``device: auto``.
 """
 
@@ -331,13 +331,21 @@ class RunOptions(Options):
     overwrite: bool = option(False, 'replace the run that is in the folder')
     resume: str | None = option(
         None,
-        'continue an interrupted run: its folder, or without a value the one that --experiment names',
+        'continue an interrupted run: its folder, or without a value the one that --experiment names, which is '
+        'started if there is nothing to continue',
         const='auto',
         metavar='RUN',
     )
     eval_metric: str = option('top1', 'metric that decides which epoch is best', choices=('top1', 'top5', 'loss'))
     val_interval: int = option(1, 'epochs between validations', low=1)
     checkpoint_hist: int = option(10, 'number of best epochs whose weights are kept', low=1)
+    recovery_interval: int = option(
+        0, 'steps between checkpoints within an epoch; 0 keeps only those at its end', low=0
+    )
+    nan: str = option(
+        'stop', 'what an infinite or NaN loss does: stop the run, or skip the step and go on', choices=('stop', 'skip')
+    )
+    nan_limit: int = option(10, 'most steps in a row that --nan skip leaves out', low=1)
     log_interval: int = option(50, 'steps between plain progress lines where there is no terminal', low=1)
     sync_bn: bool = option(False, 'BatchNorm statistics over all processes (CUDA, under torchrun)')
 

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import types
+import typing
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..errors import UserError
 from . import build
 from .console import Console, duration, table
 from .prepare import Run
 from .recipe import Recipe
 
-__all__ = ['Result', 'epoch_line', 'make_result', 'ranking', 'tell']
+__all__ = ['Result', 'differences', 'epoch_line', 'make_result', 'ranking', 'read_result', 'tell']
+
+LARGEST_FILE = 64 * 2**20  # bytes
+FREE_TO_DIFFER = {'data_dir', 'output', 'experiment', 'overwrite', 'resume', 'log_interval', 'workers', 'pin_mem'}
 
 
 @dataclass
@@ -47,11 +54,83 @@ class Result:
     command: str
     folder: Path = field(default=Path(), repr=False)
 
+    @classmethod
+    def from_json(cls, values: Any, folder: Path) -> Result:
+        """The result in the content of a ``result.json``.
+
+        Raises:
+            ValueError: It is none: a field is missing, unknown or of another kind.
+        """
+        kinds = typing.get_type_hints(cls)
+        del kinds['folder']
+        if not isinstance(values, dict):
+            raise ValueError('not a mapping')
+        for name in sorted(kinds.keys() ^ values.keys()):
+            raise ValueError(f'{name} is {"missing" if name in kinds else "unknown"}')
+        for name, kind in kinds.items():
+            if not _is_a(values[name], kind):
+                raise ValueError(f'{name} is {str(values[name])[:40]!r}')
+        return cls(**values, folder=folder)
+
     def as_json(self) -> dict[str, Any]:
         """The content of ``result.json``."""
         values = asdict(self)
         del values['folder']
         return values
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    """Whether a value out of JSON is of a type as the fields of :class:`Result` have it."""
+    if kind is Any:
+        return True
+    if isinstance(kind, types.UnionType):
+        return any(_is_a(value, inner) for inner in typing.get_args(kind))
+    if typing.get_origin(kind) is dict:
+        _, inner = typing.get_args(kind)
+        return isinstance(value, dict) and all(_is_a(item, inner) for item in value.values())
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+
+
+def read_result(folder: Path) -> Result:
+    """The result in a run's folder.
+
+    Raises:
+        UserError: There is none, or it is damaged.
+    """
+    path = folder / 'result.json'
+    try:
+        if path.stat().st_size > LARGEST_FILE:
+            raise UserError(f'{path}: larger than {LARGEST_FILE >> 20} MiB, which no result is')
+        return Result.from_json(json.loads(path.read_bytes()), folder)
+    except OSError as error:
+        raise UserError(f"{path}: can't read the result of a run: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f'{path}: not the result of a run ({reason})') from None
+
+
+def differences(then: Result, run: Run) -> list[str]:
+    """What about a run that is ready differs from one that is finished: ``'torch 2.10.0 then, 2.11.0 now'``."""
+    train, val = run.data.train, run.data.val
+    now = [build.versions(), build.hardware(run.learner.world.device), run.recipe.as_dict()]
+    told = [then.versions, then.hardware, then.recipe]
+    found = []
+    for old, new in zip(told, now, strict=True):
+        for name in sorted((old.keys() | new.keys()) - FREE_TO_DIFFER):
+            if old.get(name) != new.get(name):
+                found.append(f'{name} {old.get(name)} then, {new.get(name)} now')
+    if then.dataset != _dataset(run):
+        same = {name for name in ('name', 'train', 'val') if then.dataset.get(name) == _dataset(run)[name]}
+        what = 'other images' if len(same) == 3 else f'{len(train):,} and {len(val):,} images of {train.root.name}'
+        found.append(f'the data: {what} now')
+    return found
+
+
+def _dataset(run: Run) -> dict[str, Any]:
+    train, val = run.data.train, run.data.val
+    return {'name': train.root.name, 'train': len(train), 'val': len(val), 'hash': run.data_hash}
 
 
 def ranking(history: Sequence[dict[str, Any]], recipe: Recipe) -> list[int]:
@@ -97,7 +176,6 @@ def make_result(run: Run, params: int, gmacs: float | None) -> Result:
         'eval': sum(row.get('eval_seconds', 0.0) for row in history),
         **{f'to_{top1}': _seconds_to(history, top1) for top1 in (80, 85, 90)},
     }
-    train, val = run.data.train, run.data.val
     return Result(
         model=recipe.model,
         top1=last['eval_top1'],
@@ -115,7 +193,7 @@ def make_result(run: Run, params: int, gmacs: float | None) -> Result:
         images_per_second=sum(row['train_images'] for row in history) / train_seconds,
         peak_memory_mib=last['peak_memory_mib'],
         recipe=recipe.as_dict(),
-        dataset={'name': train.root.name, 'train': len(train), 'val': len(val)},
+        dataset=_dataset(run),
         versions=build.versions(),
         hardware=build.hardware(run.learner.world.device),
         command=build.this_command(),

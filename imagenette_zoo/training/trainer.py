@@ -9,54 +9,75 @@ from typing import Any
 import torch
 
 from ..data.seeding import seed_everything
-from ..errors import UserError
 from ..models.catalog import model_cost
 from . import build
 from .console import Console
-from .distributed import join
+from .distributed import World, join
 from .evaluation import evaluate
+from .faults import Stopped, StopSignals, explained
 from .memory import keep_freed_memory, peak_memory
-from .prepare import Run, prepare
+from .meter import Meter, Position, check_finite
+from .prepare import Run, open_folder, prepare
 from .recipe import Recipe
-from .result import Result, epoch_line, make_result, ranking, tell
+from .result import Result, differences, epoch_line, make_result, ranking, read_result, tell
 
 __all__ = ['Result', 'train']
 
+LOOKS = {'cpu': 1, 'cuda': 50}  # steps between looks at the losses: on a GPU one waits for all that was asked of it
 
-def train(recipe: Recipe, *, quiet: bool = False) -> Result:
+
+def train(recipe: Recipe, *, quiet: bool = False, repeats: Result | None = None) -> Result:
     """Trains a model by a recipe.
 
     Args:
         recipe: All options; ``Recipe.load('mbv2_mish', epochs=5)`` is a start.
         quiet: Prints nothing.
+        repeats: A finished run that this one is to repeat: what differs is said.
 
     Returns:
         What it came to; the run's folder holds the same and the weights.
 
     Raises:
         UserError: Bad input, in one line. What is already computed stays.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; the state after the last step is saved.
     """
     start = time.perf_counter()
     world = join(recipe.device)
     keep_freed_memory()
     console = Console(quiet or not world.primary)
     try:
-        run = prepare(recipe, world, console)
-        run.setup_seconds = time.perf_counter() - start
-        try:
-            return _train(run, console)
-        except KeyboardInterrupt:
-            if run.history:
-                console.line(f'to continue: python train.py --resume {run.folder.path}')
-            raise
-        except torch._dynamo.exc.TorchDynamoException as error:
-            raise UserError(f'--torchcompile {recipe.torchcompile}: {str(error).strip().splitlines()[0]}') from error
+        with explained(recipe, world):
+            return _start(recipe, world, console, start, repeats)
     finally:
         world.leave()
 
 
-def _train(run: Run, console: Console) -> Result:
-    """The loop over the epochs, and the result at its end."""
+def _start(recipe: Recipe, world: World, console: Console, start: float, repeats: Result | None) -> Result:
+    """Opens the run's folder and does what is left to be done there."""
+    folder, state, finished = world.share(lambda: open_folder(recipe))
+    try:
+        if finished:
+            result = world.share(lambda: read_result(folder.path))
+            console.line(f'{folder.path}: this run is finished')
+        else:
+            run = prepare(recipe, folder, state, world, console)
+            run.setup_seconds = time.perf_counter() - start
+            if repeats is not None:
+                told = differences(repeats, run)
+                console.line(f'repeats {repeats.folder}: ' + ('nothing differs' if not told else 'what differs:'))
+                for line in told:
+                    console.line(f'  {line}')
+            result = _run(run, console)
+        tell(result, console)
+        if repeats is not None:
+            console.line(f'repeated: top-1 {repeats.top1:.2f} % then, {result.top1:.2f} % now')
+        return result
+    finally:
+        folder.unlock()
+
+
+def _run(run: Run, console: Console) -> Result:
+    """The epochs, until they are done or the run is asked to stop."""
     recipe, learner, data, history = run.recipe, run.learner, run.data, run.history
     size = run.config['input_size'][-1]
     params, gmacs = model_cost(learner.model, run.config['input_size'])
@@ -65,71 +86,97 @@ def _train(run: Run, console: Console) -> Result:
         f'{recipe.model}: {cost}; {len(data.train):,} training and {len(data.val):,} validation images of '
         f'{len(data.train.classes)} classes; {learner.world.device}'
     )
-    console.line(f'run folder: {run.folder.path}' + (f', continued at epoch {len(history)}' if history else ''))
+    console.line(f'run folder: {run.folder.path}' + (f', continued at {run.place}' if run.begun else ''))
     model_args = {**recipe.model_kwargs, **({'global_pool': recipe.gp} if recipe.gp else {})}
     model_config = build.model_config(learner.model, run.config, data.train.class_names, model_args)
     if learner.world.device.type == 'cuda':
         torch.cuda.reset_peak_memory_stats(learner.world.device)
-    for epoch in range(len(history), learner.epochs):
-        row = _train_epoch(epoch, run, console)
-        if (epoch + 1) % recipe.val_interval == 0 or epoch + 1 == learner.epochs:
-            row.update(_evaluate(epoch, run, console))
-        learner.after_epoch(epoch + 1, row.get('eval_' + recipe.eval_metric))
-        row['seconds'] = row['train_seconds'] + row.get('eval_seconds', 0.0)
-        row['peak_memory_mib'] = max(
-            [peak_memory(learner.world.device), *(past['peak_memory_mib'] for past in history)]
-        )
-        history.append(row)
-        if learner.world.primary:
-            run.folder.save_model(model_config, learner.eval_model.state_dict(), epoch, ranking(history, recipe))
-            run.folder.save_metrics(history)
-            state = {'learner': learner.state_dict(), 'history': history, 'signature': run.signature()}
-            run.folder.save_state(state)
-        console.line(epoch_line(row, learner.epochs))
+    with StopSignals(learner.world) as stop:
+        try:
+            for epoch in range(len(history), learner.epochs):
+                _epoch(epoch, run, stop, model_config, console)
+        except KeyboardInterrupt as request:
+            if isinstance(request, Stopped):
+                run.save()
+                console.line(f'{request}: stopped at {run.place}; all of it is saved')
+            if run.begun:
+                console.line(f'to continue: python train.py --resume {run.folder.path}')
+            raise
     result = make_result(run, params, gmacs)
     if learner.world.primary:
         run.folder.save_result(result.as_json())
-    tell(result, console)
     return result
 
 
-def _train_epoch(epoch: int, run: Run, console: Console) -> dict[str, Any]:
-    """One pass over the training images."""
-    recipe, learner, data = run.recipe, run.learner, run.data
-    batches, accumulate = data.train_batches, recipe.grad_accum_steps
-    batches.set_epoch(epoch)
+def _epoch(epoch: int, run: Run, stop: StopSignals, model_config: dict[str, Any], console: Console) -> None:
+    """Trains, validates and saves: the epoch's row is the last of the history."""
+    recipe, learner, history = run.recipe, run.learner, run.history
+    _train_epoch(epoch, run, stop, console)
+    position = run.position
+    row = {
+        'epoch': epoch,
+        'train_loss': position.loss / position.scored if position.scored else math.nan,
+        'lr': learner.lr,
+        'train_images': position.images * learner.world.size,
+        'train_seconds': position.seconds,
+        **({'skipped_steps': position.skipped} if recipe.nan == 'skip' else {}),
+    }
+    if (epoch + 1) % recipe.val_interval == 0 or epoch + 1 == learner.epochs:
+        with stop.at_once():
+            row.update(_evaluate(epoch, run, console))
+    learner.after_epoch(epoch + 1, row.get('eval_' + recipe.eval_metric))
+    row['seconds'] = row['train_seconds'] + row.get('eval_seconds', 0.0)
+    row['peak_memory_mib'] = max([peak_memory(learner.world.device), *(past['peak_memory_mib'] for past in history)])
+    history.append(row)
+    run.position = Position()
+    if learner.world.primary:
+        run.folder.save_model(model_config, learner.eval_model.state_dict(), epoch, ranking(history, recipe))
+        run.folder.save_metrics(history)
+    run.save()
+    console.line(epoch_line(row, learner.epochs))
+
+
+def _train_epoch(epoch: int, run: Run, stop: StopSignals, console: Console) -> None:
+    """One pass over the training images, or what is left of it: brings the run's position to the end of the epoch."""
+    recipe, learner, data, position = run.recipe, run.learner, run.data, run.position
+    batches, accumulate, world = data.train_batches, recipe.grad_accum_steps, learner.world
+    if position.step == len(batches):
+        return
+    batches.set_epoch(epoch, position.step)
     if data.transform.mixup is not None and recipe.mixup_off_epoch:
         data.transform.mixup.mixup_enabled = epoch < recipe.mixup_off_epoch
     learner.model.train()
-    start = time.perf_counter()
-    lr = learner.lr
-    total_loss = torch.zeros((), device=learner.world.device)
-    seen = 0
-    with console.progress(f'epoch {epoch}', len(batches), recipe.log_interval) as progress:
-        for step, (images, targets) in enumerate(batches):
-            seed_everything(recipe.seed, 'step', epoch, step, learner.world.rank)
+    meter = Meter(position, epoch, world, stops=recipe.nan == 'stop')
+    looks = LOOKS.get(world.device.type, LOOKS['cuda'])
+    saved = position.step
+    with console.progress(f'epoch {epoch}', len(batches), recipe.log_interval, position.step) as progress:
+        for step, (images, targets) in enumerate(batches, position.step):
+            seed_everything(recipe.seed, 'step', epoch, step, world.rank)
             images, targets = data.transform(images, targets)
             first = step - step % accumulate
             parts = min(accumulate, len(batches) - first)
             update = step + 1 == first + parts
-            total_loss += learner.step(images, targets, parts, update) * len(images)
-            seen += len(images)
+            meter.add(learner.step(images, targets, parts, update), len(images), learner.lr)
             details = {}
             if progress.wants_details():
-                details = {'loss': f'{total_loss.item() / seen:.3f}', 'lr': f'{learner.lr:.2e}'}
-            if update:
-                learner.after_update()
-            progress.advance(len(images) * learner.world.size, **details)
+                details = {'loss': f'{meter.mean:.3f}', 'lr': f'{learner.lr:.2e}'}
+            progress.advance(len(images) * world.size, **details)
+            if not update:
+                continue
+            learner.after_update()
+            meter.skipped += learner.skipped > 0
+            if (step + 1) % looks == 0:
+                meter.check()
+            stopping = stop.wished()
+            due = 0 < recipe.recovery_interval <= step + 1 - saved
+            if (stopping or due) and step + 1 < len(batches):
+                meter.settle()
+                if stopping:
+                    stop.stop()
+                run.save()
+                saved = step + 1
     learner.after_last_update()
-    loss = learner.world.mean(total_loss / seen).item()
-    _check_finite(loss, epoch, lr)
-    return {
-        'epoch': epoch,
-        'train_loss': loss,
-        'lr': learner.lr,
-        'train_images': seen * learner.world.size,
-        'train_seconds': time.perf_counter() - start,
-    }
+    meter.settle()
 
 
 def _evaluate(epoch: int, run: Run, console: Console) -> dict[str, Any]:
@@ -147,7 +194,7 @@ def _evaluate(epoch: int, run: Run, console: Console) -> dict[str, Any]:
             learner.eval_fast,
             recipe.validation_batch_size or recipe.batch_size,
         )
-    _check_finite(scores.loss, epoch, learner.lr)
+    check_finite(scores.loss, epoch, learner.lr)
     return {
         'eval_loss': scores.loss,
         'eval_top1': scores.top1,
@@ -155,11 +202,3 @@ def _evaluate(epoch: int, run: Run, console: Console) -> dict[str, Any]:
         'eval_seconds': scores.seconds,
         'per_class': scores.per_class,
     }
-
-
-def _check_finite(loss: float, epoch: int, lr: float) -> None:
-    if not math.isfinite(loss):
-        raise UserError(
-            f'the loss became {loss} in epoch {epoch} at learning rate {lr:.3g}: lower --lr, lengthen the warm-up or '
-            f'set --clip-grad; the last good checkpoint stays'
-        )

@@ -1,0 +1,121 @@
+"""How far an epoch is and what its losses were, without waiting for the device."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+
+from ..errors import UserError
+from .distributed import World
+
+__all__ = ['Meter', 'Position', 'check_finite']
+
+NEVER = 2**31 - 1
+
+
+@dataclass
+class Position:
+    """How far the epoch is that is under way, at the last update that was waited for.
+
+    Args:
+        step: Batches that are done.
+        loss: The sum of their images' losses, mean over the processes, without those that are not finite.
+        scored: The images in the sum.
+        images: All images, in this process.
+        skipped: Updates that were left out.
+        seconds: What they took.
+    """
+
+    step: int = 0
+    loss: float = 0.0
+    scored: float = 0.0
+    images: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+
+
+class Meter:
+    """Adds up the losses of an epoch from a position on.
+
+    Args:
+        position: Where the epoch goes on; it is brought up to date.
+        epoch: Which one it is.
+        world: The processes; all must call :meth:`check` and :meth:`settle` at the same steps.
+        stops: Whether a loss that is not finite is an error.
+    """
+
+    def __init__(self, position: Position, epoch: int, world: World, stops: bool) -> None:
+        self.position = position
+        self.epoch = epoch
+        self.world = world
+        self.stops = stops
+        self.images = position.images
+        self.skipped = position.skipped
+        self._begin = time.perf_counter() - position.seconds
+        self._step = self._first_step = position.step
+        self._rates: list[float] = []
+        self._sums = torch.tensor([position.loss, position.scored], device=world.device)
+        self._first_bad = torch.tensor(NEVER, device=world.device)
+
+    def add(self, loss: torch.Tensor, images: int, lr: float) -> None:
+        """Counts a batch: its mean loss, its images in this process, the learning rate that it is trained at."""
+        finite = loss.isfinite()
+        self._sums += torch.stack([torch.where(finite, loss, 0.0), finite]) * images
+        self._first_bad = torch.where(finite, self._first_bad, self._first_bad.clamp(max=self._step))
+        self._rates.append(lr)
+        self._step += 1
+        self.images += images
+
+    @property
+    def mean(self) -> float:
+        """The mean loss so far, in this process. Waits for the device."""
+        loss, scored = self._sums.tolist()
+        return loss / scored if scored else math.nan
+
+    def check(self) -> None:
+        """Waits for the device.
+
+        Raises:
+            UserError: A loss was not finite, here or in another process, and that is an error.
+        """
+        if not self.stops:
+            return
+        first = int(self._first_bad)
+        here = first != NEVER
+        [anywhere] = self.world.agree(here)
+        if anywhere:
+            step = first if here else self._step - 1
+            where = f'step {step} of epoch {self.epoch}' if here else f'epoch {self.epoch}, in another process'
+            raise _not_finite(where, self._rates[step - self._first_step])
+
+    def settle(self) -> None:
+        """Waits for the device and brings the position up to date.
+
+        Raises:
+            UserError: As :meth:`check`.
+        """
+        self.check()
+        position = self.position
+        position.loss, position.scored = self.world.mean(self._sums).tolist()
+        position.step, position.images, position.skipped = self._step, self.images, self.skipped
+        position.seconds = time.perf_counter() - self._begin
+
+
+def check_finite(loss: float, epoch: int, lr: float) -> None:
+    """Looks at the loss of a validation.
+
+    Raises:
+        UserError: It is not finite.
+    """
+    if not math.isfinite(loss):
+        raise _not_finite(f'the validation of epoch {epoch}', lr)
+
+
+def _not_finite(where: str, lr: float) -> UserError:
+    return UserError(
+        f'the loss became infinite or NaN in {where} at learning rate {lr:.3g}: lower --lr, lengthen the warm-up, set '
+        f'--clip-grad, or leave such steps out with --nan skip; the last good checkpoint stays'
+    )

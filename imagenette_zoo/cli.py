@@ -112,6 +112,23 @@ def _validate(args: argparse.Namespace) -> int:
     return 0
 
 
+def _add_passes(parser: argparse.ArgumentParser) -> None:
+    from .study.passes import PassesOptions
+
+    parser.add_argument('run', nargs='?', metavar='MODEL', help='the same as --model')
+    add_flags(parser, PassesOptions)
+
+
+def _passes(args: argparse.Namespace) -> int:
+    from .study.passes import PassesOptions, compare_passes
+
+    flags = given_flags(args, PassesOptions)
+    if args.run is not None and 'model' in flags:
+        raise UserError(f'one model is compared: {args.run} or --model {flags["model"]}?')
+    compare_passes(PassesOptions(**({'model': args.run} if args.run is not None else {}), **flags))
+    return 0
+
+
 def _add_list(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--json', action='store_true', help='print JSON')
 
@@ -162,6 +179,7 @@ def _data(args: argparse.Namespace) -> int:
 COMMANDS: dict[str, tuple[Callable[[Any], None], Callable[[Any], int], str]] = {
     'train': (_add_train, _train, 'train a model by a recipe'),
     'validate': (_add_validate, _validate, 'validate one model or several'),
+    'passes': (_add_passes, _passes, 'compare the passes of a MultiPass model'),
     'list': (_add_list, _list, 'list the models of the zoo'),
     'data': (_add_data, _data, 'fetch and check the data, list and clear its cache'),
 }

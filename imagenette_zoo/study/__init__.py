@@ -1,0 +1,1 @@
+"""What trained models are like, and what can be claimed about them."""

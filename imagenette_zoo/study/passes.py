@@ -1,0 +1,321 @@
+"""How much the passes of MultiPass blocks differ, and what accuracy each is worth."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..data import resolve_dataset
+from ..data.augment import Normalize
+from ..data.imagenette import ImageSet, load_split
+from ..errors import UserError
+from ..layers import MultiPass
+from ..training import build
+from ..training.checkpoint import write_atomic
+from ..training.console import Console, table
+from ..training.distributed import World, choose_device
+from ..training.evaluation import evaluate, load_model
+from ..training.memory import keep_freed_memory
+from ..training.options import option
+from ..training.recipe import ArchitectureOptions, ComputeOptions, DataOptions, InputOptions
+
+__all__ = ['BlockPasses', 'PassesOptions', 'PassesReport', 'compare_passes']
+
+
+@dataclass(frozen=True)
+class PassesOptions(ComputeOptions, InputOptions, ArchitectureOptions, DataOptions):
+    """Everything that decides a comparison of passes."""
+
+    model: str = option('', "a run's folder or its best/, local-dir:FOLDER, hf-hub:NAME, or a name with --checkpoint")
+    checkpoint: str | None = option(None, "weights for the model: a file, also one of timm's", metavar='PATH')
+    pretrained: bool = option(False, 'take the published weights')
+    use_ema: bool = option(False, 'take the moving average of the weights from a timm checkpoint')
+    batch_size: int = option(64, 'images a step', low=1, short=('-b',))
+    images: int = option(1000, 'validation images that are looked at, evenly spread; 0 is all', low=0)
+    results_file: str | None = option(None, 'write the results to this .json file', metavar='FILE')
+    save_figure: str | None = option(None, 'write a heat map to this .png or .svg file', metavar='FILE')
+
+    def check(self) -> None:
+        super().check()
+        for name, ends in (('results_file', ('.json',)), ('save_figure', ('.png', '.svg'))):
+            value = getattr(self, name)
+            flag = '--' + name.replace('_', '-')
+            if value and not value.endswith(ends):
+                raise UserError(f'{flag}: {value!r} must end in {" or ".join(ends)}')
+            if value and not Path(value).absolute().parent.is_dir():
+                raise UserError(f'{flag} {value}: no such folder')
+
+
+@dataclass(frozen=True)
+class BlockPasses:
+    """One MultiPass block.
+
+    ``cka`` and ``cosine`` have a row and a column for each pass. What is compared is what a pass adds to the block's
+    input where it is a residual that can be told apart from it, else its output.
+
+    Args:
+        name: The module's name.
+        kinds: What each pass is, as in ``kernel 3``.
+        residual: Whether the input was taken off.
+        cka: Linear CKA between the passes: every position of every image is an example
+            (https://arxiv.org/abs/1905.00414). 1 where one is a rotated and scaled copy of the other.
+        cosine: Cosine between them, mean over the images. 1 where one is a scaled copy of the other.
+        top1_lost: Points of top-1 that are lost without each pass.
+    """
+
+    name: str
+    kinds: list[str]
+    residual: bool
+    cka: list[list[float]]
+    cosine: list[list[float]]
+    top1_lost: list[float]
+
+
+@dataclass(frozen=True)
+class PassesReport:
+    """The passes of a model: its top-1 in % on the images that were looked at, and its blocks."""
+
+    model: str
+    top1: float
+    images: int
+    img_size: int
+    blocks: list[BlockPasses]
+    versions: dict[str, str]
+    hardware: dict[str, Any]
+
+
+def compare_passes(options: PassesOptions, *, quiet: bool = False) -> PassesReport:
+    """Compares the passes of every MultiPass block of a model on validation images.
+
+    Args:
+        options: The model, the images and how they are computed.
+        quiet: Prints nothing.
+
+    Raises:
+        UserError: Bad input, or a model without MultiPass.
+    """
+    if not options.model:
+        raise UserError('--model: say whose passes, as in --model runs/NAME')
+    if options.save_figure:
+        _matplotlib()
+    console = Console(quiet)
+    world = World(choose_device(options.device))
+    keep_freed_memory()
+    root = resolve_dataset(options.dataset, options.data_dir)
+    images = _evenly(load_split(root, options.val_split, load_split(root).classes), options.images)
+    model = load_model(options.model, options, images)
+    blocks = {name: m for name, m in model.named_modules() if isinstance(m, MultiPass) and len(m.passes) > 1}
+    if not blocks:
+        raise UserError(f'{options.model}: has no MultiPass block of several passes')
+    config = build.input_config(options, model, use_test_size=True)
+    model = build.place(model, world.device, options.channels_last)
+    build.probe(model, options.model, config['input_size'])
+    normalize = Normalize(config['mean'], config['std'], world.device, options.channels_last)
+    batches = build.eval_batches(options, images, config, options.batch_size, world, console)
+
+    def top1() -> float:
+        return evaluate(model, batches, normalize, images, options, world, Console(quiet=True)).top1
+
+    with _watched(blocks) as likenesses:
+        whole = top1()
+    found = []
+    with console.progress('passes', sum(len(block.passes) for block in blocks.values()), 1) as progress:
+        for name, block in blocks.items():
+            lost = []
+            for index in range(len(block.passes)):
+                with _without(block, index):
+                    lost.append(whole - top1())
+                progress.advance(len(images), block=name, lost=f'{lost[-1]:.2f} points')
+            found.append(_block_passes(name, block, likenesses[name], lost))
+    report = PassesReport(
+        options.model,
+        whole,
+        len(images),
+        config['input_size'][-1],
+        found,
+        build.versions(),
+        build.hardware(world.device),
+    )
+    if options.results_file:
+        write_atomic(Path(options.results_file), (json.dumps(asdict(report), indent=2) + '\n').encode())
+    if options.save_figure:
+        _save_figure(report, Path(options.save_figure))
+    console.line(_tell(report))
+    return report
+
+
+def _evenly(images: ImageSet, count: int) -> ImageSet:
+    """So many of the images, spread evenly over the split, whose classes come one after another."""
+    if not 0 < count < len(images):
+        return images
+    chosen = [index * len(images) // count for index in range(count)]
+    return replace(
+        images,
+        paths=tuple(images.paths[index] for index in chosen),
+        targets=tuple(images.targets[index] for index in chosen),
+    )
+
+
+class _Likeness:
+    """Adds up, over batches, what the likeness of n passes follows from."""
+
+    def __init__(self) -> None:
+        self.examples = 0
+        self.images = 0
+        self.sums: torch.Tensor | float = 0.0  # (n, C)
+        self.products: torch.Tensor | float = 0.0  # (n, n, C, C)
+        self.cosines: torch.Tensor | float = 0.0  # (n, n)
+
+    def add(self, outputs: Sequence[torch.Tensor]) -> None:
+        """Takes what the passes made of a batch, ``(N, C, H, W)`` each."""
+        each = torch.stack([output.double() for output in outputs])  # (n, N, C, H, W)
+        features = each.permute(0, 1, 3, 4, 2).flatten(1, 3)  # (n, examples, C)
+        self.examples += features.shape[1]
+        self.images += each.shape[1]
+        self.sums = self.sums + features.sum(1)
+        self.products = self.products + torch.einsum('aec,bed->abcd', features, features)
+        directions = nn.functional.normalize(each.flatten(2), dim=2)
+        self.cosines = self.cosines + torch.einsum('aif,bif->ab', directions, directions)
+
+    def cka(self) -> torch.Tensor:
+        """``(n, n)``: the squared norm of the cross-covariance over the norms of the covariances."""
+        assert isinstance(self.sums, torch.Tensor)
+        mean = self.sums / self.examples
+        covariance = self.products / self.examples - torch.einsum('ac,bd->abcd', mean, mean)
+        norms = covariance.square().sum((2, 3)).sqrt()
+        own = norms.diagonal()
+        return norms.square() / torch.outer(own, own).clamp(min=1e-300)
+
+    def cosine(self) -> torch.Tensor:
+        """``(n, n)``: mean over the images."""
+        assert isinstance(self.cosines, torch.Tensor)
+        return self.cosines / self.images
+
+
+@contextmanager
+def _watched(blocks: dict[str, MultiPass]) -> Iterator[dict[str, _Likeness]]:
+    """While the model runs, compares the passes of these blocks."""
+    found = {name: _Likeness() for name in blocks}
+    with ExitStack() as stack:
+        for name, block in blocks.items():
+            for handle in _watch(block, found[name]):
+                stack.callback(handle.remove)
+        yield found
+
+
+def _watch(block: MultiPass, likeness: _Likeness) -> list[Any]:
+    outputs: list[torch.Tensor] = []
+
+    def one(_: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        outputs.append(output - inputs[0] if _is_residual(block) else output)
+
+    def all_of_them(*_: Any) -> None:
+        likeness.add(outputs)
+        outputs.clear()
+
+    return [*(p.register_forward_hook(one) for p in block.passes), block.register_forward_hook(all_of_them)]
+
+
+def _is_residual(block: MultiPass) -> bool:
+    """Whether each pass adds something to the block's input and does no more to it: timm's inverted residuals."""
+    return all(getattr(each, 'has_skip', False) for each in block.passes)
+
+
+@contextmanager
+def _without(block: MultiPass, index: int) -> Iterator[None]:
+    """The block merges the others."""
+    passes = block.passes
+    block.passes = nn.ModuleList([each for place, each in enumerate(passes) if place != index])
+    try:
+        yield
+    finally:
+        block.passes = passes
+
+
+def _block_passes(name: str, block: MultiPass, likeness: _Likeness, lost: list[float]) -> BlockPasses:
+    kinds = [_kind(each) for each in block.passes]
+    return BlockPasses(name, kinds, _is_residual(block), likeness.cka().tolist(), likeness.cosine().tolist(), lost)
+
+
+def _kind(block: nn.Module) -> str:
+    """The largest kernel of a pass."""
+    sides = [max(layer.kernel_size) for layer in block.modules() if isinstance(layer, nn.Conv2d)]  # type: ignore[arg-type]
+    return f'kernel {max(sides)}' if sides else type(block).__name__
+
+
+def _pairs(matrix: Sequence[Sequence[float]]) -> list[float]:
+    """What stands above the diagonal."""
+    return [value for row, values in enumerate(matrix) for value in values[row + 1 :]]
+
+
+def _tell(report: PassesReport) -> str:
+    header = ('block', 'passes', 'CKA', 'cosine', 'points of top-1 lost without each')
+    rows: list[tuple[str, ...]] = [header]
+    for block in report.blocks:
+        numbers = (' '.join(f'{value:.2f}' for value in _pairs(each)) for each in (block.cka, block.cosine))
+        kernels = ', '.join(dict.fromkeys(block.kinds))
+        lost = ' '.join(f'{value:+.2f}' for value in block.top1_lost)
+        rows.append((block.name, f'{len(block.kinds)} of {kernels}', *numbers, lost))
+    pairs = [value for block in report.blocks for value in _pairs(block.cka)]
+    losses = [value for block in report.blocks for value in block.top1_lost]
+    return (
+        f'{table(rows)}\n\n'
+        f'{report.model}: top-1 {report.top1:.2f} % on {report.images:,} images at {report.img_size} px\n'
+        f'likeness of two passes: CKA {min(pairs):.2f} to {max(pairs):.2f}, mean {sum(pairs) / len(pairs):.2f} (1: no '
+        f'new information)\nleaving out one pass costs {min(losses):+.2f} to {max(losses):+.2f} points, mean '
+        f'{sum(losses) / len(losses):+.2f}; one image is {100 / report.images:.2f} points'
+    )
+
+
+def _matplotlib() -> Any:
+    try:
+        import matplotlib
+    except ImportError:
+        raise UserError('--save-figure needs matplotlib: pip install "imagenette-zoo[report]"') from None
+    matplotlib.use('Agg')
+    return matplotlib
+
+
+def _save_figure(report: PassesReport, path: Path) -> None:
+    """A row for each block: likeness of each pair, and what each pass is worth."""
+    import io
+
+    from matplotlib import pyplot
+
+    most = max(len(block.kinds) for block in report.blocks)
+    pairs = [(a, b) for a in range(most) for b in range(a + 1, most)]
+    names = [block.name for block in report.blocks]
+    alike = [[b.cka[i][j] if j < len(b.kinds) else math.nan for i, j in pairs] for b in report.blocks]
+    lost = [[*b.top1_lost, *[math.nan] * (most - len(b.kinds))] for b in report.blocks]
+    panels = (
+        ('linear CKA of two passes', [f'{a + 1}–{b + 1}' for a, b in pairs], alike, 'cividis'),
+        ('points lost without pass', [str(i + 1) for i in range(most)], lost, 'cividis_r'),
+    )
+    figure, axes = pyplot.subplots(
+        1, 2, figsize=(3.2 + 1.0 * (len(pairs) + most), 1.6 + 0.32 * len(names)), layout='constrained'
+    )
+    for place, (axis, (title, columns, values, colours)) in enumerate(zip(axes, panels, strict=True)):
+        low, high = (0.0, 1.0) if place == 0 else (None, None)
+        image = axis.imshow(values, aspect='auto', cmap=colours, vmin=low, vmax=high)
+        axis.set_title(title, fontsize=10)
+        axis.set_xticks(range(len(columns)), columns)
+        axis.set_yticks(range(len(names)), names if place == 0 else [''] * len(names), fontsize=8)
+        for row, numbers in enumerate(values):
+            for column, number in enumerate(numbers):
+                if not math.isnan(number):
+                    red, green, blue, _ = image.cmap(image.norm(number))
+                    ink = 'black' if 0.3 * red + 0.59 * green + 0.11 * blue > 0.5 else 'white'
+                    axis.text(column, row, f'{number:.2f}', ha='center', va='center', fontsize=8, color=ink)
+    figure.suptitle(f'{report.model}: top-1 {report.top1:.2f} % on {report.images:,} images', fontsize=10)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=path.suffix[1:], dpi=150)
+    pyplot.close(figure)
+    write_atomic(path, buffer.getvalue())

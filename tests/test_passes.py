@@ -1,0 +1,136 @@
+"""imagenette-zoo passes: likeness of passes and what each is worth."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from imagenette_zoo.cli import main
+from imagenette_zoo.errors import UserError
+from imagenette_zoo.layers import MultiPass
+from imagenette_zoo.study import passes
+from imagenette_zoo.study.passes import PassesOptions, compare_passes
+from imagenette_zoo.training.recipe import Recipe
+from imagenette_zoo.training.trainer import train
+
+MakeRecipe = Callable[..., Recipe]
+
+
+def cka(x: torch.Tensor, y: torch.Tensor) -> float:
+    """Kornblith et al. 2019, section 3, on `(examples, features)`, by Gram matrices."""
+
+    def gram(z: torch.Tensor) -> torch.Tensor:
+        z = z - z.mean(0)
+        return z @ z.T
+
+    a, b = gram(x.double()), gram(y.double())
+    return float((a * b).sum() / (a.norm() * b.norm()))
+
+
+def test_likeness_is_that_of_the_paper_whatever_the_batches() -> None:
+    torch.manual_seed(0)
+    a = torch.randn(7, 5, 3, 2) + 3
+    b = 2 * a.flip(1) + 0.5 * torch.randn_like(a)
+    likeness = passes._Likeness()
+    for part in (slice(0, 4), slice(4, 7)):
+        likeness.add([a[part], b[part], -a[part]])
+    examples = [x.permute(0, 2, 3, 1).flatten(0, 2) for x in (a, b, -a)]
+    for i, x in enumerate(examples):
+        for j, y in enumerate(examples):
+            assert likeness.cka()[i, j] == pytest.approx(cka(x, y), rel=1e-9)
+    cosine = torch.nn.functional.cosine_similarity(a.flatten(1), b.flatten(1)).mean()
+    assert likeness.cosine()[0, 1] == pytest.approx(float(cosine), rel=1e-5)
+    assert likeness.cosine()[0, 2] == pytest.approx(-1)
+    assert likeness.cka()[0, 2] == pytest.approx(1)
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Callable[..., Path]:
+    """A file of weights of the three-pass MobileNetV2, some of whose blocks are changed."""
+
+    def make(change: Callable[[MultiPass], None]) -> Path:
+        torch.manual_seed(0)
+        model = timm.create_model('mbv2_mish_mp2_imagenette', num_classes=3)
+        for block in model.modules():
+            if isinstance(block, MultiPass):
+                change(block)
+        save_file(model.state_dict(), tmp_path / 'model.safetensors')
+        return tmp_path / 'model.safetensors'
+
+    return make
+
+
+def options(folder: Path, checkpoint: Path, **more: object) -> PassesOptions:
+    model = dict(model='mbv2_mish_mp2_imagenette', checkpoint=str(checkpoint), img_size=32, batch_size=5)
+    return PassesOptions(**{**model, 'data_dir': str(folder), 'device': 'cpu', 'images': 7, **more})
+
+
+def test_equal_passes_are_alike_and_none_is_missed(weights: Callable[..., Path], folder: Path) -> None:
+    checkpoint = weights(lambda block: block.passes[1].load_state_dict(block.passes[0].state_dict()))
+    report = compare_passes(options(folder, checkpoint), quiet=True)
+    assert report.images == 7
+    assert len(report.blocks) > 10
+    for block in report.blocks:
+        assert block.kinds == ['kernel 3', 'kernel 3']
+        torch.testing.assert_close(torch.tensor(block.cka), torch.ones(2, 2), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(torch.tensor(block.cosine), torch.ones(2, 2), rtol=1e-5, atol=1e-5)
+        assert block.top1_lost == [0, 0]
+    assert {block.residual for block in report.blocks} == {True, False}
+
+
+def test_independent_passes_are_not_alike(weights: Callable[..., Path], folder: Path) -> None:
+    report = compare_passes(options(folder, weights(lambda block: None), images=0), quiet=True)
+    assert report.images == 12
+    values = [block.cka[0][1] for block in report.blocks]
+    assert min(values) < 0.8
+    assert sum(values) / len(values) < 0.95
+    for block in report.blocks:
+        assert block.cka[0][0] == pytest.approx(1)
+        assert block.cka[0][1] == pytest.approx(block.cka[1][0])
+
+
+def test_what_a_pass_is_worth_is_measured(recipe: MakeRecipe, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass that is not there is not asked, and the others are merged without it."""
+    block = MultiPass([torch.nn.Identity(), torch.nn.Flatten(0)])
+    with passes._without(block, 1):
+        assert torch.equal(block(torch.ones(2, 2)), torch.ones(2, 2))
+    assert len(block.passes) == 2
+
+
+def test_the_command_line(recipe: MakeRecipe, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip('matplotlib')
+    run = train(recipe(model='mbv2_mish_mp2_imagenette', epochs=1, torchcompile='none'), quiet=True).folder
+    figure, results = tmp_path / 'passes.png', tmp_path / 'passes.json'
+    words = ['--data-dir', str(folder), '--images', '6', '--device', 'cpu', '--save-figure', str(figure)]
+    assert main(['passes', str(run), *words, '--results-file', str(results)]) == 0
+    output = capsys.readouterr().out
+    assert 'likeness of two passes: CKA' in output
+    assert figure.read_bytes().startswith(b'\x89PNG')
+    report = json.loads(results.read_text())
+    assert report['images'] == 6
+    assert all(len(block['top1_lost']) == 2 for block in report['blocks'])
+
+
+@pytest.mark.parametrize(
+    ('words', 'expected'),
+    [
+        ([], 'say whose passes'),
+        (['resnet18'], 'give --checkpoint or --pretrained'),
+        (['a', '--model', 'b'], 'one model is compared'),
+        (['a', '--results-file', 'x.csv'], r'must end in .json'),
+        (['a', '--save-figure', 'nowhere/x.png'], 'no such folder'),
+    ],
+)
+def test_bad_input(words: list[str], expected: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(['passes', *words, '--data-dir', str(folder), '--device', 'cpu']) == 2
+    assert expected in capsys.readouterr().err
+
+
+def test_a_model_without_multipass(recipe: MakeRecipe, folder: Path) -> None:
+    run = train(recipe(epochs=1), quiet=True).folder
+    with pytest.raises(UserError, match='has no MultiPass block'):
+        compare_passes(PassesOptions(model=str(run), data_dir=str(folder), device='cpu'), quiet=True)

@@ -377,6 +377,40 @@ def test_a_checkpoint_that_claims_more_than_it_holds_is_refused(tmp_path: Path) 
 @pytest.mark.parametrize(
     ('change', 'expected'),
     [
+        (lambda state: state.clear(), 'signature'),
+        (lambda state: state.update(signature=7), 'not the state of this run'),
+        (lambda state: state['signature'].update(data='content:0'), 'was started with other data'),
+        (lambda state: state['history'].append(3), 'not the state of this run'),
+        (lambda state: state['history'][0].update(train_seconds='long'), 'no numbers in its rows'),
+        (lambda state: state['position'].update(step=99), 'step 99 of 3'),
+        (lambda state: state['position'].update(step='x'), 'not the state of this run'),
+        (lambda state: state['position'].update(evil=1), 'not the state of this run'),
+        (lambda state: state['learner'].pop('optimizer'), 'optimizer'),
+        (lambda state: state['learner'].update(model={}), 'not the state of this run'),
+    ],
+)
+def test_states_are_checked(
+    recipe: MakeRecipe,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[dict[str, Any]], Any],
+    expected: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with monkeypatch.context() as patch:
+        before_step(patch, 4, crash)
+        with pytest.raises(ZeroDivisionError):
+            train(recipe(), quiet=True)
+    path = Path(recipe().output) / 'run' / 'state.pt'
+    state = torch.load(path, weights_only=True)
+    change(state)
+    torch.save(state, path)
+    assert main(['train', '--resume', str(path.parent)]) == 2
+    assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('change', 'expected'),
+    [
         (lambda values: values.pop('top1'), 'top1 is missing'),
         (lambda values: values.update(evil=1), 'evil is unknown'),
         (lambda values: values.update(top1='high'), "top1 is 'high'"),

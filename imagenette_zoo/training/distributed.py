@@ -51,13 +51,13 @@ class World:
             value /= self.size
         return value
 
-    def agree(self, *flags: bool) -> list[bool]:
-        """Whether each flag is up in any of the processes; all must ask."""
+    def anywhere(self, here: bool) -> bool:
+        """Whether something is the case in any of the processes; all must ask."""
         if self.size == 1:
-            return list(flags)
-        raised = torch.tensor(flags, dtype=torch.uint8)
-        dist.all_reduce(raised, dist.ReduceOp.MAX, group=self.control)
-        return raised.bool().tolist()
+            return here
+        found = torch.tensor(here, dtype=torch.uint8)
+        dist.all_reduce(found, dist.ReduceOp.MAX, group=self.control)
+        return bool(found)
 
     def share(self, make: Callable[[], T]) -> T:
         """What ``make`` returns in the first process, in all of them: only that one needs to see the run's folder.

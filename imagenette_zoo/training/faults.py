@@ -71,7 +71,7 @@ class StopSignals:
 
     def wished(self) -> bool:
         """Whether any of the processes was asked to stop; all must ask."""
-        return self.world.agree(self.wish is not None)[0]
+        return self.world.anywhere(self.wish is not None)
 
     def stop(self) -> None:
         """Ends the run here.

@@ -85,8 +85,7 @@ class Meter:
             return
         first = int(self._first_bad)
         here = first != NEVER
-        [anywhere] = self.world.agree(here)
-        if anywhere:
+        if self.world.anywhere(here):
             step = first if here else self._step - 1
             where = f'step {step} of epoch {self.epoch}' if here else f'epoch {self.epoch}, in another process'
             raise _not_finite(where, self._rates[step - self._first_step])

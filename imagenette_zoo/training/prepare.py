@@ -35,6 +35,7 @@ FREE_ON_RESUME = {
     'data_dir', 'workers', 'pin_mem', 'device', 'output', 'experiment', 'overwrite', 'resume', 'log_interval',
     'validation_batch_size', 'checkpoint_hist', 'recovery_interval', 'nan', 'nan_limit',
 }  # fmt: skip
+NUMBERS = ('train_loss', 'lr', 'train_images', 'train_seconds', 'seconds', 'peak_memory_mib')  # in an epoch's row
 
 
 @dataclass
@@ -133,8 +134,9 @@ def prepare(recipe: Recipe, folder: RunFolder, state: bytes | None, world: World
     build.probe(learner.model, recipe.model, config['input_size'])
     if own.torchcompile:
         _compile(recipe, learner, config, console)
-    data_hash = build.data_hash(recipe, (train_images, val_images), config['input_size'][-1], console)
-    run = Run(recipe, folder, data, learner, config, world.share(lambda: data_hash))
+    sets = (train_images, val_images)
+    data_hash = world.share(lambda: build.data_hash(recipe, sets, config['input_size'][-1], console))
+    run = Run(recipe, folder, data, learner, config, data_hash)
     if state is not None:
         _resume(run, state)
     elif world.primary:
@@ -210,11 +212,15 @@ def _resume(run: Run, data: bytes) -> None:
         for name, value in run.signature().items():
             if state['signature'][name] != value:
                 raise UserError(f'{run.folder.path}: was started with other {name}: it can only go on with the same')
-        run.learner.load_state_dict(state['learner'])
         run.history.extend(state['history'])
         if [row['epoch'] for row in run.history] != list(range(len(run.history))):
             raise ValueError('not a row an epoch')
+        if not all(isinstance(row[name], (int, float)) for row in run.history for name in NUMBERS):
+            raise ValueError('no numbers in its rows')
         run.position = Position(**state['position'])
+        if not 0 <= run.position.step <= len(run.data.train_batches):
+            raise ValueError(f'step {run.position.step} of {len(run.data.train_batches)}')
+        run.learner.load_state_dict(state['learner'])
     except (LookupError, RuntimeError, ValueError, TypeError, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f'{run.folder["state.pt"]}: not the state of this run ({reason})') from None

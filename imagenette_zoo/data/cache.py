@@ -255,9 +255,11 @@ def _make(folder: Path, meta: dict[str, Any], make: Callable[[], Iterable[np.nda
             f'room, set IMAGENETTE_ZOO_CACHE to another folder, or use --loader timm, which needs none'
         )
     start, count = time.perf_counter(), meta['shape'][0]
+    pixels = meta['what']['kind'] in ('train', 'eval')
+    title = 'decoding' if pixels else 'reading'
     with whole_folder(folder) as temporary:
         path = temporary / 'rows.bin'
-        with path.open('wb') as file, watcher.progress('decoding', count, 2000) as progress:
+        with path.open('wb') as file, watcher.progress(title, count, 2000) as progress:
             for row in make():
                 file.write(np.ascontiguousarray(row).data)
                 progress.advance(1)
@@ -265,7 +267,7 @@ def _make(folder: Path, meta: dict[str, Any], make: Callable[[], Iterable[np.nda
         with (temporary / 'meta.json').open('w') as file:
             json.dump({**meta, 'checksum': _checksum(path)}, file)
             _to_disk(file)
-    if meta['what']['kind'] in ('train', 'eval'):
+    if pixels:
         seconds = time.perf_counter() - start
         watcher.line(f'decoded {count:,} images once, in {seconds:.1f} s, {size / 2**20:.0f} MiB: {folder}')
 

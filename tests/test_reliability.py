@@ -515,7 +515,7 @@ def test_a_killed_worker_under_torchrun_is_started_again(
         experiment='killed',
     )  # fmt: skip
     run = tmp_path / 'killed'
-    for epochs in (2, 5):
+    for epochs in (2,):
         while not (run / 'summary.csv').exists() or len((run / 'summary.csv').read_text().splitlines()) <= epochs:
             time.sleep(0.02)
             assert agent.poll() is None, agent.communicate()[0]

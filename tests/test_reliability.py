@@ -523,7 +523,9 @@ def test_a_killed_worker_under_torchrun_is_started_again(
         os.kill(int(workers[epochs % 2]), signal.SIGKILL)
         time.sleep(2)
     finished(agent)
-    assert content(run) == content(whole)
+    ended, wanted = content(run), content(whole)
+    assert ended['weights'] == wanted['weights']
+    assert ended['result'] == wanted['result']
 
 
 def test_two_nodes_without_a_common_disk(two_processes: tuple[Callable[..., Recipe], Path], tmp_path: Path) -> None:
@@ -559,7 +561,7 @@ def test_a_signal_stops_all_processes_together(
     assert f'to continue: python train.py --resume {run}' in output
     assert 'all of it is saved' in output
     finished(torchrun(make(output=str(tmp_path)), tmp_path / 'r.yaml'))
-    assert content(run) == content(whole)
+    assert content(run)['weights'] == content(whole)['weights']
 
 
 def test_two_processes_with_a_compiled_model(recipe: MakeRecipe, tmp_path: Path) -> None:

@@ -515,7 +515,7 @@ def test_a_killed_worker_under_torchrun_is_started_again(
         experiment='killed',
     )  # fmt: skip
     run = tmp_path / 'killed'
-    for epochs in (2,):
+    for epochs in (2, 5):  # the second while the first is barely made good
         while not (run / 'summary.csv').exists() or len((run / 'summary.csv').read_text().splitlines()) <= epochs:
             time.sleep(0.02)
             assert agent.poll() is None, agent.communicate()[0]
@@ -523,9 +523,7 @@ def test_a_killed_worker_under_torchrun_is_started_again(
         os.kill(int(workers[epochs % 2]), signal.SIGKILL)
         time.sleep(2)
     finished(agent)
-    ended, wanted = content(run), content(whole)
-    assert ended['weights'] == wanted['weights']
-    assert ended['result'] == wanted['result']
+    assert content(run) == content(whole)
 
 
 def test_two_nodes_without_a_common_disk(two_processes: tuple[Callable[..., Recipe], Path], tmp_path: Path) -> None:
@@ -561,7 +559,7 @@ def test_a_signal_stops_all_processes_together(
     assert f'to continue: python train.py --resume {run}' in output
     assert 'all of it is saved' in output
     finished(torchrun(make(output=str(tmp_path)), tmp_path / 'r.yaml'))
-    assert content(run)['weights'] == content(whole)['weights']
+    assert content(run) == content(whole)
 
 
 def test_two_processes_with_a_compiled_model(recipe: MakeRecipe, tmp_path: Path) -> None:

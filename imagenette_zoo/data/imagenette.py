@@ -46,6 +46,7 @@ __all__ = [
     'cache_dir',
     'check',
     'decoded',
+    'evenly',
     'fetch',
     'find_root',
     'image_size',
@@ -513,6 +514,18 @@ def _natural_key(text: str) -> tuple[list[str | int], str]:
     pieces: list[str | int] = list(re.split(r'(\d+)', text.lower()))
     pieces[1::2] = [int(piece) for piece in pieces[1::2]]
     return pieces, text
+
+
+def evenly(images: ImageSet, count: int) -> ImageSet:
+    """So many of the images (0 is all), spread evenly over the split, whose classes come one after another."""
+    if not 0 < count < len(images):
+        return images
+    chosen = [index * len(images) // count for index in range(count)]
+    return replace(
+        images,
+        paths=tuple(images.paths[index] for index in chosen),
+        targets=tuple(images.targets[index] for index in chosen),
+    )
 
 
 def with_label_noise(images: ImageSet, percent: int) -> ImageSet:

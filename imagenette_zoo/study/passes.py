@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import nn
 
 from ..data import resolve_dataset
 from ..data.augment import Normalize
-from ..data.imagenette import ImageSet, load_split
+from ..data.imagenette import evenly, load_split
 from ..errors import UserError
 from ..layers import MultiPass
 from ..training import build
@@ -110,7 +110,7 @@ def compare_passes(options: PassesOptions, *, quiet: bool = False) -> PassesRepo
     world = World(choose_device(options.device))
     keep_freed_memory()
     root = resolve_dataset(options.dataset, options.data_dir)
-    images = _evenly(load_split(root, options.val_split, load_split(root).classes), options.images)
+    images = evenly(load_split(root, options.val_split, load_split(root).classes), options.images)
     model = load_model(options.model, options, images)
     blocks = {name: m for name, m in model.named_modules() if isinstance(m, MultiPass) and len(m.passes) > 1}
     if not blocks:
@@ -150,18 +150,6 @@ def compare_passes(options: PassesOptions, *, quiet: bool = False) -> PassesRepo
         _save_figure(report, Path(options.save_figure))
     console.line(_tell(report))
     return report
-
-
-def _evenly(images: ImageSet, count: int) -> ImageSet:
-    """So many of the images, spread evenly over the split, whose classes come one after another."""
-    if not 0 < count < len(images):
-        return images
-    chosen = [index * len(images) // count for index in range(count)]
-    return replace(
-        images,
-        paths=tuple(images.paths[index] for index in chosen),
-        targets=tuple(images.targets[index] for index in chosen),
-    )
 
 
 class _Likeness:

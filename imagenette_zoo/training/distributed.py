@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -43,13 +45,13 @@ class World:
             whole[rank :: self.size] = part
         return whole
 
-    def mean(self, value: torch.Tensor) -> torch.Tensor:
-        """The mean of a tensor over the processes."""
-        if self.size > 1:
-            value = value.clone()
-            dist.all_reduce(value)
-            value /= self.size
-        return value
+    def gather(self, value: torch.Tensor) -> torch.Tensor:
+        """This tensor of every process: ``(processes, …)``."""
+        if self.size == 1:
+            return value[None]
+        parts = [torch.empty_like(value) for _ in range(self.size)]
+        dist.all_gather(parts, value)
+        return torch.stack(parts)
 
     def anywhere(self, here: bool) -> bool:
         """Whether something is the case in any of the processes; all must ask."""
@@ -118,6 +120,32 @@ def join(device_name: str) -> World:
     device = choose_device(device_name)
     if device.type == 'cuda':
         torch.cuda.set_device(device)
-    dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo')
+    store, rank, size = next(dist.rendezvous('env://'))
+    store = dist.PrefixStore(_agree(store, rank, size), store)
+    dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo', store=store, rank=rank, world_size=size)
     control = dist.new_group(backend='gloo') if device.type == 'cuda' else None
-    return World(device, dist.get_rank(), size, control)
+    return World(device, rank, size, control)
+
+
+def _agree(store: dist.Store, rank: int, size: int) -> str:
+    """A new name that the processes of this start agree on.
+
+    torchrun keeps one store over all restarts (https://github.com/pytorch/pytorch/issues/135712): in it are still the
+    addresses of processes that are dead, and who reads one of them waits for it forever. The first process answers
+    whoever asks, also the dead, until all of the living have confirmed its name.
+    """
+    mine = uuid.uuid4().hex
+    if rank > 0:
+        store.set(f'ask/{rank}', mine)
+        name = store.get(f'answer/{mine}').decode()
+        store.set(f'{name}/{rank}', 'heard')
+        return name
+    silent = set(range(1, size))
+    while silent:
+        for other in tuple(silent):
+            if store.check([f'ask/{other}']):
+                store.set(f'answer/{store.get(f"ask/{other}").decode()}', mine)
+            if store.check([f'{mine}/{other}']):
+                silent.remove(other)
+        time.sleep(0.01)
+    return mine

@@ -34,7 +34,7 @@ from .metrics import Scores
 from .options import nearest
 from .recipe import ComputeOptions, ValidationOptions
 
-__all__ = ['Validation', 'evaluate', 'load_model', 'read_config', 'validate']
+__all__ = ['Validation', 'evaluate', 'load_model', 'read_config', 'shift_consistency', 'validate']
 
 LARGEST_CONFIG = 16 * 2**20  # bytes
 # Arguments that would make timm open a file or an address that a stranger's config names.
@@ -179,7 +179,7 @@ def _validate_one(
     fast = compiled(model, options)
     scores = evaluate(model, batches, normalize, images, options, world, console, fast, options.batch_size)
     consistency = (
-        _shift_consistency(model, batches, normalize, scores, options, console) if options.shift_consistency else None
+        shift_consistency(model, batches, normalize, scores, options, console) if options.shift_consistency else None
     )
     result = Validation(
         model=name,
@@ -268,7 +268,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _shift_consistency(
+def shift_consistency(
     model: nn.Module,
     batches: Batches,
     normalize: Normalize,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -22,19 +22,23 @@ class Position:
 
     Args:
         step: Batches that are done.
-        loss: The sum of their images' losses, mean over the processes, without those that are not finite.
-        scored: The images in the sum.
+        sums: Of each process, the sum of its images' losses without those that are not finite, and the images in it.
         images: All images, in this process.
         skipped: Updates that were left out.
         seconds: What they took.
     """
 
     step: int = 0
-    loss: float = 0.0
-    scored: float = 0.0
+    sums: list[list[float]] = field(default_factory=list)
     images: int = 0
     skipped: int = 0
     seconds: float = 0.0
+
+    @property
+    def loss(self) -> float:
+        """The mean loss of the images, NaN where none was finite."""
+        scored = sum(images for _, images in self.sums)
+        return sum(loss for loss, _ in self.sums) / scored if scored else math.nan
 
 
 class Meter:
@@ -57,7 +61,7 @@ class Meter:
         self._begin = time.perf_counter() - position.seconds
         self._step = self._first_step = position.step
         self._rates: list[float] = []
-        self._sums = torch.tensor([position.loss, position.scored], device=world.device)
+        self._sums = torch.tensor(position.sums[world.rank] if position.sums else [0.0, 0.0], device=world.device)
         self._first_bad = torch.tensor(NEVER, device=world.device)
 
     def add(self, loss: torch.Tensor, images: int, lr: float) -> None:
@@ -98,7 +102,7 @@ class Meter:
         """
         self.check()
         position = self.position
-        position.loss, position.scored = self.world.mean(self._sums).tolist()
+        position.sums = self.world.gather(self._sums).tolist()
         position.step, position.images, position.skipped = self._step, self.images, self.skipped
         position.seconds = time.perf_counter() - self._begin
 

@@ -22,7 +22,9 @@ import yaml
 
 from ..errors import UserError
 
-__all__ = ['Options', 'Parser', 'add_flags', 'given_flags', 'nearest', 'option', 'read_yaml']
+__all__ = [
+    'Options', 'Parser', 'PlainLoader', 'add_flags', 'given_flags', 'nearest', 'option', 'read_text', 'read_yaml',
+]  # fmt: skip
 
 LARGEST_YAML = 2**20  # characters
 
@@ -97,6 +99,12 @@ class Options:
         """Every option with its type."""
         hints = typing.get_type_hints(cls)
         return [(field, hints[field.name]) for field in dataclasses.fields(cls)]
+
+    @classmethod
+    def check_value(cls, name: str, value: Any) -> None:
+        """Raises :class:`UserError` where a value by itself is wrong for an option."""
+        field, kind = next((field, kind) for field, kind in cls.kinds() if field.name == name)
+        coerce(field, kind, value)
 
     @classmethod
     def names(cls) -> set[str]:
@@ -200,7 +208,7 @@ def _wrong(field: dataclasses.Field[Any], value: Any, expected: str) -> UserErro
     )
 
 
-class _PlainLoader(yaml.SafeLoader):
+class PlainLoader(yaml.SafeLoader):
     """Without aliases: a few lines of them can stand for more values than fit into memory."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
@@ -210,21 +218,32 @@ class _PlainLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
+def read_text(path: str | Path, kind: str) -> str:
+    """The text of a YAML file, a recipe or whatever ``kind`` says.
+
+    Raises:
+        UserError: It can't be read, or is longer than such a file can be.
+    """
+    try:
+        with open(path, encoding='utf-8') as file:
+            text = file.read(LARGEST_YAML + 1)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, 'strerror', None) or 'not UTF-8 text'
+        raise UserError(f"{path}: can't read the {kind}: {reason}") from None
+    if len(text) > LARGEST_YAML:
+        raise UserError(f'{path}: longer than {LARGEST_YAML >> 20} MiB, which no {kind} is')
+    return text
+
+
 def read_yaml(path: str | Path, known: set[str]) -> dict[str, Any]:
     """The mapping in a YAML file, its keys checked; ``-`` in a key counts as ``_``.
 
     Raises:
         UserError: The file can't be read, is no YAML mapping, or has an unknown key.
     """
+    text = read_text(path, 'recipe')
     try:
-        with open(path, encoding='utf-8') as file:
-            text = file.read(LARGEST_YAML + 1)
-        if len(text) > LARGEST_YAML:
-            raise UserError(f'{path}: longer than {LARGEST_YAML >> 20} MiB, which no recipe is')
-        loaded = yaml.load(text, _PlainLoader)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, 'strerror', None) or 'not UTF-8 text'
-        raise UserError(f"{path}: can't read the recipe: {reason}") from None
+        loaded = yaml.load(text, PlainLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, 'problem_mark', None)
         where = f' (line {mark.line + 1})' if mark else ''

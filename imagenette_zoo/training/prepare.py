@@ -218,6 +218,8 @@ def _resume(run: Run, data: bytes) -> None:
         if not all(isinstance(row[name], (int, float)) for row in run.history for name in NUMBERS):
             raise ValueError('no numbers in its rows')
         run.position = Position(**state['position'])
+        if run.position.step and [len(sums) for sums in run.position.sums] != [2] * run.learner.world.size:
+            raise ValueError('no loss of each process')
         if not 0 <= run.position.step <= len(run.data.train_batches):
             raise ValueError(f'step {run.position.step} of {len(run.data.train_batches)}')
         run.learner.load_state_dict(state['learner'])

@@ -16,7 +16,7 @@ from ..data import DATASETS
 from ..errors import UserError
 from .options import Options, nearest, option, read_yaml
 
-__all__ = ['Recipe', 'ValidationOptions', 'find_recipe', 'recipe_names']
+__all__ = ['Recipe', 'ValidationOptions', 'find_recipe', 'recipe_names', 'shipped']
 
 FLAGSHIP = 'mbv2_mish'
 
@@ -462,7 +462,11 @@ def _recipe_folder() -> Path:
 
 def recipe_names() -> list[str]:
     """The names of the recipes that come with the package."""
-    return sorted(path.stem for path in _recipe_folder().glob('*.yaml'))
+    return _shipped_names('')
+
+
+def _shipped_names(folder: str) -> list[str]:
+    return sorted(path.stem for path in Path(_recipe_folder(), folder).glob('*.yaml'))
 
 
 def find_recipe(name: str | Path) -> Path:
@@ -471,10 +475,19 @@ def find_recipe(name: str | Path) -> Path:
     Raises:
         UserError: There is none; the line names the nearest ones.
     """
+    return shipped(name, 'recipe', '')
+
+
+def shipped(name: str | Path, kind: str, folder: str) -> Path:
+    """The file that a name means: a path, or one in this folder of ``hparams/`` as it comes with the package.
+
+    Raises:
+        UserError: There is none; the line names the nearest ones.
+    """
     if Path(name).is_file():
         return Path(name)
-    shipped = _recipe_folder() / f'{Path(name).stem}.yaml'
-    if shipped.is_file() and str(name) in (shipped.stem, shipped.name, f'hparams/{shipped.name}'):
-        return shipped
-    names = recipe_names()
-    raise UserError(f'no recipe {str(name)!r}: neither a file nor one of {", ".join(names)}{nearest(str(name), names)}')
+    path = _recipe_folder() / folder / f'{Path(name).stem}.yaml'
+    if path.is_file() and str(name) in (path.stem, path.name, Path('hparams', folder, path.name).as_posix()):
+        return path
+    names = _shipped_names(folder)
+    raise UserError(f'no {kind} {str(name)!r}: neither a file nor one of {", ".join(names)}{nearest(str(name), names)}')

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from typing import Any
 
@@ -115,7 +114,7 @@ def _epoch(epoch: int, run: Run, stop: StopSignals, model_config: dict[str, Any]
     position = run.position
     row = {
         'epoch': epoch,
-        'train_loss': position.loss / position.scored if position.scored else math.nan,
+        'train_loss': position.loss,
         'lr': learner.lr,
         'train_images': position.images * learner.world.size,
         'train_seconds': position.seconds,

@@ -1,0 +1,186 @@
+"""What the final weights of a finished run do with each image: more than training looks at."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from ..data import resolve_dataset
+from ..data.augment import Normalize
+from ..data.imagenette import evenly, load_split
+from ..errors import UserError
+from ..layers import MultiPass
+from ..training import build
+from ..training.checkpoint import write_atomic
+from ..training.console import Console
+from ..training.distributed import World, choose_device
+from ..training.evaluation import evaluate, load_model, shift_consistency
+from ..training.memory import keep_freed_memory
+from ..training.options import read_yaml
+from ..training.recipe import Recipe, ValidationOptions
+from .passes import BlockPasses, PassesOptions, compare_passes
+
+__all__ = ['FILES', 'Analysis', 'analyse', 'read_analysis']
+
+FILES = ('analysis.json', 'predictions.safetensors')
+TRAINING_IMAGES = 2000  # that the training accuracy is measured on
+PASSES_IMAGES = 500
+LARGEST_FILE = 64 * 2**20  # bytes
+TENSORS = {
+    'targets': torch.int16,
+    'predictions': torch.int16,
+    'confidence': torch.float16,
+    'true_probability': torch.float16,
+}
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """The final weights of a run, image by image; the content of ``analysis.json`` and ``predictions.safetensors``.
+
+    Accuracies are in %. ``train_top1`` is that on ``train_images`` training images, evenly spread, seen as the
+    validation sees them. ``confusion`` has a row for each true class. ``passes`` has the blocks of a MultiPass model.
+    The tensors are ``(N,)``, in the order of the validation images: the true class, the class predicted, its
+    probability and that of the true class.
+    """
+
+    top1: float
+    train_top1: float
+    train_images: int
+    shift_consistency: float
+    calibration_error: float
+    class_names: list[str]
+    confusion: list[list[int]]
+    passes: list[BlockPasses]
+    data: str
+    targets: torch.Tensor = field(repr=False)
+    predictions: torch.Tensor = field(repr=False)
+    confidence: torch.Tensor = field(repr=False)
+    true_probability: torch.Tensor = field(repr=False)
+
+    @property
+    def correct(self) -> torch.Tensor:
+        """``(N,)`` whether each image was classified correctly."""
+        return self.targets == self.predictions
+
+    @property
+    def pass_similarity(self) -> float | None:
+        """Linear CKA between passes, mean over the pairs of all blocks."""
+        pairs = [value for block in self.passes for row, line in enumerate(block.cka) for value in line[row + 1 :]]
+        return sum(pairs) / len(pairs) if pairs else None
+
+
+def analyse(folder: Path, console: Console, data_dir: str | None = None, device: str | None = None) -> Analysis:
+    """Looks at the final weights of a finished run, and writes what is found beside them.
+
+    Args:
+        folder: The run's.
+        console: Who is told.
+        data_dir: Where the images are; as in training if not given.
+        device: As ``--device``; as in training if not given.
+
+    Raises:
+        UserError: The run is not finished or damaged, or its images are not there.
+    """
+    recipe = Recipe(**read_yaml(folder / 'args.yaml', Recipe.names()))
+    place = {'data_dir': data_dir or recipe.data_dir, 'device': device or recipe.device}
+    recipe = recipe.replace(**place, torchcompile='none', torchcompile_mode=None)
+    shared = (ValidationOptions.names() & Recipe.names()) - {'pretrained', 'model', 'model_kwargs', 'gp', 'num_classes'}
+    given = {name: getattr(recipe, name) for name in shared}
+    given['batch_size'] = recipe.validation_batch_size or recipe.batch_size
+    options = ValidationOptions(**given)
+    world = World(choose_device(options.device))
+    keep_freed_memory()
+    root = resolve_dataset(options.dataset, options.data_dir)
+    train_images = load_split(root, recipe.train_split)
+    images = load_split(root, options.val_split, train_images.classes)
+    some = evenly(train_images, TRAINING_IMAGES)
+    model = load_model(str(folder / 'last'), options, images)
+    config = build.input_config(options, model, use_test_size=True)
+    model = build.place(model, world.device, options.channels_last)
+    normalize = Normalize(config['mean'], config['std'], world.device, options.channels_last)
+    batches = build.eval_batches(options, images, config, options.batch_size, world, console)
+    scores = evaluate(model, batches, normalize, images, options, world, console)
+    probabilities = scores.logits.softmax(1)
+    train_batches = build.eval_batches(options, some, config, options.batch_size, world, console)
+    passes = []
+    if any(isinstance(module, MultiPass) and len(module.passes) > 1 for module in model.modules()):
+        asked = {name: value for name, value in given.items() if name in PassesOptions.names()}
+        passes = compare_passes(
+            PassesOptions(**{**asked, 'model': str(folder / 'last'), 'images': PASSES_IMAGES}), quiet=True
+        ).blocks
+    found = Analysis(
+        top1=scores.top1,
+        train_top1=evaluate(model, train_batches, normalize, some, options, world, console).top1,
+        train_images=len(some),
+        shift_consistency=shift_consistency(model, batches, normalize, scores, options, console),
+        calibration_error=scores.calibration_error(),
+        class_names=list(images.class_names),
+        confusion=scores.confusion.tolist(),
+        passes=passes,
+        data=f'{root.name}/{images.split}',
+        targets=scores.targets.to(torch.int16),
+        predictions=scores.predictions.to(torch.int16),
+        confidence=probabilities.amax(1).half(),
+        true_probability=probabilities.gather(1, scores.targets[:, None])[:, 0].half(),
+    )
+    tensors = {name: getattr(found, name) for name in TENSORS}
+    write_atomic(folder / FILES[1], safetensors.torch.save(tensors))
+    values = {name: value for name, value in asdict(found).items() if name not in TENSORS}
+    write_atomic(folder / FILES[0], (json.dumps(values) + '\n').encode())  # last: where it is all is
+    return found
+
+
+def read_analysis(folder: Path) -> Analysis | None:
+    """What :func:`analyse` wrote into a run's folder, or None where it did not.
+
+    Raises:
+        UserError: It is damaged.
+    """
+    paths = [folder / name for name in FILES]
+    if not paths[0].is_file():
+        return None
+    try:
+        for path in paths:
+            if path.stat().st_size > LARGEST_FILE:
+                raise UserError(f'{path}: larger than {LARGEST_FILE >> 20} MiB, which no analysis is')
+        values = json.loads(paths[0].read_bytes())
+        tensors = safetensors.torch.load(paths[1].read_bytes())
+        return _checked(values, tensors)
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"{paths[1]}: can't read: {error.strerror}") from None
+    except Exception as error:  # safetensors reports a damaged file in many ways
+        reason = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
+        raise UserError(f'{paths[0]}: not the analysis of a run ({reason}): remove it to have it made again') from None
+
+
+def _checked(values: Any, tensors: dict[str, torch.Tensor]) -> Analysis:
+    numbers = ('top1', 'train_top1', 'shift_consistency', 'calibration_error', 'train_images')
+    if not all(isinstance(values[name], (int, float)) for name in numbers):
+        raise ValueError('no numbers in it')
+    names, count = values['class_names'], len(tensors['targets'])
+    if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
+        raise ValueError('no class names')
+    for name, kind in TENSORS.items():
+        if tensors[name].dtype != kind or tensors[name].shape != (count,):
+            raise ValueError(name)
+    for name in ('targets', 'predictions'):
+        if count == 0 or int(tensors[name].min()) < 0 or int(tensors[name].max()) >= len(names):
+            raise ValueError(name)
+    square = values['confusion']
+    if [[int(count) for count in row] for row in square] != square or {len(row) for row in square} != {len(names)}:
+        raise ValueError('confusion')
+    passes = [BlockPasses(**block) for block in values['passes']]
+    for block in passes:
+        rows = [*block.cka, *block.cosine, block.top1_lost]
+        if not all(len(row) == len(block.kinds) and all(isinstance(n, (int, float)) for n in row) for row in rows):
+            raise ValueError('passes')
+    parts: dict[str, Any] = {**values, 'passes': passes, **tensors}
+    return Analysis(**parts)

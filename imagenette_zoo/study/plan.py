@@ -1,0 +1,355 @@
+"""Study files: which runs, with which seeds, and what is claimed about them. Checked before anything runs."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import UserError
+from ..training.options import PlainLoader, nearest, read_text
+from ..training.recipe import Recipe, find_recipe, shipped
+
+__all__ = ['METRICS', 'Claim', 'Comparison', 'Study', 'StudyRun', 'Trial', 'find_study', 'make_study', 'read_study']
+
+METRICS = {
+    'top1': 'top-1 of the final weights on the validation images, %',
+    'best_top1': 'top-1 of the best epoch, %',
+    'top5': 'top-5 of the final weights, %',
+    'loss': 'cross-entropy of the final weights, nats',
+    'gap': 'top-1 on training images, seen as the validation sees them, minus top-1, points',
+    'calibration_error': 'expected calibration error, %',
+    'shift_consistency': 'images whose prediction survives a random shift of up to 1/8 of the side, %',
+    'pass_similarity': 'linear CKA between the passes of MultiPass blocks, mean over pairs',
+    'images_per_second': 'training images a second',
+    'train_seconds': 'time in training steps, s',
+    'total_seconds': 'time in training and validation, s',
+    'peak_memory_mib': 'peak memory, MiB',
+    'params': 'parameters',
+    'gmacs': 'multiply-accumulates of one image, 10⁹',
+    'epochs_to_N': 'epochs to N % top-1, interpolated between validations',
+    'seconds_to_N': 'seconds of training and validation to N % top-1, interpolated between validations',
+}
+THRESHOLD = re.compile(r'(epochs|seconds)_to_(\d{1,2}(?:\.\d+)?)')
+NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9._+=-]{0,79}')
+OPERATORS = ('>=', '<=', '>', '<')
+# Options that belong to the one who runs a study, not to the study.
+NOT_OF_A_STUDY = {'seed', 'output', 'experiment', 'overwrite', 'resume', 'data_dir'}
+MOST_RUNS = 1000
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """One way to train: a recipe, to be run with each seed."""
+
+    name: str
+    recipe: Recipe
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training: a run of the study with one seed."""
+
+    run: str
+    recipe: Recipe
+
+    @property
+    def name(self) -> str:
+        """The name of its folder."""
+        return f'{self.run}-seed{self.recipe.seed}'
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """``larger`` is expected to exceed ``smaller`` by more than ``bound`` (a difference, or a ratio of the two)."""
+
+    larger: str
+    smaller: str
+    bound: float
+    ratio: bool = False
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence, and what must be found if it is true: all of its comparisons."""
+
+    name: str
+    sentence: str
+    metric: str
+    order: tuple[str, ...]
+    comparisons: tuple[Comparison, ...]
+
+
+@dataclass(frozen=True)
+class Study:
+    """Runs, seeds and claims.
+
+    Args:
+        name: Names its folder.
+        title: What it asks.
+        runs: The runs by name, in the order of the file.
+        seeds: The seeds of each.
+        claims: What is claimed.
+        budget: Hours of training and validation after which no further run is started, or None.
+        text: The file it was read from.
+    """
+
+    name: str
+    title: str
+    runs: dict[str, StudyRun]
+    seeds: tuple[int, ...]
+    claims: tuple[Claim, ...] = ()
+    budget: float | None = None
+    text: str = field(default='', repr=False)
+
+    def trials(self) -> list[Trial]:
+        """All trainings: every run with the first seed, then every run with the second, so that what is done at any
+        time can be compared."""
+        return [Trial(run.name, run.recipe.replace(seed=seed)) for seed in self.seeds for run in self.runs.values()]
+
+
+def find_study(name: str | Path) -> Path:
+    """The file of a study: a path, or the name of one that comes with the package.
+
+    Raises:
+        UserError: There is none.
+    """
+    return shipped(name, 'study', 'studies')
+
+
+def make_study(name: str, title: str, recipes: Mapping[str, Recipe], seeds: tuple[int, ...]) -> Study:
+    """A study without a file and without claims: recipes by name."""
+    return Study(name, title, {key: StudyRun(key, recipe) for key, recipe in recipes.items()}, seeds)
+
+
+def read_study(path: str | Path) -> Study:
+    """Reads and checks a study file.
+
+    Raises:
+        UserError: It can't be read, or something in it is wrong: the line says which line of the file.
+    """
+    path = Path(path)
+    text = read_text(path, 'study')
+    try:
+        root = yaml.compose(text, PlainLoader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, 'problem_mark', None)
+        raise UserError(f'{path}{f":{mark.line + 1}" if mark else ""}: not valid YAML') from None
+    return _Reader(path, text).study(root)
+
+
+class _Reader:
+    """Takes a study out of the nodes of its file, which know their lines."""
+
+    def __init__(self, path: Path, text: str) -> None:
+        self.path = path
+        self.text = text
+
+    def fail(self, node: Any, reason: object) -> UserError:
+        line = f':{node.start_mark.line + 1}' if node is not None else ''
+        return UserError(f'{self.path}{line}: {reason}')
+
+    def plain(self, node: Any) -> Any:
+        try:
+            loader = PlainLoader('')
+            return loader.construct_document(node)
+        except (yaml.YAMLError, ValueError, RecursionError):
+            raise self.fail(node, 'not a plain value') from None
+
+    def mapping(self, node: Any, what: str, known: set[str] | None = None) -> dict[str, tuple[Any, Any]]:
+        """``{key: (key's node, value's node)}``, ``-`` in a key of ``known`` counting as ``_``."""
+        if not isinstance(node, yaml.MappingNode):
+            raise self.fail(node, f'{what} must be a list of "name: value" lines')
+        found: dict[str, tuple[Any, Any]] = {}
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise self.fail(key, f'{what}: a name is needed before the colon')
+            name = key.value.replace('-', '_') if known is not None else key.value
+            if known is not None and name not in known:
+                raise self.fail(key, f'{what}: unknown {key.value!r}{nearest(name, known)}')
+            if name in found:
+                raise self.fail(key, f'{what}: {key.value!r} is given twice')
+            found[name] = (key, value)
+        return found
+
+    def study(self, root: Any) -> Study:
+        known = {'title', 'base', 'options', 'seeds', 'budget', 'runs', 'claims'}
+        parts = self.mapping(root, 'a study', known)
+        if 'runs' not in parts:
+            raise self.fail(root, 'a study needs runs')
+        base = self.base(parts['base'][1]) if 'base' in parts else {}
+        base.update(self.options(parts['options'][1]) if 'options' in parts else {})
+        runs = {run.name: run for run in self.runs(parts['runs'][1], base)}
+        claims = self.claims(parts['claims'][1], runs) if 'claims' in parts else ()
+        return Study(
+            self.path.stem,
+            str(self.plain(parts['title'][1])) if 'title' in parts else self.path.stem,
+            runs,
+            self.seeds(parts['seeds'][1]) if 'seeds' in parts else (1, 2, 3),
+            claims,
+            self.number(parts['budget'][1], 'budget: hours are needed') if 'budget' in parts else None,
+            self.text,
+        )
+
+    def base(self, node: Any) -> dict[str, Any]:
+        name = self.plain(node)
+        if not isinstance(name, str):
+            raise self.fail(node, 'base: the name or file of a recipe is needed')
+        beside = self.path.parent / name
+        try:
+            file = beside if beside.is_file() else find_recipe(name)
+            values = Recipe.load(file).as_dict()
+        except UserError as error:
+            raise self.fail(node, f'base: {error}') from None
+        return {key: value for key, value in values.items() if key not in NOT_OF_A_STUDY}
+
+    def options(self, node: Any) -> dict[str, Any]:
+        """Options of a recipe; each is checked by itself, so that a wrong one is found in its line."""
+        values = {}
+        for name, (key, value) in self.mapping(node, 'options', Recipe.names()).items():
+            if name in NOT_OF_A_STUDY:
+                raise self.fail(key, f'{key.value}: not of a study; seeds: has the seeds, flags say where it runs')
+            values[name] = self.plain(value)
+            try:
+                Recipe.check_value(name, values[name])
+            except UserError as error:
+                raise self.fail(key, error) from None
+        return values
+
+    def runs(self, node: Any, base: dict[str, Any]) -> Iterator[StudyRun]:
+        names: set[str] = set()
+        for name, (key, value) in self.mapping(node, 'runs').items():
+            for full, changes in self.grid(name, value):
+                if not NAME.fullmatch(full):
+                    raise self.fail(key, f'{full!r}: a run is named by letters, digits and . _ + = -')
+                if full in names:
+                    raise self.fail(key, f'there are two runs {full!r}')
+                names.add(full)
+                if len(names) > MOST_RUNS:
+                    raise self.fail(key, f'more than {MOST_RUNS} runs')
+                try:
+                    yield StudyRun(full, Recipe(**{**base, **changes}))
+                except UserError as error:
+                    raise self.fail(key, f'{full}: {error}') from None
+
+    def grid(self, name: str, node: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+        """``(name, overrides)`` of one run, or of each point of its grid."""
+        if isinstance(node, yaml.ScalarNode) and not node.value:  # a run that is the base itself
+            yield name, {}
+            return
+        parts = self.mapping(node, name)
+        grid = parts.pop('grid', None)
+        pairs = [(key, value) for key, value in node.value if key.value != 'grid']
+        fixed = self.options(yaml.MappingNode(node.tag, pairs, node.start_mark, node.end_mark))
+        if grid is None:
+            yield name, fixed
+            return
+        axes = []
+        for axis, (key, values) in self.mapping(grid[1], 'grid', Recipe.names()).items():
+            if not isinstance(values, yaml.SequenceNode) or not values.value:
+                raise self.fail(key, f'grid: {axis}: a list of values is needed')
+            axes.append([(axis, key, item) for item in values.value])
+        for point in itertools.product(*axes):
+            changes = dict(fixed)
+            words = [name]
+            for axis, key, item in point:
+                pair = yaml.MappingNode(grid[1].tag, [(key, item)], item.start_mark, item.end_mark)
+                changes.update(self.options(pair))
+                words.append(f'{axis}={_word(changes[axis])}')
+            yield '-'.join(words), changes
+
+    def seeds(self, node: Any) -> tuple[int, ...]:
+        value = self.plain(node)
+        if _whole(value) and 0 < value <= MOST_RUNS:
+            return tuple(range(1, value + 1))
+        if isinstance(value, list) and value and all(_whole(item) and 0 <= item < 2**32 for item in value):
+            if len(set(value)) == len(value):
+                return tuple(value)
+            raise self.fail(node, 'seeds: one is given twice')
+        raise self.fail(node, 'seeds: their number or a list of them is needed')
+
+    def claims(self, node: Any, runs: Mapping[str, StudyRun]) -> tuple[Claim, ...]:
+        if not isinstance(node, yaml.SequenceNode):
+            raise self.fail(node, 'claims: a list is needed, each with claim, metric and order')
+        found: dict[str, Claim] = {}
+        for number, item in enumerate(node.value, 1):
+            claim = self.claim(item, number, runs)
+            if claim.name in found:
+                raise self.fail(item, f'there are two claims {claim.name!r}')
+            found[claim.name] = claim
+        return tuple(found.values())
+
+    def claim(self, node: Any, number: int, runs: Mapping[str, StudyRun]) -> Claim:
+        parts = self.mapping(node, 'a claim', {'name', 'claim', 'metric', 'order', 'by', 'margin', 'ratio'})
+        for name in ('claim', 'metric', 'order'):
+            if name not in parts:
+                raise self.fail(node, f'a claim needs {name}')
+        metric = str(self.plain(parts['metric'][1]))
+        if metric not in METRICS and not THRESHOLD.fullmatch(metric):
+            raise self.fail(
+                parts['metric'][1],
+                f'metric: {metric!r} is not one of {", ".join(METRICS)} (N a number){nearest(metric, METRICS)}',
+            )
+        bounds: dict[str, float] = {
+            name: self.number(parts[name][1], f'{name}: a number above 0 is needed')
+            for name in ('by', 'margin', 'ratio')
+            if name in parts
+        }
+        if len(bounds) > 1:
+            raise self.fail(node, f'{" and ".join(bounds)} exclude each other')
+        value = self.plain(parts['order'][1])
+        orders = tuple(value) if isinstance(value, list) else (value,)
+        comparisons = [part for order in orders for part in self.order(parts['order'][1], order, bounds, runs)]
+        return Claim(
+            str(self.plain(parts['name'][1])) if 'name' in parts else f'claim {number}',
+            str(self.plain(parts['claim'][1])),
+            metric,
+            tuple(map(str, orders)),
+            tuple(comparisons),
+        )
+
+    def order(
+        self, node: Any, order: object, bounds: Mapping[str, float], runs: Mapping[str, StudyRun]
+    ) -> Iterator[Comparison]:
+        """The comparisons in ``a > b > c`` or ``a <= b``."""
+        words = order.split() if isinstance(order, str) else []
+        names, operators = words[::2], words[1::2]
+        if len(words) < 3 or len(words) % 2 == 0 or any(operator not in OPERATORS for operator in operators):
+            raise self.fail(node, f'order: {order!r} is not like "a > b", "a < b < c" or "a >= b" with spaces between')
+        for name in names:
+            if name not in runs:
+                raise self.fail(node, f'order: there is no run {name!r}{nearest(name, runs)}')
+        for left, operator, right in zip(names, operators, names[1:], strict=False):
+            if left == right:
+                raise self.fail(node, f'order: {left!r} is compared with itself')
+            loose = operator.endswith('=')
+            if loose and 'margin' not in bounds:
+                raise self.fail(node, f'order: {operator} needs a margin: by how much it may be missed')
+            if not loose and 'margin' in bounds:
+                raise self.fail(node, f'order: a margin goes with >= and <=, not with {operator}')
+            larger, smaller = (left, right) if operator.startswith('>') else (right, left)
+            ratio = 'ratio' in bounds
+            bound = bounds.get('ratio', bounds.get('by', 0.0)) if not loose else -bounds['margin']
+            yield Comparison(larger, smaller, bound, ratio)
+
+    def number(self, node: Any, needed: str) -> float:
+        value = self.plain(node)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            raise self.fail(node, needed)
+        return float(value)
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _word(value: object) -> str:
+    """A value as a part of a name."""
+    text = 'x'.join(map(str, value)) if isinstance(value, list) else str(value)
+    return re.sub(r'[^A-Za-z0-9._+=-]', '_', text)

@@ -1,0 +1,198 @@
+"""Finished runs as data: what each came to, by run and seed."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import UserError
+from ..training.recipe import Recipe
+from ..training.result import Result, read_result
+from .analysis import Analysis, read_analysis
+from .plan import THRESHOLD, Claim, Study
+from .statistics import Sample
+
+__all__ = ['Record', 'by_run', 'group_runs', 'read_record', 'sample', 'samples_of', 'study_records']
+
+LARGEST_FILE = 64 * 2**20  # bytes
+IN_A_ROW = ('train_loss', 'train_seconds', 'seconds')
+OF_THE_RESULT = {
+    'top1', 'best_top1', 'top5', 'loss', 'images_per_second', 'peak_memory_mib', 'params', 'gmacs',
+}  # fmt: skip
+EXACT = {'params', 'gmacs'}
+FREE = {
+    'seed', 'experiment', 'output', 'data_dir', 'workers', 'pin_mem', 'device', 'log_interval', 'resume', 'overwrite',
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Record:
+    """A finished training.
+
+    Args:
+        run: The name of the run, the same for all seeds.
+        folder: Where it lies.
+        result: Its ``result.json``.
+        history: Its ``metrics.jsonl``, a row an epoch.
+        analysis: What its weights do with each image, or None where nobody looked.
+    """
+
+    run: str
+    folder: Path
+    result: Result
+    history: list[dict[str, Any]]
+    analysis: Analysis | None
+
+    @property
+    def seed(self) -> int:
+        return self.result.seed
+
+    def reach(self, unit: str, top1: float) -> tuple[float, bool]:
+        """``(epochs or seconds to this top-1, whether it was reached)``: interpolated between validations, from a guess
+        at the start; where it was not reached, the whole training, a lower bound."""
+        spent, before = 0.0, (0.0, 100 / max(len(self.result.per_class), 1))
+        for row in self.history:
+            spent += 1 if unit == 'epochs' else row['seconds']
+            if 'eval_top1' not in row:
+                continue
+            now = (spent, row['eval_top1'])
+            if now[1] >= top1:
+                share = (top1 - before[1]) / (now[1] - before[1]) if now[1] > before[1] else 1.0
+                return before[0] + max(share, 0.0) * (now[0] - before[0]), True
+            before = now
+        return spent, False
+
+    def metric(self, name: str) -> float | None:
+        """A metric of ``METRICS``; None where it is not known of this run."""
+        if match := THRESHOLD.fullmatch(name):
+            return self.reach(match[1], float(match[2]))[0]
+        if name in OF_THE_RESULT:
+            value = getattr(self.result, name)
+            return None if value is None else float(value)
+        if name in ('train_seconds', 'total_seconds'):
+            return self.result.seconds.get(name.removesuffix('_seconds'))
+        if self.analysis is None:
+            return None
+        if name == 'gap':
+            return self.analysis.train_top1 - self.analysis.top1
+        return getattr(self.analysis, name)
+
+
+def read_record(folder: Path, run: str) -> Record:
+    """A finished run out of its folder.
+
+    Raises:
+        UserError: It is not finished, or damaged.
+    """
+    result = read_result(folder)
+    path = folder / 'metrics.jsonl'
+    try:
+        if path.stat().st_size > LARGEST_FILE:
+            raise UserError(f'{path}: larger than {LARGEST_FILE >> 20} MiB, which no metrics are')
+        history = [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()]
+        for row in history:
+            if not all(_number(row[name]) for name in IN_A_ROW) or not _number(row.get('eval_top1', 0.0)):
+                raise ValueError('no numbers in its rows')
+    except OSError as error:
+        raise UserError(f"{path}: can't read the metrics of a run: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f'{path}: not the metrics of a run ({reason})') from None
+    return Record(run, folder, result, history, read_analysis(folder))
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isinf(value)
+
+
+def study_records(study: Study, output: Path) -> list[Record]:
+    """The finished trainings of a study that lie in a folder.
+
+    Raises:
+        UserError: One is damaged.
+    """
+    found = []
+    for trial in study.trials():
+        folder = output / trial.name
+        if (folder / 'result.json').is_file():
+            found.append(read_record(folder, trial.run))
+    return found
+
+
+def group_runs(folders: Sequence[Path]) -> list[Record]:
+    """Finished runs out of any folders: those that differ by nothing but the seed are seeds of one run, which is
+    named by its model, and by the options that tell it from the others with that model.
+
+    Raises:
+        UserError: One is not finished or damaged, or two are the same run with the same seed.
+    """
+    read = [read_record(folder, '') for folder in folders]
+    recipes = [{k: v for k, v in record.result.recipe.items() if k not in FREE} for record in read]
+    distinct: list[dict[str, Any]] = []
+    for recipe in recipes:
+        if recipe not in distinct:
+            distinct.append(recipe)
+    names = [_name(recipe, distinct) for recipe in distinct]
+    named = [
+        Record(names[distinct.index(recipe)], record.folder, record.result, record.history, record.analysis)
+        for record, recipe in zip(read, recipes, strict=True)
+    ]
+    seen: dict[tuple[str, int], Path] = {}
+    for record in named:
+        other = seen.setdefault((record.run, record.seed), record.folder)
+        if other is not record.folder:
+            raise UserError(f'{record.folder} and {other}: the same run with the same seed: give one of them')
+    return named
+
+
+def _name(recipe: Mapping[str, Any], all_of_them: Sequence[Mapping[str, Any]]) -> str:
+    model = str(recipe.get('model', 'run'))
+    same = [other for other in all_of_them if other.get('model') == model]
+    keys = recipe.keys() | {key for other in same for key in other}
+    differing = sorted(key for key in keys if any(recipe.get(key) != other.get(key) for other in same))
+    defaults = Recipe().as_dict()
+    words = [f'{key}={recipe.get(key)}' for key in differing if recipe.get(key) != defaults.get(key)]
+    return ' '.join([model, *words]) if differing else model
+
+
+def by_run(records: Iterable[Record]) -> dict[str, list[Record]]:
+    """The records of each run, by seed."""
+    found: dict[str, list[Record]] = {}
+    for record in records:
+        found.setdefault(record.run, []).append(record)
+    return {run: sorted(records, key=lambda record: record.seed) for run, records in found.items()}
+
+
+def sample(records: Sequence[Record], metric: str) -> Sample | None:
+    """A metric of the seeds of one run, None where it is not known of all of them."""
+    values = [record.metric(metric) for record in records]
+    if not values or any(value is None for value in values):
+        return None
+    note = ''
+    if match := THRESHOLD.fullmatch(metric):
+        missed = sum(not record.reach(match[1], float(match[2]))[1] for record in records)
+        if missed:
+            note = f'{records[0].run}: {missed} of {len(records)} did not reach {match[2]} %, they count as the end'
+    correct = None
+    if metric == 'top1' and all(record.analysis is not None for record in records):
+        rows = [record.analysis.correct.numpy() for record in records]  # type: ignore[union-attr]
+        correct = np.stack(rows) if len({len(row) for row in rows}) == 1 else None
+        if correct is not None:
+            values = [100.0 * float(row.mean()) for row in correct]
+    return Sample([float(value) for value in values], correct, metric in EXACT, note)  # type: ignore[arg-type]
+
+
+def samples_of(claims: Sequence[Claim], runs: Mapping[str, Sequence[Record]]) -> dict[tuple[str, str], Sample]:
+    """The numbers that claims are judged by."""
+    found = {}
+    for claim in claims:
+        for run in {name for each in claim.comparisons for name in (each.larger, each.smaller)}:
+            if (numbers := sample(runs.get(run, ()), claim.metric)) is not None:
+                found[claim.metric, run] = numbers
+    return found

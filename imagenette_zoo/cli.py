@@ -10,7 +10,7 @@ from typing import Any
 
 from .errors import UserError
 from .training.options import Parser, add_flags, given_flags
-from .training.recipe import FLAGSHIP, Recipe, ValidationOptions, recipe_names
+from .training.recipe import FLAGSHIP, GOOD_RECIPE, Recipe, ValidationOptions, recipe_names
 from .version import __version__
 
 __all__ = ['main', 'train_main', 'validate_main']
@@ -129,6 +129,137 @@ def _passes(args: argparse.Namespace) -> int:
     return 0
 
 
+def _add_place(parser: argparse.ArgumentParser) -> None:
+    """What ``study`` and ``run`` have in common."""
+    parser.add_argument(
+        '--jobs', type=_positive, default=1, metavar='N', help='trainings at the same time (default: 1)'
+    )
+    parser.add_argument('--dry-run', action='store_true', help='only print the plan with the estimated hours')
+    parser.add_argument(
+        '--ray',
+        nargs='?',
+        const='local',
+        metavar='ADDRESS',
+        help='send the trainings to a Ray cluster (no address: one on this machine is started); needs the extra [ray]',
+    )
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f'{text} is not a number above 0')
+    return number
+
+
+def _hours(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float('inf'):
+        raise argparse.ArgumentTypeError(f'{text} is not a number of hours above 0')
+    return number
+
+
+def _add_study(parser: argparse.ArgumentParser) -> None:
+    from .training.recipe import study_names
+
+    names = ', '.join(study_names())
+    parser.add_argument('study', metavar='FILE', help=f'a study: a YAML file, or one of {names}')
+    parser.add_argument('--data-dir', metavar='DIR', help='as in training')
+    parser.add_argument('--output', default='runs', metavar='DIR', help='the study gets a folder there (default: runs)')
+    parser.add_argument('--device', metavar='DEVICE', help='as in training')
+    parser.add_argument('--only', nargs='+', default=[], metavar='RUN', help='only these of its runs')
+    parser.add_argument('--budget', type=_hours, metavar='HOURS', help="instead of the study's own budget")
+    _add_place(parser)
+
+
+def _study(args: argparse.Namespace) -> int:
+    from .study.commands import study_command
+    from .study.runner import Place
+
+    place = Place(Path(args.output, Path(args.study).stem), args.data_dir, args.device, args.jobs)
+    study_command(args.study, place, only=args.only, budget=args.budget, plan_only=args.dry_run, ray=args.ray)
+    return 0
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('models', nargs='+', metavar='MODEL', help="any of timm's models or ours")
+    parser.add_argument(
+        '-c', '--config', default=GOOD_RECIPE, metavar='RECIPE', help=f'as in training (default: {GOOD_RECIPE})'
+    )
+    parser.add_argument('--seeds', type=_positive, default=3, metavar='N', help='trainings of each model (default: 3)')
+    _add_place(parser)
+    add_flags(parser, Recipe)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from .study.commands import run_command
+    from .study.runner import Place
+
+    flags = given_flags(args, Recipe)
+    for name, instead in (
+        ('model', 'give its name'),
+        ('seed', '--seeds N'),
+        ('resume', 'leave it out, it always does'),
+    ):
+        if name in flags:
+            raise UserError(f'--{name}: not of this command: {instead}')
+    name = flags.pop('experiment', None) or '+'.join(model.replace('/', '_').replace(':', '_') for model in args.models)
+    output = flags.pop('output', Recipe.output)
+    place = Place(Path(output, name), flags.pop('data_dir', None), flags.pop('device', None), args.jobs)
+    recipe = Recipe.load(args.config, **flags)
+    run_command(args.models, recipe, args.seeds, place, plan_only=args.dry_run, ray=args.ray)
+    return 0
+
+
+def _add_analyse(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('runs', nargs='+', metavar='RUN', help='the folder of a finished run')
+    parser.add_argument('--data-dir', metavar='DIR', help='as in training')
+    parser.add_argument('--device', metavar='DEVICE', help='as in training')
+
+
+def _analyse(args: argparse.Namespace) -> int:
+    from .study.analysis import analyse
+    from .training.console import Console
+    from .training.result import read_result
+
+    console = Console()
+    for run in map(Path, args.runs):
+        read_result(run)
+        found = analyse(run, console, args.data_dir, args.device)
+        console.line(
+            f'{run}: top-1 {found.top1:.2f} % ({found.train_top1:.2f} % on {found.train_images:,} training images), '
+            f'shift consistency {found.shift_consistency:.2f} %'
+        )
+    return 0
+
+
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        'paths', nargs='+', metavar='PATH', help="a study's folder, or finished runs, or folders of them"
+    )
+    parser.add_argument('--output', metavar='DIR', help="where it goes (default: the study's folder, else report/)")
+    parser.add_argument('--data-dir', metavar='DIR', help='as in training')
+    parser.add_argument('--compare', nargs=2, metavar='RUN', help='two runs whose classes are shown beside each other')
+    parser.add_argument(
+        '--markdown', metavar='FILE', help='where the Markdown goes (default: beside the page)'
+    )
+    parser.add_argument('--no-images', action='store_true', help='show no images of the data set')
+
+
+def _report(args: argparse.Namespace) -> int:
+    from .study.commands import report_command
+
+    compare = tuple(args.compare) if args.compare else None
+    report_command(
+        args.paths,
+        args.output,
+        data_dir=args.data_dir,
+        images=not args.no_images,
+        compare=compare,
+        markdown=args.markdown,
+    )
+    return 0
+
+
 def _add_list(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--json', action='store_true', help='print JSON')
 
@@ -179,6 +310,10 @@ def _data(args: argparse.Namespace) -> int:
 COMMANDS: dict[str, tuple[Callable[[Any], None], Callable[[Any], int], str]] = {
     'train': (_add_train, _train, 'train a model by a recipe'),
     'validate': (_add_validate, _validate, 'validate one model or several'),
+    'run': (_add_run, _run, 'train models with several seeds and report: the one-liner'),
+    'study': (_add_study, _study, 'run what is missing of a study and judge its claims'),
+    'analyse': (_add_analyse, _analyse, "what a finished run's weights do with each image, for a report"),
+    'report': (_add_report, _report, 'write the report on a study or on any runs'),
     'passes': (_add_passes, _passes, 'compare the passes of a MultiPass model'),
     'list': (_add_list, _list, 'list the models of the zoo'),
     'data': (_add_data, _data, 'fetch and check the data, list and clear its cache'),

@@ -170,6 +170,7 @@ def test_shipped_recipes_have_only_what_timms_script_knows() -> None:
     """timm's script sets unknown keys as silently as known ones, so a recipe must stick to options that it has."""
     ours = {
         'label_noise',
+        'log_tensorboard',
         'overwrite',
         'data_dir',
         'dataset',

@@ -97,6 +97,7 @@ class Study:
         seeds: The seeds of each.
         claims: What is claimed.
         budget: Hours of training and validation after which no further run is started, or None.
+        limits: What a reader must know of how far it reaches.
         text: The file it was read from.
     """
 
@@ -106,6 +107,7 @@ class Study:
     seeds: tuple[int, ...]
     claims: tuple[Claim, ...] = ()
     budget: float | None = None
+    limits: str = ''
     text: str = field(default='', repr=False)
 
     def trials(self) -> list[Trial]:
@@ -179,7 +181,7 @@ class _Reader:
         return found
 
     def study(self, root: Any) -> Study:
-        known = {'title', 'base', 'options', 'seeds', 'budget', 'runs', 'claims'}
+        known = {'title', 'limits', 'base', 'options', 'seeds', 'budget', 'runs', 'claims'}
         parts = self.mapping(root, 'a study', known)
         if 'runs' not in parts:
             raise self.fail(root, 'a study needs runs')
@@ -189,13 +191,17 @@ class _Reader:
         claims = self.claims(parts['claims'][1], runs) if 'claims' in parts else ()
         return Study(
             self.path.stem,
-            str(self.plain(parts['title'][1])) if 'title' in parts else self.path.stem,
+            self.words(parts, 'title') or self.path.stem,
             runs,
             self.seeds(parts['seeds'][1]) if 'seeds' in parts else (1, 2, 3),
             claims,
             self.number(parts['budget'][1], 'budget: hours are needed') if 'budget' in parts else None,
+            self.words(parts, 'limits'),
             self.text,
         )
+
+    def words(self, parts: Mapping[str, tuple[Any, Any]], name: str) -> str:
+        return str(self.plain(parts[name][1])).strip() if name in parts else ''
 
     def base(self, node: Any) -> dict[str, Any]:
         name = self.plain(node)

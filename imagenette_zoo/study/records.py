@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
-from ..training.recipe import Recipe
+from ..training.recipe import Recipe, TrackingOptions
 from ..training.result import Result, read_result
 from .analysis import Analysis, read_analysis
 from .plan import THRESHOLD, Claim, Study
@@ -28,6 +28,7 @@ OF_THE_RESULT = {
 EXACT = {'params', 'gmacs'}
 FREE = {
     'seed', 'experiment', 'output', 'data_dir', 'workers', 'pin_mem', 'device', 'log_interval', 'resume', 'overwrite',
+    *TrackingOptions.names(),
 }  # fmt: skip
 
 

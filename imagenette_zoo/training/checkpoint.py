@@ -3,6 +3,7 @@
 ``runs/NAME/`` holds ``args.yaml``, ``summary.csv`` (timm's columns), ``metrics.jsonl``, ``last/``, ``best/`` and
 ``checkpoints/epoch-N/`` (each loads with ``timm.create_model('local-dir:…')``), ``state.pt``, and ``result.json``,
 which is written last: a folder that has one holds a finished run. ``.lock`` is held by the process that writes there.
+``tensorboard/`` and ``wandb/`` are their own packages' to write, where they track the run.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ __all__ = [
 ]
 
 OWN_FILES = ('result.json', 'state.pt', 'args.yaml', 'summary.csv', 'metrics.jsonl')  # first what marks a run
-OWN_FOLDERS = ('last', 'best', 'checkpoints')
+OWN_FOLDERS = ('last', 'best', 'checkpoints', 'tensorboard', 'wandb')
 
 
 class ProcessLock:
@@ -353,7 +354,7 @@ class RunFolder:
 
     def save_recipe(self, recipe: Recipe) -> None:
         """Writes ``args.yaml``, all options: a recipe to train from again."""
-        options = recipe.replace(overwrite=False, resume=None).as_dict()
+        options = recipe.replace(overwrite=False, resume=None, wandb_resume_id=None).as_dict()
         write_atomic(self['args.yaml'], yaml.safe_dump(options, sort_keys=False).encode())
 
     def save_state(self, state: Mapping[str, Any]) -> None:

@@ -26,14 +26,15 @@ from .distributed import World
 from .learner import Learner
 from .meter import Position
 from .options import read_yaml
-from .recipe import Recipe
+from .recipe import Recipe, TrackingOptions
+from .tracking import check_trackers
 
-__all__ = ['Data', 'Run', 'open_folder', 'prepare']
+__all__ = ['Data', 'Run', 'check_resumable', 'make_model', 'open_folder', 'prepare']
 
 # A run may be continued with other values of these: they do not decide what is computed.
 FREE_ON_RESUME = {
     'data_dir', 'workers', 'pin_mem', 'device', 'output', 'experiment', 'overwrite', 'resume', 'log_interval',
-    'validation_batch_size', 'checkpoint_hist', 'recovery_interval', 'nan', 'nan_limit',
+    'validation_batch_size', 'checkpoint_hist', 'recovery_interval', 'nan', 'nan_limit', *TrackingOptions.names(),
 }  # fmt: skip
 NUMBERS = ('train_loss', 'lr', 'train_images', 'train_seconds', 'seconds', 'peak_memory_mib')  # in an epoch's row
 
@@ -121,9 +122,10 @@ def prepare(recipe: Recipe, folder: RunFolder, state: bytes | None, world: World
     Raises:
         UserError: Anything that the recipe names is wrong or missing.
     """
+    world.share(lambda: check_trackers(recipe))
     train_images, val_images = _load_images(recipe)
     seed_everything(recipe.seed, 'model')
-    model = _make_model(recipe, len(train_images.classes))
+    model = make_model(recipe, len(train_images.classes))
     config = build.input_config(recipe, model)
     data = _load_batches(recipe, train_images, val_images, config, world, console)
     torch.compiler.reset()  # else the models of a sweep use up what one process may compile
@@ -175,14 +177,14 @@ def open_folder(recipe: Recipe) -> tuple[RunFolder, bytes | None, bool]:
         return folder, None, False
     folder.lock()
     try:
-        _check_resumable(recipe, folder)
+        check_resumable(recipe, folder)
         return folder, folder.read_state(), folder.finished
     except UserError:
         folder.unlock()
         raise
 
 
-def _check_resumable(recipe: Recipe, folder: RunFolder) -> None:
+def check_resumable(recipe: Recipe, folder: RunFolder) -> None:
     if folder.finished and recipe.resume != 'auto':
         raise UserError(f'{folder.path}: this run is finished; there is nothing to resume')
     started = Recipe(**read_yaml(folder['args.yaml'], Recipe.names())).as_dict()
@@ -218,10 +220,10 @@ def _resume(run: Run, data: bytes) -> None:
         if not all(isinstance(row[name], (int, float)) for row in run.history for name in NUMBERS):
             raise ValueError('no numbers in its rows')
         run.position = Position(**state['position'])
-        if run.position.step and [len(sums) for sums in run.position.sums] != [2] * run.learner.world.size:
-            raise ValueError('no loss of each process')
         if not 0 <= run.position.step <= len(run.data.train_batches):
             raise ValueError(f'step {run.position.step} of {len(run.data.train_batches)}')
+        if run.position.step and [len(sums) for sums in run.position.sums] != [2] * run.learner.world.size:
+            raise ValueError('no loss of each process')
         run.learner.load_state_dict(state['learner'])
     except (LookupError, RuntimeError, ValueError, TypeError, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -243,7 +245,8 @@ def _load_images(recipe: Recipe) -> tuple[ImageSet, ImageSet]:
     return train_images, val_images
 
 
-def _make_model(recipe: Recipe, classes: int) -> Any:
+def make_model(recipe: Recipe, classes: int) -> Any:
+    """The recipe's model, with its starting weights."""
     model = build.build_model(
         recipe.model,
         pretrained=recipe.pretrained and not recipe.resume,

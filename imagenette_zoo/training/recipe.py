@@ -1,8 +1,8 @@
 """Every option of training and validation, declared once, by timm's names and with timm's defaults.
 
 Where an option exists in timm's ``train.py`` it has that script's name, meaning and default, so that a recipe in
-``hparams/`` drives both. Our own are ``label_noise``, ``overwrite``, ``nan``, ``shift_consistency`` and the values
-``dataset: synthette`` and ``device: auto``.
+``hparams/`` drives both. Our own are ``label_noise``, ``overwrite``, ``nan``, ``log_tensorboard``,
+``shift_consistency`` and the values ``dataset: synthette`` and ``device: auto``.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from ..data import DATASETS
 from ..errors import UserError
 from .options import Options, nearest, option, read_yaml
 
-__all__ = ['Recipe', 'ValidationOptions', 'find_recipe', 'recipe_names', 'shipped']
+__all__ = ['Recipe', 'ValidationOptions', 'find_recipe', 'recipe_names', 'shipped', 'study_names']
 
 FLAGSHIP = 'mbv2_mish'
+GOOD_RECIPE = 'mbv2_mish_80'  # for any model, in ten epochs
 
 
 @dataclass(frozen=True)
@@ -360,7 +361,21 @@ class RunOptions(Options):
 
 
 @dataclass(frozen=True)
+class TrackingOptions(Options):
+    """Tracking"""
+
+    log_tensorboard: bool = option(False, "log to TensorBoard: event files in the run's folder")
+    log_wandb: bool = option(False, 'log to Weights & Biases; WANDB_MODE=offline sends nothing')
+    wandb_project: str | None = option(None, 'project of the run in wandb', metavar='NAME')
+    wandb_tags: tuple[str, ...] = option((), 'tags of the run in wandb', metavar='TAG')
+    wandb_resume_id: str | None = option(
+        None, "run in wandb that is continued (the one that the run's folder names if not given)", metavar='ID'
+    )
+
+
+@dataclass(frozen=True)
 class Recipe(
+    TrackingOptions,
     RunOptions,
     EmaOptions,
     SizeScheduleOptions,
@@ -463,6 +478,11 @@ def _recipe_folder() -> Path:
 def recipe_names() -> list[str]:
     """The names of the recipes that come with the package."""
     return _shipped_names('')
+
+
+def study_names() -> list[str]:
+    """The names of the studies that come with the package."""
+    return _shipped_names('studies')
 
 
 def _shipped_names(folder: str) -> list[str]:

@@ -14,12 +14,15 @@ from ..errors import UserError
 from . import build
 from .console import Console, duration, table
 from .prepare import Run
-from .recipe import Recipe
+from .recipe import Recipe, TrackingOptions
 
 __all__ = ['Result', 'differences', 'epoch_line', 'make_result', 'ranking', 'read_result', 'tell']
 
 LARGEST_FILE = 64 * 2**20  # bytes
-FREE_TO_DIFFER = {'data_dir', 'output', 'experiment', 'overwrite', 'resume', 'log_interval', 'workers', 'pin_mem'}
+FREE_TO_DIFFER = {
+    'data_dir', 'output', 'experiment', 'overwrite', 'resume', 'log_interval', 'workers', 'pin_mem',
+    *TrackingOptions.names(),
+}  # fmt: skip
 
 
 @dataclass

@@ -19,6 +19,7 @@ from .meter import Meter, Position, check_finite
 from .prepare import Run, open_folder, prepare
 from .recipe import Recipe
 from .result import Result, differences, epoch_line, make_result, ranking, read_result, tell
+from .tracking import Tracking
 
 __all__ = ['Result', 'train']
 
@@ -90,10 +91,12 @@ def _run(run: Run, console: Console) -> Result:
     model_config = build.model_config(learner.model, run.config, data.train.class_names, model_args)
     if learner.world.device.type == 'cuda':
         torch.cuda.reset_peak_memory_stats(learner.world.device)
-    with StopSignals(learner.world) as stop:
+    tracking = Tracking(recipe, run.folder.path, history, console, learner.world.primary)
+    with StopSignals(learner.world) as stop, tracking:
         try:
             for epoch in range(len(history), learner.epochs):
                 _epoch(epoch, run, stop, model_config, console)
+                tracking.epoch(history[-1])
         except KeyboardInterrupt as request:
             if isinstance(request, Stopped):
                 run.save()
@@ -101,7 +104,8 @@ def _run(run: Run, console: Console) -> Result:
             if run.begun:
                 console.line(f'to continue: python train.py --resume {run.folder.path}')
             raise
-    result = make_result(run, params, gmacs)
+        result = make_result(run, params, gmacs)
+        tracking.result(result.as_json())
     if learner.world.primary:
         run.folder.save_result(result.as_json())
     return result

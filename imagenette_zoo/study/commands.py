@@ -1,0 +1,236 @@
+"""The subcommands ``study``, ``run``, ``analyse`` and ``report``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import UserError
+from ..training.console import Console, duration, table
+from ..training.options import nearest
+from ..training.recipe import Recipe
+from ..training.result import read_result
+from .estimate import image_counts, seconds_per_epoch
+from .plan import Study, find_study, make_study, read_study
+from .records import Record, by_run, group_runs, samples_of, study_records
+from .report import write_report
+from .runner import Place, Trials, run_study, state_of
+from .statistics import interval, judge
+
+__all__ = ['dry_run', 'report_command', 'run_command', 'study_command']
+
+
+def study_command(
+    name: str,
+    place: Place,
+    *,
+    only: Sequence[str] = (),
+    budget: float | None = None,
+    plan_only: bool = False,
+    ray: str | None = None,
+) -> None:
+    """Runs what is missing of a study, judges its claims and writes its report.
+
+    Args:
+        name: Its file, or the name of one that comes with the package.
+        place: Where and how; the study gets a folder of its name there.
+        only: Names of runs.
+        budget: Hours, instead of the study's own.
+        plan_only: Only says what would be done and what it would take.
+        ray: The address of a Ray cluster that the trainings are sent to.
+
+    Raises:
+        UserError: Something in the file is wrong, or a training failed.
+    """
+    study = read_study(find_study(name))
+    for run in only:
+        if run not in study.runs:
+            raise UserError(f'--only: {name} has no run {run!r}{nearest(run, study.runs)}')
+    _carry_out(study, place, Console(), only=only, budget=budget, plan_only=plan_only, ray=ray)
+
+
+def run_command(
+    models: Sequence[str], recipe: Recipe, seeds: int, place: Place, *, plan_only: bool = False, ray: str | None = None
+) -> None:
+    """Trains models by one recipe with several seeds, and reports.
+
+    Args:
+        models: Their names.
+        recipe: All other options.
+        seeds: How many.
+        place: Where and how.
+        plan_only: Only says what would be done and what it would take.
+        ray: The address of a Ray cluster that the trainings are sent to.
+
+    Raises:
+        UserError: A model is given twice, or a training failed.
+    """
+    if len(set(models)) != len(models):
+        raise UserError('a model is given twice')
+    recipes = {model.replace('/', '_').replace(':', '_'): recipe.replace(model=model) for model in models}
+    study = make_study(place.output.name, ' and '.join(models), recipes, tuple(range(1, seeds + 1)))
+    _carry_out(study, place, Console(), plan_only=plan_only, ray=ray)
+
+
+def _carry_out(
+    study: Study,
+    place: Place,
+    console: Console,
+    *,
+    only: Sequence[str] = (),
+    budget: float | None = None,
+    plan_only: bool = False,
+    ray: str | None = None,
+) -> None:
+    if plan_only:
+        dry_run(study, place, console, only)
+        return
+    if ray is None:
+        found = run_study(study, place, console, only=only, budget=budget)
+    else:
+        from .on_ray import run_on_ray
+
+        found = run_on_ray(study, place, console, ray, only=only)
+    records = study_records(study, place.output)
+    if records:
+        console.line()
+        console.line(summary(records))
+        if study.claims:
+            console.line()
+            console.line(verdicts(study, records))
+        page = write_report(place.output / 'report', records, study=study, data_dir=place.data_dir)
+        console.line(f'\nreport: {page}')
+    _say_failures(found, place, console)
+
+
+def _say_failures(found: Trials, place: Place, console: Console) -> None:
+    reasons: dict[str, list[str]] = {}
+    for name, reason in found.left.items():
+        reasons.setdefault(reason, []).append(name)
+    for reason, names in reasons.items():
+        console.line(f'not started ({reason}): {", ".join(names)}')
+    if found.failed:
+        shown = '; '.join(f'{name}: {reason}' for name, reason in found.failed.items())
+        raise UserError(f'{len(found.failed)} trainings failed, the others are done; {place.output / "logs"}: {shown}')
+
+
+def dry_run(study: Study, place: Place, console: Console, only: Sequence[str] = ()) -> float:
+    """Prints what would be trained and what it would take; returns the hours."""
+    rows: list[tuple[str, ...]] = [('run', 'model', 'px', 'epochs', 'seeds', 'done', 'begun', 'hours to go')]
+    total = 0.0
+    for name, run in study.runs.items():
+        if only and name not in only:
+            continue
+        trials = [trial for trial in study.trials() if trial.run == name]
+        states = [state_of(trial, place) for trial in trials]
+        counts = image_counts(run.recipe, place.data_dir)
+        epochs = sum(
+            trial.recipe.epochs - _epochs_done(place.output / trial.name)
+            for trial, state in zip(trials, states, strict=True)
+            if state != 'done'
+        )
+        recipe = run.recipe.replace(device=place.device or run.recipe.device)
+        hours = epochs * seconds_per_epoch(recipe, counts) / 3600 if epochs else 0.0
+        total += hours
+        size = 'own' if recipe.img_size is None else str(recipe.img_size)
+        shown = [str(states.count(state)) for state in ('done', 'begun')]
+        rows.append((name, recipe.model, size, str(recipe.epochs), str(len(trials)), *shown, f'{hours:.2f}'))
+    console.line(table(rows))
+    wall = total / place.jobs
+    console.line(f'\nabout {duration(3600 * wall)} to go, by a few steps of each on this machine, without set-up')
+    if study.budget is not None:
+        console.line(f'the budget is {study.budget:g} h of training and validation, what is done included')
+    for claim in study.claims:
+        console.line(f'{claim.name}: {claim.sentence}  [{claim.metric}: {"; ".join(claim.order)}]')
+    return wall
+
+
+def _epochs_done(folder: Path) -> int:
+    path = folder / 'metrics.jsonl'
+    return path.read_bytes().count(b'\n') if path.is_file() else 0
+
+
+def summary(records: Sequence[Record]) -> str:
+    """A line a run."""
+    rows = [('run', 'seeds', 'top-1 %', 'total', 'images/s', 'M parameters')]
+    for run, members in by_run(records).items():
+        top1 = interval([record.result.top1 for record in members])
+        half = '' if top1.half is None else f' ± {top1.half:.2f}'
+        total = sum(record.result.seconds['total'] or 0.0 for record in members) / len(members)
+        rate = sum(record.result.images_per_second for record in members) / len(members)
+        size = f'{members[0].result.params / 1e6:.2f}'
+        rows.append((run, str(len(members)), f'{top1.mean:.2f}{half}', duration(total), f'{rate:.0f}', size))
+    return f'{table(rows)}\n(mean of the seeds ± 95 % interval)'
+
+
+def verdicts(study: Study, records: Sequence[Record]) -> str:
+    """A line a claim."""
+    found = judge(study.claims, samples_of(study.claims, by_run(records)))
+    lines = []
+    for verdict in found:
+        more = f'; seeds that would decide it: {verdict.more_seeds} more' if verdict.more_seeds else ''
+        lines.append(f'{verdict.verdict.upper():12}  {verdict.claim.name}: {verdict.claim.sentence}')
+        lines.append(f'              {verdict.claim.metric}, p = {verdict.p_adjusted:.3g} after Holm{more}')
+    return '\n'.join(lines)
+
+
+def report_command(
+    paths: Sequence[str],
+    output: str | None,
+    *,
+    data_dir: str | None = None,
+    images: bool = True,
+    compare: tuple[str, str] | None = None,
+    markdown: str | None = None,
+) -> Path:
+    """Writes the report on a study or on any finished runs.
+
+    Args:
+        paths: A study's folder, or runs, or folders of runs.
+        output: Where the report goes; beside the study, else ``report/``.
+        data_dir: Where the images are; as in training if not given.
+        images: Whether it shows images of the data set.
+        compare: Two runs whose classes are shown beside each other.
+        markdown: Where the Markdown goes instead of the report's folder.
+
+    Raises:
+        UserError: There is no finished run, or one is damaged.
+    """
+    first = Path(paths[0])
+    study = None
+    if len(paths) == 1 and (first / 'study.yaml').is_file():
+        study = read_study(first / 'study.yaml')
+        records = study_records(study, first)
+    else:
+        records = group_runs(_run_folders(paths))
+    if not records:
+        raise UserError(f'{first}: no finished run in it')
+    beside = len(paths) == 1 and not (first / 'result.json').is_file()
+    folder = Path(output) if output else first / 'report' if beside else Path('report')
+    page = write_report(
+        folder,
+        records,
+        study=study,
+        data_dir=data_dir,
+        images=images,
+        compare=compare,
+        markdown=Path(markdown) if markdown else None,
+    )
+    print(summary(records))
+    if study is not None and study.claims:
+        print(f'\n{verdicts(study, records)}')
+    print(f'\nreport: {page}')
+    return page
+
+
+def _run_folders(paths: Sequence[str]) -> list[Path]:
+    found = []
+    for path in map(Path, paths):
+        if (path / 'result.json').is_file():
+            found.append(path)
+            continue
+        inside = sorted(file.parent for file in path.glob('*/result.json'))
+        if not inside:
+            read_result(path)  # raises
+        found.extend(inside)
+    return found

@@ -1,0 +1,90 @@
+"""What a study will take, before it runs: each run's steps, timed on random images."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from ..data import resolve_dataset
+from ..data.imagenette import IMAGENETTE, load_split
+from ..errors import UserError
+from ..training import build
+from ..training.distributed import World, choose_device
+from ..training.learner import Learner
+from ..training.memory import keep_freed_memory
+from ..training.prepare import make_model
+from ..training.recipe import Recipe
+
+__all__ = ['image_counts', 'seconds_per_epoch']
+
+PUBLISHED = (9469, 3925)  # training and validation images of Imagenette
+STEPS = 3  # of which the first is not counted
+
+
+def image_counts(recipe: Recipe, data_dir: str | None) -> tuple[int, int, int]:
+    """``(training images, validation images, classes)``, those of Imagenette where the data are not at hand."""
+    try:
+        root = resolve_dataset(recipe.dataset, data_dir or recipe.data_dir)
+        train = load_split(root, recipe.train_split)
+        return len(train), len(load_split(root, recipe.val_split, train.classes)), len(train.classes)
+    except UserError:
+        return *PUBLISHED, len(IMAGENETTE)
+
+
+def seconds_per_epoch(recipe: Recipe, counts: tuple[int, int, int]) -> float:
+    """The time of one epoch, validation included, on this machine: a few steps are timed, at each image size.
+
+    Args:
+        recipe: The run.
+        counts: As :func:`image_counts` gives them.
+
+    Raises:
+        UserError: The recipe names something that is not there.
+    """
+    train, val, classes = counts
+    recipe = recipe.replace(torchcompile='none', torchcompile_mode=None)
+    world = World(choose_device(recipe.device))
+    keep_freed_memory()
+    model = make_model(recipe, classes)
+    config = build.input_config(recipe, model)
+    learner = Learner(recipe, model, world, 1)
+    channels, _, side = config['input_size']
+    sides = recipe.train_img_sizes or (side,)
+    batch = min(recipe.batch_size, train)
+    step = sum(_step_seconds(learner, batch, channels, each, classes) for each in sides) / len(sides)
+    looked_at = min(recipe.validation_batch_size or recipe.batch_size, val)
+    look = _look_seconds(learner, looked_at, channels, side)
+    return train / batch * step + val / looked_at * look / recipe.val_interval
+
+
+def _batch(learner: Learner, batch: int, channels: int, side: int) -> torch.Tensor:
+    layout = torch.channels_last if learner.recipe.channels_last else torch.contiguous_format
+    return torch.randn(batch, channels, side, side, device=learner.world.device).to(memory_format=layout)
+
+
+def _step_seconds(learner: Learner, batch: int, channels: int, side: int, classes: int) -> float:
+    images = _batch(learner, batch, channels, side)
+    targets = torch.randint(classes, (batch,), device=learner.world.device)
+    if learner.recipe.mixes:
+        targets = torch.nn.functional.one_hot(targets, classes).float()
+    learner.model.train()
+    times = []
+    for _ in range(STEPS):
+        start = time.perf_counter()
+        float(learner.step(images, targets, 1, True))  # waits for the device
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
+
+
+@torch.inference_mode()
+def _look_seconds(learner: Learner, batch: int, channels: int, side: int) -> float:
+    images = _batch(learner, batch, channels, side)
+    learner.model.eval()
+    times = []
+    with build.autocast(learner.recipe, learner.world.device):
+        for _ in range(STEPS):
+            start = time.perf_counter()
+            float(learner.model(images).sum())
+            times.append(time.perf_counter() - start)
+    return min(times[1:])

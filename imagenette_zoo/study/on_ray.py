@@ -1,0 +1,138 @@
+"""The trainings of a study as tasks of a Ray cluster, their files brought home by content.
+
+A task needs nothing but the package and the images on its node: it works in a folder of its own, and returns what
+that holds.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ..errors import UserError
+from ..training.checkpoint import ProcessLock, write_atomic
+from ..training.console import Console, duration
+from ..training.result import read_result
+from .analysis import FILES
+from .plan import Study, Trial
+from .runner import Place, Trials, commands, reason, state_of
+
+__all__ = ['run_on_ray']
+
+RETRIES = 5  # of a training whose node died
+# What comes home; the result last, so that a folder which has it has all.
+RETURNED = (
+    'args.yaml', 'summary.csv', 'metrics.jsonl', 'last/config.json', 'last/model.safetensors', 'best/config.json',
+    'best/model.safetensors', *FILES, 'result.json',
+)  # fmt: skip
+
+
+def run_on_ray(study: Study, place: Place, console: Console, address: str, *, only: Sequence[str] = ()) -> Trials:
+    """Trains what is missing of a study on a Ray cluster.
+
+    Args:
+        study: What is to be trained.
+        place: ``output`` is on this machine, ``data_dir`` the place of the images on every node; ``jobs`` is not looked
+            at: each training has a GPU where the cluster has some, else a node's cores.
+        console: Who is told.
+        address: The cluster's, as ``ray.init`` takes it; ``local`` starts one on this machine.
+        only: Names of runs; all if none is given.
+
+    Raises:
+        UserError: Ray is missing or there is no cluster; a folder holds something else.
+        KeyboardInterrupt: Ctrl-C; what has come home stays.
+    """
+    ray = _ray()
+    place.output.mkdir(parents=True, exist_ok=True)
+    lock = ProcessLock(place.output / '.lock')
+    try:
+        chosen = [trial for trial in study.trials() if not only or trial.run in only]
+        states = {trial.name: state_of(trial, place) for trial in chosen}
+        if study.text:
+            write_atomic(place.output / 'study.yaml', study.text.encode())
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level='error')
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise UserError(f'--ray {address}: no cluster there ({str(error).splitlines()[0]})') from None
+        try:
+            return _collect(ray, chosen, states, place, console)
+        finally:
+            ray.shutdown()
+    finally:
+        lock.release()
+
+
+def _ray() -> ModuleType:
+    try:
+        import ray
+    except ImportError:
+        raise UserError('--ray needs Ray: pip install "imagenette-zoo[ray]"') from None
+    return ray
+
+
+def _resources(ray: Any) -> dict[str, float]:
+    """What one training takes: a GPU with its share of the cores, else all cores of the smallest node."""
+    nodes = [node['Resources'] for node in ray.nodes() if node['Alive']]
+    cores = min((node['CPU'] for node in nodes if node.get('CPU')), default=1.0)
+    gpus = [node['GPU'] for node in nodes if node.get('GPU')]
+    return {'num_gpus': 1, 'num_cpus': max(1, cores // max(gpus))} if gpus else {'num_cpus': max(1, cores)}
+
+
+def _collect(ray: Any, chosen: list[Trial], states: dict[str, str], place: Place, console: Console) -> Trials:
+    found = Trials(done=[trial for trial in chosen if states[trial.name] == 'done'])
+    waiting = [trial for trial in chosen if states[trial.name] != 'done']
+    task = ray.remote(max_retries=RETRIES, **_resources(ray))(_train_there)
+    there = replace(place, output=Path())
+    asked = {task.remote(trial, there): trial for trial in waiting}
+    nodes = sum(node['Alive'] for node in ray.nodes())
+    console.line(f'{len(chosen)} trainings: {len(found.done)} done, {len(waiting)} sent to {nodes} nodes')
+    with console.progress('trainings', len(chosen), done=len(found.done)) as progress:
+        while asked:
+            [ready], _ = ray.wait(list(asked), num_returns=1)
+            trial = asked.pop(ready)
+            text = _bring_home(ray, ready, trial, place, found)
+            progress.bar.update()
+            console.line(f'[{len(found.done) + len(found.failed)}/{len(chosen)}] {trial.name}: {text}')
+    return found
+
+
+def _bring_home(ray: Any, ready: Any, trial: Trial, place: Place, found: Trials) -> str:
+    """Writes what a task returned; what to say of it."""
+    try:
+        files, why = ray.get(ready)
+    except ray.exceptions.RayError as error:
+        files, why = {}, f'{type(error).__name__}: {str(error).strip().splitlines()[-1][:200]}'
+    log = files.pop('log', b'')
+    (place.output / 'logs').mkdir(exist_ok=True)
+    write_atomic(place.output / 'logs' / f'{trial.name}.log', log)
+    if why:
+        found.failed[trial.name] = why
+        return f'FAILED: {why}'
+    folder = place.output / trial.name
+    for name in RETURNED:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / name, files[name])
+    found.done.append(trial)
+    result = read_result(folder)
+    return f'top-1 {result.top1:.2f} % in {duration(result.seconds["total"] or 0.0)}'
+
+
+def _train_there(trial: Trial, place: Place) -> tuple[dict[str, bytes], str]:
+    """On a node: trains in a new folder; ``(its files, why it failed)``."""
+    with tempfile.TemporaryDirectory() as temporary:
+        here = replace(place, output=Path(temporary))
+        log = here.output / 'log'
+        for command in commands(trial, here):
+            with open(log, 'ab') as file:
+                code = subprocess.run(
+                    command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT
+                ).returncode
+            if code:
+                return {'log': log.read_bytes()}, reason(code, log)
+        folder = here.output / trial.name
+        return {'log': log.read_bytes(), **{name: (folder / name).read_bytes() for name in RETURNED}}, ''

@@ -1,0 +1,332 @@
+"""Runs what is missing of a study, each training in processes of its own, and goes on when one fails."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from ..data.imagenette import available_cores
+from ..training.checkpoint import ProcessLock, RunFolder, write_atomic
+from ..training.console import Console, duration
+from ..training.faults import Stopped
+from ..training.prepare import check_resumable
+from ..training.recipe import Recipe
+from ..training.result import read_result
+from .analysis import FILES
+from .plan import NOT_OF_A_STUDY, Study, Trial
+
+__all__ = ['Place', 'Trials', 'commands', 'reason', 'run_study', 'state_of']
+
+LOOK = 0.2  # seconds between looks at what runs
+PATIENCE = 60.0  # seconds that a training gets to save what it has
+PR_SET_PDEATHSIG = 1
+LIBC: Any = ctypes.CDLL(None) if sys.platform == 'linux' else None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and how the trainings of a study run.
+
+    Args:
+        output: The study's folder: a folder for each training, and what was printed under ``logs/``.
+        data_dir: As ``--data-dir``.
+        device: As ``--device``.
+        jobs: How many run at the same time.
+    """
+
+    output: Path
+    data_dir: str | None = None
+    device: str | None = None
+    jobs: int = 1
+
+    def flags(self) -> list[str]:
+        """The flags of a training that say where it runs."""
+        given = {'--data-dir': self.data_dir and str(Path(self.data_dir).absolute()), '--device': self.device}
+        return [word for name, value in given.items() if value for word in (name, value)]
+
+
+@dataclass
+class Trials:
+    """What became of the trainings of a study: ``failed`` and ``left`` by name, with the reason."""
+
+    done: list[Trial] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
+
+
+def state_of(trial: Trial, place: Place) -> str:
+    """``done``, ``begun`` or ``new``.
+
+    Raises:
+        UserError: Its folder holds a training by another recipe.
+    """
+    folder = RunFolder(place.output / trial.name)
+    if not folder.started:
+        folder.check_unused()
+        folder.unlock()
+        return 'new'
+    check_resumable(trial.recipe.replace(resume='auto'), folder)
+    return 'done' if folder.finished and all(folder[name].is_file() for name in FILES) else 'begun'
+
+
+def commands(trial: Trial, place: Place) -> list[list[str]]:
+    """What a training is made of, each a command that a person can give as well; its recipe is written for them."""
+    recipe = place.output / 'recipes' / f'{trial.run}.yaml'
+    if not recipe.is_file():
+        recipe.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(recipe, yaml.safe_dump(_short(trial.recipe), sort_keys=False).encode())
+    words = ['--seed', str(trial.recipe.seed), '--output', str(place.output), '--experiment', trial.name, '--resume']
+    program = [sys.executable, '-m', 'imagenette_zoo']
+    return [
+        [*program, 'train', '-c', str(recipe), *words, *place.flags()],
+        [*program, 'analyse', str(place.output / trial.name), *place.flags()],
+    ]
+
+
+def _short(recipe: Recipe) -> dict[str, Any]:
+    """The options of a recipe that differ from timm's defaults, without those that are not of a study."""
+    defaults = Recipe().as_dict()
+    return {k: v for k, v in recipe.as_dict().items() if v != defaults[k] and k not in NOT_OF_A_STUDY}
+
+
+class _Job:
+    """A training under way: its commands one after the other, what they print in a log."""
+
+    def __init__(self, trial: Trial, place: Place, slot: int) -> None:
+        self.trial = trial
+        self.slot = slot
+        self.folder = place.output / trial.name
+        self.log = place.output / 'logs' / f'{trial.name}.log'
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        self._commands = deque(commands(trial, place))
+        self._environment = _environment(place.jobs, slot)
+        self._mode = 'wb'
+        self._start()
+
+    def _start(self) -> None:
+        with open(self.log, self._mode) as log:
+            self.process = subprocess.Popen(
+                self._commands.popleft(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self._environment,
+                start_new_session=True,  # Ctrl-C is for the one who runs the study, who passes it on
+                preexec_fn=_end_with_parent if LIBC else None,
+            )
+        self._mode = 'ab'
+
+    def poll(self) -> int | None:
+        """None while it runs, then its exit code."""
+        code = self.process.poll()
+        if code == 0 and self._commands:
+            self._start()
+            return None
+        return code
+
+
+def _environment(jobs: int, slot: int) -> dict[str, str]:
+    """Cores and GPUs are shared out where several run at the same time."""
+    own = {'PYTHONPATH': os.pathsep.join(filter(None, sys.path))}
+    if jobs > 1:
+        own['OMP_NUM_THREADS'] = str(max(1, available_cores() // jobs))
+        if torch.cuda.device_count() > 1:
+            own['CUDA_VISIBLE_DEVICES'] = str(slot % torch.cuda.device_count())
+    return {**own, **os.environ, 'PYTHONPATH': own['PYTHONPATH']}
+
+
+def _end_with_parent() -> None:
+    """In the child: if the study is killed its trainings save and stop, too."""
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def reason(code: int, log: Path) -> str:
+    """Why a training ended with this exit code, as its log tells."""
+    if code < 0:
+        return f'killed by {signal.Signals(-code).name}'
+    with contextlib.suppress(OSError):
+        lines = [line.strip() for line in log.read_text(errors='replace').splitlines() if line.strip()]
+        errors = [line for line in lines if line.startswith('error: ')]
+        if errors:
+            return errors[-1].removeprefix('error: ')
+        if lines:
+            return lines[-1][:200]
+    return 'no word of it'
+
+
+def run_study(
+    study: Study,
+    place: Place,
+    console: Console,
+    *,
+    only: Sequence[str] = (),
+    budget: float | None = None,
+) -> Trials:
+    """Trains what is missing of a study.
+
+    Args:
+        study: What is to be trained.
+        place: Where and how.
+        console: Who is told.
+        only: Names of runs; all if none is given.
+        budget: Hours after which no further training is started; the study's own if not given.
+
+    Raises:
+        UserError: A folder holds something else, or another process runs this study.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; what was computed is saved.
+    """
+    place.output.mkdir(parents=True, exist_ok=True)
+    lock = ProcessLock(place.output / '.lock')
+    try:
+        chosen = [trial for trial in study.trials() if not only or trial.run in only]
+        states = {trial.name: state_of(trial, place) for trial in chosen}
+        if study.text:
+            write_atomic(place.output / 'study.yaml', study.text.encode())
+        for path in (place.output / 'recipes').glob('*.yaml'):
+            path.unlink()
+        with _sigterm_interrupts():
+            return _Overview(chosen, states, place, console, budget or study.budget).run()
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    def stop(number: int, _: object) -> None:
+        raise Stopped(number)
+
+    former = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+
+class _Overview:
+    """The loop over the trainings, and what is said of it."""
+
+    def __init__(
+        self, trials: list[Trial], states: dict[str, str], place: Place, console: Console, budget: float | None
+    ) -> None:
+        self.trials = trials
+        self.place = place
+        self.console = console
+        self.budget = budget
+        self.found = Trials(done=[trial for trial in trials if states[trial.name] == 'done'])
+        self.waiting = deque(trial for trial in trials if states[trial.name] != 'done')
+        self.running: list[_Job] = []
+        self.total = len(trials)
+        self.epochs = {trial.name: trial.recipe.epochs for trial in trials}
+
+    def run(self) -> Trials:
+        self._say_start()
+        shown = sum(self._epochs_done(name) for name in self.epochs)
+        with self.console.progress('epochs', sum(self.epochs.values()), done=shown) as progress:
+            try:
+                while self.waiting or self.running:
+                    self._fill()
+                    time.sleep(LOOK)
+                    for job in list(self.running):
+                        self._look(job)
+                    if self.console.live:
+                        now = sum(self._epochs_done(name) for name in self.epochs)
+                        progress.bar.set_postfix_str(', '.join(job.trial.name for job in self.running))
+                        progress.bar.update(now - shown)
+                        shown = now
+            except KeyboardInterrupt:
+                self._stop()
+                raise
+        return self.found
+
+    def _say_start(self) -> None:
+        done = len(self.found.done)
+        self.console.line(
+            f'{self.total} trainings: {done} done, {len(self.waiting)} to do, {self.place.jobs} at a time; '
+            f'in {self.place.output}'
+        )
+
+    def _fill(self) -> None:
+        """Starts trainings while there is room and budget."""
+        while self.waiting and len(self.running) < self.place.jobs:
+            if self.budget is not None and self._hours() >= self.budget:
+                for trial in self.waiting:
+                    self.found.left[trial.name] = f'the budget of {self.budget:g} h is used up'
+                self.waiting.clear()
+                return
+            slot = min(set(range(self.place.jobs)) - {job.slot for job in self.running})
+            job = _Job(self.waiting.popleft(), self.place, slot)
+            self.running.append(job)
+            if not self.console.live:
+                self.console.line(f'started {job.trial.name}{self._left()}')
+
+    def _look(self, job: _Job) -> None:
+        code = job.poll()
+        if code is None:
+            return
+        self.running.remove(job)
+        name = job.trial.name
+        if code == 0:
+            self.found.done.append(job.trial)
+            result = read_result(job.folder)
+            text = f'top-1 {result.top1:.2f} % in {duration(result.seconds["total"] or 0.0)}'
+        else:
+            self.found.failed[name] = reason(code, job.log)
+            text = f'FAILED: {self.found.failed[name]}'
+        finished = len(self.found.done) + len(self.found.failed)
+        self.console.line(f'[{finished}/{self.total}] {name}: {text}{self._left()}')
+
+    def _epochs_done(self, name: str) -> int:
+        with contextlib.suppress(OSError):
+            return (self.place.output / name / 'metrics.jsonl').read_bytes().count(b'\n')
+        return 0
+
+    def _hours(self) -> float:
+        """What all trainings of the study have taken, those that run included."""
+        finished = sum(read_result(self.place.output / each.name).seconds['total'] or 0.0 for each in self.found.done)
+        return finished / 3600
+
+    def _left(self) -> str:
+        """The time that is left, by the epochs that are done, of the same run where there are any."""
+        rates = self._seconds_per_epoch()
+        if not rates:
+            return ''
+        mean = sum(rates.values()) / len(rates)
+        trials = [*(job.trial for job in self.running), *self.waiting]
+        left = [(trial.recipe.epochs - self._epochs_done(trial.name)) * rates.get(trial.run, mean) for trial in trials]
+        return f'; about {duration(sum(left) / self.place.jobs)} left' if trials else ''
+
+    def _seconds_per_epoch(self) -> dict[str, float]:
+        """What an epoch of each run took, where one is done."""
+        found: dict[str, list[float]] = {}
+        for trial in self.trials:
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                text = (self.place.output / trial.name / 'metrics.jsonl').read_text()
+                rows = [json.loads(line)['seconds'] for line in text.splitlines()]
+                found.setdefault(trial.run, []).extend(rows)
+        return {run: sum(rows) / len(rows) for run, rows in found.items() if rows}
+
+    def _stop(self) -> None:
+        """Has all that runs save and stop."""
+        self.console.line(f'stopping {len(self.running)} trainings; the same command goes on with them')
+        for job in self.running:
+            job.process.terminate()
+        try:
+            for job in self.running:
+                job.process.wait(PATIENCE)
+        except (KeyboardInterrupt, subprocess.TimeoutExpired):
+            for job in self.running:
+                job.process.kill()

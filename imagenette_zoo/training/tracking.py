@@ -1,0 +1,290 @@
+"""Tracking people already use: TensorBoard and Weights & Biases are told what ``metrics.jsonl`` holds, by its names.
+
+A row of the history is a step of its epoch; the accuracy of a class is ``eval_top1/CLASS``, a number of the result
+``result/top1``. The history of the run is the truth: whoever opens a tracker tells it all of it, so that each epoch is
+there exactly once whatever was lost or logged too early when a run was killed, and also if tracking begins late.
+
+No tracker can hurt a run: it is told between the epochs, each of which seeds its own random numbers; one that raises or
+does not answer is left out from there on.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent import futures
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar
+
+import yaml
+
+from ..errors import UserError
+from .checkpoint import write_atomic
+from .console import Console
+from .recipe import Recipe
+
+__all__ = ['Tracking', 'check_trackers']
+
+T = TypeVar('T')
+Row = Mapping[str, Any]
+
+WANDB_PATIENCE = 30.0  # seconds that wandb may take to reach its server, at the start and at the end
+PATIENCE = 45.0  # seconds for anything: above wandb's own and the 10 it adds to them, since it says why it failed
+COMPARED = ('eval_top1', 'eval_top5', 'eval_loss', 'train_loss')  # columns of TensorBoard's table of runs
+RESULT = ('top1', 'best_top1', 'best_epoch', 'top5', 'loss', 'params', 'gmacs', 'images_per_second', 'peak_memory_mib')
+
+
+class Tracker(Protocol):
+    """What a tracker does; once it is made it has been told the history."""
+
+    option: ClassVar[str]
+    place: str  # where a person finds the run
+
+    @staticmethod
+    def check() -> None:
+        """Raises :class:`UserError` where it can't be used."""
+
+    def __init__(self, recipe: Recipe, folder: Path, history: Sequence[Row]) -> None: ...
+
+    def epoch(self, row: Row) -> None:
+        """Takes an epoch's row of the history."""
+
+    def result(self, values: Mapping[str, float], epochs: int) -> None:
+        """Takes what the run came to."""
+
+    def close(self, exit_code: int) -> None:
+        """Ends it."""
+
+
+def check_trackers(recipe: Recipe) -> None:
+    """Looks whether the trackers that a recipe asks for can be used, without writing anything.
+
+    Raises:
+        UserError: A package is missing; wandb is to send what it is told and has no key.
+    """
+    for kind in _kinds(recipe):
+        kind.check()
+
+
+class Tracking:
+    """All trackers of a run; use as a context manager around its epochs.
+
+    Args:
+        recipe: Its options.
+        folder: Its folder.
+        history: Its rows so far.
+        console: Who is told where the trackers are and which of them failed.
+        primary: Whether this is the process that tells them; the others do nothing.
+    """
+
+    def __init__(self, recipe: Recipe, folder: Path, history: Sequence[Row], console: Console, primary: bool) -> None:
+        self._kinds = _kinds(recipe) if primary else []
+        self._make = (recipe, folder, history)
+        self._console = console
+        self._open: dict[str, Tracker] = {}
+
+    def __enter__(self) -> Tracking:
+        for kind in self._kinds:
+            tracker = self._try(kind.option, functools.partial(kind, *self._make))
+            if tracker is not None:
+                self._open[kind.option] = tracker
+                self._console.line(f'{_flag(kind.option)}: {tracker.place}')
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        exit_code = 0 if error is None else getattr(error, 'exit_code', 1)
+        self._tell(lambda tracker: tracker.close(exit_code))
+
+    def epoch(self, row: Row) -> None:
+        """Tells them an epoch's row of the history."""
+        self._tell(lambda tracker: tracker.epoch(row))
+
+    def result(self, result: Mapping[str, Any]) -> None:
+        """Tells them the content of ``result.json``."""
+        values = {f'result/{name}': result[name] for name in RESULT if result[name] is not None}
+        self._tell(lambda tracker: tracker.result(values, result['epochs']))
+
+    def _tell(self, act: Callable[[Tracker], None]) -> None:
+        for option, tracker in list(self._open.items()):
+            self._try(option, functools.partial(act, tracker))
+
+    def _try(self, option: str, act: Callable[[], T]) -> T | None:
+        try:
+            return _within(PATIENCE, act)
+        except (Exception, SystemExit) as error:  # libraries of others, networks and disks
+            self._open.pop(option, None)
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            self._console.line(f'{_flag(option)}: failed, the run does without it ({reason})')
+            return None
+
+
+def _kinds(recipe: Recipe) -> list[type[Tracker]]:
+    return [kind for kind in TRACKERS if getattr(recipe, kind.option)]
+
+
+def _flag(option: str) -> str:
+    return '--' + option.replace('_', '-')
+
+
+def _within(seconds: float, act: Callable[[], T]) -> T:
+    """What ``act`` returns or raises, in a thread that is waited for and then left to itself.
+
+    Raises:
+        TimeoutError: It takes longer.
+    """
+    outcome: futures.Future[T] = futures.Future()
+
+    def work() -> None:
+        try:
+            outcome.set_result(act())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    if not futures.wait([outcome], seconds).done:
+        raise TimeoutError(f'no answer in {seconds:.0f} s')
+    return outcome.result()
+
+
+def _imported(option: str, module: str, name: str) -> Any:
+    """A module that has a name: a folder that is called as a missing package can be imported, but is empty."""
+    try:
+        found = importlib.import_module(module)
+        getattr(found, name)
+    except (ImportError, AttributeError):
+        package = option.removeprefix('log_')
+        raise UserError(f'{_flag(option)} needs {package}: pip install "imagenette-zoo[{package}]"') from None
+    return found
+
+
+def _metrics(row: Row) -> dict[str, float]:
+    """The numbers of an epoch by their names."""
+    numbers = {name: value for name, value in row.items() if isinstance(value, (int, float)) and name != 'epoch'}
+    return {**numbers, **{f'eval_top1/{name}': top1 for name, top1 in row.get('per_class', {}).items()}}
+
+
+def _empty(former: set[Path], present: Path) -> None:
+    """Leaves of the event files of an interrupted run what TensorBoard needs to get from them to the present one.
+
+    It reads them in the order of their names, which begin with a time, and stays at a file that vanishes: those before
+    are emptied. Where clocks disagree some may come after: they go, for it would stay there.
+    """
+    for path in former:
+        if path.name < present.name:
+            os.truncate(path, 0)
+        else:
+            path.unlink()
+
+
+class _TensorBoard:
+    """Event files in ``tensorboard/``."""
+
+    option: ClassVar[str] = 'log_tensorboard'
+
+    @staticmethod
+    def check() -> None:
+        _imported(_TensorBoard.option, 'torch.utils.tensorboard', 'SummaryWriter')
+
+    def __init__(self, recipe: Recipe, folder: Path, history: Sequence[Row]) -> None:
+        tensorboard = importlib.import_module('torch.utils.tensorboard')
+        self.place = f'tensorboard --logdir {folder.parent}'
+        path = folder / 'tensorboard'
+        former = set(path.glob('events.out.tfevents.*'))
+        self._writer = tensorboard.SummaryWriter(str(path), purge_step=0)  # for a TensorBoard that has read the former
+        _empty(former, *set(path.glob('events.out.tfevents.*')) - former)
+        self._tell_recipe(recipe)
+        left = sum(row['seconds'] for row in history)
+        for row in history:
+            left -= row['seconds']
+            self._add(row, time.time() - left)  # as if it had not been interrupted
+        self._writer.flush()
+
+    def _tell_recipe(self, recipe: Recipe) -> None:
+        options = {name: value for name, value in recipe.as_dict().items() if value is not None}
+        text = yaml.safe_dump(options, sort_keys=False)
+        self._writer.add_text('recipe', ''.join(f'    {line}\n' for line in text.splitlines()))
+        plain = {name: v if isinstance(v, (bool, int, float, str)) else str(v) for name, v in options.items()}
+        hparams = importlib.import_module('torch.utils.tensorboard.summary').hparams
+        # not add_hparams: it makes a second file, and TensorBoard does not return to the first
+        experiment, begin, self._end = hparams(plain, dict.fromkeys(COMPARED, 0.0))
+        self._writer.file_writer.add_summary(experiment)
+        self._writer.file_writer.add_summary(begin)
+
+    def _add(self, row: Row, moment: float | None = None) -> None:
+        for name, value in _metrics(row).items():
+            self._writer.add_scalar(name, value, row['epoch'], moment)
+
+    def epoch(self, row: Row) -> None:
+        self._add(row)
+        self._writer.flush()
+
+    def result(self, values: Mapping[str, float], epochs: int) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, epochs - 1)
+        self._writer.file_writer.add_summary(self._end)
+
+    def close(self, exit_code: int) -> None:
+        self._writer.close()
+
+
+class _Wandb:
+    """A run of Weights & Biases, its files in ``wandb/``; what it is told before it is given up is kept there too."""
+
+    option: ClassVar[str] = 'log_wandb'
+
+    @staticmethod
+    def check() -> None:
+        wandb = _imported(_Wandb.option, 'wandb', 'Settings')
+        try:
+            wandb.setup(settings=wandb.Settings(silent=True))  # so it does not ask for a key either
+            wandb.login(verify=False)
+        except (wandb.Error, ValueError) as error:  # no key; a variable WANDB_… that is wrong
+            reason = ' '.join(str(error).split())[:160]
+            raise UserError(f'--log-wandb: {reason} (WANDB_MODE=offline needs no key)') from None
+
+    def __init__(self, recipe: Recipe, folder: Path, history: Sequence[Row]) -> None:
+        wandb = importlib.import_module('wandb')
+        kept = folder / 'wandb' / 'run-id'
+        former = kept.read_text(encoding='utf-8').strip() if kept.is_file() else None
+        self._run = wandb.init(
+            project=recipe.wandb_project,
+            name=folder.name,
+            dir=str(folder),
+            tags=recipe.wandb_tags,
+            config=recipe.as_dict(),
+            allow_val_change=True,
+            id=recipe.wandb_resume_id or former,
+            resume='must' if recipe.wandb_resume_id else 'allow',
+            reinit='create_new',
+            settings=wandb.Settings(
+                silent=True,
+                console='off',
+                init_timeout=WANDB_PATIENCE,
+                finish_timeout=WANDB_PATIENCE,
+                finish_timeout_raises=True,
+            ),
+        )
+        if self._run.id != former:
+            kept.parent.mkdir(exist_ok=True)
+            write_atomic(kept, self._run.id.encode())
+        offline = f'offline, wandb sync {Path(self._run.dir).parent} sends it'
+        self.place = offline if self._run.offline else self._run.url or 'disabled'
+        for row in history:
+            self.epoch(row)
+
+    def epoch(self, row: Row) -> None:
+        if row['epoch'] >= self._run.starting_step:  # else its server has it
+            self._run.log({'epoch': row['epoch'], **_metrics(row)}, step=row['epoch'], commit=True)
+
+    def result(self, values: Mapping[str, float], epochs: int) -> None:
+        self._run.summary.update(values)
+
+    def close(self, exit_code: int) -> None:
+        self._run.finish(exit_code)
+
+
+TRACKERS: tuple[type[Tracker], ...] = (_TensorBoard, _Wandb)

@@ -1,0 +1,212 @@
+"""Studies that are run, interrupted, broken and spread over a cluster; each training is a real process."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from imagenette_zoo.cli import main
+from imagenette_zoo.study.plan import read_study
+from imagenette_zoo.training.checkpoint import ProcessLock
+
+ROOT = Path(__file__).parent.parent
+
+STUDY = """\
+title: Which rate?
+base: base.yaml
+options: {{epochs: {epochs}}}
+seeds: 2
+runs:
+  slow: {{lr: 0.0001}}
+  fast:
+claims:
+  - name: rate
+    claim: The larger rate is better.
+    metric: top1
+    order: fast > slow
+"""
+BASE = """\
+model: test_resnet
+img_size: 32
+batch_size: 8
+lr: 0.01
+warmup_epochs: 0
+workers: 0
+device: cpu
+recovery_interval: 1
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a study in it, to be worked in."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('OMP_NUM_THREADS', '1')
+    monkeypatch.setenv('PYTHONPATH', str(ROOT))
+    (tmp_path / 'base.yaml').write_text(BASE)
+    (tmp_path / 'rates.yaml').write_text(STUDY.format(epochs=2))
+    return tmp_path
+
+
+def weights(study: Path) -> dict[str, bytes]:
+    return {path.parent.parent.name: path.read_bytes() for path in study.glob('*/last/model.safetensors')}
+
+
+def test_a_study_is_run_skipped_continued_and_judged(
+    place: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ['study', 'rates.yaml', '--data-dir', str(folder)]
+    assert main([*command, '--dry-run']) == 0
+    plan = capsys.readouterr().out
+    assert 'rate: The larger rate is better.' in plan
+    assert not (place / 'runs').exists(), 'a plan touches nothing'
+
+    assert main([*command, '--only', 'slow']) == 0
+    assert 'UNDECIDED' in capsys.readouterr().out
+    study = place / 'runs' / 'rates'
+    assert sorted(weights(study)) == ['slow-seed1', 'slow-seed2']
+    times = {name: (study / name / 'result.json').stat().st_mtime_ns for name in weights(study)}
+
+    (study / 'slow-seed2' / 'result.json').unlink()  # as if it had been killed before its end
+    assert main([*command, '--jobs', '2']) == 0
+    output = capsys.readouterr().out
+    assert '4 trainings: 1 done, 3 to do, 2 at a time' in output
+    assert 'slow-seed1:' not in output
+    assert (study / 'slow-seed1' / 'result.json').stat().st_mtime_ns == times['slow-seed1']
+    assert sorted(weights(study)) == ['fast-seed1', 'fast-seed2', 'slow-seed1', 'slow-seed2']
+    assert 'rate: The larger rate is better.' in output
+    assert 'rate' in (study / 'report' / 'report.md').read_text()
+
+    assert main(command) == 0
+    assert '4 trainings: 4 done, 0 to do' in capsys.readouterr().out
+    (place / 'rates.yaml').write_text(STUDY.format(epochs=3))
+    assert main(command) == 2
+    assert 'was started with epochs 2, not 3' in capsys.readouterr().err
+
+
+def test_one_failure_does_not_stop_the_others(place: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (
+        STUDY.format(epochs=1)
+        .replace('  slow:', '  wrong: {opt_kwargs: {nonsense: 1}}\n  slow:')
+        .replace('seeds: 2', 'seeds: 1')
+    )
+    (place / 'rates.yaml').write_text(text)
+    assert main(['study', 'rates.yaml', '--data-dir', str(folder)]) == 2
+    captured = capsys.readouterr()
+    assert 'wrong-seed1: FAILED: --opt sgd: ' in captured.out
+    assert captured.err.startswith('error: 1 trainings failed, the others are done; ')
+    assert 'nonsense' in captured.err
+    assert sorted(weights(place / 'runs' / 'rates')) == ['fast-seed1', 'slow-seed1']
+
+
+def test_one_study_a_folder(place: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = place / 'runs' / 'rates'
+    path.mkdir(parents=True)
+    lock = ProcessLock(path / '.lock')
+    assert main(['study', 'rates.yaml', '--data-dir', str(folder)]) == 2
+    assert 'another run is being written here' in capsys.readouterr().err
+    lock.release()
+
+
+def test_a_budget_ends_what_is_started(place: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(['study', 'rates.yaml', '--data-dir', str(folder), '--budget', '0.000001']) == 0
+    output = capsys.readouterr().out
+    assert 'not started (the budget of 1e-06 h is used up): fast-seed1, slow-seed2, fast-seed2' in output
+    assert sorted(weights(place / 'runs' / 'rates')) == ['slow-seed1']
+
+
+def start(*words: str) -> Any:
+    return subprocess.Popen(
+        [sys.executable, '-m', 'imagenette_zoo', *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for(path: Path, process: Any) -> None:
+    while not path.exists():
+        time.sleep(0.02)
+        assert process.poll() is None, process.communicate()[0]
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGKILL])
+def test_a_study_that_was_stopped_goes_on(place: Path, folder: Path, number: signal.Signals) -> None:
+    """Stopped in the middle of a training, it ends with the same weights."""
+    command = ['study', 'rates.yaml', '--only', 'slow', '--data-dir', str(folder)]
+    (place / 'rates.yaml').write_text(STUDY.format(epochs=40).replace('seeds: 2', 'seeds: 1'))
+    process = start(*command)
+    run = place / 'runs' / 'rates' / 'slow-seed1'
+    wait_for(run / 'state.pt', process)
+    process.send_signal(number)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == (-9 if number == signal.SIGKILL else 128 + number), output
+    assert not (run / 'result.json').exists()
+    deadline = time.time() + 30
+    while subprocess.run(['pgrep', '-f', str(place / 'runs')], capture_output=True).returncode == 0:
+        assert time.time() < deadline, 'a training outlives its study'
+        time.sleep(0.1)
+    assert main(command) == 0
+    assert main([*command[:4], '--data-dir', str(folder), '--output', 'whole']) == 0
+    assert weights(place / 'runs' / 'rates') == weights(place / 'whole' / 'rates')
+
+
+def test_run_is_a_study_in_one_line(place: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ['--data-dir', str(folder), '-c', 'base.yaml', '--epochs', '1', '--experiment', 'two', '--device', 'cpu']
+    assert main(['run', 'test_resnet', 'test_vit3', '--seeds', '1', '--img-size', '160', *words]) == 0
+    output = capsys.readouterr().out
+    assert sorted(weights(place / 'runs' / 'two')) == ['test_resnet-seed1', 'test_vit3-seed1']
+    assert f'report: {Path("runs", "two", "report", "report.html")}' in output
+    assert main(['report', 'runs/two', '--output', 'again', '--no-images']) == 0
+    assert 'test_vit3' in (place / 'again' / 'report.md').read_text()
+    assert main(['run', 'test_resnet', '--seed', '3', *words]) == 2
+    assert '--seed: not of this command: --seeds N' in capsys.readouterr().err
+    assert main(['report', str(folder)]) == 2
+
+
+def test_a_cluster_that_loses_a_node(place: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two nodes; the one that trains is killed, with all its processes, before its training is done."""
+    pytest.importorskip('ray')
+    from ray.cluster_utils import Cluster
+
+    study = read_study('rates.yaml')
+    assert len(study.trials()) == 4
+    cluster = Cluster(initialize_head=True, head_node_args={'num_cpus': 0, 'include_dashboard': False})
+    nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    try:
+        process = start('study', 'rates.yaml', '--data-dir', str(folder), '--ray', cluster.address)
+        deadline = time.time() + 120
+        while 'imagenette_zoo' not in str(there := _below(nodes[0])):
+            assert time.time() < deadline, 'nothing was sent there'
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.05)
+        cluster.remove_node(nodes[0], allow_graceful=False)
+        for pid in there:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        output = process.communicate(timeout=240)[0]
+    finally:
+        cluster.shutdown()
+    assert process.returncode == 0, output
+    assert 'FAILED' not in output
+    assert main(['study', 'rates.yaml', '--data-dir', str(folder), '--output', 'here']) == 0
+    assert weights(place / 'runs' / 'rates') == weights(place / 'here' / 'rates')
+    assert len(weights(place / 'here' / 'rates')) == 4
+
+
+def _below(node: Any) -> dict[int, str]:
+    """The processes below a node's raylet with their commands, parents first."""
+    open_ones = [node.all_processes['raylet'][0].process.pid]
+    found = {}
+    for pid in open_ones:
+        listed = subprocess.run(['pgrep', '-P', str(pid)], capture_output=True, text=True).stdout.split()
+        open_ones.extend(map(int, listed))
+        with contextlib.suppress(OSError):
+            found[pid] = Path(f'/proc/{pid}/cmdline').read_text()
+    return found

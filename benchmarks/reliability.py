@@ -35,6 +35,9 @@ from safetensors.torch import save
 from imagenette_zoo import cli
 from imagenette_zoo.data.imagenette import find_root, image_size, load_split, open_image, with_label_noise
 from imagenette_zoo.errors import UserError
+from imagenette_zoo.study.analysis import FILES, TENSORS, read_analysis
+from imagenette_zoo.study.plan import read_study
+from imagenette_zoo.study.records import read_record
 from imagenette_zoo.training.build import hardware, versions
 from imagenette_zoo.training.checkpoint import RunFolder, read_weights, write_atomic
 from imagenette_zoo.training.evaluation import read_config
@@ -200,6 +203,18 @@ def parsers(place: Path) -> dict[str, tuple[str, bytes, Callable[[Path], Any]]]:
         shutil.copyfile(path, data / 'noisy_imagenette.csv')
         return with_label_noise(images, 5)
 
+    def beside(name: str, sound: bytes, read: Callable[[Path], Any]) -> Callable[[Path], Any]:
+        """Reads a damaged file of a run together with a sound one."""
+
+        def reader(path: Path) -> Any:
+            whole = place / f'beside {name}'
+            whole.mkdir(exist_ok=True)
+            (whole / name).write_bytes(sound)
+            shutil.copyfile(path, whole / path.name)
+            return read(whole)
+
+        return reader
+
     def both(path: Path) -> Any:
         with contextlib.suppress(UserError):
             image_size(path)
@@ -211,10 +226,41 @@ def parsers(place: Path) -> dict[str, tuple[str, bytes, Callable[[Path], Any]]]:
         'pretrained_cfg': {'mean': [0.5] * 3},
         'label_names': ['a', 'b'],
     }
+    row = {
+        'epoch': 0,
+        'train_loss': 1.0,
+        'train_seconds': 1.0,
+        'seconds': 2.0,
+        'eval_top1': 50.0,
+        'per_class': {'a': 1.0},
+    }
+    block = {
+        'name': 'b',
+        'kinds': ['kernel 3'],
+        'residual': True,
+        'cka': [[1.0]],
+        'cosine': [[1.0]],
+        'top1_lost': [0.5],
+    }
+    looked_at = {
+        'top1': 50.0, 'train_top1': 60.0, 'train_images': 4, 'shift_consistency': 90.0, 'calibration_error': 1.0,
+        'class_names': ['a', 'b'], 'confusion': [[1, 1], [0, 2]], 'passes': [block], 'data': 'set/val',
+    }  # fmt: skip
+    tensors = save({name: torch.tensor([0, 1, 1, 0]).to(kind) for name, kind in TENSORS.items()})
+    facts = json.dumps(looked_at).encode()
+    of_a_run = json.dumps(result.as_json()).encode()
     recipe = yaml.safe_dump(Recipe(model='resnet18', model_kwargs={'a': [1, {'b': 2}]}).as_dict()).encode()
     return {
         'recipe': ('recipe.yaml', recipe, Recipe.load),
-        'result': ('result.json', json.dumps(result.as_json()).encode(), run_folder),
+        'result': ('result.json', of_a_run, run_folder),
+        'metrics': (
+            'metrics.jsonl',
+            f'{json.dumps(row)}\n'.encode() * 2,
+            beside('result.json', of_a_run, lambda whole: read_record(whole, 'run')),
+        ),
+        'analysis': (FILES[0], facts, beside(FILES[1], tensors, read_analysis)),
+        'predictions': (FILES[1], tensors, beside(FILES[0], facts, read_analysis)),
+        'study': ('study.yaml', (ROOT / 'hparams' / 'studies' / 'claims-cpu.yaml').read_bytes(), read_study),
         'model config': ('config.json', json.dumps(config).encode(), lambda path: read_config(path.parent)),
         'noisy labels': ('noise.csv', table.getvalue().encode(), noise),
         'safetensors': ('model.safetensors', save(weights), read_weights),

@@ -51,7 +51,8 @@ def _main(argv: Sequence[str]) -> int:
     parser.add_argument('--version', action='version', version=f'imagenette-zoo {__version__}')
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
     for name, (add, _, text) in COMMANDS.items():
-        add(commands.add_parser(name, help=text, description=text, usage=f'imagenette-zoo {name} [options]'))
+        words = USAGE.get(name, '')
+        add(commands.add_parser(name, help=text, description=text, usage=f'imagenette-zoo {name}{words} [options]'))
     args = _parse(parser, commands, argv)
     return COMMANDS[args.command][1](args)
 
@@ -239,9 +240,7 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--output', metavar='DIR', help="where it goes (default: the study's folder, else report/)")
     parser.add_argument('--data-dir', metavar='DIR', help='as in training')
     parser.add_argument('--compare', nargs=2, metavar='RUN', help='two runs whose classes are shown beside each other')
-    parser.add_argument(
-        '--markdown', metavar='FILE', help='where the Markdown goes (default: beside the page)'
-    )
+    parser.add_argument('--markdown', metavar='FILE', help='where the Markdown goes (default: beside the page)')
     parser.add_argument('--no-images', action='store_true', help='show no images of the data set')
 
 
@@ -307,6 +306,14 @@ def _data(args: argparse.Namespace) -> int:
     return check_command(args.data_dir, args.dataset)
 
 
+USAGE = {
+    'run': ' MODEL…',
+    'study': ' FILE',
+    'analyse': ' RUN…',
+    'report': ' PATH…',
+    'passes': ' MODEL',
+    'data': ' ACTION',
+}
 COMMANDS: dict[str, tuple[Callable[[Any], None], Callable[[Any], int], str]] = {
     'train': (_add_train, _train, 'train a model by a recipe'),
     'validate': (_add_validate, _validate, 'validate one model or several'),

@@ -25,7 +25,7 @@ from ..training.options import read_yaml
 from ..training.recipe import Recipe, ValidationOptions
 from .passes import BlockPasses, PassesOptions, compare_passes
 
-__all__ = ['FILES', 'Analysis', 'analyse', 'read_analysis']
+__all__ = ['FILES', 'TENSORS', 'Analysis', 'analyse', 'read_analysis']
 
 FILES = ('analysis.json', 'predictions.safetensors')
 TRAINING_IMAGES = 2000  # that the training accuracy is measured on

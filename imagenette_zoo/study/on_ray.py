@@ -15,12 +15,12 @@ from types import ModuleType
 from typing import Any
 
 from ..errors import UserError
-from ..training.checkpoint import ProcessLock, write_atomic
+from ..training.checkpoint import write_atomic
 from ..training.console import Console, duration
 from ..training.result import read_result
 from .analysis import FILES
 from .plan import Study, Trial
-from .runner import Place, Trials, commands, reason, state_of
+from .runner import Place, Trials, commands, opened, reason
 
 __all__ = ['run_on_ray']
 
@@ -48,13 +48,7 @@ def run_on_ray(study: Study, place: Place, console: Console, address: str, *, on
         KeyboardInterrupt: Ctrl-C; what has come home stays.
     """
     ray = _ray()
-    place.output.mkdir(parents=True, exist_ok=True)
-    lock = ProcessLock(place.output / '.lock')
-    try:
-        chosen = [trial for trial in study.trials() if not only or trial.run in only]
-        states = {trial.name: state_of(trial, place) for trial in chosen}
-        if study.text:
-            write_atomic(place.output / 'study.yaml', study.text.encode())
+    with opened(study, place, only) as (chosen, states):
         try:
             ray.init(address=address, log_to_driver=False, logging_level='error')
         except (ConnectionError, ValueError, RuntimeError) as error:
@@ -63,8 +57,6 @@ def run_on_ray(study: Study, place: Place, console: Console, address: str, *, on
             return _collect(ray, chosen, states, place, console)
         finally:
             ray.shutdown()
-    finally:
-        lock.release()
 
 
 def _ray() -> ModuleType:

@@ -20,6 +20,7 @@ import torch
 import yaml
 
 from ..data.imagenette import available_cores
+from ..errors import UserError
 from ..training.checkpoint import ProcessLock, RunFolder, write_atomic
 from ..training.console import Console, duration
 from ..training.faults import Stopped
@@ -29,7 +30,7 @@ from ..training.result import read_result
 from .analysis import FILES
 from .plan import NOT_OF_A_STUDY, Study, Trial
 
-__all__ = ['Place', 'Trials', 'commands', 'reason', 'run_study', 'state_of']
+__all__ = ['Place', 'Trials', 'commands', 'opened', 'reason', 'run_study', 'state_of']
 
 LOOK = 0.2  # seconds between looks at what runs
 PATIENCE = 60.0  # seconds that a training gets to save what it has
@@ -189,17 +190,30 @@ def run_study(
         UserError: A folder holds something else, or another process runs this study.
         KeyboardInterrupt: Ctrl-C or SIGTERM; what was computed is saved.
     """
-    place.output.mkdir(parents=True, exist_ok=True)
+    with opened(study, place, only) as (chosen, states), _sigterm_interrupts():
+        return _Overview(chosen, states, place, console, budget or study.budget).run()
+
+
+@contextlib.contextmanager
+def opened(study: Study, place: Place, only: Sequence[str]) -> Iterator[tuple[list[Trial], dict[str, str]]]:
+    """Holds a study's folder: ``(trainings of the runs in only, or all; the state of each)``.
+
+    Raises:
+        UserError: A folder holds something else, or another process runs this study.
+    """
+    try:
+        place.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{place.output}: can't make the study's folder: {error.strerror}") from None
     lock = ProcessLock(place.output / '.lock')
     try:
         chosen = [trial for trial in study.trials() if not only or trial.run in only]
         states = {trial.name: state_of(trial, place) for trial in chosen}
         if study.text:
             write_atomic(place.output / 'study.yaml', study.text.encode())
-        for path in (place.output / 'recipes').glob('*.yaml'):
+        for path in (place.output / 'recipes').glob('*.yaml'):  # of a study that was changed
             path.unlink()
-        with _sigterm_interrupts():
-            return _Overview(chosen, states, place, console, budget or study.budget).run()
+        yield chosen, states
     finally:
         lock.release()
 

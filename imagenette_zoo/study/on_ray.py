@@ -79,7 +79,7 @@ def _collect(ray: Any, chosen: list[Trial], states: dict[str, str], place: Place
     found = Trials(done=[trial for trial in chosen if states[trial.name] == 'done'])
     waiting = [trial for trial in chosen if states[trial.name] != 'done']
     task = ray.remote(max_retries=RETRIES, **_resources(ray))(_train_there)
-    there = replace(place, output=Path())
+    there = replace(place, output=Path(), data_dir=place.data_dir and str(Path(place.data_dir).absolute()))
     asked = {task.remote(trial, there): trial for trial in waiting}
     nodes = sum(node['Alive'] for node in ray.nodes())
     console.line(f'{len(chosen)} trainings: {len(found.done)} done, {len(waiting)} sent to {nodes} nodes')

@@ -171,9 +171,9 @@ def by_run(records: Iterable[Record]) -> dict[str, list[Record]]:
 
 
 def sample(records: Sequence[Record], metric: str) -> Sample | None:
-    """A metric of the seeds of one run, None where it is not known of all of them."""
-    values = [record.metric(metric) for record in records]
-    if not values or any(value is None for value in values):
+    """A metric of the seeds of one run, None where it is not known, or no number, of all of them."""
+    values = [value for record in records if (value := record.metric(metric)) is not None and math.isfinite(value)]
+    if not values or len(values) < len(records):
         return None
     note = ''
     if match := THRESHOLD.fullmatch(metric):
@@ -186,7 +186,7 @@ def sample(records: Sequence[Record], metric: str) -> Sample | None:
         correct = np.stack(rows) if len({len(row) for row in rows}) == 1 else None
         if correct is not None:
             values = [100.0 * float(row.mean()) for row in correct]
-    return Sample([float(value) for value in values], correct, metric in EXACT, note)  # type: ignore[arg-type]
+    return Sample(values, correct, metric in EXACT, note)
 
 
 def samples_of(claims: Sequence[Claim], runs: Mapping[str, Sequence[Record]]) -> dict[tuple[str, str], Sample]:

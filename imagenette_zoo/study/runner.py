@@ -56,7 +56,7 @@ class Place:
 
     def flags(self) -> list[str]:
         """The flags of a training that say where it runs."""
-        given = {'--data-dir': self.data_dir and str(Path(self.data_dir).absolute()), '--device': self.device}
+        given = {'--data-dir': self.data_dir, '--device': self.device}
         return [word for name, value in given.items() if value for word in (name, value)]
 
 

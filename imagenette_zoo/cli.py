@@ -15,6 +15,8 @@ from .version import __version__
 
 __all__ = ['main', 'train_main', 'validate_main']
 
+LONGEST_NAME = 100  # of a folder that nobody chose
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """``imagenette-zoo``. Returns the exit code."""
@@ -146,14 +148,17 @@ def _add_place(parser: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
+    number = int(text) if text.isdecimal() else 0
     if number < 1:
         raise argparse.ArgumentTypeError(f'{text} is not a number above 0')
     return number
 
 
 def _hours(text: str) -> float:
-    number = float(text)
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
     if not 0 < number < float('inf'):
         raise argparse.ArgumentTypeError(f'{text} is not a number of hours above 0')
     return number
@@ -192,21 +197,24 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from .study.commands import run_command
+    from .study.commands import plain_name, run_command
     from .study.runner import Place
 
     flags = given_flags(args, Recipe)
-    for name, instead in (
-        ('model', 'give its name'),
-        ('seed', '--seeds N'),
-        ('resume', 'leave it out, it always does'),
-    ):
+    foreign = {
+        'model': 'give its name',
+        'seed': '--seeds N',
+        'resume': 'it always does',
+        'overwrite': 'remove the folder',
+    }
+    for name, instead in foreign.items():
         if name in flags:
             raise UserError(f'--{name}: not of this command: {instead}')
-    name = flags.pop('experiment', None) or '+'.join(model.replace('/', '_').replace(':', '_') for model in args.models)
-    output = flags.pop('output', Recipe.output)
-    place = Place(Path(output, name), flags.pop('data_dir', None), flags.pop('device', None), args.jobs)
+    name = flags.pop('experiment', None) or '+'.join(map(plain_name, args.models))
+    if len(name) > LONGEST_NAME:
+        raise UserError('so many models make a long name: choose one with --experiment NAME')
     recipe = Recipe.load(args.config, **flags)
+    place = Place(Path(recipe.output, name), recipe.data_dir, flags.get('device'), args.jobs)
     run_command(args.models, recipe, args.seeds, place, plan_only=args.dry_run, ray=args.ray)
     return 0
 

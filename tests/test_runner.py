@@ -86,9 +86,11 @@ def test_a_study_is_run_skipped_continued_and_judged(
 
     assert main(command) == 0
     assert '4 trainings: 4 done, 0 to do' in capsys.readouterr().out
-    (place / 'rates.yaml').write_text(STUDY.format(epochs=3))
-    assert main(command) == 2
-    assert 'was started with epochs 2, not 3' in capsys.readouterr().err
+    (place / 'rates.yaml').write_text(STUDY.format(epochs=2).replace('0.0001', '0.0002'))
+    assert main([*command, '--only', 'fast']) == 2
+    assert 'was started with lr 0.0001, not 0.0002' in capsys.readouterr().err
+    (place / 'base.yaml').unlink()
+    assert main(['report', 'runs/rates', '--output', 'elsewhere', '--no-images']) == 0, 'it needs no other file'
 
 
 def test_one_failure_does_not_stop_the_others(place: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -101,7 +103,7 @@ def test_one_failure_does_not_stop_the_others(place: Path, folder: Path, capsys:
     assert main(['study', 'rates.yaml', '--data-dir', str(folder)]) == 2
     captured = capsys.readouterr()
     assert 'wrong-seed1: FAILED: --opt sgd: ' in captured.out
-    assert captured.err.startswith('error: 1 trainings failed, the others are done; ')
+    assert captured.err.startswith('error: 1 of 3 trainings failed')
     assert 'nonsense' in captured.err
     assert sorted(weights(place / 'runs' / 'rates')) == ['fast-seed1', 'slow-seed1']
 
@@ -140,17 +142,19 @@ def wait_for(path: Path, process: Any) -> None:
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGKILL])
 def test_a_study_that_was_stopped_goes_on(place: Path, folder: Path, number: signal.Signals) -> None:
     """Stopped in the middle of a training, it ends with the same weights."""
-    command = ['study', 'rates.yaml', '--only', 'slow', '--data-dir', str(folder)]
+    command = ['study', 'rates.yaml', '--only', 'slow', '--data-dir', str(folder), '--output', str(place / 'runs')]
     (place / 'rates.yaml').write_text(STUDY.format(epochs=40).replace('seeds: 2', 'seeds: 1'))
     process = start(*command)
     run = place / 'runs' / 'rates' / 'slow-seed1'
     wait_for(run / 'state.pt', process)
+    trainings = ['pgrep', '-f', f'train -c {place / "runs"}']
+    assert subprocess.run(trainings, capture_output=True).returncode == 0
     process.send_signal(number)
     output = process.communicate(timeout=60)[0]
     assert process.returncode == (-9 if number == signal.SIGKILL else 128 + number), output
     assert not (run / 'result.json').exists()
     deadline = time.time() + 30
-    while subprocess.run(['pgrep', '-f', str(place / 'runs')], capture_output=True).returncode == 0:
+    while subprocess.run(trainings, capture_output=True).returncode == 0:
         assert time.time() < deadline, 'a training outlives its study'
         time.sleep(0.1)
     assert main(command) == 0

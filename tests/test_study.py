@@ -13,7 +13,7 @@ import torch
 
 from imagenette_zoo.errors import UserError
 from imagenette_zoo.study.analysis import Analysis, analyse, read_analysis
-from imagenette_zoo.study.plan import Claim, Comparison, find_study, read_study
+from imagenette_zoo.study.plan import Claim, Comparison, dump_study, find_study, read_study
 from imagenette_zoo.study.records import Record, by_run, group_runs, read_record, sample, samples_of
 from imagenette_zoo.study.statistics import Sample, compare, interval, judge
 from imagenette_zoo.training.console import Console
@@ -111,6 +111,8 @@ def test_the_order_that_a_claim_expects(tmp_path: Path, order: str, extra: str, 
         ('fast > plain', 'fast > fast', 16, 'compared with itself'),
         ('fast > plain', 'fast > plain\n    margin: 1', 16, 'a margin goes with >= and <='),
         ('    order: fast > plain\n', '', 14, 'a claim needs order'),
+        ('metric: top1', 'metric: epochs_to_N', 15, "metric: 'epochs_to_N' is not one of"),
+        ('order: fast > plain', 'order: []', 16, 'order: at least one is needed'),
         ('runs:', 'claims: []\nruns:', 14, "'claims' is given twice"),
         ('title: A question', 'title: &a [*a]', 1, 'not valid YAML'),
         ('title: A question', '- a', 2, 'not valid YAML'),
@@ -132,6 +134,20 @@ def test_the_studies_that_come_with_the_package(name: str) -> None:
     assert study.claims
     for claim in study.claims:
         assert claim.comparisons
+
+
+def test_a_study_file_that_needs_no_other(tmp_path: Path) -> None:
+    text = STUDY.replace('seeds: [1, 7]', 'seeds: [1, 7]\nlimits: Small.')
+    text += """  - {name: R, claim: "Yes: it is.", metric: gmacs, order: [fast > plain, plain > fast], ratio: 1.5}
+  - {claim: Not worse., metric: top1, order: fast >= plain, margin: 2}
+  - {claim: More., metric: top1, order: fast > plain, by: 3}
+"""
+    study = read_study(study_file(tmp_path, text))
+    again = read_study(study_file(tmp_path, dump_study(study)))
+    assert again.runs == study.runs
+    assert (again.title, again.limits, again.seeds, again.budget) == ('A question', 'Small.', (1, 7), 2.0)
+    assert again.claims == study.claims
+    assert 'base' not in dump_study(study)
 
 
 # --- Statistics -------------------------------------------------------------------------------------------------------
@@ -247,14 +263,71 @@ def test_holms_correction_is_over_the_claims_of_the_study() -> None:
     assert verdicts_of([weak], [(HIGH, LOW)]) == ['supported', 'supported'], 'the stronger one is out of the way'
 
 
+def test_how_many_seeds_would_decide() -> None:
+    """Simulated with as many seeds, most studies are decided; with half of them few are."""
+    random = np.random.default_rng(1)
+    pilot = Sample([80.0, 81.0, 82.0]), Sample([79.0, 80.0, 81.0])
+    claim = Claim('', '', 'loss', (), (Comparison('a', 'b', 0.0),))
+    [verdict] = judge([claim], {('loss', run): sample for run, sample in zip('ab', pilot, strict=True)})
+    assert verdict.more_seeds is not None
+
+    def decided(seeds: int) -> float:
+        found = [
+            compare(claim.comparisons[0], *(Sample(list(random.normal(mean, 1, seeds))) for mean in (81, 80))).p < 0.05
+            for _ in range(200)
+        ]
+        return sum(found) / len(found)
+
+    assert 0.7 < decided(3 + verdict.more_seeds) < 0.95
+    assert decided((3 + verdict.more_seeds) // 3) < 0.6
+    against = Comparison('b', 'a', 0.0), Comparison('b', 'c', 0.0)
+    samples = {('loss', run): sample for run, sample in zip('abc', (*pilot, pilot[0]), strict=True)}
+    [two] = judge([Claim('', '', 'loss', (), against)], samples)
+    assert (two.more_seeds or 0) > verdict.more_seeds, 'either of two would do, each is tested more strictly'
+
+
 def test_what_can_not_be_judged_is_undecided() -> None:
     comparison = Comparison('a', 'b', 0.0)
     assert compare(comparison, None, Sample([1.0])).note == 'nothing is known of a'
     one = compare(comparison, Sample([1.0]), Sample([2.0, 2.1]))
     assert (one.p, one.more_seeds) == (1.0, 1)
     assert compare(comparison, Sample([1.0, 1.0]), Sample([2.0, 2.0])).p == 1.0, 'equal seeds prove nothing'
-    exact = compare(comparison, Sample([2.0], exact=True), Sample([1.0], exact=True))
-    assert (exact.p, exact.holds) == (0.0, True)
+    equal = Sample([80.1] * 6), Sample([80.09] * 6)
+    assert compare(comparison, *equal).p == 1.0, 'rounding is no spread'
+
+
+@pytest.mark.parametrize(
+    ('first', 'second', 'bound', 'ratio', 'holds'),
+    [
+        (2.0, 1.0, 0.0, False, True),
+        (1.0, 1.0, 0.0, False, False),
+        (1.0, 1.0, -0.5, False, True),
+        (2e6, 1e6, 2.0, True, False),
+        (1.1e6, 1e6, 1.1, True, False),
+        (14.1, 7.0, 2.0, True, True),
+    ],
+)
+def test_what_is_counted_is_certain(first: float, second: float, bound: float, ratio: bool, holds: bool) -> None:
+    samples = Sample([first], exact=True), Sample([second], exact=True)
+    found = compare(Comparison('a', 'b', bound, ratio), *samples)
+    assert (found.p, found.holds) == (0.0, holds)
+
+
+@pytest.mark.parametrize(
+    ('larger', 'smaller', 'bound', 'decided'),
+    [
+        (Sample([8.0, 8.0, 8.0], bounds=True), Sample([7.8, 7.9, 7.8]), 1.0, False),  # the difference may be larger
+        (Sample([8.0, 8.0, 8.0], bounds=True), Sample([6.4, 6.5, 6.6]), 2.0, False),
+        (Sample([8.0, 8.0, 8.0], bounds=True), Sample([4.4, 4.5, 4.6]), 2.0, True),  # and so it is more than enough
+        (Sample([150.0, 151.0, 149.0]), Sample([100.0, 100.0, 100.0], bounds=True), 0.0, False),
+        (Sample([50.0, 51.0, 49.0]), Sample([100.0, 100.0, 100.0], bounds=True), 0.0, True),
+    ],
+)
+def test_a_threshold_that_was_not_reached_decides_one_way_only(
+    larger: Sample, smaller: Sample, bound: float, decided: bool
+) -> None:
+    found = compare(Comparison('a', 'b', bound), larger, smaller)
+    assert (found.p < 0.05) is decided
 
 
 # --- Runs as data -----------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -67,6 +68,11 @@ class Analysis:
     def correct(self) -> torch.Tensor:
         """``(N,)`` whether each image was classified correctly."""
         return self.targets == self.predictions
+
+    @property
+    def images(self) -> str:
+        """What tells the images from others: the data set and the true classes."""
+        return f'{self.data} {hashlib.sha256(self.targets.numpy().tobytes()).hexdigest()}'
 
     @property
     def pass_similarity(self) -> float | None:

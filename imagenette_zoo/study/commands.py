@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,12 +10,11 @@ from ..errors import UserError
 from ..training.console import Console, duration, table
 from ..training.options import nearest
 from ..training.recipe import Recipe
-from ..training.result import read_result
 from .estimate import image_counts, seconds_per_epoch
 from .plan import Study, find_study, make_study, read_study
 from .records import Record, by_run, group_runs, samples_of, study_records
 from .report import write_report
-from .runner import Place, Trials, run_study, state_of
+from .runner import Place, Trials, check_models, run_study, state_of
 from .statistics import interval, judge
 
 __all__ = ['dry_run', 'report_command', 'run_command', 'study_command']
@@ -65,11 +65,16 @@ def run_command(
     Raises:
         UserError: A model is given twice, or a training failed.
     """
-    if len(set(models)) != len(models):
-        raise UserError('a model is given twice')
-    recipes = {model.replace('/', '_').replace(':', '_'): recipe.replace(model=model) for model in models}
+    recipes = {plain_name(model): recipe.replace(model=model) for model in models}
+    if len(recipes) != len(models):
+        raise UserError(f'a model is given twice, or two names differ by punctuation only: {" ".join(models)}')
     study = make_study(place.output.name, ' and '.join(models), recipes, tuple(range(1, seeds + 1)))
     _carry_out(study, place, Console(), plan_only=plan_only, ray=ray)
+
+
+def plain_name(model: str) -> str:
+    """A model's name as that of a folder."""
+    return re.sub(r'[^A-Za-z0-9._+=-]', '_', model)
 
 
 def _carry_out(
@@ -83,8 +88,10 @@ def _carry_out(
     ray: str | None = None,
 ) -> None:
     if plan_only:
-        dry_run(study, place, console, only)
+        dry_run(study, place, console, only, budget)
         return
+    if ray is not None and (budget is not None or place.jobs > 1):
+        raise UserError('--ray: --budget and --jobs are for one machine: leave them out')
     if ray is None:
         found = run_study(study, place, console, only=only, budget=budget)
     else:
@@ -111,11 +118,15 @@ def _say_failures(found: Trials, place: Place, console: Console) -> None:
         console.line(f'not started ({reason}): {", ".join(names)}')
     if found.failed:
         shown = '; '.join(f'{name}: {reason}' for name, reason in found.failed.items())
-        raise UserError(f'{len(found.failed)} trainings failed, the others are done; {place.output / "logs"}: {shown}')
+        count = len(found.failed) + len(found.done) + len(found.left)
+        raise UserError(f'{len(found.failed)} of {count} trainings failed (see {place.output / "logs"}): {shown}')
 
 
-def dry_run(study: Study, place: Place, console: Console, only: Sequence[str] = ()) -> float:
+def dry_run(
+    study: Study, place: Place, console: Console, only: Sequence[str] = (), budget: float | None = None
+) -> float:
     """Prints what would be trained and what it would take; returns the hours."""
+    check_models(study)
     rows: list[tuple[str, ...]] = [('run', 'model', 'px', 'epochs', 'seeds', 'done', 'begun', 'hours to go')]
     total = 0.0
     for name, run in study.runs.items():
@@ -138,8 +149,8 @@ def dry_run(study: Study, place: Place, console: Console, only: Sequence[str] = 
     console.line(table(rows))
     wall = total / place.jobs
     console.line(f'\nabout {duration(3600 * wall)} to go, by a few steps of each on this machine, without set-up')
-    if study.budget is not None:
-        console.line(f'the budget is {study.budget:g} h of training and validation, what is done included')
+    if (limit := budget or study.budget) is not None:
+        console.line(f'the budget is {limit:g} h of training and validation, what is done included')
     for claim in study.claims:
         console.line(f'{claim.name}: {claim.sentence}  [{claim.metric}: {"; ".join(claim.order)}]')
     return wall
@@ -168,9 +179,8 @@ def verdicts(study: Study, records: Sequence[Record]) -> str:
     found = judge(study.claims, samples_of(study.claims, by_run(records)))
     lines = []
     for verdict in found:
-        more = f'; seeds that would decide it: {verdict.more_seeds} more' if verdict.more_seeds else ''
         lines.append(f'{verdict.verdict.upper():12}  {verdict.claim.name}: {verdict.claim.sentence}')
-        lines.append(f'              {verdict.claim.metric}, p = {verdict.p_adjusted:.3g} after Holm{more}')
+        lines.append(f'              {verdict.claim.metric}, p = {verdict.p_adjusted:.3g} after Holm')
     return '\n'.join(lines)
 
 
@@ -231,6 +241,6 @@ def _run_folders(paths: Sequence[str]) -> list[Path]:
             continue
         inside = sorted(file.parent for file in path.glob('*/result.json'))
         if not inside:
-            read_result(path)  # raises
+            raise UserError(f'{path}: no finished run in it (no result.json)')
         found.extend(inside)
     return found

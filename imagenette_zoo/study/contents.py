@@ -181,7 +181,6 @@ def _claim(verdict: Verdict) -> dict[str, Any]:
         'verdict': verdict.verdict,
         'p': verdict.p,
         'p_adjusted': verdict.p_adjusted,
-        'claims': verdict.claims,
         'more_seeds': verdict.more_seeds,
         'findings': [_finding(finding) for finding in verdict.findings],
     }

@@ -43,7 +43,7 @@ def seconds_per_epoch(recipe: Recipe, counts: tuple[int, int, int]) -> float:
         UserError: The recipe names something that is not there.
     """
     train, val, classes = counts
-    recipe = recipe.replace(torchcompile='none', torchcompile_mode=None)
+    recipe = recipe.replace(torchcompile='none', torchcompile_mode=None, pretrained=False, initial_checkpoint=None)
     world = World(choose_device(recipe.device))
     keep_freed_memory()
     model = make_model(recipe, classes)

@@ -1,11 +1,12 @@
 """The trainings of a study as tasks of a Ray cluster, their files brought home by content.
 
 A task needs nothing but the package and the images on its node: it works in a folder of its own, and returns what
-that holds.
+that holds. A training that another start began is begun again.
 """
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -15,12 +16,11 @@ from types import ModuleType
 from typing import Any
 
 from ..errors import UserError
-from ..training.checkpoint import write_atomic
-from ..training.console import Console, duration
-from ..training.result import read_result
+from ..training.checkpoint import RunFolder, write_atomic
+from ..training.console import Console
 from .analysis import FILES
 from .plan import Study, Trial
-from .runner import Place, Trials, commands, opened, reason
+from .runner import Place, Trials, commands, opened, reason, sigterm_interrupts, told
 
 __all__ = ['run_on_ray']
 
@@ -49,14 +49,26 @@ def run_on_ray(study: Study, place: Place, console: Console, address: str, *, on
     """
     ray = _ray()
     with opened(study, place, only) as (chosen, states):
+        _probe(address)
         try:
             ray.init(address=address, log_to_driver=False, logging_level='error')
         except (ConnectionError, ValueError, RuntimeError) as error:
-            raise UserError(f'--ray {address}: no cluster there ({str(error).splitlines()[0]})') from None
+            raise UserError(f'--ray {address}: no cluster there ({(str(error).splitlines() or [""])[0]})') from None
         try:
-            return _collect(ray, chosen, states, place, console)
+            with sigterm_interrupts():
+                return _collect(ray, chosen, states, place, console)
         finally:
             ray.shutdown()
+
+
+def _probe(address: str) -> None:
+    """Raises :class:`UserError` where nobody listens: Ray itself would try for minutes."""
+    host, _, port = address.rpartition(':')
+    if host and port.isdigit() and '/' not in host:
+        try:
+            socket.create_connection((host, int(port)), 5).close()
+        except (OSError, OverflowError) as error:
+            raise UserError(f'--ray {address}: no cluster there ({error})') from None
 
 
 def _ray() -> ModuleType:
@@ -77,7 +89,12 @@ def _resources(ray: Any) -> dict[str, float]:
 
 def _collect(ray: Any, chosen: list[Trial], states: dict[str, str], place: Place, console: Console) -> Trials:
     found = Trials(done=[trial for trial in chosen if states[trial.name] == 'done'])
-    waiting = [trial for trial in chosen if states[trial.name] != 'done']
+    waiting = []
+    for trial in chosen:
+        if RunFolder(place.output / trial.name).finished and states[trial.name] != 'done':  # nobody looked at it
+            subprocess.run(commands(trial, place)[1], check=False)
+        elif states[trial.name] != 'done':
+            waiting.append(trial)
     task = ray.remote(max_retries=RETRIES, **_resources(ray))(_train_there)
     there = replace(place, output=Path(), data_dir=place.data_dir and str(Path(place.data_dir).absolute()))
     asked = {task.remote(trial, there): trial for trial in waiting}
@@ -110,8 +127,7 @@ def _bring_home(ray: Any, ready: Any, trial: Trial, place: Place, found: Trials)
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / name, files[name])
     found.done.append(trial)
-    result = read_result(folder)
-    return f'top-1 {result.top1:.2f} % in {duration(result.seconds["total"] or 0.0)}'
+    return told(folder)
 
 
 def _train_there(trial: Trial, place: Place) -> tuple[dict[str, bytes], str]:

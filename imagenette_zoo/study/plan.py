@@ -16,7 +16,18 @@ from ..errors import UserError
 from ..training.options import PlainLoader, nearest, read_text
 from ..training.recipe import Recipe, find_recipe, shipped
 
-__all__ = ['METRICS', 'Claim', 'Comparison', 'Study', 'StudyRun', 'Trial', 'find_study', 'make_study', 'read_study']
+__all__ = [
+    'METRICS',
+    'Claim',
+    'Comparison',
+    'Study',
+    'StudyRun',
+    'Trial',
+    'dump_study',
+    'find_study',
+    'make_study',
+    'read_study',
+]
 
 METRICS = {
     'top1': 'top-1 of the final weights on the validation images, %',
@@ -98,7 +109,7 @@ class Study:
         claims: What is claimed.
         budget: Hours of training and validation after which no further run is started, or None.
         limits: What a reader must know of how far it reaches.
-        text: The file it was read from.
+        base: The options that all runs have unless they say otherwise.
     """
 
     name: str
@@ -108,12 +119,42 @@ class Study:
     claims: tuple[Claim, ...] = ()
     budget: float | None = None
     limits: str = ''
-    text: str = field(default='', repr=False)
+    base: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def trials(self) -> list[Trial]:
         """All trainings: every run with the first seed, then every run with the second, so that what is done at any
         time can be compared."""
         return [Trial(run.name, run.recipe.replace(seed=seed)) for seed in self.seeds for run in self.runs.values()]
+
+
+def dump_study(study: Study) -> str:
+    """A study file that means the same without any other file: what the recipes say is in it, grids are runs."""
+    defaults = Recipe().as_dict()
+    base = {**defaults, **study.base}
+
+    def differing(values: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+        return {k: v for k, v in values.items() if v != others[k] and k not in NOT_OF_A_STUDY}
+
+    content = {
+        'title': study.title,
+        'limits': study.limits,
+        'options': differing(base, defaults),
+        'seeds': list(study.seeds),
+        'budget': study.budget,
+        'runs': {run.name: differing(run.recipe.as_dict(), base) for run in study.runs.values()},
+        'claims': [_dump_claim(claim) for claim in study.claims],
+    }
+    kept = {key: value for key, value in content.items() if value}
+    return yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, width=120)
+
+
+def _dump_claim(claim: Claim) -> dict[str, Any]:
+    first = claim.comparisons[0]
+    bound = {'ratio': first.bound} if first.ratio else {'by': first.bound} if first.bound > 0 else {}
+    bound = {'margin': -first.bound} if first.bound < 0 else bound
+    return {
+        'name': claim.name, 'claim': claim.sentence, 'metric': claim.metric, 'order': list(claim.order), **bound,
+    }  # fmt: skip
 
 
 def find_study(name: str | Path) -> Path:
@@ -143,15 +184,14 @@ def read_study(path: str | Path) -> Study:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, 'problem_mark', None)
         raise UserError(f'{path}{f":{mark.line + 1}" if mark else ""}: not valid YAML') from None
-    return _Reader(path, text).study(root)
+    return _Reader(path).study(root)
 
 
 class _Reader:
     """Takes a study out of the nodes of its file, which know their lines."""
 
-    def __init__(self, path: Path, text: str) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self.text = text
 
     def fail(self, node: Any, reason: object) -> UserError:
         line = f':{node.start_mark.line + 1}' if node is not None else ''
@@ -188,6 +228,8 @@ class _Reader:
         base = self.base(parts['base'][1]) if 'base' in parts else {}
         base.update(self.options(parts['options'][1]) if 'options' in parts else {})
         runs = {run.name: run for run in self.runs(parts['runs'][1], base)}
+        if not runs:
+            raise self.fail(parts['runs'][1], 'a study needs runs')
         claims = self.claims(parts['claims'][1], runs) if 'claims' in parts else ()
         return Study(
             self.path.stem,
@@ -197,7 +239,7 @@ class _Reader:
             claims,
             self.number(parts['budget'][1], 'budget: hours are needed') if 'budget' in parts else None,
             self.words(parts, 'limits'),
-            self.text,
+            base,
         )
 
     def words(self, parts: Mapping[str, tuple[Any, Any]], name: str) -> str:
@@ -297,7 +339,7 @@ class _Reader:
             if name not in parts:
                 raise self.fail(node, f'a claim needs {name}')
         metric = str(self.plain(parts['metric'][1]))
-        if metric not in METRICS and not THRESHOLD.fullmatch(metric):
+        if (metric not in METRICS or metric.endswith('_N')) and not THRESHOLD.fullmatch(metric):
             raise self.fail(
                 parts['metric'][1],
                 f'metric: {metric!r} is not one of {", ".join(METRICS)} (N a number){nearest(metric, METRICS)}',
@@ -311,6 +353,8 @@ class _Reader:
             raise self.fail(node, f'{" and ".join(bounds)} exclude each other')
         value = self.plain(parts['order'][1])
         orders = tuple(value) if isinstance(value, list) else (value,)
+        if not orders:
+            raise self.fail(parts['order'][1], 'order: at least one is needed')
         comparisons = [part for order in orders for part in self.order(parts['order'][1], order, bounds, runs)]
         return Claim(
             str(self.plain(parts['name'][1])) if 'name' in parts else f'claim {number}',

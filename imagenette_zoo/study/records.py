@@ -15,7 +15,7 @@ from ..errors import UserError
 from ..training.recipe import Recipe, TrackingOptions
 from ..training.result import Result, read_result
 from .analysis import Analysis, read_analysis
-from .plan import THRESHOLD, Claim, Study
+from .plan import THRESHOLD, Claim, Study, Trial
 from .statistics import Sample
 
 __all__ = ['Record', 'by_run', 'group_runs', 'read_record', 'sample', 'samples_of', 'study_records']
@@ -116,14 +116,24 @@ def study_records(study: Study, output: Path) -> list[Record]:
     """The finished trainings of a study that lie in a folder.
 
     Raises:
-        UserError: One is damaged.
+        UserError: One is damaged, or was trained by another recipe.
     """
     found = []
     for trial in study.trials():
         folder = output / trial.name
         if (folder / 'result.json').is_file():
-            found.append(read_record(folder, trial.run))
+            record = read_record(folder, trial.run)
+            _check_recipe(record, trial)
+            found.append(record)
     return found
+
+
+def _check_recipe(record: Record, trial: Trial) -> None:
+    """Raises :class:`UserError` where a training is not what the study says."""
+    for option, value in trial.recipe.as_dict().items():
+        then = record.result.recipe.get(option, value)
+        if then != value and option not in FREE - {'seed'}:
+            raise UserError(f'{record.folder}: was trained with {option} {then}, the study says {value}')
 
 
 def group_runs(folders: Sequence[Path]) -> list[Record]:
@@ -175,18 +185,17 @@ def sample(records: Sequence[Record], metric: str) -> Sample | None:
     values = [value for record in records if (value := record.metric(metric)) is not None and math.isfinite(value)]
     if not values or len(values) < len(records):
         return None
-    note = ''
+    note, missed = '', 0
     if match := THRESHOLD.fullmatch(metric):
         missed = sum(not record.reach(match[1], float(match[2]))[1] for record in records)
         if missed:
             note = f'{records[0].run}: {missed} of {len(records)} did not reach {match[2]} %, they count as the end'
-    correct = None
-    if metric == 'top1' and all(record.analysis is not None for record in records):
-        rows = [record.analysis.correct.numpy() for record in records]  # type: ignore[union-attr]
-        correct = np.stack(rows) if len({len(row) for row in rows}) == 1 else None
-        if correct is not None:
-            values = [100.0 * float(row.mean()) for row in correct]
-    return Sample(values, correct, metric in EXACT, note)
+    correct, images = None, ''
+    looked_at = [record.analysis for record in records if record.analysis is not None]
+    if metric == 'top1' and len(looked_at) == len(records) and len({each.images for each in looked_at}) == 1:
+        correct, images = np.stack([each.correct.numpy() for each in looked_at]), looked_at[0].images
+        values = [100.0 * float(row.mean()) for row in correct]
+    return Sample(values, correct, metric in EXACT, missed > 0, images, note)
 
 
 def samples_of(claims: Sequence[Claim], runs: Mapping[str, Sequence[Record]]) -> dict[tuple[str, str], Sample]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 import yaml
 
@@ -24,13 +25,25 @@ from ..errors import UserError
 from ..training.checkpoint import ProcessLock, RunFolder, write_atomic
 from ..training.console import Console, duration
 from ..training.faults import Stopped
+from ..training.options import nearest
 from ..training.prepare import check_resumable
 from ..training.recipe import Recipe
 from ..training.result import read_result
 from .analysis import FILES
-from .plan import NOT_OF_A_STUDY, Study, Trial
+from .plan import NOT_OF_A_STUDY, Study, Trial, dump_study
 
-__all__ = ['Place', 'Trials', 'commands', 'opened', 'reason', 'run_study', 'state_of']
+__all__ = [
+    'Place',
+    'Trials',
+    'commands',
+    'check_models',
+    'opened',
+    'reason',
+    'run_study',
+    'sigterm_interrupts',
+    'state_of',
+    'told',
+]
 
 LOOK = 0.2  # seconds between looks at what runs
 PATIENCE = 60.0  # seconds that a training gets to save what it has
@@ -87,9 +100,8 @@ def state_of(trial: Trial, place: Place) -> str:
 def commands(trial: Trial, place: Place) -> list[list[str]]:
     """What a training is made of, each a command that a person can give as well; its recipe is written for them."""
     recipe = place.output / 'recipes' / f'{trial.run}.yaml'
-    if not recipe.is_file():
-        recipe.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(recipe, yaml.safe_dump(_short(trial.recipe), sort_keys=False).encode())
+    recipe.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(recipe, yaml.safe_dump(_short(trial.recipe), sort_keys=False).encode())
     words = ['--seed', str(trial.recipe.seed), '--output', str(place.output), '--experiment', trial.name, '--resume']
     program = [sys.executable, '-m', 'imagenette_zoo']
     return [
@@ -144,15 +156,22 @@ def _environment(jobs: int, slot: int) -> dict[str, str]:
     """Cores and GPUs are shared out where several run at the same time."""
     own = {'PYTHONPATH': os.pathsep.join(filter(None, sys.path))}
     if jobs > 1:
-        own['OMP_NUM_THREADS'] = str(max(1, available_cores() // jobs))
-        if torch.cuda.device_count() > 1:
-            own['CUDA_VISIBLE_DEVICES'] = str(slot % torch.cuda.device_count())
-    return {**own, **os.environ, 'PYTHONPATH': own['PYTHONPATH']}
+        own['OMP_NUM_THREADS'] = os.environ.get('OMP_NUM_THREADS', str(max(1, available_cores() // jobs)))
+        if (count := torch.cuda.device_count()) > 1:
+            visible = os.environ.get('CUDA_VISIBLE_DEVICES', '').split(',') or [str(index) for index in range(count)]
+            own['CUDA_VISIBLE_DEVICES'] = visible[slot % count]
+    return {**os.environ, **own}
 
 
 def _end_with_parent() -> None:
     """In the child: if the study is killed its trainings save and stop, too."""
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def told(folder: Path) -> str:
+    """What to say of a training that is done."""
+    result = read_result(folder)
+    return f'top-1 {result.top1:.2f} % in {duration(result.seconds.get("total") or 0.0)}'
 
 
 def reason(code: int, log: Path) -> str:
@@ -190,8 +209,8 @@ def run_study(
         UserError: A folder holds something else, or another process runs this study.
         KeyboardInterrupt: Ctrl-C or SIGTERM; what was computed is saved.
     """
-    with opened(study, place, only) as (chosen, states), _sigterm_interrupts():
-        return _Overview(chosen, states, place, console, budget or study.budget).run()
+    with opened(study, place, only) as (chosen, states), sigterm_interrupts():
+        return _Overview(study, chosen, states, place, console, budget or study.budget).run()
 
 
 @contextlib.contextmanager
@@ -201,6 +220,9 @@ def opened(study: Study, place: Place, only: Sequence[str]) -> Iterator[tuple[li
     Raises:
         UserError: A folder holds something else, or another process runs this study.
     """
+    check_models(study)
+    if (place.output / 'args.yaml').exists():
+        raise UserError(f'{place.output}: holds a run, not a study: choose another --output or --experiment')
     try:
         place.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -208,18 +230,23 @@ def opened(study: Study, place: Place, only: Sequence[str]) -> Iterator[tuple[li
     lock = ProcessLock(place.output / '.lock')
     try:
         chosen = [trial for trial in study.trials() if not only or trial.run in only]
-        states = {trial.name: state_of(trial, place) for trial in chosen}
-        if study.text:
-            write_atomic(place.output / 'study.yaml', study.text.encode())
-        for path in (place.output / 'recipes').glob('*.yaml'):  # of a study that was changed
-            path.unlink()
+        states = {trial.name: state_of(trial, place) for trial in study.trials()}
+        write_atomic(place.output / 'study.yaml', dump_study(study).encode())
         yield chosen, states
     finally:
         lock.release()
 
 
+def check_models(study: Study) -> None:
+    """Raises :class:`UserError` where a run's model is none that timm or the zoo has."""
+    for run in study.runs.values():
+        name = run.recipe.model
+        if ':' not in name and not timm.is_model(name):
+            raise UserError(f'{run.name}: no model {name!r}{nearest(name, timm.list_models())}')
+
+
 @contextlib.contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
+def sigterm_interrupts() -> Iterator[None]:
     def stop(number: int, _: object) -> None:
         raise Stopped(number)
 
@@ -234,9 +261,15 @@ class _Overview:
     """The loop over the trainings, and what is said of it."""
 
     def __init__(
-        self, trials: list[Trial], states: dict[str, str], place: Place, console: Console, budget: float | None
+        self,
+        study: Study,
+        trials: list[Trial],
+        states: dict[str, str],
+        place: Place,
+        console: Console,
+        budget: float | None,
     ) -> None:
-        self.trials = trials
+        self.study = study
         self.place = place
         self.console = console
         self.budget = budget
@@ -261,7 +294,7 @@ class _Overview:
                         progress.bar.set_postfix_str(', '.join(job.trial.name for job in self.running))
                         progress.bar.update(now - shown)
                         shown = now
-            except KeyboardInterrupt:
+            except BaseException:
                 self._stop()
                 raise
         return self.found
@@ -282,24 +315,32 @@ class _Overview:
                 self.waiting.clear()
                 return
             slot = min(set(range(self.place.jobs)) - {job.slot for job in self.running})
-            job = _Job(self.waiting.popleft(), self.place, slot)
+            trial = self.waiting.popleft()
+            try:
+                job = _Job(trial, self.place, slot)
+            except (OSError, UserError) as error:
+                self.found.failed[trial.name] = str(error)
+                self.console.line(f'{trial.name}: FAILED: {error}')
+                continue
             self.running.append(job)
             if not self.console.live:
                 self.console.line(f'started {job.trial.name}{self._left()}')
 
     def _look(self, job: _Job) -> None:
-        code = job.poll()
-        if code is None:
-            return
-        self.running.remove(job)
         name = job.trial.name
-        if code == 0:
+        try:
+            code = job.poll()
+            if code is None:
+                return
+            self.running.remove(job)
+            if code:
+                raise UserError(reason(code, job.log))
+            text = told(job.folder)
             self.found.done.append(job.trial)
-            result = read_result(job.folder)
-            text = f'top-1 {result.top1:.2f} % in {duration(result.seconds["total"] or 0.0)}'
-        else:
-            self.found.failed[name] = reason(code, job.log)
-            text = f'FAILED: {self.found.failed[name]}'
+        except (OSError, UserError) as error:
+            self.running = [other for other in self.running if other is not job]
+            self.found.failed[name] = str(error)
+            text = f'FAILED: {error}'
         finished = len(self.found.done) + len(self.found.failed)
         self.console.line(f'[{finished}/{self.total}] {name}: {text}{self._left()}')
 
@@ -309,9 +350,8 @@ class _Overview:
         return 0
 
     def _hours(self) -> float:
-        """What all trainings of the study have taken, those that run included."""
-        finished = sum(read_result(self.place.output / each.name).seconds['total'] or 0.0 for each in self.found.done)
-        return finished / 3600
+        """What the epochs of all trainings of the study have taken."""
+        return sum(sum(self._epoch_seconds(trial.name)) for trial in self.study.trials()) / 3600
 
     def _left(self) -> str:
         """The time that is left, by the epochs that are done, of the same run where there are any."""
@@ -326,12 +366,15 @@ class _Overview:
     def _seconds_per_epoch(self) -> dict[str, float]:
         """What an epoch of each run took, where one is done."""
         found: dict[str, list[float]] = {}
-        for trial in self.trials:
-            with contextlib.suppress(OSError, ValueError, KeyError):
-                text = (self.place.output / trial.name / 'metrics.jsonl').read_text()
-                rows = [json.loads(line)['seconds'] for line in text.splitlines()]
-                found.setdefault(trial.run, []).extend(rows)
+        for trial in self.study.trials():
+            found.setdefault(trial.run, []).extend(self._epoch_seconds(trial.name))
         return {run: sum(rows) / len(rows) for run, rows in found.items() if rows}
+
+    def _epoch_seconds(self, name: str) -> list[float]:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            text = (self.place.output / name / 'metrics.jsonl').read_text()
+            return [float(json.loads(line)['seconds']) for line in text.splitlines()]
+        return []
 
     def _stop(self) -> None:
         """Has all that runs save and stop."""

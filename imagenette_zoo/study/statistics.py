@@ -38,12 +38,16 @@ class Sample:
         values: A number for each seed.
         correct: ``(seeds, images)`` whether each image was classified correctly, for a metric that is their share in %.
         exact: It is the same for every seed, as the number of parameters.
+        bounds: Some of the values are only what the true ones are not below.
+        images: What tells the images of ``correct`` from others.
         note: What to know about the values.
     """
 
     values: Sequence[float]
     correct: np.ndarray | None = None
     exact: bool = False
+    bounds: bool = False
+    images: str = ''
     note: str = ''
 
 
@@ -55,7 +59,6 @@ class Interval:
     low: float | None
     high: float | None
     count: int
-    deviation: float | None
 
     @property
     def half(self) -> float | None:
@@ -94,14 +97,7 @@ class Verdict:
     p: float
     p_adjusted: float
     findings: list[Finding]
-    claims: int  # that were judged together
-
-    @property
-    def more_seeds(self) -> int | None:
-        """Further seeds that would decide it, None where it is decided or where none would."""
-        missing = [finding.more_seeds for finding in self.findings if finding.p * self.claims > LEVEL]
-        known = [more for more in missing if more is not None]
-        return max(known) if self.verdict == 'undecided' and known and len(known) == len(missing) else None
+    more_seeds: int | None  # that would decide it; None where it is decided or where none would
 
 
 def _scipy() -> ModuleType:
@@ -116,20 +112,25 @@ def interval(values: Sequence[float]) -> Interval:
     """The mean of some numbers and its 95 % interval, Student's."""
     mean = float(np.mean(values))
     if len(values) < 2:
-        return Interval(mean, None, None, len(values), None)
-    deviation = float(np.std(values, ddof=1))
+        return Interval(mean, None, None, len(values))
+    deviation = math.sqrt(_variance(np.asarray(values)))
     half = float(_scipy().t.ppf(1 - LEVEL / 2, len(values) - 1)) * deviation / math.sqrt(len(values))
-    return Interval(mean, mean - half, mean + half, len(values), deviation)
+    return Interval(mean, mean - half, mean + half, len(values))
 
 
-def compare(comparison: Comparison, larger: Sample | None, smaller: Sample | None, claims: int = 1) -> Finding:
+def _variance(values: np.ndarray) -> float:
+    """The variance of numbers; equal ones have none, whatever rounding makes of their mean."""
+    return 0.0 if values.min() == values.max() else float(values.var(ddof=1))
+
+
+def compare(comparison: Comparison, larger: Sample | None, smaller: Sample | None, tests: int = 1) -> Finding:
     """Tests whether one run exceeds another by more than the bound.
 
     Args:
         comparison: Which, and the bound.
         larger: The metric of the run that is expected to be larger, None where it is not there.
         smaller: That of the other.
-        claims: How many claims are tested together: decides only how many seeds more would do.
+        tests: How many are made together: decides only how many seeds more would do.
     """
     found = tuple(interval(each.values) if each and len(each.values) else None for each in (larger, smaller))
     if larger is None or smaller is None or None in found:
@@ -138,16 +139,14 @@ def compare(comparison: Comparison, larger: Sample | None, smaller: Sample | Non
     first, second = (np.asarray(sample.values, dtype=float) for sample in (larger, smaller))
     note = '; '.join(dict.fromkeys(filter(None, (larger.note, smaller.note))))
     bound = comparison.bound
+    if larger.exact and smaller.exact:
+        return _counted(comparison, first[0], second[0], found[0], found[1])
     if comparison.ratio:
         if min(first.min(), second.min()) <= 0:
             return Finding(comparison, found[0], found[1], note='a ratio needs numbers above 0')
         first, second, bound = np.log(first), np.log(second), math.log(bound)
     difference = float(first.mean() - second.mean())
     back = math.exp if comparison.ratio else float
-    if larger.exact and smaller.exact:
-        effect = back(difference)
-        p = 0.0 if difference != bound else 1.0
-        return Finding(comparison, found[0], found[1], effect, effect, effect, p, difference > bound, note=note)
     if min(len(first), len(second)) < 2:
         lacking = 2 - min(len(first), len(second))
         note = '; '.join(filter(None, ('two seeds at least are needed', note)))
@@ -156,10 +155,13 @@ def compare(comparison: Comparison, larger: Sample | None, smaller: Sample | Non
     variance, freedom = spread.at(len(first), len(second))
     if variance == 0:
         return Finding(comparison, found[0], found[1], back(difference), note='the seeds do not differ: no test')
+    holds = difference > bound
+    if smaller.bounds if holds else larger.bounds:
+        return Finding(comparison, found[0], found[1], back(difference), holds=holds, note=f'{note}: no test')
     student = _scipy().t
     p = 2 * float(student.sf(abs(difference - bound) / math.sqrt(variance), freedom))
     half = float(student.ppf(1 - LEVEL / 2, freedom)) * math.sqrt(variance)
-    more = None if p * claims <= LEVEL else spread.more_seeds(difference - bound, len(first), len(second), claims)
+    more = None if p * tests <= LEVEL else spread.more_seeds(difference - bound, len(first), len(second), tests)
     return Finding(
         comparison,
         found[0],
@@ -168,14 +170,22 @@ def compare(comparison: Comparison, larger: Sample | None, smaller: Sample | Non
         back(difference - half),
         back(difference + half),
         min(p, 1.0),
-        difference > bound,
+        holds,
         more,
         note,
     )
 
 
+def _counted(comparison: Comparison, first: float, second: float, *found: Interval | None) -> Finding:
+    """A comparison of numbers that no chance is in."""
+    wanted = comparison.bound * second if comparison.ratio else comparison.bound + second
+    effect = first / second if comparison.ratio else first - second
+    holds = first > wanted and not math.isclose(first, wanted)
+    return Finding(comparison, found[0], found[1], effect, effect, effect, 0.0, holds)
+
+
 def _both_correct(first: Sample, second: Sample) -> tuple[np.ndarray, np.ndarray] | None:
-    if first.correct is None or second.correct is None or first.correct.shape[1] != second.correct.shape[1]:
+    if first.correct is None or second.correct is None or first.images != second.images:
         return None
     return 100.0 * first.correct, 100.0 * second.correct
 
@@ -190,7 +200,7 @@ class _Spread:
 
     @classmethod
     def of(cls, first: np.ndarray, second: np.ndarray, correct: tuple[np.ndarray, np.ndarray] | None) -> _Spread:
-        seeds = (float(first.var(ddof=1)), float(second.var(ddof=1)))
+        seeds = (_variance(first), _variance(second))
         if correct is None:
             return cls(seeds)
         count = correct[0].shape[1]
@@ -208,11 +218,11 @@ class _Spread:
         weights = sum(part**2 / freedom for part, freedom in parts)
         return variance, variance**2 / weights if weights else math.inf
 
-    def more_seeds(self, difference: float, first: int, second: int, claims: int) -> int | None:
+    def more_seeds(self, difference: float, first: int, second: int, tests: int) -> int | None:
         student = _scipy().t
-        for more in range(1, MOST_SEEDS):
+        for more in range(1, MOST_SEEDS + 1):
             variance, freedom = self.at(first + more, second + more)
-            needed = student.ppf(1 - LEVEL / claims / 2, freedom) + student.ppf(POWER, freedom)
+            needed = student.ppf(1 - LEVEL / tests / 2, freedom) + student.ppf(POWER, freedom)
             if abs(difference) >= needed * math.sqrt(variance):
                 return more
         return None
@@ -228,29 +238,41 @@ def judge(claims: Sequence[Claim], samples: Mapping[tuple[str, str], Sample]) ->
         claims: All claims of the study: they are corrected together.
         samples: ``{(metric, run): numbers}``.
     """
+    found = [_weigh(claim, samples, len(claims)) for claim in claims]
+    verdicts = []
+    for claim, (p, findings, more), level in zip(claims, found, _holm([p for p, _, _ in found]), strict=True):
+        holds = not _against(findings)
+        word = 'undecided' if level > LEVEL else 'supported' if holds else 'contradicted'
+        verdicts.append(Verdict(claim, word, p, level, findings, more if word == 'undecided' else None))
+    return verdicts
+
+
+def _weigh(
+    claim: Claim, samples: Mapping[tuple[str, str], Sample], claims: int
+) -> tuple[float, list[Finding], int | None]:
+    """``(p-value, findings, further seeds that would decide it)`` of one claim out of so many."""
+    findings = _findings(claim, samples, claims)
+    if _against(findings):  # one of them suffices
+        findings = _findings(claim, samples, claims * len(findings))
+        against = _against(findings)
+        p = min(1.0, len(findings) * min(each.p for each in against))
+        return p, findings, min((each.more_seeds for each in against if each.more_seeds), default=None)
+    open_ones = [each.more_seeds for each in findings if each.p * claims > LEVEL]
+    known = [more for more in open_ones if more is not None]
+    return max(each.p for each in findings), findings, max(known) if known and known == open_ones else None
+
+
+def _findings(claim: Claim, samples: Mapping[tuple[str, str], Sample], tests: int) -> list[Finding]:
     found = []
-    for claim in claims:
-        findings = [
-            compare(
-                each, samples.get((claim.metric, each.larger)), samples.get((claim.metric, each.smaller)), len(claims)
-            )
-            for each in claim.comparisons
-        ]
-        against = [finding.p for finding in findings if not finding.holds and finding.effect is not None]
-        p = min(1.0, len(findings) * min(against)) if against else max(finding.p for finding in findings)
-        found.append((claim, p, not against, findings))
-    adjusted = _holm([p for _, p, _, _ in found])
-    return [
-        Verdict(
-            claim,
-            'undecided' if level > LEVEL else 'supported' if holds else 'contradicted',
-            p,
-            level,
-            findings,
-            len(claims),
-        )
-        for (claim, p, holds, findings), level in zip(found, adjusted, strict=True)
-    ]
+    for each in claim.comparisons:
+        larger, smaller = (samples.get((claim.metric, run)) for run in (each.larger, each.smaller))
+        found.append(compare(each, larger, smaller, tests))
+    return found
+
+
+def _against(findings: Sequence[Finding]) -> list[Finding]:
+    """Those that point the other way."""
+    return [finding for finding in findings if not finding.holds and finding.effect is not None]
 
 
 def _holm(values: Sequence[float]) -> list[float]:

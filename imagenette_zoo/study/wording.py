@@ -227,7 +227,7 @@ def _remedy(claim: Content) -> str:
         return 'other numbers: with these it cannot be judged'
     untested = [finding for finding in findings if finding['low'] is None]
     if any(finding['more_seeds'] is None for finding in untested):
-        return 'seeds that differ: there is no spread to test against'
+        return 'other numbers: the note says why these cannot be tested'
     if untested:
         most = max(finding['more_seeds'] for finding in untested)
         return f'at least {_count(most, "more seed")} of each run, before it can be tested at all'

@@ -152,11 +152,11 @@ def test_a_study_that_was_stopped_goes_on(place: Path, folder: Path, number: sig
     process.send_signal(number)
     output = process.communicate(timeout=60)[0]
     assert process.returncode == (-9 if number == signal.SIGKILL else 128 + number), output
-    assert not (run / 'result.json').exists()
     deadline = time.time() + 30
     while subprocess.run(trainings, capture_output=True).returncode == 0:
         assert time.time() < deadline, 'a training outlives its study'
         time.sleep(0.1)
+    assert not (run / 'result.json').exists(), 'the training outlived its study to its end'
     assert main(command) == 0
     [recipe] = [trial.recipe for trial in read_study('rates.yaml').trials() if trial.run == 'slow']
     whole = train(recipe.replace(data_dir=str(folder), output='whole', experiment='slow-seed1'), quiet=True)

@@ -13,6 +13,7 @@ import pytest
 
 from imagenette_zoo.cli import main
 from imagenette_zoo.study.plan import read_study
+from imagenette_zoo.study.runner import environment
 from imagenette_zoo.training.checkpoint import ProcessLock
 from imagenette_zoo.training.trainer import train
 
@@ -106,6 +107,15 @@ def test_one_failure_does_not_stop_the_others(place: Path, folder: Path, capsys:
     assert captured.err.startswith('error: 1 of 3 trainings failed')
     assert 'nonsense' in captured.err
     assert sorted(weights(place / 'runs' / 'rates')) == ['fast-seed1', 'slow-seed1']
+
+
+@pytest.mark.parametrize(('visible', 'expected'), [(None, ['0', '1', '0']), ('3,5', ['3', '5', '3'])])
+def test_trainings_share_the_gpus(monkeypatch: pytest.MonkeyPatch, visible: str | None, expected: list[str]) -> None:
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+    if visible:
+        monkeypatch.setenv('CUDA_VISIBLE_DEVICES', visible)
+    monkeypatch.setattr('torch.cuda.device_count', lambda: 2)
+    assert [environment(3, slot)['CUDA_VISIBLE_DEVICES'] for slot in range(3)] == expected
 
 
 def test_one_study_a_folder(place: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

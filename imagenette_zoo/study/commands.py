@@ -14,7 +14,7 @@ from .estimate import image_counts, seconds_per_epoch
 from .plan import Study, find_study, make_study, read_study
 from .records import Record, by_run, group_runs, samples_of, study_records
 from .report import write_report
-from .runner import Place, Trials, check_models, run_study, state_of
+from .runner import Place, Trials, check_models, epochs_done, run_study, state_of
 from .statistics import interval, judge
 
 __all__ = ['dry_run', 'report_command', 'run_command', 'study_command']
@@ -136,7 +136,7 @@ def dry_run(
         states = [state_of(trial, place) for trial in trials]
         counts = image_counts(run.recipe, place.data_dir)
         epochs = sum(
-            trial.recipe.epochs - _epochs_done(place.output / trial.name)
+            trial.recipe.epochs - epochs_done(place.output / trial.name)
             for trial, state in zip(trials, states, strict=True)
             if state != 'done'
         )
@@ -154,11 +154,6 @@ def dry_run(
     for claim in study.claims:
         console.line(f'{claim.name}: {claim.sentence}  [{claim.metric}: {"; ".join(claim.order)}]')
     return wall
-
-
-def _epochs_done(folder: Path) -> int:
-    path = folder / 'metrics.jsonl'
-    return path.read_bytes().count(b'\n') if path.is_file() else 0
 
 
 def summary(records: Sequence[Record]) -> str:

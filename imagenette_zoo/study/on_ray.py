@@ -92,7 +92,11 @@ def _collect(ray: Any, chosen: list[Trial], states: dict[str, str], place: Place
     waiting = []
     for trial in chosen:
         if RunFolder(place.output / trial.name).finished and states[trial.name] != 'done':  # nobody looked at it
-            subprocess.run(commands(trial, place)[1], check=False)
+            code = subprocess.run(commands(trial, place)[1]).returncode
+            if code:
+                found.failed[trial.name] = 'its analysis failed'
+            else:
+                found.done.append(trial)
         elif states[trial.name] != 'done':
             waiting.append(trial)
     task = ray.remote(max_retries=RETRIES, **_resources(ray))(_train_there)

@@ -23,6 +23,7 @@ __all__ = [
     'Study',
     'StudyRun',
     'Trial',
+    'differing',
     'dump_study',
     'find_study',
     'make_study',
@@ -132,9 +133,6 @@ def dump_study(study: Study) -> str:
     defaults = Recipe().as_dict()
     base = {**defaults, **study.base}
 
-    def differing(values: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
-        return {k: v for k, v in values.items() if v != others[k] and k not in NOT_OF_A_STUDY}
-
     content = {
         'title': study.title,
         'limits': study.limits,
@@ -146,6 +144,11 @@ def dump_study(study: Study) -> str:
     }
     kept = {key: value for key, value in content.items() if value}
     return yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, width=120)
+
+
+def differing(values: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a study that differ from others."""
+    return {name: value for name, value in values.items() if value != others[name] and name not in NOT_OF_A_STUDY}
 
 
 def _dump_claim(claim: Claim) -> dict[str, Any]:

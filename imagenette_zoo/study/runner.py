@@ -30,13 +30,15 @@ from ..training.prepare import check_resumable
 from ..training.recipe import Recipe
 from ..training.result import read_result
 from .analysis import FILES
-from .plan import NOT_OF_A_STUDY, Study, Trial, dump_study
+from .plan import Study, Trial, differing, dump_study
 
 __all__ = [
     'Place',
     'Trials',
-    'commands',
     'check_models',
+    'commands',
+    'environment',
+    'epochs_done',
     'opened',
     'reason',
     'run_study',
@@ -101,19 +103,15 @@ def commands(trial: Trial, place: Place) -> list[list[str]]:
     """What a training is made of, each a command that a person can give as well; its recipe is written for them."""
     recipe = place.output / 'recipes' / f'{trial.run}.yaml'
     recipe.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(recipe, yaml.safe_dump(_short(trial.recipe), sort_keys=False).encode())
+    write_atomic(
+        recipe, yaml.safe_dump(differing(trial.recipe.as_dict(), Recipe().as_dict()), sort_keys=False).encode()
+    )
     words = ['--seed', str(trial.recipe.seed), '--output', str(place.output), '--experiment', trial.name, '--resume']
     program = [sys.executable, '-m', 'imagenette_zoo']
     return [
         [*program, 'train', '-c', str(recipe), *words, *place.flags()],
         [*program, 'analyse', str(place.output / trial.name), *place.flags()],
     ]
-
-
-def _short(recipe: Recipe) -> dict[str, Any]:
-    """The options of a recipe that differ from timm's defaults, without those that are not of a study."""
-    defaults = Recipe().as_dict()
-    return {k: v for k, v in recipe.as_dict().items() if v != defaults[k] and k not in NOT_OF_A_STUDY}
 
 
 class _Job:
@@ -126,7 +124,7 @@ class _Job:
         self.log = place.output / 'logs' / f'{trial.name}.log'
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self._commands = deque(commands(trial, place))
-        self._environment = _environment(place.jobs, slot)
+        self._environment = environment(place.jobs, slot)
         self._mode = 'wb'
         self._start()
 
@@ -152,20 +150,27 @@ class _Job:
         return code
 
 
-def _environment(jobs: int, slot: int) -> dict[str, str]:
+def environment(jobs: int, slot: int) -> dict[str, str]:
     """Cores and GPUs are shared out where several run at the same time."""
     own = {'PYTHONPATH': os.pathsep.join(filter(None, sys.path))}
     if jobs > 1:
         own['OMP_NUM_THREADS'] = os.environ.get('OMP_NUM_THREADS', str(max(1, available_cores() // jobs)))
         if (count := torch.cuda.device_count()) > 1:
-            visible = os.environ.get('CUDA_VISIBLE_DEVICES', '').split(',') or [str(index) for index in range(count)]
-            own['CUDA_VISIBLE_DEVICES'] = visible[slot % count]
+            visible = os.environ.get('CUDA_VISIBLE_DEVICES') or ','.join(map(str, range(count)))
+            own['CUDA_VISIBLE_DEVICES'] = visible.split(',')[slot % count]
     return {**os.environ, **own}
 
 
 def _end_with_parent() -> None:
     """In the child: if the study is killed its trainings save and stop, too."""
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def epochs_done(folder: Path) -> int:
+    """How many epochs of a training are done."""
+    with contextlib.suppress(OSError):
+        return (folder / 'metrics.jsonl').read_bytes().count(b'\n')
+    return 0
 
 
 def told(folder: Path) -> str:
@@ -345,9 +350,7 @@ class _Overview:
         self.console.line(f'[{finished}/{self.total}] {name}: {text}{self._left()}')
 
     def _epochs_done(self, name: str) -> int:
-        with contextlib.suppress(OSError):
-            return (self.place.output / name / 'metrics.jsonl').read_bytes().count(b'\n')
-        return 0
+        return epochs_done(self.place.output / name)
 
     def _hours(self) -> float:
         """What the epochs of all trainings of the study have taken."""

@@ -135,9 +135,9 @@ def make_claims(*parts: tuple[str, str, str]) -> tuple[Claim, ...]:
 
 @pytest.fixture(scope='module')
 def study() -> Study:
-    plan = make_study('trial', 'Which is better?', {'good': Recipe(), 'bad': Recipe(model='mobile')}, (1, 2, 3))
+    plan = make_study('Which is better?', {'good': Recipe(), 'bad': Recipe(model='mobile')}, (1, 2, 3))
     claims = make_claims(('top1', 'good', 'bad'), ('top1', 'bad', 'good'), ('train_seconds', 'good', 'bad'))
-    return Study(plan.name, plan.title, plan.runs, plan.seeds, claims)
+    return Study(plan.title, plan.runs, plan.seeds, claims)
 
 
 @pytest.fixture(scope='module')
@@ -222,9 +222,9 @@ def test_hostile_names_are_only_text(tmp_path: Path) -> None:
     records = [
         make_record(HOSTILE, seed, 80.0 + seed, model=HOSTILE, classes=(HOSTILE, control, '_c')) for seed in (1, 2, 3)
     ]
-    study = make_study('x', HOSTILE, {HOSTILE: Recipe()}, (1, 2, 3))
+    study = make_study(HOSTILE, {HOSTILE: Recipe()}, (1, 2, 3))
     claim = Claim(HOSTILE, HOSTILE, 'top1', (HOSTILE,), (Comparison(HOSTILE, 'bad', 0.0),))
-    study = Study(study.name, study.title, study.runs, study.seeds, (claim,))
+    study = Study(study.title, study.runs, study.seeds, (claim,))
     page = write_report(tmp_path, records, study=study).read_text()
     assert page.count('<script') == 1
     assert '<script>alert' not in page
@@ -309,8 +309,8 @@ def test_a_training_that_diverged_is_reported_too(tmp_path: Path) -> None:
     for record in records:
         assert record.analysis
         record.analysis.confidence.fill_(nan)
-    plan = make_study('x', 'x', {'a': Recipe(), 'b': Recipe()}, (1, 2))
-    study = Study(plan.name, plan.title, plan.runs, plan.seeds, make_claims(('loss', 'a', 'b')))
+    plan = make_study('x', {'a': Recipe(), 'b': Recipe()}, (1, 2))
+    study = Study(plan.title, plan.runs, plan.seeds, make_claims(('loss', 'a', 'b')))
     page = write_report(tmp_path, [*records, make_record('b', 1, 80.0), make_record('b', 2, 81.0)], study=study)
     assert 'undecided' in text_of(page.read_text())
     assert 'id="passes"' not in page.read_text()

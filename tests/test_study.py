@@ -52,7 +52,7 @@ def study_file(folder: Path, text: str) -> Path:
 
 def test_a_study_file(tmp_path: Path) -> None:
     study = read_study(study_file(tmp_path, STUDY))
-    assert (study.name, study.title, study.seeds, study.budget) == ('question', 'A question', (1, 7), 2.0)
+    assert (study.title, study.seeds, study.budget) == ('A question', (1, 7), 2.0)
     assert list(study.runs) == [
         'plain',
         'fast',

@@ -68,7 +68,7 @@ def run_command(
     recipes = {plain_name(model): recipe.replace(model=model) for model in models}
     if len(recipes) != len(models):
         raise UserError(f'a model is given twice, or two names differ by punctuation only: {" ".join(models)}')
-    study = make_study(place.output.name, ' and '.join(models), recipes, tuple(range(1, seeds + 1)))
+    study = make_study(' and '.join(models), recipes, tuple(range(1, seeds + 1)))
     _carry_out(study, place, Console(), plan_only=plan_only, ray=ray)
 
 

@@ -28,7 +28,6 @@ Runs = Mapping[str, Sequence[Record]]
 def contents(
     records: Sequence[Record],
     study: Study | None = None,
-    title: str | None = None,
     compare: tuple[str, str] | None = None,
 ) -> dict[str, Any]:
     """Everything that a report on finished trainings shows, fit for JSON.
@@ -36,7 +35,6 @@ def contents(
     Args:
         records: The trainings.
         study: Its claims are judged, and what of it is not finished is told.
-        title: In place of the study's.
         compare: The two runs that are shown beside each other; the best two of different models if not given.
 
     Raises:
@@ -46,7 +44,7 @@ def contents(
         raise UserError('nothing to report: no training is finished yet; train first')
     runs = _ranked(by_run(records))
     found: dict[str, Any] = {
-        'title': title or (study.title if study else f'Report on {", ".join(runs)}' if len(runs) < 4 else 'Report'),
+        'title': study.title if study else f'Report on {", ".join(runs)}' if len(runs) < 4 else 'Report',
         'setup': _setup(records, runs),
         'limits': study.limits if study else '',
         'unfinished': _unfinished(records, study),

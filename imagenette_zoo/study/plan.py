@@ -103,7 +103,6 @@ class Study:
     """Runs, seeds and claims.
 
     Args:
-        name: Names its folder.
         title: What it asks.
         runs: The runs by name, in the order of the file.
         seeds: The seeds of each.
@@ -113,7 +112,6 @@ class Study:
         base: The options that all runs have unless they say otherwise.
     """
 
-    name: str
     title: str
     runs: dict[str, StudyRun]
     seeds: tuple[int, ...]
@@ -169,9 +167,9 @@ def find_study(name: str | Path) -> Path:
     return shipped(name, 'study', 'studies')
 
 
-def make_study(name: str, title: str, recipes: Mapping[str, Recipe], seeds: tuple[int, ...]) -> Study:
+def make_study(title: str, recipes: Mapping[str, Recipe], seeds: tuple[int, ...]) -> Study:
     """A study without a file and without claims: recipes by name."""
-    return Study(name, title, {key: StudyRun(key, recipe) for key, recipe in recipes.items()}, seeds)
+    return Study(title, {key: StudyRun(key, recipe) for key, recipe in recipes.items()}, seeds)
 
 
 def read_study(path: str | Path) -> Study:
@@ -235,7 +233,6 @@ class _Reader:
             raise self.fail(parts['runs'][1], 'a study needs runs')
         claims = self.claims(parts['claims'][1], runs) if 'claims' in parts else ()
         return Study(
-            self.path.stem,
             self.words(parts, 'title') or self.path.stem,
             runs,
             self.seeds(parts['seeds'][1]) if 'seeds' in parts else (1, 2, 3),

@@ -68,7 +68,6 @@ def write_report(
     records: Sequence[Record],
     *,
     study: Study | None = None,
-    title: str | None = None,
     data_dir: str | None = None,
     images: bool = True,
     compare: tuple[str, str] | None = None,
@@ -80,7 +79,6 @@ def write_report(
         folder: Where to; it is made.
         records: Finished trainings.
         study: What they are of: its claims are judged.
-        title: In place of the study's.
         data_dir: Where the images are; as in training if not given.
         images: Whether the page shows images of the data set. A report that is given away must not, and then says
             the same wherever it is written, whether or not the images are at hand.
@@ -99,7 +97,7 @@ def write_report(
             importlib.import_module(package)
         except ImportError:
             raise UserError(f'a report needs {package}: pip install "imagenette-zoo[report]"') from None
-    content = contents(records, study, title, compare)
+    content = contents(records, study, compare)
     mistakes = _mistakes(records, data_dir, images)
     content['mistakes'] = plain(
         [{name: value for name, value in asdict(each).items() if name != 'thumbnail'} for each in mistakes.mistakes]

@@ -1,6 +1,7 @@
 """Shared by the tests: tiny image folders, the real data set where it is at hand."""
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,10 @@ from imagenette_zoo.training.recipe import Recipe
 needs_local_dir = pytest.mark.skipif(
     tuple(int(part) for part in timm.__version__.split('.')[:3]) < (1, 0, 26),
     reason='timm before 1.0.26 cannot load safetensors from local-dir',
+)
+
+needs_compiler = pytest.mark.skipif(
+    not any(map(shutil.which, (os.environ.get('CXX', 'c++'), 'g++', 'clang++'))), reason='no C++ compiler'
 )
 
 

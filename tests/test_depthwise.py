@@ -1,4 +1,4 @@
-"""Depthwise convolutions under bfloat16 autocast on a CPU."""
+"""The gradients of depthwise convolutions on a CPU."""
 
 import copy
 
@@ -7,7 +7,10 @@ import timm
 import torch
 import torch.nn as nn
 
+from imagenette_zoo.layers import depthwise
 from imagenette_zoo.layers.depthwise import speed_up_depthwise
+
+from .conftest import needs_compiler
 
 
 def _train(layer: nn.Module, x: torch.Tensor, amp: bool = True) -> list[torch.Tensor]:
@@ -18,25 +21,93 @@ def _train(layer: nn.Module, x: torch.Tensor, amp: bool = True) -> list[torch.Te
     return [y.detach(), x.grad, *(parameter.grad for parameter in layer.parameters())]
 
 
-@pytest.mark.parametrize('kernel_size', [1, 3, 5, 7])
-@pytest.mark.parametrize('stride', [1, 2, 3])
-@pytest.mark.parametrize('bias', [False, True])
-@pytest.mark.parametrize('multiplier', [1, 2])
-def test_gradients_are_those_of_torch(kernel_size: int, stride: int, bias: bool, multiplier: int) -> None:
-    torch.manual_seed(0)
-    layer = nn.Conv2d(
-        8, 8 * multiplier, kernel_size, stride, kernel_size // 2, groups=8, bias=bias, dilation=1 + (kernel_size == 3)
-    )
-    exact, ours = copy.deepcopy(layer), copy.deepcopy(layer)
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The kernels that run."""
+    names, call = [], depthwise.call
+
+    def spy(name: str, *arguments: object) -> None:
+        names.append(name)
+        call(name, *arguments)
+
+    monkeypatch.setattr(depthwise, 'call', spy)
+    return names
+
+
+def _compare(layer: nn.Conv2d, x: torch.Tensor, amp: bool) -> None:
+    """Ours are as near to float64's as torch's are."""
+    exact, ours = copy.deepcopy(layer).double(), copy.deepcopy(layer)
     speed_up_depthwise(ours)
-    assert (type(ours) is nn.Conv2d) == (stride == 1 and kernel_size < 5)
-    x = torch.randn(3, 8, 13, 12).to(memory_format=torch.channels_last)
-    for a, b, c in zip(_train(exact, x, amp=False), _train(layer, x), _train(ours, x), strict=True):
+    assert (type(ours) is nn.Conv2d) == (max(layer.stride) == 1 and max(layer.kernel_size) < 5)
+    for a, b, c in zip(
+        _train(exact, x.double(), False), _train(copy.deepcopy(layer), x, amp), _train(ours, x, amp), strict=True
+    ):
         assert c.dtype == b.dtype
         assert c.shape == b.shape
-        error = (c.float() - a).norm() / a.norm()
-        assert error < 0.01
-        assert error <= (b.float() - a).norm() / a.norm() * 1.5
+        error = (c.double() - a).norm() / a.norm()
+        assert error < (0.01 if amp else 1e-5)
+        assert error <= (b.double() - a).norm() / a.norm() * 1.5 + 2e-7
+
+
+@needs_compiler
+@pytest.mark.parametrize('amp', [False, True])
+@pytest.mark.parametrize('kernel_size', [3, 5, 7])
+@pytest.mark.parametrize('stride', [1, 2, 3, 4])
+@pytest.mark.parametrize('shape', [(3, 32, 13, 12), (1, 16, 7, 30), (2, 48, 3, 3)])
+def test_gradients_of_the_kernels(
+    amp: bool, kernel_size: int, stride: int, shape: tuple[int, ...], calls: list[str]
+) -> None:
+    torch.manual_seed(0)
+    for padding in {0, kernel_size // 2, kernel_size - 1}:
+        if padding or min(shape[2:]) >= kernel_size:
+            layer = nn.Conv2d(shape[1], shape[1], kernel_size, stride, padding, groups=shape[1])
+            _compare(layer, torch.randn(shape).to(memory_format=torch.channels_last), amp)
+    assert bool(calls) == (kernel_size > 3 or (amp and stride > 1))
+
+
+OTHERS: dict[str, dict] = {
+    'few channels': {'channels': 8},
+    'multiplied': {'multiplier': 2},
+    'dilated': {'dilation': 2},
+    'rectangular': {'kernel_size': (5, 3)},
+    'strides': {'stride': (2, 1)},
+    'a point': {'kernel_size': 1},
+    'large': {'kernel_size': 9, 'padding': 4},
+    'contiguous': {'memory_format': torch.contiguous_format},
+}
+
+
+@pytest.mark.parametrize('amp', [False, True])
+@pytest.mark.parametrize('case', OTHERS)
+def test_gradients_elsewhere(amp: bool, case: str, calls: list[str]) -> None:
+    """What no kernel is for: in float32 to the bit torch's."""
+    torch.manual_seed(0)
+    options = {'kernel_size': 5, 'stride': 2, 'padding': 2, **OTHERS[case]}
+    channels, multiplier = options.pop('channels', 32), options.pop('multiplier', 1)
+    memory_format = options.pop('memory_format', torch.channels_last)
+    layer = nn.Conv2d(channels, channels * multiplier, groups=channels, bias=False, **options)
+    x = torch.randn(3, channels, 13, 12).to(memory_format=memory_format)
+    _compare(layer, x, amp)
+    if not amp:
+        ours = copy.deepcopy(layer)
+        speed_up_depthwise(ours)
+        assert all(map(torch.equal, _train(ours, x, amp), _train(copy.deepcopy(layer), x, amp)))
+    assert not calls
+
+
+@needs_compiler
+def test_the_number_of_threads_changes_nothing(calls: list[str]) -> None:
+    layer = nn.Conv2d(32, 32, 5, 2, 2, groups=32)
+    speed_up_depthwise(layer)
+    x = torch.randn(7, 32, 16, 16).to(memory_format=torch.channels_last)
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        results.append(_train(copy.deepcopy(layer), x)[1:3])
+    torch.set_num_threads(1)
+    assert all(map(torch.equal, results[0], results[1]))
+    assert all(map(torch.equal, results[0], results[2]))
+    assert len(calls) == 3
 
 
 def test_nothing_else_changes() -> None:

@@ -4,29 +4,29 @@
 """
 
 import logging
-import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from imagenette_zoo.layers.kernels import are_kernels_for, call, is_plain
+
 __all__ = ['Mish', 'much_inference']
 
 # Elements from which on the kernels are worth compiling, and at which their 32-bit indices end. A person who classifies
 # a picture or two is not to wait for a compiler.
 FUSED_SIZES = {'training': range(2**19, 2**30), 'inference': range(2**22, 2**30)}
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _FORMATS = (torch.contiguous_format, torch.channels_last, torch.channels_last_3d)
 
 Kernel = Callable[..., None]
 _kernels: dict[tuple[torch.device, torch.dtype, int], tuple[Kernel, Kernel] | None] = {}
 _lock = threading.Lock()
-_process = os.getpid()
 _logger = logging.getLogger(__name__)
 
 
@@ -46,9 +46,9 @@ class Mish(nn.Mish):
 
     For `act_layer=` of any timm model. Costs one exponential instead of three transcendental functions in compiled
     models and, from half a million elements in training and 4 million in inference on (`FUSED_SIZES`), in eager ones;
-    elsewhere, and in scripted, traced and exported models, it is torch's own. The eager kernels are compiled by
-    inductor at their first use: about 14 s the first time on a machine, 4 s in later processes; without a working
-    compiler torch's own is used.
+    elsewhere, and in scripted, traced and exported models, it is torch's own. The eager kernels are compiled at their
+    first use: those of `kernels.cpp` (float32 and bfloat16 on a CPU) in about two seconds, once a machine; others by
+    inductor in about 14 s, and 4 s in later processes. Without a working compiler torch's own is used.
 
     Args:
         inplace: Overwrite the input, where no gradient is needed.
@@ -59,7 +59,7 @@ class Mish(nn.Mish):
             return F.mish(x, inplace=self.inplace)
         if torch.compiler.is_compiling():
             return F.mish(x, inplace=self.inplace) if _is_exporting() else _algebraic_mish(x)
-        kernels = _kernels_for(x) if _is_plain(x) and _is_large(x) and _is_dense(x) else None
+        kernels = _kernels_for(x) if is_plain(x) and _is_large(x) and _is_dense(x) else None
         if kernels is None:
             return F.mish(x, inplace=self.inplace)
         if _is_trained(x):
@@ -106,7 +106,7 @@ class _FusedMish(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
         (x,) = ctx.saved_tensors
-        fused = _is_plain(grad) and _is_plain(x) and _is_dense(x) and x.dtype == grad.dtype
+        fused = is_plain(grad) and is_plain(x) and _is_dense(x) and x.dtype == grad.dtype
         if torch.is_grad_enabled() or not fused:  # create_graph: to be differentiated once more
             return _algebraic_gradient(grad, x), None
         if grad.stride() != x.stride():
@@ -118,23 +118,6 @@ def _launch(kernel: Kernel, *inputs: torch.Tensor, out: torch.Tensor) -> torch.T
     """Runs over dense tensors of the same strides as over one row, whatever their memory format."""
     kernel(*(tensor.as_strided((tensor.numel(),), (1,)) for tensor in (*inputs, out)))
     return out
-
-
-def _is_plain(x: torch.Tensor) -> bool:
-    """Whether a kernel may be run on it: eager, without a transform, mode or subclass that would miss it."""
-    return (
-        not torch.compiler.is_compiling()  # these three first: not to ask a tracer for more
-        and not torch.jit.is_tracing()
-        and type(x) in (torch.Tensor, nn.Parameter)
-        and x.device.type in ('cpu', 'cuda')
-        and x.dtype in _DTYPES
-        and torch._C._has_storage(x)
-        and not (x.is_nested or x.is_neg())
-        and not torch._C._are_functorch_transforms_active()
-        and torch._C._len_torch_dispatch_stack() == 0
-        and torch.autograd.forward_ad.unpack_dual(x).tangent is None
-        and os.getpid() == _process  # OpenMP's threads do not survive a fork
-    )
 
 
 def _is_large(x: torch.Tensor) -> bool:
@@ -162,10 +145,13 @@ def _kernels_for(x: torch.Tensor) -> tuple[Kernel, Kernel] | None:
 
 
 def _compile(device: torch.device, dtype: torch.dtype) -> tuple[Kernel, Kernel] | None:
-    """Inductor without dynamo: no guards, so no further compile and nothing for `torch._dynamo.reset()` to undo.
+    """By `kernels.cpp` where it can, else by inductor without dynamo: no guards, so no further compile and nothing for
+    `torch._dynamo.reset()` to undo.
 
     The examples have one size, so that the kernels do not depend on the tensor that came first.
     """
+    if are_kernels_for(device, dtype):
+        return partial(_call, 'mish_forward'), partial(_call, 'mish_backward')
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter('ignore')
@@ -182,6 +168,11 @@ def _compile(device: torch.device, dtype: torch.dtype) -> tuple[Kernel, Kernel] 
     except Exception:  # no compiler, no Triton, an old GPU, a full disk, ...: torch's own is always right
         _logger.debug('no fused Mish for %s on %s', dtype, device, exc_info=True)
         return None
+
+
+def _call(name: str, *tensors: torch.Tensor) -> None:
+    call(name, [tensors[0].numel()], *tensors)
+    torch.autograd.graph.increment_version(tensors[-1])  # autograd sees that it was written to
 
 
 def _inductor(function: Callable[..., torch.Tensor], *examples: torch.Tensor) -> Kernel:

@@ -24,6 +24,7 @@ from ..data.cache import content_hash, eval_pixels, names_hash
 from ..data.imagenette import ImageSet, available_cores
 from ..data.loaders import Batches, CachedEvalBatches, Transform, eval_loader
 from ..errors import UserError
+from ..layers.norm_mish import fuse_norm_mish
 from .console import Console
 from .distributed import World
 from .options import nearest
@@ -133,8 +134,10 @@ def eval_batches(
 
 
 def place(model: nn.Module, device: torch.device, channels_last: bool) -> nn.Module:
-    """Moves a model to a device and into a memory layout."""
+    """Moves a model to a device and into a memory layout, and fuses there what trains and validates alike."""
     model.to(device)
+    if device.type == 'cpu' and channels_last:
+        fuse_norm_mish(model)
     return model.to(memory_format=torch.channels_last) if channels_last else model
 
 

@@ -76,7 +76,7 @@ class Learner:
                 model.set_grad_checkpointing(True)  # type: ignore[operator]
             except (AssertionError, AttributeError):
                 raise UserError(f'--grad-checkpointing: {recipe.model} does not support it') from None
-        if recipe.amp and recipe.amp_dtype == 'bfloat16' and world.device.type == 'cpu':
+        if world.device.type == 'cpu':
             speed_up_depthwise(model)
         self.model = model
         self.loss_fn = loss_function(recipe).to(world.device)

@@ -1,0 +1,312 @@
+// What kernels.py has compiled for CPUs: Mish, BatchNorm with Mish, and the gradients of depthwise convolutions.
+// Images are channels-last: rows of channels, a multiple of LANES. The vector types are GCC's and clang's.
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+typedef float Floats __attribute__((vector_size(64)));
+typedef uint32_t Bits __attribute__((vector_size(64)));
+typedef uint16_t Halves __attribute__((vector_size(32)));
+struct bfloat16 { uint16_t bits; };
+
+static const int64_t LANES = 16;
+static const int64_t CHUNK = 32768;  // elements that one thread takes at a time: they stay in its cache
+
+static inline Floats load(const float* p) { Floats v; memcpy(&v, p, sizeof v); return v; }
+static inline void store(float* p, Floats v) { memcpy(p, &v, sizeof v); }
+static inline Floats load(const bfloat16* p) {
+    Halves h;
+    memcpy(&h, p, sizeof h);
+    return (Floats)(__builtin_convertvector(h, Bits) << 16);
+}
+static inline void store(bfloat16* p, Floats v) {  // rounds to nearest, ties to even; NaN as arithmetic makes it stays NaN
+    Bits b = (Bits)v;
+    Halves h = __builtin_convertvector((b + 0x7fff + ((b >> 16) & 1)) >> 16, Halves);
+    memcpy(p, &h, sizeof h);
+}
+static inline Floats splat(float x) { return x - Floats{}; }
+
+// Cephes' expf, up to 20 and 0 below -87: exp(x) = 2^n exp(r), |r| <= ln(2) / 2.
+static inline Floats exponential(Floats x) {
+    const Floats magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+    Floats shifted = x * 1.44269504088896341f + magic;
+    Floats n = shifted - magic;
+    Floats r = x - n * 0.693359375f;
+    r = r + n * 2.12194440e-4f;
+    Floats p = splat(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + r + 1.0f;
+    p = (Floats)((Bits)p + ((Bits)shifted << 23));  // the low bits of shifted are n
+    return x > -87.0f ? p : Floats{};
+}
+
+// With e = exp(x), tanh(log(1 + e)) is n / (n + 2), n = e (e + 2); from 20 on the quotient is 1.
+static inline Floats limited(Floats x) { return x < 20.0f ? x : splat(20.0f); }
+static inline Floats mish(Floats x) {
+    Floats e = exponential(limited(x));
+    Floats n = e * (e + 2.0f);
+    return x * (n / (n + 2.0f));
+}
+static inline Floats mish_slope(Floats x) {
+    Floats low = limited(x);
+    Floats e = exponential(low);
+    Floats n = e * (e + 2.0f);
+    Floats q = 1.0f / (n + 2.0f);
+    return n * q + low * (4.0f * e * (e + 1.0f)) * (q * q) + (x - x);
+}
+
+// Element by element; what is left of a multiple of LANES goes through a buffer.
+template <typename T>
+static void mish_forward(int64_t size, int threads, const T* x, T* y) {
+    const int64_t whole = size / LANES * LANES;
+    #pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < whole; i += LANES) store(y + i, mish(load(x + i)));
+    if (whole < size) {
+        T in[LANES] = {}, out[LANES];
+        memcpy(in, x + whole, (size - whole) * sizeof(T));
+        store(out, mish(load(in)));
+        memcpy(y + whole, out, (size - whole) * sizeof(T));
+    }
+}
+
+template <typename T>
+static void mish_backward(int64_t size, int threads, const T* grad, const T* x, T* dx) {
+    const int64_t whole = size / LANES * LANES;
+    #pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < whole; i += LANES) store(dx + i, load(grad + i) * mish_slope(load(x + i)));
+    if (whole < size) {
+        T in[LANES] = {}, grads[LANES] = {}, out[LANES];
+        memcpy(in, x + whole, (size - whole) * sizeof(T));
+        memcpy(grads, grad + whole, (size - whole) * sizeof(T));
+        store(out, load(grads) * mish_slope(load(in)));
+        memcpy(dx + whole, out, (size - whole) * sizeof(T));
+    }
+}
+
+static int64_t rows_of_chunk(int64_t channels) { return channels < CHUNK ? CHUNK / channels : 1; }
+
+// Mean and biased variance of each channel: two passes over a chunk, chunks merged in order (Chan et al. 1979), so that
+// the result does not depend on the number of threads.
+template <typename T>
+static void norm_stats(int64_t rows, int64_t channels, int threads, const T* x, float* mean, float* var) {
+    const int64_t size = rows_of_chunk(channels), chunks = (rows + size - 1) / size;
+    std::vector<float> means(chunks * channels), squares(chunks * channels);
+    #pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t k = 0; k < chunks; k++) {
+        const int64_t first = k * size, end = first + size < rows ? first + size : rows;
+        for (int64_t c = 0; c < channels; c += LANES) {
+            Floats a = {}, b = {};
+            int64_t r = first;
+            for (; r + 1 < end; r += 2) {
+                a += load(x + r * channels + c);
+                b += load(x + (r + 1) * channels + c);
+            }
+            if (r < end) a += load(x + r * channels + c);
+            Floats m = (a + b) / (float)(end - first);
+            a = b = Floats{};
+            for (r = first; r + 1 < end; r += 2) {
+                Floats d = load(x + r * channels + c) - m, e = load(x + (r + 1) * channels + c) - m;
+                a += d * d;
+                b += e * e;
+            }
+            if (r < end) { Floats d = load(x + r * channels + c) - m; a += d * d; }
+            store(&means[k * channels + c], m);
+            store(&squares[k * channels + c], a + b);
+        }
+    }
+    for (int64_t c = 0; c < channels; c++) {
+        double m = 0, s = 0, n = 0;
+        for (int64_t k = 0; k < chunks; k++) {
+            const double count = k * size + size <= rows ? size : rows - k * size;
+            const double d = means[k * channels + c] - m;
+            s += squares[k * channels + c] + d * d * n * count / (n + count);
+            m += d * count / (n + count);
+            n += count;
+        }
+        mean[c] = m;
+        var[c] = s / n;
+    }
+}
+
+template <typename T>
+static void norm_mish_forward(int64_t rows, int64_t channels, int threads, const T* x, T* y, const float* scale, const float* shift) {
+    #pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t c = 0; c < channels; c += LANES) {
+            const int64_t i = r * channels + c;
+            store(y + i, mish(load(x + i) * load(scale + c) + load(shift + c)));
+        }
+}
+
+// dx = a dz + b x + d with dz = grad mish'(z), z = scale x + shift; dz is kept in dx in between.
+template <typename T>
+static void norm_mish_backward(int64_t rows, int64_t channels, int threads, const T* grad, const T* x, T* dx, const float* scale,
+                     const float* shift, const float* mean, const float* inverse, float* dweight, float* dbias) {
+    const int64_t size = rows_of_chunk(channels), chunks = (rows + size - 1) / size;
+    std::vector<float> sums(chunks * channels), products(chunks * channels);
+    #pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t k = 0; k < chunks; k++) {
+        const int64_t first = k * size, end = first + size < rows ? first + size : rows;
+        float *sum = &sums[k * channels], *product = &products[k * channels];
+        for (int64_t r = first; r < end; r++)
+            for (int64_t c = 0; c < channels; c += LANES) {
+                const int64_t i = r * channels + c;
+                const Floats v = load(x + i), dz = load(grad + i) * mish_slope(v * load(scale + c) + load(shift + c));
+                store(dx + i, dz);
+                store(sum + c, load(sum + c) + dz);
+                store(product + c, load(product + c) + dz * (v - load(mean + c)));
+            }
+    }
+    std::vector<float> b(channels), d(channels);
+    for (int64_t c = 0; c < channels; c++) {
+        double sum = 0, product = 0;
+        for (int64_t k = 0; k < chunks; k++) {
+            sum += sums[k * channels + c];
+            product += products[k * channels + c];
+        }
+        dbias[c] = sum;
+        dweight[c] = product * inverse[c];
+        b[c] = -scale[c] * product * inverse[c] * inverse[c] / rows;
+        d[c] = -scale[c] * sum / rows - b[c] * mean[c];
+    }
+    #pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t c = 0; c < channels; c += LANES) {
+            const int64_t i = r * channels + c;
+            store(dx + i, load(scale + c) * load(dx + i) + load(&b[c]) * load(x + i) + load(&d[c]));
+        }
+}
+
+struct Geometry {  // of a depthwise convolution over channels-last images
+    int64_t images, channels, height, width, out_height, out_width, kernel, stride, padding;
+};
+
+// dw[ky][kx] = sum of grad * x; rows of the output one after the other, K sums at a time in registers.
+template <typename T, int K>
+static void weight_gradient(const Geometry& g, const T* grad, const T* x, float* dw) {
+    for (int64_t oy = 0; oy < g.out_height; oy++)
+        for (int64_t ky = 0; ky < K; ky++) {
+            const int64_t iy = oy * g.stride - g.padding + ky;
+            if (iy < 0 || iy >= g.height) continue;
+            const T* row = x + iy * g.width * g.channels;
+            const T* grads = grad + oy * g.out_width * g.channels;
+            for (int64_t c = 0; c < g.channels; c += LANES) {
+                Floats sums[K];
+                for (int k = 0; k < K; k++) sums[k] = load(dw + (ky * K + k) * g.channels + c);
+                for (int64_t ox = 0; ox < g.out_width; ox++) {
+                    const Floats v = load(grads + ox * g.channels + c);
+                    const int64_t ix = ox * g.stride - g.padding;
+                    if (ix >= 0 && ix + K <= g.width) {
+                        for (int k = 0; k < K; k++) sums[k] += v * load(row + (ix + k) * g.channels + c);
+                    } else {
+                        for (int k = 0; k < K; k++)
+                            if (ix + k >= 0 && ix + k < g.width) sums[k] += v * load(row + (ix + k) * g.channels + c);
+                    }
+                }
+                for (int k = 0; k < K; k++) store(dw + (ky * K + k) * g.channels + c, sums[k]);
+            }
+        }
+}
+
+// One row of dx: pixels ix of one residue modulo the stride see the same TAPS columns of the kernel, first, first + stride, ...
+template <typename T, int TAPS>
+static void input_row(const Geometry& g, const T* const* grads, const float* const* weights, int rows, int64_t first,
+                      int64_t ix, T* dx) {
+    const int64_t channels = g.channels, step = g.stride * channels;
+    for (int64_t c = 0; c < channels; c += LANES) {
+        int64_t ox = (ix + g.padding - first) / g.stride;
+        for (int64_t i = ix; i < g.width; i += g.stride, ox++) {
+            Floats sum = {};
+            if (ox - TAPS + 1 >= 0 && ox < g.out_width) {
+                for (int r = 0; r < rows; r++)
+                    for (int t = 0; t < TAPS; t++)
+                        sum += load(grads[r] + (ox - t) * channels + c) * load(weights[r] + t * step + c);
+            } else {
+                for (int r = 0; r < rows; r++)
+                    for (int t = 0; t < TAPS; t++)
+                        if (ox - t >= 0 && ox - t < g.out_width)
+                            sum += load(grads[r] + (ox - t) * channels + c) * load(weights[r] + t * step + c);
+            }
+            store(dx + i * channels + c, sum);
+        }
+    }
+}
+
+template <typename T>
+static void input_gradient(const Geometry& g, const T* grad, const float* w, T* dx) {
+    const T* grads[8];
+    const float* weights[8];
+    const float* from[8];
+    for (int64_t iy = 0; iy < g.height; iy++) {
+        int rows = 0;
+        for (int64_t ky = (iy + g.padding) % g.stride; ky < g.kernel; ky += g.stride) {
+            const int64_t oy = (iy + g.padding - ky) / g.stride;
+            if (iy + g.padding < ky || oy >= g.out_height) continue;
+            grads[rows] = grad + oy * g.out_width * g.channels;
+            weights[rows++] = w + ky * g.kernel * g.channels;
+        }
+        for (int64_t ix = 0; ix < g.stride; ix++) {
+            const int64_t first = (ix + g.padding) % g.stride;
+            for (int r = 0; r < rows; r++) from[r] = weights[r] + first * g.channels;
+            T* row = dx + iy * g.width * g.channels;
+            switch ((g.kernel - first + g.stride - 1) / g.stride) {
+                case 0: input_row<T, 0>(g, grads, from, rows, first, ix, row); break;
+                case 1: input_row<T, 1>(g, grads, from, rows, first, ix, row); break;
+                case 2: input_row<T, 2>(g, grads, from, rows, first, ix, row); break;
+                case 3: input_row<T, 3>(g, grads, from, rows, first, ix, row); break;
+                case 4: input_row<T, 4>(g, grads, from, rows, first, ix, row); break;
+                case 5: input_row<T, 5>(g, grads, from, rows, first, ix, row); break;
+                case 7: input_row<T, 7>(g, grads, from, rows, first, ix, row); break;
+            }
+        }
+    }
+}
+
+template <typename T>
+static void depthwise_backward(const Geometry& g, int threads, const T* grad, const T* x, const float* w, T* dx, float* dw) {
+    const int64_t in = g.height * g.width * g.channels, out = g.out_height * g.out_width * g.channels;
+    const int64_t taps = g.kernel * g.kernel * g.channels;
+    std::vector<float> sums(g.images * taps);
+    #pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t n = 0; n < g.images; n++) {
+        input_gradient(g, grad + n * out, w, dx + n * in);
+        if (g.kernel == 3) weight_gradient<T, 3>(g, grad + n * out, x + n * in, &sums[n * taps]);
+        if (g.kernel == 5) weight_gradient<T, 5>(g, grad + n * out, x + n * in, &sums[n * taps]);
+        if (g.kernel == 7) weight_gradient<T, 7>(g, grad + n * out, x + n * in, &sums[n * taps]);
+    }
+    for (int64_t i = 0; i < taps; i++) {
+        double sum = 0;
+        for (int64_t n = 0; n < g.images; n++) sum += sums[n * taps + i];
+        dw[i] = sum;
+    }
+}
+
+#define EXPORT(T)                                                                                                      \
+    extern "C" void mish_forward_##T(const int64_t* size, int threads, const T* x, T* y) {                             \
+        mish_forward(*size, threads, x, y);                                                                            \
+    }                                                                                                                  \
+    extern "C" void mish_backward_##T(const int64_t* size, int threads, const T* grad, const T* x, T* dx) {            \
+        mish_backward(*size, threads, grad, x, dx);                                                                    \
+    }                                                                                                                  \
+    extern "C" void norm_stats_##T(const int64_t* sizes, int threads, const T* x, float* mean, float* var) {           \
+        norm_stats(sizes[0], sizes[1], threads, x, mean, var);                                                         \
+    }                                                                                                                  \
+    extern "C" void norm_mish_forward_##T(const int64_t* sizes, int threads, const T* x, T* y, const float* scale,     \
+                                          const float* shift) {                                                        \
+        norm_mish_forward(sizes[0], sizes[1], threads, x, y, scale, shift);                                            \
+    }                                                                                                                  \
+    extern "C" void norm_mish_backward_##T(const int64_t* sizes, int threads, const T* grad, const T* x, T* dx,        \
+                                           const float* scale, const float* shift, const float* mean,                  \
+                                           const float* inverse, float* dweight, float* dbias) {                       \
+        norm_mish_backward(sizes[0], sizes[1], threads, grad, x, dx, scale, shift, mean, inverse, dweight, dbias);     \
+    }                                                                                                                  \
+    extern "C" void depthwise_backward_##T(const int64_t* sizes, int threads, const T* grad, const T* x,               \
+                                           const float* w, T* dx, float* dw) {                                         \
+        depthwise_backward(*(const Geometry*)sizes, threads, grad, x, w, dx, dw);                                      \
+    }
+EXPORT(float)
+EXPORT(bfloat16)

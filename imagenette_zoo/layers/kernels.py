@@ -1,0 +1,87 @@
+"""The C++ kernels of `kernels.cpp`, compiled once on a machine in about two seconds, and kept where inductor's are."""
+
+import ctypes
+import logging
+import os
+import threading
+from collections.abc import Sequence
+from functools import cache
+from importlib import resources
+
+import torch
+import torch.nn as nn
+
+__all__ = ['LANES', 'are_kernels_for', 'call', 'is_plain']
+
+LANES = 16  # elements that are computed at a time
+_NAMES = {torch.float32: 'float', torch.bfloat16: 'bfloat16'}
+_lock = threading.Lock()
+_process = os.getpid()
+_logger = logging.getLogger(__name__)
+
+
+def is_plain(x: torch.Tensor) -> bool:
+    """Whether a kernel may be run on a tensor: eager, without a transform, mode or subclass that would miss it."""
+    return (
+        not torch.compiler.is_compiling()  # these three first: not to ask a tracer for more
+        and not torch.jit.is_tracing()
+        and type(x) in (torch.Tensor, nn.Parameter)
+        and x.device.type in ('cpu', 'cuda')
+        and x.dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+        and torch._C._has_storage(x)
+        and not (x.is_nested or x.is_neg())
+        and not torch._C._are_functorch_transforms_active()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch.autograd.forward_ad.unpack_dual(x).tangent is None
+        and os.getpid() == _process  # OpenMP's threads do not survive a fork
+    )
+
+
+def are_kernels_for(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether :func:`call` can be used; the first time this compiles, where it is not for nothing."""
+    return device.type == 'cpu' and dtype in _NAMES and _library() is not None
+
+
+def call(name: str, sizes: Sequence[int], *tensors: torch.Tensor) -> None:
+    """Runs a kernel over dense tensors on all of torch's threads.
+
+    Args:
+        name: The kernel; the first tensor's dtype says which of its two.
+        sizes: As the kernel takes them.
+        *tensors: What it reads and writes.
+    """
+    _run(_library(), name, sizes, *tensors)
+
+
+def _run(library: ctypes.CDLL | None, name: str, sizes: Sequence[int], *tensors: torch.Tensor) -> None:
+    function = getattr(library, f'{name}_{_NAMES[tensors[0].dtype]}')
+    pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
+    function((ctypes.c_int64 * len(sizes))(*sizes), torch.get_num_threads(), *pointers)
+
+
+def _library() -> ctypes.CDLL | None:
+    with _lock:
+        return _compile()
+
+
+@cache
+def _compile() -> ctypes.CDLL | None:
+    """The library, by inductor's compiler and flags; None where that failed."""
+    source = resources.files(__package__).joinpath('kernels.cpp').read_text(encoding='utf-8')
+    try:
+        from torch._inductor.codecache import CppCodeCache  # here: slow to import
+
+        library: ctypes.CDLL = CppCodeCache.load(source, extra_flags=('-ffp-contract=fast',))
+        _check(library)
+        return library
+    except Exception:  # no compiler, a full disk, ...: torch's own is always right
+        _logger.debug('no C++ kernels', exc_info=True)
+        return None
+
+
+def _check(library: ctypes.CDLL) -> None:
+    """Raises where the library gives something else than torch: a miscompiled kernel is worse than none."""
+    x = torch.linspace(-30, 30, 1001)
+    y = torch.empty_like(x)
+    _run(library, 'mish_forward', [len(x)], x, y)
+    torch.testing.assert_close(y, nn.functional.mish(x), rtol=1e-5, atol=1e-5)

@@ -23,7 +23,6 @@ from imagenette_zoo.data.augment import (
     Draws,
     Normalize,
     RandomErasing,
-    crop_resize,
     recolor,
 )
 from imagenette_zoo.data.cache import train_pixels, train_side
@@ -31,6 +30,8 @@ from imagenette_zoo.data.imagenette import load_split
 from imagenette_zoo.data.loaders import CachedTrainBatches, EpochBatches, SizeSchedule, train_loader
 from imagenette_zoo.data.seeding import seed_everything
 from imagenette_zoo.training.console import Console
+
+from .conftest import needs_compiler
 
 CPU = torch.device('cpu')
 Resize = Callable[[torch.Tensor, torch.Tensor, Draws, tuple[int, int]], torch.Tensor]
@@ -135,7 +136,15 @@ def test_draws_depend_on_seed_epoch_and_image() -> None:
 
 # --- Pixels of the crops ----------------------------------------------------------------------------------------------
 
-paths = pytest.mark.parametrize('resize', [crop_resize, augment._crop_resize_dense], ids=['each', 'dense'])
+paths = pytest.mark.parametrize(
+    'resize',
+    [
+        pytest.param(augment._crop_resize_fused, marks=needs_compiler),
+        augment._crop_resize_each,
+        augment._crop_resize_dense,
+    ],
+    ids=['fused', 'each', 'dense'],
+)
 
 
 def stored(count: int, side: int = 64) -> torch.Tensor:
@@ -181,6 +190,19 @@ def test_each_image_gets_its_own_draws(resize: Resize) -> None:
     whole = resize(pixels, torch.arange(10), draws, (24, 24))
     index = torch.tensor([7, 2, 5])
     assert torch.equal(resize(pixels, index, draws.of(index), (24, 24)), whole[index])
+
+
+@needs_compiler
+def test_torchs_kernels_are_used_where_there_are_no_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels, draws, index = stored(10), drawn(10), torch.arange(10)
+    whole = augment.crop_resize(pixels, index, draws, (24, 24))
+    assert torch.equal(whole, augment._crop_resize_fused(pixels, index, draws, (24, 24)))
+    strided = pixels.repeat(1, 1, 2, 1)[:, :, :64]
+    each = augment._crop_resize_each(pixels, index, draws, (24, 24))
+    assert torch.equal(augment.crop_resize(strided, index, draws, (24, 24)), each)
+    monkeypatch.setattr(augment, 'are_kernels_for', lambda *_: False)
+    assert torch.equal(augment.crop_resize(pixels, index, draws, (24, 24)), each)
+    assert not torch.equal(whole, each), 'the test cannot tell them apart'
 
 
 @paths
@@ -314,6 +336,22 @@ def test_what_erasing_fills_in(mode: str) -> None:
 
 
 # --- The whole batch --------------------------------------------------------------------------------------------------
+
+
+@needs_compiler
+@pytest.mark.parametrize('shape', [(5, 3, 17, 12), (2, 3, 1, 1)])
+def test_pixels_are_normalised_by_timms_arithmetic(shape: tuple[int, ...]) -> None:
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    pixels = torch.randint(0, 256, shape, dtype=torch.uint8)
+    centre, spread = (torch.tensor([255 * value for value in values]).view(3, 1, 1) for values in (mean, std))
+    expected = pixels.float().sub_(centre).div_(spread)
+    assert torch.equal(Normalize(mean, std, CPU)(pixels), expected)
+    last = Normalize(mean, std, CPU, channels_last=True)
+    for images in (pixels, pixels.contiguous(memory_format=torch.channels_last)):
+        found = last(images)
+        assert torch.equal(found, expected)
+        assert found.is_contiguous(memory_format=torch.channels_last)
+    assert last._is_looked_up(pixels.contiguous(memory_format=torch.channels_last))
 
 
 def test_a_batch_is_normalised_then_erased_then_mixed() -> None:

@@ -1,5 +1,7 @@
-// What kernels.py has compiled for CPUs: Mish, BatchNorm with Mish, and the gradients of depthwise convolutions.
-// Images are channels-last: rows of channels, a multiple of LANES. The vector types are GCC's and clang's.
+// What kernels.py has compiled for CPUs: Mish, BatchNorm with Mish, the gradients of depthwise convolutions, and what is
+// done to the pixels of a batch. Images are channels-last: rows of channels, where it is not three a multiple of LANES.
+// The vector types are GCC's and clang's.
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <vector>
@@ -283,6 +285,133 @@ static void depthwise_backward(const Geometry& g, int threads, const T* grad, co
         for (int64_t n = 0; n < g.images; n++) sum += sums[n * taps + i];
         dw[i] = sum;
     }
+}
+
+typedef uint8_t Bytes __attribute__((vector_size(16)));
+typedef int32_t Ints __attribute__((vector_size(64)));
+
+static const int64_t RGB = 3;
+static const int64_t ROWS = 4;  // of an image that are resized at a time: a pixel's three channels and a fourth of each are LANES
+
+static inline Floats load(const uint8_t* p) {
+    Bytes b;
+    memcpy(&b, p, sizeof b);
+    const Halves h = __builtin_convertvector(b, Halves);  // GCC takes bytes to 32 bits one by one
+    return __builtin_convertvector(__builtin_convertvector(h, Ints), Floats);
+}
+
+// One axis of a resize with antialiasing: each pixel of the result is a weighted sum of as many pixels, from first on.
+// The filter, triangle or Keys' cubic with a = -1/2, is as much wider as the image shrinks, and ends at the border, as
+// Pillow's does.
+struct Axis {
+    int64_t taps;
+    std::vector<int64_t> first;
+    std::vector<float> weights;
+
+    Axis(int64_t length, int64_t size, bool cubic, bool flip) : first(size) {
+        const float scale = (float)length / size, wide = scale > 1 ? scale : 1, support = (cubic ? 2 : 1) * wide;
+        taps = (int64_t)(2 * support) + 1;
+        if (taps > length) taps = length;
+        weights.resize(size * taps);
+        for (int64_t i = 0; i < size; i++) {
+            const float centre = (i + 0.5f) * scale - 0.5f;
+            int64_t low = std::ceil(centre - support);
+            if (low > length - taps) low = length - taps;
+            if (low < 0) low = 0;
+            float *w = &weights[(flip ? size - 1 - i : i) * taps], sum = 0;
+            for (int64_t k = 0; k < taps; k++) {
+                const float x = std::fabs(low + k - centre) / wide;
+                if (cubic) w[k] = x < 1 ? (1.5f * x - 2.5f) * x * x + 1 : x < 2 ? ((-0.5f * x + 2.5f) * x - 4) * x + 2 : 0;
+                else w[k] = x < 1 ? 1 - x : 0;
+                sum += w[k];
+            }
+            for (int64_t k = 0; k < taps; k++) w[k] /= sum;
+            first[flip ? size - 1 - i : i] = low;
+        }
+    }
+};
+
+// A row of the result from rows of `size` bytes.
+static void resize_down(const uint8_t* rows, int64_t stride, int64_t size, int64_t taps, const float* weights, float* row) {
+    const int64_t whole = size / LANES * LANES, rest = size - whole;
+    for (int64_t c = 0; c < whole; c += LANES) {
+        Floats sum = {};
+        for (int64_t k = 0; k < taps; k++) sum += weights[k] * load(rows + k * stride + c);
+        store(row + c, sum);
+    }
+    if (rest) {  // not to read over the end of the last image
+        Floats sum = {};
+        for (int64_t k = 0; k < taps; k++) {
+            uint8_t last[LANES] = {};
+            memcpy(last, rows + k * stride + whole, rest);
+            sum += weights[k] * load(last);
+        }
+        store(row + whole, sum);
+    }
+}
+
+// ROWS rows of the result, of pixels that lie side by side; TAPS is axis.taps, or 0 for any.
+template <int TAPS>
+static void resize_across(const Axis& axis, const float* pixels, uint8_t* const* rows) {
+    const int64_t taps = TAPS ? TAPS : axis.taps, size = axis.first.size();
+    const int64_t* first = axis.first.data();
+    const float* weights = axis.weights.data();
+    for (int64_t x = 0; x < size; x++, weights += taps) {
+        Floats sum = splat(0.5f);
+        for (int64_t k = 0; k < taps; k++) sum += weights[k] * load(pixels + (first[x] + k) * LANES);
+        sum = sum > 0.0f ? sum : Floats{};
+        sum = sum < 255.0f ? sum : splat(255.0f);
+        const Bytes b = __builtin_convertvector(__builtin_convertvector(sum, Ints), Bytes);
+        uint8_t bytes[LANES];
+        memcpy(bytes, &b, sizeof b);
+        for (int64_t r = 0; r < ROWS; r++) memcpy(rows[r] + x * RGB, bytes + r * ROWS, ROWS);  // the next overwrites one
+    }
+}
+
+// Crops, resizes and flips images of side * side pixels, one after the other.
+static void crop_resize(int64_t images, int64_t side, int64_t height, int64_t width, const uint8_t* pixels,
+                        const int64_t* index, const int64_t* boxes, const bool* flips, const bool* bicubic, uint8_t* out) {
+    const int64_t longest = side * RGB + LANES, stride = side * RGB;
+    std::vector<float> lines(ROWS * longest), mixed(side * LANES);
+    std::vector<uint8_t> results(ROWS * (width * RGB + LANES));
+    uint8_t* rows[ROWS];
+    for (int64_t r = 0; r < ROWS; r++) rows[r] = &results[r * (width * RGB + LANES)];
+    for (int64_t n = 0; n < images; n++, boxes += 4, out += height * width * RGB) {
+        const uint8_t* corner = pixels + ((index[n] * side + boxes[0]) * side + boxes[1]) * RGB;
+        const Axis down(boxes[2], height, bicubic[n], flips[2 * n]), across(boxes[3], width, bicubic[n], flips[2 * n + 1]);
+        for (int64_t y = 0; y < height; y += ROWS) {
+            const int64_t count = height - y < ROWS ? height - y : ROWS;
+            for (int64_t r = 0; r < count; r++)
+                resize_down(corner + down.first[y + r] * stride, stride, boxes[3] * RGB, down.taps,
+                            &down.weights[(y + r) * down.taps], &lines[r * longest]);
+            for (int64_t x = 0; x < boxes[3]; x++)
+                for (int64_t r = 0; r < ROWS; r++)
+                    memcpy(&mixed[x * LANES + r * ROWS], &lines[r * longest + x * RGB], ROWS * sizeof(float));
+            switch (across.taps) {
+                case 3: resize_across<3>(across, mixed.data(), rows); break;
+                case 4: resize_across<4>(across, mixed.data(), rows); break;
+                case 5: resize_across<5>(across, mixed.data(), rows); break;
+                case 6: resize_across<6>(across, mixed.data(), rows); break;
+                default: resize_across<0>(across, mixed.data(), rows);
+            }
+            for (int64_t r = 0; r < count; r++) memcpy(out + (y + r) * width * RGB, rows[r], width * RGB);
+        }
+    }
+}
+
+// Each channel's 256 values are looked up: exact, and as fast as computing them.
+static void look_up(int64_t size, int threads, const uint8_t* pixels, const float* table, float* out) {
+    #pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < size; i++)
+        for (int64_t c = 0; c < RGB; c++) out[i * RGB + c] = table[pixels[i * RGB + c] * RGB + c];
+}
+
+extern "C" void crop_resize_uint8(const int64_t* sizes, int, const uint8_t* pixels, const int64_t* index,
+                                  const int64_t* boxes, const bool* flips, const bool* bicubic, uint8_t* out) {
+    crop_resize(sizes[0], sizes[1], sizes[2], sizes[3], pixels, index, boxes, flips, bicubic, out);
+}
+extern "C" void look_up_uint8(const int64_t* size, int threads, const uint8_t* pixels, const float* table, float* out) {
+    look_up(*size, threads, pixels, table, out);
 }
 
 #define EXPORT(T)                                                                                                      \

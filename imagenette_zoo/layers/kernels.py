@@ -14,7 +14,7 @@ import torch.nn as nn
 __all__ = ['LANES', 'are_kernels_for', 'call', 'is_plain']
 
 LANES = 16  # elements that are computed at a time
-_NAMES = {torch.float32: 'float', torch.bfloat16: 'bfloat16'}
+_NAMES = {torch.float32: 'float', torch.bfloat16: 'bfloat16', torch.uint8: 'uint8'}
 _lock = threading.Lock()
 _process = os.getpid()
 _logger = logging.getLogger(__name__)

@@ -110,7 +110,6 @@ def test_an_onnx_file_is_fused_and_takes_any_batch(tmp_path: Path) -> None:
     [
         ('mbv2_mish_maxblur_imagenette', 'torch-export'),
         ('mbv2_mish_maxblur_imagenette', 'torchscript'),
-        ('resnet34_maxblur_imagenette', 'torch-export'),
         ('googlenet', 'torchscript'),
     ],
 )

@@ -118,22 +118,18 @@ def export_model(options: ExportOptions, *, quiet: bool = False) -> Exported:
             f'(at most {TOLERANCE:.0e}): nothing was written; try another --to'
         )
     write_atomic(file, data)
-    side = trained.config['input_size'][-1]
+    shape = 'batch, ' + ', '.join(map(str, images.shape[1:]))
     opset = f', opset {OPSET}' if options.to == 'onnx' else ''
-    console.line(
-        f'{file}: {options.to}{opset}, {len(data) / 2**20:.1f} MiB, images (batch, 3, {side}, {side}) to logits'
-    )
+    console.line(f'{file}: {options.to}{opset}, {len(data) / 2**20:.1f} MiB, images ({shape}) to logits')
     console.line(f'largest difference from PyTorch in a logit: {difference:.1e} on {len(images)} images of {source}')
     return Exported(file, options.to, difference, len(images), source)
 
 
 def _output_file(options: ExportOptions, kind: _Format) -> Path:
-    if options.output is None:
-        name = options.model.removeprefix('local-dir:')
-        path = Path(name).resolve()
-        path = path.parent if path.name in ('best', 'last') else path
-        return Path((path.name if path.is_dir() else safe_model_name(name)) + kind.suffix)
-    file = Path(options.output)
+    name = options.model.removeprefix('local-dir:')
+    folder = Path(name).resolve()
+    folder = folder.parent if folder.name in ('best', 'last') else folder
+    file = Path(options.output or (folder.name if folder.is_dir() else safe_model_name(name)) + kind.suffix)
     if file.is_dir() or not file.absolute().parent.is_dir():
         raise UserError(f'--output {file}: {"is a folder" if file.is_dir() else "no such folder"}: give a file')
     if not os.access(file.absolute().parent, os.W_OK):
@@ -164,14 +160,18 @@ def _real_images(trained: TrainedModel, data_dir: str | None) -> tuple[str, Imag
             raise
         source = 'synthette'
         images = [Image.fromarray(draw_image(name, 0, 'val', 0)) for name in CLASS_NAMES]
-    return source, trained.normalize(torch.from_numpy(np.stack([trained.pixels(image) for image in images])))
+    try:
+        pixels = np.stack([trained.pixels(image) for image in images])
+    except ValueError as error:
+        raise UserError(f'{source}: an image {error}') from None
+    return source, trained.normalize(torch.from_numpy(pixels))
 
 
 @torch.inference_mode()
 def _largest_difference(network: Network, model: nn.Module, images: Images) -> float:
-    """In a logit, the images given one alone and the others at once."""
+    """In a logit; the network is given one image alone and the others at once, the model each alone."""
     given = torch.cat([network(images[:1]), network(images[1:])])
-    return (given - model(images)).abs().max().item()
+    return (given - torch.cat([model(image[None]) for image in images])).abs().max().item()
 
 
 @contextmanager

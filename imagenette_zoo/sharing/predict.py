@@ -41,7 +41,8 @@ class PredictOptions(UseOptions):
         'show where the model sees its class (Grad-CAM): a .png or .svg file, or a folder with a figure for each image',
         metavar='FILE|DIR',
     )
-    batch_size: int = option(64, 'images a step', low=1, short=('-b',))
+    # Small: a large batch would have the kernels of Mish compiled, which pays from thousands of images on.
+    batch_size: int = option(2, 'images a step', low=1, short=('-b',))
     device: str = option('auto', 'auto (CUDA where there is one), cpu, cuda, cuda:1, mps')
 
 

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Speed, measured side by side with timm's scripts: prints a table for each benchmark and writes its result file.
 
-python benchmarks/run.py --timm-dir TIMM --data-dir DIR                 all but the long ones, on the CPU or a GPU
+python benchmarks/run.py --timm-dir TIMM --data-dir DIR                 most of them, on the CPU or a GPU
 python benchmarks/run.py --only pipeline fused --data-dir DIR           some of them
 python benchmarks/run.py --only accuracy --timm-dir TIMM --data-dir DIR seconds to 80 % (an hour on two cores)
 python benchmarks/run.py --only loaders --data-dir DIR                  top-1 with our loader and timm's, over seeds
+python benchmarks/run.py --only export --device cpu --data-dir DIR      onnxruntime beside PyTorch, eager and compiled
 
 TIMM is a checkout of timm, DIR a folder with train/ and val/.
 """
@@ -17,6 +18,7 @@ import tempfile
 from pathlib import Path
 
 import against_timm
+import export
 import in_process
 import torch
 from common import ROOT
@@ -30,13 +32,14 @@ BENCHMARKS = {
     'loop': in_process.loop,
     'fused': in_process.fused,
     'mish': in_process.mish,
+    'export': export.export,
     'ablation': against_timm.ablation,
     'train': against_timm.train,
     'validate': against_timm.validate,
     'accuracy': against_timm.accuracy,
     'loaders': against_timm.loaders,
 }
-LONG = ('accuracy', 'loaders')
+NOT_ALL = ('accuracy', 'loaders', 'export')  # long, or in need of the extra [onnx]
 NEED_TIMM = ('train', 'validate', 'accuracy')
 
 
@@ -44,7 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--data-dir', type=Path, required=True, help='folder with train/ and val/')
     parser.add_argument('--timm-dir', type=Path, help='checkout of timm')
-    parser.add_argument('--only', nargs='+', choices=BENCHMARKS, default=[n for n in BENCHMARKS if n not in LONG])
+    parser.add_argument('--only', nargs='+', choices=BENCHMARKS, default=[n for n in BENCHMARKS if n not in NOT_ALL])
     parser.add_argument('--device', choices=('cpu', 'cuda'), default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--amp', action='store_true', help='bfloat16')
     parser.add_argument('--rounds', type=int, default=3)

@@ -12,17 +12,32 @@ from imagenette_zoo.version import __version__
 
 if TYPE_CHECKING:
     from imagenette_zoo.layers.fuse import fuse
+    from imagenette_zoo.sharing.export import export
+    from imagenette_zoo.sharing.predict import predict
     from imagenette_zoo.training.evaluation import validate
     from imagenette_zoo.training.recipe import Recipe
     from imagenette_zoo.training.result import Result
     from imagenette_zoo.training.trainer import train
 
-__all__ = ['ModelInfo', 'Recipe', 'Result', '__version__', 'fuse', 'list_models', 'train', 'validate']
+__all__ = [
+    'ModelInfo',
+    'Recipe',
+    'Result',
+    '__version__',
+    'export',
+    'fuse',
+    'list_models',
+    'predict',
+    'train',
+    'validate',
+]
 
 _HOME_OF = {
     'Recipe': 'imagenette_zoo.training.recipe',
     'Result': 'imagenette_zoo.training.result',
+    'export': 'imagenette_zoo.sharing.export',
     'fuse': 'imagenette_zoo.layers.fuse',
+    'predict': 'imagenette_zoo.sharing.predict',
     'train': 'imagenette_zoo.training.trainer',
     'validate': 'imagenette_zoo.training.evaluation',
 }

@@ -125,11 +125,57 @@ def _add_passes(parser: argparse.ArgumentParser) -> None:
 def _passes(args: argparse.Namespace) -> int:
     from .study.passes import PassesOptions, compare_passes
 
-    flags = given_flags(args, PassesOptions)
-    if args.run is not None and 'model' in flags:
-        raise UserError(f'one model is compared: {args.run} or --model {flags["model"]}?')
-    compare_passes(PassesOptions(**({'model': args.run} if args.run is not None else {}), **flags))
+    compare_passes(PassesOptions(**_one_model(args, given_flags(args, PassesOptions))))
     return 0
+
+
+def _add_predict(parser: argparse.ArgumentParser) -> None:
+    from .sharing.predict import PredictOptions
+
+    parser.add_argument('images', nargs='+', metavar='IMAGE', help='an image, a folder, or a glob pattern in quotes')
+    parser.add_argument('--json', action='store_true', help='print JSON')
+    add_flags(parser, PredictOptions)
+
+
+def _predict(args: argparse.Namespace) -> int:
+    import json
+
+    from .sharing.predict import PredictOptions, describe, predict_each
+    from .training.console import Console
+
+    options, console = PredictOptions(**given_flags(args, PredictOptions)), Console()
+    found = []
+    for prediction in predict_each(args.images, options, console):
+        if args.json:
+            found.append(prediction.as_json())
+        else:
+            console.line(describe(prediction))
+    if args.json:
+        print(json.dumps(found, indent=2))
+    elif options.save_figure:
+        console.line(f'\nfigures: {options.save_figure}')
+    return 0
+
+
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    from .sharing.export import ExportOptions
+
+    parser.add_argument('run', nargs='?', metavar='MODEL', help='the same as --model')
+    add_flags(parser, ExportOptions)
+
+
+def _export(args: argparse.Namespace) -> int:
+    from .sharing.export import ExportOptions, export_model
+
+    export_model(ExportOptions(**_one_model(args, given_flags(args, ExportOptions))))
+    return 0
+
+
+def _one_model(args: argparse.Namespace, flags: dict[str, Any]) -> dict[str, Any]:
+    """The flags, and among them the model where it was given without one."""
+    if args.run is not None and 'model' in flags:
+        raise UserError(f'one model is meant: {args.run} or --model {flags["model"]}?')
+    return flags if args.run is None else {'model': args.run, **flags}
 
 
 def _add_place(parser: argparse.ArgumentParser) -> None:
@@ -320,6 +366,8 @@ USAGE = {
     'analyse': ' RUN…',
     'report': ' PATH…',
     'passes': ' MODEL',
+    'predict': ' IMAGE…',
+    'export': ' MODEL',
     'data': ' ACTION',
 }
 COMMANDS: dict[str, tuple[Callable[[Any], None], Callable[[Any], int], str]] = {
@@ -330,6 +378,8 @@ COMMANDS: dict[str, tuple[Callable[[Any], None], Callable[[Any], int], str]] = {
     'analyse': (_add_analyse, _analyse, "what a finished run's weights do with each image, for a report"),
     'report': (_add_report, _report, 'write the report on a study or on any runs'),
     'passes': (_add_passes, _passes, 'compare the passes of a MultiPass model'),
+    'predict': (_add_predict, _predict, 'what a trained model takes images for, and where it sees it'),
+    'export': (_add_export, _export, 'write a trained model for other programs: ONNX, torch.export, TorchScript'),
     'list': (_add_list, _list, 'list the models of the zoo'),
     'data': (_add_data, _data, 'fetch and check the data, list and clear its cache'),
 }

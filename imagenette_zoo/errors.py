@@ -1,6 +1,9 @@
 """The one exception that means "the user can mend this"."""
 
-__all__ = ['UserError']
+import importlib
+from typing import Any
+
+__all__ = ['UserError', 'require']
 
 
 class UserError(Exception):
@@ -9,3 +12,21 @@ class UserError(Exception):
     The command line prints the line without a traceback and exits with code 2. Everything else that is raised is a
     programmer's mistake and keeps its traceback.
     """
+
+
+def require(module: str, what: str, extra: str) -> Any:
+    """A module of an optional package.
+
+    Args:
+        module: Its name.
+        what: What needs it, as the user asked for it.
+        extra: The extra that installs it.
+
+    Raises:
+        UserError: It is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        package = module.partition('.')[0]
+        raise UserError(f'{what} needs {package}: pip install "imagenette-zoo[{extra}]"') from None

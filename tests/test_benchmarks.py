@@ -32,6 +32,17 @@ def test_benchmarks_within_a_process(tmp_path: Path) -> None:
     assert set(json.loads((results / 'pipeline.json').read_text())['median_ratios']) == {'ours / timm'}
 
 
+def test_the_benchmark_of_exports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('TORCHDYNAMO_DISABLE', '1')  # compiling takes most of a minute
+    for package in ('onnx', 'onnxruntime', 'onnxscript'):
+        pytest.importorskip(package)
+    results = run(tmp_path, '--only', 'export', '--models', 'test_resnet')
+    result = json.loads((results / 'export-test_resnet.json').read_text())
+    assert all(len(rates) == 2 and min(rates) > 0 for rates in result['rounds'].values())
+    assert len(result['rounds']) == 8
+    assert result['details']['largest_difference'] <= 1e-4
+
+
 @pytest.mark.skipif('TIMM_CHECKOUT' not in os.environ, reason='TIMM_CHECKOUT is not set')
 def test_benchmarks_against_timms_scripts(tmp_path: Path) -> None:
     words = [

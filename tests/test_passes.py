@@ -120,7 +120,7 @@ def test_the_command_line(recipe: MakeRecipe, folder: Path, tmp_path: Path, caps
     [
         ([], 'say whose passes'),
         (['resnet18'], 'give --checkpoint or --pretrained'),
-        (['a', '--model', 'b'], 'one model is compared'),
+        (['a', '--model', 'b'], 'one model is meant'),
         (['a', '--results-file', 'x.csv'], r'must end in .json'),
         (['a', '--save-figure', 'nowhere/x.png'], 'no such folder'),
     ],

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, replace
+from glob import glob
 from http.client import HTTPException
 from pathlib import Path
 from typing import TypeVar
@@ -50,6 +51,7 @@ __all__ = [
     'fetch',
     'find_root',
     'image_size',
+    'list_images',
     'load_split',
     'open_image',
     'whole_folder',
@@ -502,11 +504,42 @@ def _images_below(folder: str, relative: str) -> list[str]:
             name = entry.name
             if name.startswith('.'):
                 continue
-            if os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS:
+            if _is_image(name):
                 found.append(f'{relative}/{name}')
             elif entry.is_dir():
                 found += _images_below(entry.path, f'{relative}/{name}')
     return found
+
+
+def list_images(places: Iterable[str | Path]) -> list[Path]:
+    """The images that are meant by files, folders (with all below them) and glob patterns (`**` for any depth).
+
+    In the order of the places, each in natural order; no file twice. A file that is named may end in anything.
+
+    Raises:
+        UserError: nothing there, a place without an image, or a folder that can't be read.
+    """
+    found: dict[Path, None] = {}
+    for place in map(str, places):
+        if os.path.isfile(place):
+            found[Path(place)] = None
+            continue
+        try:
+            if os.path.isdir(place):
+                images = _images_below(place, Path(place).as_posix())
+            else:
+                images = [path for path in glob(place, recursive=True) if _is_image(path) and os.path.isfile(path)]
+        except OSError as error:
+            raise UserError(f'folder {place} cannot be read: {_reason(error)}') from error
+        if not images:
+            what = 'is no file or folder and matches no image' if not os.path.isdir(place) else 'holds no images'
+            raise UserError(f'{place} {what}: expected {", ".join(sorted(IMAGE_EXTENSIONS))}')
+        found.update(dict.fromkeys(map(Path, sorted(images, key=_natural_key))))
+    return list(found)
+
+
+def _is_image(path: str) -> bool:
+    return os.path.splitext(path)[1].lower() in IMAGE_EXTENSIONS
 
 
 def _natural_key(text: str) -> tuple[list[str | int], str]:

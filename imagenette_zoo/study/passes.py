@@ -16,7 +16,7 @@ from torch import nn
 from ..data import resolve_dataset
 from ..data.augment import Normalize
 from ..data.imagenette import evenly, load_split
-from ..errors import UserError
+from ..errors import UserError, require
 from ..layers import MultiPass
 from ..training import build
 from ..training.checkpoint import write_atomic
@@ -264,10 +264,7 @@ def _tell(report: PassesReport) -> str:
 
 
 def _matplotlib() -> Any:
-    try:
-        import matplotlib
-    except ImportError:
-        raise UserError('--save-figure needs matplotlib: pip install "imagenette-zoo[report]"') from None
+    matplotlib = require('matplotlib', '--save-figure', 'report')
     matplotlib.use('Agg')
     return matplotlib
 

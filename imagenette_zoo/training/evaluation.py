@@ -34,7 +34,7 @@ from .metrics import Scores
 from .options import nearest
 from .recipe import ComputeOptions, ValidationOptions
 
-__all__ = ['Validation', 'evaluate', 'load_model', 'read_config', 'shift_consistency', 'validate']
+__all__ = ['Validation', 'evaluate', 'load_model', 'open_model', 'read_config', 'shift_consistency', 'validate']
 
 LARGEST_CONFIG = 16 * 2**20  # bytes
 # Arguments that would make timm open a file or an address that a stranger's config names.
@@ -206,8 +206,34 @@ def _validate_one(
 
 
 def load_model(name: str, options: Any, images: ImageSet) -> Any:
-    """The model that a name on the command line means, with its weights."""
+    """The model that a name on the command line means, with its weights, for the classes of these images.
+
+    Raises:
+        UserError: There is no such model, or it tells other classes apart.
+    """
     classes = len(images.classes)
+    model = open_model(name, options, classes)
+    if model.num_classes != classes:
+        raise UserError(
+            f'{name}: has {model.num_classes} classes, {images.root} has {classes}: --data-dir names other data?'
+        )
+    names = model.pretrained_cfg.get('label_names') if model_folder(name) else None
+    if isinstance(names, list) and len(names) == classes and names != list(images.class_names):
+        raise UserError(f'{name}: tells {names[0]}, … apart, {images.root} has {images.class_names[0]}, …: other data')
+    return model
+
+
+def open_model(name: str, options: Any, classes: int | None = None) -> Any:
+    """The model that a name on the command line means, with its weights.
+
+    Args:
+        name: As :func:`validate` takes it.
+        options: ``checkpoint``, ``pretrained``, ``use_ema`` and the model's details.
+        classes: Of a model by name with a checkpoint, where ``num_classes`` is not given.
+
+    Raises:
+        UserError: There is no such model, or no weights for it.
+    """
     kwargs = {'global_pool': options.gp, **options.model_kwargs}
     folder = model_folder(name)
     if folder is not None:
@@ -218,26 +244,20 @@ def load_model(name: str, options: Any, images: ImageSet) -> Any:
         kwargs = {**config.get('model_args', {}), **given, 'num_classes': config['num_classes']}
         model = build.build_model(config['architecture'], **kwargs)
         load_weights(model, read_weights(folder / 'model.safetensors'), folder)
-        model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, **config['pretrained_cfg']}
-        names = config.get('label_names')
-        if isinstance(names, list) and len(names) == classes and names != list(images.class_names):
-            raise UserError(
-                f'{name}: tells {names[0]}, … apart, {images.root} has {images.class_names[0]}, …: other data'
-            )
-    elif options.checkpoint:
+        own = {'label_names': None, **config['pretrained_cfg']}  # not the names that go with the published weights
+        if 'label_names' in config:
+            own['label_names'] = config['label_names']
+        model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, **own}
+        return model
+    if options.checkpoint:
         state_dict = read_weights(Path(options.checkpoint), options.use_ema)
         model = build.build_model(name, num_classes=options.num_classes or classes, **kwargs)
         load_weights(model, state_dict, options.checkpoint)
-    elif name.startswith(('hf-hub:', 'hf_hub:')) or options.pretrained:
-        model = build.build_model(name, pretrained=True, num_classes=options.num_classes, **kwargs)
-    else:
-        hint = 'for its name give --checkpoint or --pretrained' if timm.is_model(name) else 'no such folder or model'
-        raise UserError(f"--model {name}: no run's folder; {hint}{nearest(name, timm.list_models())}")
-    if model.num_classes != classes:
-        raise UserError(
-            f'{name}: has {model.num_classes} classes, {images.root} has {classes}: --data-dir names other data?'
-        )
-    return model
+        return model
+    if name.startswith(('hf-hub:', 'hf_hub:')) or options.pretrained:
+        return build.build_model(name, pretrained=True, num_classes=options.num_classes, **kwargs)
+    hint = 'for its name give --checkpoint or --pretrained' if timm.is_model(name) else 'no such folder or model'
+    raise UserError(f"--model {name}: no run's folder; {hint}{nearest(name, timm.list_models())}")
 
 
 def read_config(folder: Path) -> dict[str, Any]:

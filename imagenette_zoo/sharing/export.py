@@ -1,0 +1,251 @@
+"""A trained model as a file for other programs, checked against PyTorch on real images before it is written."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.models import safe_model_name
+from torch import nn
+
+from ..data.imagenette import evenly, find_root, load_split, open_image
+from ..data.synthette import CLASS_NAMES
+from ..data.synthette import draw as draw_image
+from ..errors import UserError, require
+from ..layers import fuse
+from ..training import build
+from ..training.checkpoint import write_atomic
+from ..training.console import Console
+from ..training.options import option
+from .loading import TrainedModel, UseOptions, load_trained
+
+__all__ = ['OPSET', 'Exported', 'ExportOptions', 'export', 'export_model']
+
+OPSET = 18  # the lowest that torch's exporter writes without a conversion
+TOLERANCE = 1e-4  # of a logit
+IMAGES = 16  # that are compared
+KEY = 'imagenette_zoo'  # what the metadata are called in a file
+
+Images = torch.Tensor
+Network = Callable[[Images], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class ExportOptions(UseOptions):
+    """Export"""
+
+    to: str = option('onnx', 'format', choices=('onnx', 'torch-export', 'torchscript'))
+    output: str | None = option(
+        None, 'the file (default: the name of the run or model, here, with .onnx, .pt2 or .pt)', metavar='FILE'
+    )
+    data_dir: str | None = option(
+        None, 'images to check it with, as in training (without any: images of synthette)', metavar='DIR'
+    )
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file that was written.
+
+    Args:
+        file: Where it is.
+        format: `onnx`, `torch-export` or `torchscript`.
+        difference: The largest between a logit of the file's and the model's as it was trained.
+        images: How many images were compared, and
+        source: where they are from.
+    """
+
+    file: Path
+    format: str
+    difference: float
+    images: int
+    source: str
+
+
+def export(model: str | Path, to: str = 'onnx', output: str | Path | None = None, **options: Any) -> Exported:
+    """Writes a trained model for other programs.
+
+    Args:
+        model: A run's folder or its ``best/``, ``local-dir:FOLDER``, ``hf-hub:NAME``, or a model's name.
+        to: `onnx`, `torch-export` or `torchscript`.
+        output: The file.
+        **options: The other fields of :class:`ExportOptions`.
+
+    Raises:
+        UserError: Bad input, or a file that does not compute what the model does; none is written then.
+    """
+    file = None if output is None else str(output)
+    return export_model(ExportOptions(model=str(model), to=to, output=file, **options), quiet=True)
+
+
+def export_model(options: ExportOptions, *, quiet: bool = False) -> Exported:
+    """Fuses a model, exports it for any number of images, and writes it if it gives what PyTorch gives.
+
+    Raises:
+        UserError: As :func:`export`.
+    """
+    kind = FORMATS[options.to]
+    for package in kind.needs:
+        require(package, f'--to {options.to}', 'onnx')
+    file = _output_file(options, kind)
+    console = Console(quiet)
+    trained = load_trained(options, torch.device('cpu'))
+    source, images = _real_images(trained, options.data_dir)
+    if len(images) < 3:
+        raise UserError(f'{source}: holds {len(images)} images: at least 3 are needed to check an export')
+    metadata = json.dumps(_metadata(trained, options.to))
+    fused = fuse(trained.model)
+    try:
+        with _silence():
+            data = kind.write(fused, images[:2], metadata)
+            difference = _largest_difference(kind.read(data), trained.model, images)
+    except Exception as error:  # torch's exporters and the runtime report what they lack in many ways
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{options.model}: can't be exported to {options.to}: {reason}") from error
+    if not difference <= TOLERANCE:  # nor nan
+        raise UserError(
+            f'{options.model}: the {options.to} export differs from PyTorch by {difference:.1e} in a logit on {source} '
+            f'(at most {TOLERANCE:.0e}): nothing was written; try another --to'
+        )
+    write_atomic(file, data)
+    shape = 'batch, ' + ', '.join(map(str, images.shape[1:]))
+    opset = f', opset {OPSET}' if options.to == 'onnx' else ''
+    console.line(f'{file}: {options.to}{opset}, {len(data) / 2**20:.1f} MiB, images ({shape}) to logits')
+    console.line(f'largest difference from PyTorch in a logit: {difference:.1e} on {len(images)} images of {source}')
+    return Exported(file, options.to, difference, len(images), source)
+
+
+def _output_file(options: ExportOptions, kind: _Format) -> Path:
+    name = options.model.removeprefix('local-dir:')
+    folder = Path(name).resolve()
+    folder = folder.parent if folder.name in ('best', 'last') else folder
+    file = Path(options.output or (folder.name if folder.is_dir() else safe_model_name(name)) + kind.suffix)
+    if file.is_dir() or not file.absolute().parent.is_dir():
+        raise UserError(f'--output {file}: {"is a folder" if file.is_dir() else "no such folder"}: give a file')
+    if not os.access(file.absolute().parent, os.W_OK):
+        raise UserError(f"--output {file}: can't write to {file.absolute().parent}: choose another place")
+    return file
+
+
+def _metadata(trained: TrainedModel, to: str) -> dict[str, Any]:
+    """What a program needs to know that uses the file; pixels are 0–1 before mean and std."""
+    names = ('input_size', 'interpolation', 'crop_pct', 'crop_mode', 'mean', 'std')
+    return {
+        'model': trained.name,
+        'label_names': trained.class_names,
+        **{name: trained.config[name] for name in names},
+        **({'opset': OPSET} if to == 'onnx' else {}),
+        'versions': build.versions(),
+    }
+
+
+def _real_images(trained: TrainedModel, data_dir: str | None) -> tuple[str, Images]:
+    """Where the images are from (the data set at hand, else drawn), and what the model takes: `(N, 3, H, W)`."""
+    try:
+        found = evenly(load_split(find_root(data_dir), 'validation'), IMAGES)
+        source = f'{found.root.name}/{found.split}'
+        images = [open_image(found.root / path) for path in found.paths]
+    except UserError:
+        if data_dir or os.environ.get('IMAGENETTE_DIR'):
+            raise
+        source = 'synthette'
+        images = [Image.fromarray(draw_image(name, 0, 'val', 0)) for name in CLASS_NAMES]
+    try:
+        pixels = np.stack([trained.pixels(image) for image in images])
+    except ValueError as error:
+        raise UserError(f'{source}: an image {error}') from None
+    return source, trained.normalize(torch.from_numpy(pixels))
+
+
+@torch.inference_mode()
+def _largest_difference(network: Network, model: nn.Module, images: Images) -> float:
+    """In a logit; the network is given one image alone and the others at once, the model each alone."""
+    given = torch.cat([network(images[:1]), network(images[1:])])
+    return (given - torch.cat([model(image[None]) for image in images])).abs().max().item()
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """The exporters warn of what no user of a model can mend, as that TorchScript is deprecated, and print graphs."""
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        warnings.simplefilter('ignore')
+        yield
+
+
+@torch.no_grad()
+def _write_onnx(model: nn.Module, images: Images, metadata: str) -> bytes:
+    import onnx
+
+    program = torch.onnx.export(
+        model,
+        (images,),
+        dynamo=True,
+        opset_version=OPSET,
+        dynamic_shapes=({0: torch.export.Dim('batch')},),
+        input_names=['images'],
+        output_names=['logits'],
+        verbose=False,
+    )
+    assert program is not None
+    proto = program.model_proto
+    onnx.helper.set_model_props(proto, {KEY: metadata})
+    onnx.checker.check_model(proto, full_check=True)
+    return proto.SerializeToString()
+
+
+def _read_onnx(data: bytes) -> Network:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(data, providers=['CPUExecutionProvider'])
+    return lambda images: torch.from_numpy(session.run(['logits'], {'images': images.numpy()})[0])
+
+
+@torch.no_grad()
+def _write_torch_export(model: nn.Module, images: Images, metadata: str) -> bytes:
+    shapes = ({0: torch.export.Dim('batch')},)
+    program = torch.export.export(model, (images,), dynamic_shapes=shapes, strict=False)
+    file = io.BytesIO()
+    torch.export.save(program, file, extra_files={KEY: metadata})
+    return file.getvalue()
+
+
+def _read_torch_export(data: bytes) -> Network:
+    return torch.export.load(io.BytesIO(data)).module()
+
+
+@torch.no_grad()
+def _write_torchscript(model: nn.Module, images: Images, metadata: str) -> bytes:
+    file = io.BytesIO()
+    torch.jit.save(torch.jit.trace(model, images, check_trace=False), file, _extra_files={KEY: metadata})
+    return file.getvalue()
+
+
+def _read_torchscript(data: bytes) -> Network:
+    return torch.jit.load(io.BytesIO(data))
+
+
+@dataclass(frozen=True)
+class _Format:
+    """How a model becomes the content of a file, and that a network again."""
+
+    suffix: str
+    write: Callable[[nn.Module, Images, str], bytes]
+    read: Callable[[bytes], Network]
+    needs: tuple[str, ...] = ()
+
+
+FORMATS: Mapping[str, _Format] = {
+    'onnx': _Format('.onnx', _write_onnx, _read_onnx, ('onnx', 'onnxscript', 'onnxruntime')),
+    'torch-export': _Format('.pt2', _write_torch_export, _read_torch_export),
+    'torchscript': _Format('.pt', _write_torchscript, _read_torchscript),
+}

@@ -1,0 +1,134 @@
+"""A trained model with all that belongs to it: the names of its classes, what is done to an image first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import timm
+import torch
+from PIL import Image
+from timm.data import ImageNetInfo, infer_imagenet_subset
+from torch import nn
+
+from ..data.augment import Normalize
+from ..errors import UserError
+from ..training import build
+from ..training.checkpoint import model_folder
+from ..training.evaluation import open_model
+from ..training.options import option
+from ..training.recipe import ArchitectureOptions, InputOptions
+
+__all__ = ['TrainedModel', 'UseOptions', 'load_trained']
+
+MOST_ELONGATED = 100  # times as long as wide: resizing a longer image would make gigabytes of it
+
+
+@dataclass(frozen=True)
+class UseOptions(InputOptions, ArchitectureOptions):
+    """Weights"""
+
+    model: str = option(
+        'mbv2_mish_imagenette',
+        "a run's folder or its best/, local-dir:FOLDER, hf-hub:NAME, or the name of a model that has published weights",
+        short=('-m',),
+    )
+    checkpoint: str | None = option(None, "weights for the model: a file, also one of timm's", metavar='PATH')
+    use_ema: bool = option(False, 'take the moving average of the weights from a timm checkpoint')
+
+    def check(self) -> None:
+        super().check()
+        if self.use_ema and not self.checkpoint:
+            raise UserError('--use-ema has no effect without --checkpoint')
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether the model is a name without a checkpoint: the weights published under it are meant."""
+        return not self.checkpoint and model_folder(self.model) is None and timm.is_model(self.model)
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model in eval mode, and what belongs to it.
+
+    Args:
+        name: As it was asked for.
+        model: From images `(N, 3, H, W)` to logits `(N, classes)`.
+        config: timm's data config: `input_size`, `mean`, `std`, `interpolation`, `crop_pct`, `crop_mode`.
+        class_names: A name for each logit.
+        transform: timm's evaluation transform, to `(3, H, W)` uint8.
+        normalize: From uint8 pixels to the model's input, on its device.
+    """
+
+    name: str
+    model: nn.Module
+    config: dict[str, Any]
+    class_names: list[str]
+    transform: build.Transform
+    normalize: Normalize
+
+    def pixels(self, image: Image.Image) -> npt.NDArray[np.uint8]:
+        """What the model is shown of an RGB image: `(3, H, W)`.
+
+        Raises:
+            ValueError: The image is too long for its width.
+        """
+        if max(image.size) > MOST_ELONGATED * min(image.size):
+            raise ValueError(
+                f'is {image.width} × {image.height} px: expected at most {MOST_ELONGATED} times as long as wide; '
+                'crop or remove it'
+            )
+        return np.asarray(self.transform(image))  # a tensor in some versions of timm
+
+
+def load_trained(options: UseOptions, device: torch.device) -> TrainedModel:
+    """The model that the options name, ready for use.
+
+    Raises:
+        UserError: There is no such model, it has no weights or no classifier, its class names are not those of its
+            classifier, or it can't take images of this size.
+    """
+    name = options.model
+    if options.pretrained and not timm.is_model_pretrained(name):
+        raise UserError(f'--model {name}: no weights are published: give a run, a model folder or --checkpoint FILE')
+    model = open_model(name, options)
+    names = _class_names(model, options)
+    try:
+        config = build.input_config(options, model, use_test_size=True)
+        transform = build.eval_transform(config)
+        normalize = Normalize(config['mean'], config['std'], device)
+    except (TypeError, ValueError, AttributeError, KeyError, AssertionError) as error:  # whatever a config may hold
+        raise UserError(f"{name}: its config doesn't tell how images are prepared ({error})") from None
+    model = build.place(model, device, channels_last=False)
+    build.probe(model, name, (3, *config['input_size'][1:]))
+    return TrainedModel(name, model, config, names, transform, normalize)
+
+
+def _class_names(model: Any, options: UseOptions) -> list[str]:
+    """The names in the model's config, else those of the ImageNet that its number of classes tells, else numbers."""
+    count, name = model.num_classes, options.model
+    if count < 1:
+        raise UserError(f'{name}: has no classifier (num_classes 0): it makes features, and tells no classes apart')
+    names = model.pretrained_cfg.get('label_names')
+    if isinstance(names, Mapping):  # timm's way where indices are missing
+        listed = [names.get(str(index), names.get(index, f'class {index}')) for index in range(count)]
+        names = listed if {*map(str, names)} <= {*map(str, range(count))} else list(names.values())
+    if options.checkpoint and names and len(names) != count:
+        names = None  # those of the architecture's published weights
+    if names:
+        if not (isinstance(names, (list, tuple)) and all(isinstance(each, str) for each in names)):
+            raise UserError(f'{name}: label_names in its config are {str(names)[:40]!r}, not a list of {count} names')
+        if len(names) != count:
+            raise UserError(
+                f'{name}: its config names {len(names)} classes, its classifier has {count}: correct label_names in '
+                f'config.json, or remove them'
+            )
+        return list(names)
+    subset = infer_imagenet_subset(model)
+    if subset is None:
+        return [f'class {index}' for index in range(count)]
+    info = ImageNetInfo(subset)
+    return [info.index_to_description(index) for index in range(count)]

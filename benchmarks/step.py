@@ -16,9 +16,10 @@ from torch.profiler import ProfilerActivity, profile
 
 import imagenette_zoo  # noqa: F401  (registers the models)
 from imagenette_zoo.layers import Mish
+from imagenette_zoo.training.build import place
 from imagenette_zoo.training.memory import keep_freed_memory
 
-VARIANTS = ('torch', 'memory', 'memory+mish', 'memory+mish+compile')
+VARIANTS = ('torch', 'memory', 'memory+mish', 'memory+mish+compile', 'memory+mish+norm')
 
 
 def main() -> None:
@@ -36,6 +37,8 @@ def main() -> None:
     if 'mish' not in args.variant:
         model = with_torchs_mish(model)
     model.to(args.device, memory_format=torch.channels_last)
+    if 'norm' in args.variant:  # and what else `train.py` does to a model
+        model = place(model, torch.device(args.device), channels_last=True)
     images = torch.randn(args.batch_size, 3, args.img_size, args.img_size, device=args.device)
     images = images.contiguous(memory_format=torch.channels_last)
     targets = torch.randint(0, 10, (args.batch_size,), device=args.device)

@@ -34,7 +34,7 @@ from .metrics import Scores
 from .options import nearest
 from .recipe import ComputeOptions, ValidationOptions
 
-__all__ = ['Validation', 'evaluate', 'load_model', 'read_config', 'shift_consistency', 'validate']
+__all__ = ['Validation', 'evaluate', 'load_folder', 'load_model', 'read_config', 'shift_consistency', 'validate']
 
 LARGEST_CONFIG = 16 * 2**20  # bytes
 # Arguments that would make timm open a file or an address that a stranger's config names.
@@ -213,13 +213,8 @@ def load_model(name: str, options: Any, images: ImageSet) -> Any:
     if folder is not None:
         if options.checkpoint or options.pretrained:
             raise UserError(f'--model {name}: has its own weights: leave out --checkpoint and --pretrained')
-        config = read_config(folder)
-        given = {name: value for name, value in kwargs.items() if value is not None}
-        kwargs = {**config.get('model_args', {}), **given, 'num_classes': config['num_classes']}
-        model = build.build_model(config['architecture'], **kwargs)
-        load_weights(model, read_weights(folder / 'model.safetensors'), folder)
-        model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, **config['pretrained_cfg']}
-        names = config.get('label_names')
+        model = load_folder(folder, **kwargs)
+        names = model.pretrained_cfg.get('label_names')
         if isinstance(names, list) and len(names) == classes and names != list(images.class_names):
             raise UserError(
                 f'{name}: tells {names[0]}, … apart, {images.root} has {images.class_names[0]}, …: other data'
@@ -237,6 +232,32 @@ def load_model(name: str, options: Any, images: ImageSet) -> Any:
         raise UserError(
             f'{name}: has {model.num_classes} classes, {images.root} has {classes}: --data-dir names other data?'
         )
+    return model
+
+
+def load_folder(folder: Path, **kwargs: Any) -> Any:
+    """The model in a model folder, with its weights, its config and its ``label_names``.
+
+    Args:
+        folder: Holds ``config.json`` and ``model.safetensors``.
+        **kwargs: Arguments of the model instead of those in its config; what is None is left to it.
+
+    Raises:
+        UserError: The config is none, names more or fewer classes than the head has, or the weights are not
+            this model's.
+    """
+    config = read_config(folder)
+    classes, names = config['num_classes'], config.get('label_names')
+    if isinstance(names, list) and len(names) != classes:
+        raise UserError(
+            f'{folder / "config.json"}: names {len(names)} classes, the head has {classes}: mend label_names there'
+        )
+    given = {name: value for name, value in kwargs.items() if value is not None}
+    model_args = {**config.get('model_args', {}), **given, 'num_classes': classes}
+    model = build.build_model(config['architecture'], **model_args)
+    load_weights(model, read_weights(folder / 'model.safetensors'), folder)
+    labels = {'label_names': names} if names is not None else {}
+    model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, **config['pretrained_cfg'], **labels}
     return model
 
 

@@ -1,0 +1,1 @@
+"""Giving models away: publishing them on the Hugging Face Hub."""

@@ -64,6 +64,8 @@ def load(name: str) -> nn.Module:
     folder = model_folder(name)
     if folder is not None:
         return load_folder(folder).eval()
+    if '/' in name and ':' not in name:
+        raise UserError(f'{name}: no such folder: give a run (runs/NAME), a model folder or hf-hub:OWNER/NAME')
     config = get_pretrained_cfg(name) if timm.is_model(split_model_name_tag(name)[0]) else None
     if config is not None and not config.has_weights:
         raise UserError(f'{name}: has no pretrained weights: give a run (runs/NAME), a model folder or hf-hub:NAME')
@@ -106,7 +108,8 @@ def _labels(model: Any, classes: int) -> list[str]:
     if isinstance(names, (list, tuple)) and len(names) == classes:
         found = [str(name) for name in names]
     elif subset:
-        found = [ImageNetInfo(subset).index_to_description(index) for index in range(classes)]
+        info = ImageNetInfo(subset)
+        found = [info.index_to_description(index) for index in range(classes)]
     else:
         found = [f'class {index}' for index in range(classes)]
     return found if len(set(found)) == classes else [f'{name} ({index})' for index, name in enumerate(found)]
@@ -137,7 +140,9 @@ def build(models: Sequence[str]) -> Any:
                     names = list(loaded)
                     choice = gr.Dropdown(names, value=names[place], label='model', interactive=len(names) > 1)
                     classes = gr.Label(num_top_classes=MOST_CLASSES, label='classes')
-                    heat = gr.Image(label='what decided', interactive=False, height=300)
+                    heat = gr.Image(
+                        label='what decided', interactive=False, height=300, buttons=['fullscreen', 'download']
+                    )
                     gr.on([image.change, choice.change], answer, [image, choice], [classes, heat], api_name=False)
     return page
 
@@ -180,13 +185,16 @@ def serve(models: Sequence[str], port: int | None = None) -> None:
     page = build(models)
     try:
         page.launch(server_port=port, share=False, show_error=True, max_file_size=LARGEST_UPLOAD)
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         raise UserError(f'--port {port or "7860 and on"}: {str(error).splitlines()[0]}: choose another') from None
 
 
 def main() -> None:
     """A Space's entry: the models of ``DEMO_MODELS``."""
-    serve(os.environ.get('DEMO_MODELS', DEFAULT).split())
+    try:
+        serve(os.environ.get('DEMO_MODELS', DEFAULT).split())
+    except UserError as error:
+        raise SystemExit(f'error: {error}') from None
 
 
 if __name__ == '__main__':

@@ -248,9 +248,9 @@ def _reason(error: BaseException, repo_id: str) -> str:
         return f'{constants.ENDPOINT} refuses ({status}): {said}'
     if isinstance(error, ValueError):
         return ' '.join(str(error).split())
+    what = f'has trouble ({status}: {said})' if status else f'was not reached or the connection was lost ({said})'
     return (
-        f'{constants.ENDPOINT} was not reached or the connection was lost ({said}): the repository has the whole model '
-        'or nothing of it; give the same command again'
+        f'{constants.ENDPOINT} {what}: the repository has the whole model or nothing of it; give the same command again'
     )
 
 

@@ -38,7 +38,11 @@ class Repo:
 
 
 class Hub(ThreadingHTTPServer):
-    """The server; ``broken`` names what fails: ``{'PUT /lfs': 'drop'}``, or a status, for paths that begin so."""
+    """The server; ``broken`` says how requests that begin so fail, as in ``{'PUT /lfs': 'drop'}``.
+
+    ``drop`` hangs up in the middle, ``deaf`` does as asked and hangs up, ``echo`` repeats the token in what it says; a
+    number is the status that it answers with.
+    """
 
     daemon_threads = True
 
@@ -83,6 +87,8 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(length)) if length else self._chunks()
         if isinstance(way, int):
             return self._answer(way, {'error': 'as it was asked to'})
+        if way == 'echo':
+            return self._answer(400, {'error': f'what is {self.headers["Authorization"]}?'})
         allowed = self.headers.get('Authorization') == f'Bearer {TOKEN}'
         for method, pattern, serve in ROUTES:
             found = re.fullmatch(pattern, path)
@@ -90,8 +96,6 @@ class _Handler(BaseHTTPRequestHandler):
                 if serve not in PUBLIC and not allowed:
                     return self._answer(401, {'error': 'Invalid credentials'}, X_Error_Message='Invalid credentials')
                 status, content, headers = serve(hub, body, allowed, *found.groups())
-                if serve is _validate and self.headers.get('Accept') == 'text/plain':
-                    content = '\n'.join(error['message'] for error in content['errors']).encode()
                 if way == 'deaf':  # done, but nobody hears of it
                     self.connection.close()
                     self.close_connection = True

@@ -90,6 +90,8 @@ def publish(source: str, repo_id: str, options: PublishOptions | None = None, *,
             f'{repo_id}: no token for {constants.ENDPOINT}: get one that may write, then log in (hf auth login) or '
             f'set HF_TOKEN; --dry-run needs none'
         )
+    if token is not None and not (token.isascii() and token.isprintable()):  # an error would show it in other letters
+        raise UserError(f'{repo_id}: the token has letters that none has: log in anew (hf auth login) or mend HF_TOKEN')
     folder, trained = _find(source)
     output = Path(options.output) if options.output else Path('hub', repo_id)
     files = write_folder(folder, trained, repo_id, output, options, console)
@@ -184,9 +186,8 @@ def _pictures(trained: Trained, console: Console) -> list[figures.Picture]:
 
 
 def _send(folder: Path, files: list[str], repo_id: str, options: PublishOptions, token: str) -> bool:
-    """Sends the files in one commit; False where the Hub has them all already."""
+    """Sends the files in one commit, the card's metadata checked by the Hub first; False where it has them all."""
     api = HfApi(token=token, library_name='imagenette-zoo', library_version=__version__)
-    ModelCard.load(folder / 'README.md').validate()
     private: dict[str, Any] = {'private': True} if options.private else {}  # else as the owner has it
     api.create_repo(repo_id, exist_ok=True, **private)
     if options.revision and options.revision != constants.DEFAULT_REVISION:

@@ -313,6 +313,47 @@ def _report(args: argparse.Namespace) -> int:
     return 0
 
 
+def _add_publish(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('source', metavar='RUN|FOLDER', help="a finished run, or a model folder, as a run's best/")
+    parser.add_argument('repo_id', metavar='REPO_ID', help='OWNER/NAME on the Hugging Face Hub')
+    parser.add_argument('--private', action='store_true', help='if the repository is made, make it private')
+    parser.add_argument('--revision', metavar='BRANCH', help='publish on this branch (default: main)')
+    parser.add_argument('--license', metavar='ID', help="the weights' licence (default: what the model's config says)")
+    parser.add_argument('--output', metavar='DIR', help='where the folder is written (default: hub/REPO_ID)')
+    parser.add_argument('--overwrite', action='store_true', help='replace what the repository has')
+    parser.add_argument('--dry-run', action='store_true', help='write and check the folder, send nothing')
+
+
+def _publish(args: argparse.Namespace) -> int:
+    import dataclasses
+
+    from .sharing.publish import PublishOptions, publish
+
+    options = {field.name: getattr(args, field.name) for field in dataclasses.fields(PublishOptions)}
+    publish(args.source, args.repo_id, PublishOptions(**options))
+    return 0
+
+
+def _add_demo(parser: argparse.ArgumentParser) -> None:
+    from .demo import DEFAULT
+
+    parser.add_argument(
+        'models',
+        nargs='*',
+        default=[DEFAULT],
+        metavar='MODEL',
+        help=f"a run, a model folder, hf-hub:NAME or a model's name (default: {DEFAULT}); two are shown side by side",
+    )
+    parser.add_argument('--port', type=_positive, metavar='N', help='on this port (default: the first free from 7860)')
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from .demo import serve
+
+    serve(args.models, args.port)
+    return 0
+
+
 def _add_list(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--json', action='store_true', help='print JSON')
 
@@ -368,6 +409,8 @@ USAGE = {
     'passes': ' MODEL',
     'predict': ' IMAGE…',
     'export': ' MODEL',
+    'publish': ' RUN|FOLDER REPO_ID',
+    'demo': ' [MODEL…]',
     'data': ' ACTION',
 }
 COMMANDS: dict[str, tuple[Callable[[Any], None], Callable[[Any], int], str]] = {
@@ -380,6 +423,8 @@ COMMANDS: dict[str, tuple[Callable[[Any], None], Callable[[Any], int], str]] = {
     'passes': (_add_passes, _passes, 'compare the passes of a MultiPass model'),
     'predict': (_add_predict, _predict, 'what a trained model takes images for, and where it sees it'),
     'export': (_add_export, _export, 'write a trained model for other programs: ONNX, torch.export, TorchScript'),
+    'publish': (_add_publish, _publish, 'put a trained model on the Hugging Face Hub'),
+    'demo': (_add_demo, _demo, 'a page that classifies your images and shows why'),
     'list': (_add_list, _list, 'list the models of the zoo'),
     'data': (_add_data, _data, 'fetch and check the data, list and clear its cache'),
 }

@@ -1,1 +1,1 @@
-"""What is done with trained weights: predictions, exports."""
+"""What is done with trained weights: predictions, exports, publishing on the Hugging Face Hub."""

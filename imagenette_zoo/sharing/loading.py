@@ -70,6 +70,15 @@ class TrainedModel:
     transform: build.Transform
     normalize: Normalize
 
+    @property
+    def has_maps(self) -> bool:
+        """Whether its last features are a map, which Grad-CAM needs."""
+        if not hasattr(self.model, 'forward_features'):
+            return False
+        with torch.inference_mode():
+            model: Any = self.model
+            return model.forward_features(self.normalize.mean.new_zeros(1, *self.config['input_size'])).ndim == 4
+
     def pixels(self, image: Image.Image) -> npt.NDArray[np.uint8]:
         """What the model is shown of an RGB image: `(3, H, W)`.
 

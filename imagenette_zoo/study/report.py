@@ -21,7 +21,7 @@ from .plan import Study
 from .records import Record
 from .wording import Table
 
-__all__ = ['write_report']
+__all__ = ['escape_markdown', 'write_report']
 
 TEMPLATES = Path(__file__).parent / 'templates'
 NEEDED = ('matplotlib', 'scipy', 'jinja2')
@@ -285,7 +285,7 @@ def _markdown(view: dict[str, Any]) -> str:
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
-        finalize=_escape,  # all that is put in
+        finalize=escape_markdown,  # all that is put in
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
@@ -294,7 +294,7 @@ def _markdown(view: dict[str, Any]) -> str:
     return re.sub(r'\n{3,}', '\n\n', text).strip() + '\n'
 
 
-def _escape(value: object) -> object:
+def escape_markdown(value: object) -> object:
     """Text as Markdown shows it: nothing in it is markup, nor ends a cell of a table."""
     if not isinstance(value, str):
         return value

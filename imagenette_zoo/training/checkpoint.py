@@ -41,6 +41,7 @@ except ImportError:  # Windows
 __all__ = [
     'ProcessLock',
     'RunFolder',
+    'link_model_folder',
     'load_weights',
     'model_folder',
     'read_weights',
@@ -152,7 +153,7 @@ def save_model_folder(folder: Path, config: Mapping[str, Any], state_dict: Mappi
     write_atomic(folder / 'model.safetensors', safetensors.torch.save(tensors, metadata={'format': 'pt'}))
 
 
-def _link_model_folder(source: Path, target: Path) -> None:
+def link_model_folder(source: Path, target: Path) -> None:
     """The same model folder under a second name: hard links where the file system has them, else copies."""
     with _one_line(target):
         target.mkdir(parents=True, exist_ok=True)
@@ -164,6 +165,7 @@ def _link_model_folder(source: Path, target: Path) -> None:
             except OSError:
                 shutil.copyfile(source / name, temporary)
             os.replace(temporary, target / name)
+            temporary.unlink(missing_ok=True)  # it stays where both were links to the same file already
         _sync_folder(target)
 
 
@@ -423,9 +425,9 @@ class RunFolder:
             self['checkpoints'].mkdir(exist_ok=True)
         save_model_folder(self['last'], config, state_dict)
         if epoch in ranking:
-            _link_model_folder(self['last'], self['checkpoints'] / f'epoch-{epoch}')
+            link_model_folder(self['last'], self['checkpoints'] / f'epoch-{epoch}')
         if ranking and ranking[0] == epoch:
-            _link_model_folder(self['last'], self['best'])
+            link_model_folder(self['last'], self['best'])
         keep = {f'epoch-{kept}' for kept in ranking}
         with _one_line(self['checkpoints']):
             for folder in self['checkpoints'].glob('epoch-*'):

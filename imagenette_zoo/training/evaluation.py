@@ -34,7 +34,16 @@ from .metrics import Scores
 from .options import nearest
 from .recipe import ComputeOptions, ValidationOptions
 
-__all__ = ['Validation', 'evaluate', 'load_model', 'open_model', 'read_config', 'shift_consistency', 'validate']
+__all__ = [
+    'Validation',
+    'evaluate',
+    'load_folder',
+    'load_model',
+    'open_model',
+    'read_config',
+    'shift_consistency',
+    'validate',
+]
 
 LARGEST_CONFIG = 16 * 2**20  # bytes
 # Arguments that would make timm open a file or an address that a stranger's config names.
@@ -239,16 +248,7 @@ def open_model(name: str, options: Any, classes: int | None = None) -> Any:
     if folder is not None:
         if options.checkpoint or options.pretrained:
             raise UserError(f'--model {name}: has its own weights: leave out --checkpoint and --pretrained')
-        config = read_config(folder)
-        given = {name: value for name, value in kwargs.items() if value is not None}
-        kwargs = {**config.get('model_args', {}), **given, 'num_classes': config['num_classes']}
-        model = build.build_model(config['architecture'], **kwargs)
-        load_weights(model, read_weights(folder / 'model.safetensors'), folder)
-        own = {'label_names': None, **config['pretrained_cfg']}  # not the names that go with the published weights
-        if 'label_names' in config:
-            own['label_names'] = config['label_names']
-        model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, **own}
-        return model
+        return load_folder(folder, **kwargs)
     if options.checkpoint:
         state_dict = read_weights(Path(options.checkpoint), options.use_ema)
         model = build.build_model(name, num_classes=options.num_classes or classes, **kwargs)
@@ -258,6 +258,34 @@ def open_model(name: str, options: Any, classes: int | None = None) -> Any:
         return build.build_model(name, pretrained=True, num_classes=options.num_classes, **kwargs)
     hint = 'for its name give --checkpoint or --pretrained' if timm.is_model(name) else 'no such folder or model'
     raise UserError(f"--model {name}: no run's folder; {hint}{nearest(name, timm.list_models())}")
+
+
+def load_folder(folder: Path, **kwargs: Any) -> Any:
+    """The model in a model folder, with its weights, its config and its ``label_names``.
+
+    Args:
+        folder: Holds ``config.json`` and ``model.safetensors``.
+        **kwargs: Arguments of the model instead of those in its config; what is None is left to it.
+
+    Raises:
+        UserError: The config is none, names more or fewer classes than the head has, or the weights are not
+            this model's.
+    """
+    config = read_config(folder)
+    classes, names = config['num_classes'], config.get('label_names')
+    if isinstance(names, list) and len(names) != classes:
+        raise UserError(
+            f'{folder / "config.json"}: names {len(names)} classes, the head has {classes}: mend label_names there'
+        )
+    given = {name: value for name, value in kwargs.items() if value is not None}
+    model_args = {**config.get('model_args', {}), **given, 'num_classes': classes}
+    model = build.build_model(config['architecture'], **model_args)
+    load_weights(model, read_weights(folder / 'model.safetensors'), folder)
+    own = {'label_names': None, **config['pretrained_cfg']}  # not the names that go with the published weights
+    if names is not None:
+        own['label_names'] = names
+    model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, **own}
+    return model
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -1,0 +1,259 @@
+"""Publishing a model on the Hugging Face Hub, with huggingface_hub's own calls: its token, its upload, its checks."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, ModelCard, constants, get_token
+from huggingface_hub.utils import (
+    HfHubHTTPError,
+    HFValidationError,
+    disable_progress_bars,
+    logging,
+    validate_repo_id,
+)
+
+from ..errors import UserError
+from ..models.catalog import model_cost
+from ..study import figures
+from ..study.contents import contents
+from ..training import build
+from ..training.checkpoint import RunFolder, link_model_folder, model_folder, write_atomic
+from ..training.console import Console
+from ..training.evaluation import load_folder, read_config
+from ..version import __version__
+from .card import CardFacts, Trained, model_card, read_trained
+
+__all__ = ['PublishOptions', 'publish', 'write_folder']
+
+# What can go wrong on the way to the Hub: the errors of the HTTP library, whichever huggingface_hub has, those of the
+# system, and what huggingface_hub makes of them while it uploads files (RuntimeError) and checks a card (ValueError).
+FAILURES: tuple[type[BaseException], ...] = (HfHubHTTPError.__bases__[0], OSError, RuntimeError, ValueError)
+
+
+@dataclass(frozen=True)
+class PublishOptions:
+    """How a model is published.
+
+    Args:
+        private: A repository that is made is private.
+        revision: The branch; it is made where there is none. None: the main one.
+        license: The Hub's name of the weights' licence; None: that of the model's config, else apache-2.0.
+        output: Where the folder is written; None: ``hub/REPO_ID``.
+        overwrite: Files on the Hub that differ are replaced.
+        dry_run: The folder is written and checked, nothing is sent.
+    """
+
+    private: bool = False
+    revision: str | None = None
+    license: str | None = None
+    output: str | None = None
+    overwrite: bool = False
+    dry_run: bool = False
+
+
+def publish(source: str, repo_id: str, options: PublishOptions | None = None, *, quiet: bool = False) -> Path:
+    """Puts a trained model on the Hub: afterwards ``timm.create_model('hf-hub:REPO_ID', pretrained=True)`` has it.
+
+    Everything goes in one commit, so that a repository has the whole model or nothing of it; what is interrupted can
+    be repeated.
+
+    Args:
+        source: A finished run, whose last weights are published, or a model folder, as a run's ``best/``.
+        repo_id: ``OWNER/NAME``.
+        options: How.
+        quiet: Prints nothing.
+
+    Returns:
+        The folder that was sent.
+
+    Raises:
+        UserError: The source is no finished run or model, the name is none, there is no token or the Hub refuses it,
+            the repository holds another model, or the connection was lost.
+    """
+    options = options or PublishOptions()
+    console = Console(quiet)
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise UserError(f'REPO_ID {repo_id}: {_first_line(error)}') from None
+    if '/' not in repo_id:
+        raise UserError(f'REPO_ID {repo_id}: OWNER/NAME is expected, as in me/{repo_id}')
+    token = get_token()
+    if token is None and not options.dry_run:
+        raise UserError(
+            f'{repo_id}: no token for {constants.ENDPOINT}: get one that may write, then log in (hf auth login) or '
+            f'set HF_TOKEN; --dry-run needs none'
+        )
+    if token is not None and not (token.isascii() and token.isprintable()):  # an error would show it in other letters
+        raise UserError(f'{repo_id}: the token has letters that none has: log in anew (hf auth login) or mend HF_TOKEN')
+    folder, trained = _find(source)
+    output = Path(options.output) if options.output else Path('hub', repo_id)
+    files = write_folder(folder, trained, repo_id, output, options, console)
+    for name in files:
+        console.line(f'  {(output / name).stat().st_size / 2**10:10,.1f} KiB  {name}')
+    where = f'{constants.ENDPOINT}/{repo_id}' + (f', branch {options.revision}' if options.revision else '')
+    if options.dry_run:
+        console.line(f'dry run: nothing was sent; these files of {output} would go to {where}')
+        return output
+    with _one_line(repo_id, str(token), console):
+        news = _send(output, files, repo_id, options, str(token))
+    console.line(f'{"published" if news else "nothing to do, all of it is there already"}: {where}')
+    console.line(f'timm.create_model("hf-hub:{_named(repo_id, options)}", pretrained=True)')
+    return output
+
+
+def _named(repo_id: str, options: PublishOptions) -> str:
+    return f'{repo_id}@{options.revision}' if options.revision else repo_id
+
+
+def _find(source: str) -> tuple[Path, Trained | None]:
+    """The model folder that is meant, and what its run says about it where it belongs to one."""
+    path = Path(source.removeprefix('local-dir:'))
+    run = next((each for each in (path, *path.absolute().parents[:2]) if RunFolder(each).started), None)
+    if run is not None and not RunFolder(run).finished:
+        raise UserError(
+            f'{run}: this run is not finished (no result.json): imagenette-zoo train --resume {run} continues it'
+        )
+    folder = path / 'last' if run == path else model_folder(source)
+    if folder is None:
+        raise UserError(f"{source}: no such folder: a finished run's or a model's is expected, as runs/NAME")
+    return folder, read_trained(run, folder.name) if run is not None else None
+
+
+# --- The folder -------------------------------------------------------------------------------------------------------
+
+
+def write_folder(
+    folder: Path, trained: Trained | None, repo_id: str, output: Path, options: PublishOptions, console: Console
+) -> list[str]:
+    """Writes what is to be published, and checks it: that the model can be built, takes its weights and its input, and
+    that huggingface_hub can read the card.
+
+    Args:
+        folder: The model folder.
+        trained: How its weights came about, if known.
+        repo_id: ``OWNER/NAME``.
+        output: Where to; it is made.
+        options: Licence and branch.
+        console: Who is told.
+
+    Returns:
+        The names of the files.
+
+    Raises:
+        UserError: It is no model's, or ``output`` can't be written.
+    """
+    config = read_config(folder)
+    model = load_folder(folder)
+    input_size = model.pretrained_cfg['input_size']
+    build.probe(model, str(folder), input_size)
+    params, gmacs = model_cost(model, input_size)
+    link_model_folder(folder, output)
+    pictures = _pictures(trained, console) if trained is not None else []
+    for picture in pictures:
+        write_atomic(output / f'{picture.name}.png', picture.png)
+    license_ = options.license or model.pretrained_cfg.get('license') or 'apache-2.0'
+    shown = [(f'{picture.name}.png', picture.title) for picture in pictures]
+    card = model_card(CardFacts(_named(repo_id, options), config, params, gmacs, license_, trained, shown))
+    write_atomic(output / 'README.md', str(card).encode())
+    if ModelCard.load(output / 'README.md').data.to_dict() != card.data.to_dict():
+        raise AssertionError(f'{output}: huggingface_hub reads the card otherwise than it was written')
+    return ['config.json', 'model.safetensors', 'README.md', *(file for file, _ in shown)]
+
+
+def _pictures(trained: Trained, console: Console) -> list[figures.Picture]:
+    """The report's figures of this run, where matplotlib is there to draw them."""
+    run = contents([trained.record], None, None)['runs'][0]
+    lowest = min((row['mean'] for row in run['curve']), default=0.0)
+    try:
+        found = [figures.learning_curves([run], 'curves', (max(0.0, lowest - 2), 100.0))]
+        confusion = run['confusion']
+        if confusion and len(confusion['classes']) <= figures.MOST_CELLS:
+            found.append(figures.confusion_matrix(run, 'confusion'))
+    except ImportError:
+        console.line('the card gets no figures: they need pip install "imagenette-zoo[report]"')
+        return []
+    return found
+
+
+# --- The Hub ----------------------------------------------------------------------------------------------------------
+
+
+def _send(folder: Path, files: list[str], repo_id: str, options: PublishOptions, token: str) -> bool:
+    """Sends the files in one commit, the card's metadata checked by the Hub first; False where it has them all."""
+    api = HfApi(token=token, library_name='imagenette-zoo', library_version=__version__)
+    private: dict[str, Any] = {'private': True} if options.private else {}  # else as the owner has it
+    api.create_repo(repo_id, exist_ok=True, **private)
+    if options.revision and options.revision != constants.DEFAULT_REVISION:
+        api.create_branch(repo_id, branch=options.revision, exist_ok=True)
+    info = api.model_info(repo_id, revision=options.revision, files_metadata=True)
+    there = {file.rfilename: file for file in info.siblings or ()}
+    old = [name for name in files if name in there and not _same(folder / name, there[name])]
+    if old and not options.overwrite:
+        raise UserError(
+            f'{repo_id}: is there already, with another {", ".join(old)}: choose another name or --revision BRANCH, or '
+            f'--overwrite (the old ones stay in its history)'
+        )
+    if not old and there.keys() >= set(files):
+        return False
+    api.upload_folder(
+        repo_id=repo_id,
+        folder_path=folder,
+        allow_patterns=files,
+        revision=options.revision,
+        commit_message='Update the model' if old else 'Add the model',
+        parent_commit=info.sha,
+    )
+    return True
+
+
+def _same(file: Path, there: Any) -> bool:
+    """Whether a file is what the Hub has, by the hash of its content: git's own, or LFS's."""
+    data = file.read_bytes()
+    if there.lfs is not None:
+        return there.lfs['sha256'] == hashlib.sha256(data).hexdigest()
+    return there.blob_id == hashlib.sha1(b'blob %d\0' % len(data) + data).hexdigest()
+
+
+@contextlib.contextmanager
+def _one_line(repo_id: str, token: str, console: Console) -> Iterator[None]:
+    """Turns what goes wrong between here and the Hub into a line, in which the token never is."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # it tells of every attempt
+    if not console.live:
+        disable_progress_bars()
+    try:
+        yield
+    except FAILURES as error:
+        cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
+        raise UserError(f'{repo_id}: {_reason(cause, repo_id)}'.replace(token, '***')) from None
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _reason(error: BaseException, repo_id: str) -> str:
+    status = getattr(getattr(error, 'response', None), 'status_code', None)
+    said = getattr(error, 'server_message', None) or _first_line(error)
+    if isinstance(error, PermissionError) or status in (401, 403):
+        return (
+            f'{constants.ENDPOINT} refuses the token ({status or said}): one is needed that may write to '
+            f'{repo_id.partition("/")[0]}: hf auth login, or HF_TOKEN'
+        )
+    if status is not None and status < 500:
+        return f'{constants.ENDPOINT} refuses ({status}): {said}'
+    if isinstance(error, ValueError):
+        return ' '.join(str(error).split())
+    what = f'has trouble ({status}: {said})' if status else f'was not reached or the connection was lost ({said})'
+    return (
+        f'{constants.ENDPOINT} {what}: the repository has the whole model or nothing of it; give the same command again'
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -277,13 +277,13 @@ def test_files_folders_and_patterns(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ('changes', 'part'),
     [
-        ({'label_names': ['ant', 'bee']}, 'names 2 classes, its classifier has 3'),
+        ({'label_names': ['ant', 'bee']}, 'names 2 classes, the head has 3'),
         ({'label_names': {'0': 'ant', '7': 'bee'}}, 'names 2 classes, its classifier has 3'),
         ({'label_names': 'abc'}, 'not a list of 3 names'),
         ({'label_names': [1, 2, 3]}, 'not a list of 3 names'),
         ({'architecture': 'resnet_none'}, 'a known architecture'),
         ({'architecture': None}, 'a known architecture'),
-        ({'num_classes': 4}, 'the checkpoint of another model'),
+        ({'num_classes': 4, 'label_names': None}, 'the checkpoint of another model'),
         ({'pretrained_cfg': {'mean': 'abc'}}, "doesn't tell how images are prepared"),
         ({'pretrained_cfg': {'input_size': [3]}}, 'test_resnet'),
     ],

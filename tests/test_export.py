@@ -24,6 +24,11 @@ FORMATS = {'onnx': '.onnx', 'torch-export': '.pt2', 'torchscript': '.pt'}
 NAMES = ['ant', 'bee', 'cow']
 
 
+@pytest.fixture(autouse=True)
+def _no_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv('IMAGENETTE_DIR', raising=False)
+
+
 def model_folder(place: Path, name: str = 'test_resnet', side: int = 32, **args: Any) -> Path:
     """A model folder of three classes whose norms have seen images."""
     torch.manual_seed(0)

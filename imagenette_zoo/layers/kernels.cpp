@@ -399,9 +399,8 @@ static void crop_resize(int64_t images, int64_t side, int64_t height, int64_t wi
     }
 }
 
-// Each channel's 256 values are looked up: exact, and as fast as computing them.
-static void look_up(int64_t size, int threads, const uint8_t* pixels, const float* table, float* out) {
-    #pragma omp parallel for num_threads(threads) schedule(static)
+// Each channel's 256 values are looked up: exact, and as fast as computing them. On one thread: the others crop.
+static void look_up(int64_t size, const uint8_t* pixels, const float* table, float* out) {
     for (int64_t i = 0; i < size; i++)
         for (int64_t c = 0; c < RGB; c++) out[i * RGB + c] = table[pixels[i * RGB + c] * RGB + c];
 }
@@ -410,8 +409,8 @@ extern "C" void crop_resize_uint8(const int64_t* sizes, int, const uint8_t* pixe
                                   const int64_t* boxes, const bool* flips, const bool* bicubic, uint8_t* out) {
     crop_resize(sizes[0], sizes[1], sizes[2], sizes[3], pixels, index, boxes, flips, bicubic, out);
 }
-extern "C" void look_up_uint8(const int64_t* size, int threads, const uint8_t* pixels, const float* table, float* out) {
-    look_up(*size, threads, pixels, table, out);
+extern "C" void look_up_uint8(const int64_t* size, int, const uint8_t* pixels, const float* table, float* out) {
+    look_up(*size, pixels, table, out);
 }
 
 #define EXPORT(T)                                                                                                      \

@@ -155,7 +155,9 @@ def about(content: Content) -> str:
 
 def _machine(hardware: Content) -> str:
     cores = f'{hardware.get("cores")} cores of {hardware.get("cpu")}'
-    return f'{hardware["gpu"]} with {cores}' if hardware.get('gpu') else cores
+    if hardware.get('gpu'):
+        return f'{hardware["gpu"]} with {cores}'
+    return f'{cores}, {_count(hardware["threads"], "thread")} a training' if hardware.get('threads') else cores
 
 
 def notes(content: Content) -> list[str]:
@@ -169,7 +171,10 @@ def notes(content: Content) -> list[str]:
     if len(setup['datasets']) > 1:
         found.append('The runs are on several data sets: their accuracies do not compare.')
     if len(setup['hardware']) > 1:
-        found.append('The runs are from several machines: their times, images/s and memory do not compare.')
+        found.append(
+            'The runs are from several machines or had several numbers of threads: their times, images/s and memory '
+            'do not compare.'
+        )
     if setup['analysed'] < setup['trainings']:
         found.append(
             f'{_count(setup["trainings"] - setup["analysed"], "training")} of {setup["trainings"]} '

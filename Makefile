@@ -15,7 +15,7 @@ demo: $(VENV)/.installed
 test: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 # As in: make bench DATA=DIR TIMM=CHECKOUT
 DATA ?= $(IMAGENETTE_DIR)

@@ -36,9 +36,9 @@ def main() -> None:
     model = timm.create_model(args.model, num_classes=10)
     if 'mish' not in args.variant:
         model = with_torchs_mish(model)
-    model.to(args.device, memory_format=torch.channels_last)
-    if 'norm' in args.variant:  # and what else `train.py` does to a model
+    if 'norm' in args.variant:
         model = place(model, torch.device(args.device), channels_last=True)
+    model.to(args.device, memory_format=torch.channels_last)
     images = torch.randn(args.batch_size, 3, args.img_size, args.img_size, device=args.device)
     images = images.contiguous(memory_format=torch.channels_last)
     targets = torch.randint(0, 10, (args.batch_size,), device=args.device)

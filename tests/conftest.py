@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import timm
 import torch
 from PIL import Image
 
+from imagenette_zoo.layers import kernels
 from imagenette_zoo.training.recipe import Recipe
 
 needs_local_dir = pytest.mark.skipif(
@@ -21,6 +24,31 @@ needs_local_dir = pytest.mark.skipif(
 needs_compiler = pytest.mark.skipif(
     not any(map(shutil.which, (os.environ.get('CXX', 'c++'), 'g++', 'clang++'))), reason='no C++ compiler'
 )
+
+
+def run_without_compiler(script: str, place: Path) -> None:
+    """Runs a Python script as on a machine that has no C++ compiler and has never had one; it may say nothing."""
+    environment = {
+        **os.environ, 'PATH': str(place), 'CXX': str(place / 'c++'), 'OMP_NUM_THREADS': '1',
+        'TORCHINDUCTOR_CACHE_DIR': str(place), 'PYTHONPATH': str(Path(__file__).parents[1]),
+    }  # fmt: skip
+    done = subprocess.run([sys.executable, '-c', script], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert 'Traceback' not in done.stderr
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the C++ kernels that run."""
+    kernels._library()  # which is compiled and checked now, not in the test
+    names, run = [], kernels._run
+
+    def spy(library: object, name: str, *arguments: object) -> None:
+        names.append(name)
+        run(library, name, *arguments)
+
+    monkeypatch.setattr(kernels, '_run', spy)
+    return names
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,6 @@ import timm
 import torch
 import torch.nn as nn
 
-from imagenette_zoo.layers import depthwise
 from imagenette_zoo.layers.depthwise import speed_up_depthwise
 
 from .conftest import needs_compiler
@@ -19,19 +18,6 @@ def _train(layer: nn.Module, x: torch.Tensor, amp: bool = True) -> list[torch.Te
         y = layer(x)
     (y.float() * torch.linspace(-1, 1, y.numel()).view_as(y)).sum().backward()
     return [y.detach(), x.grad, *(parameter.grad for parameter in layer.parameters())]
-
-
-@pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The kernels that run."""
-    names, call = [], depthwise.call
-
-    def spy(name: str, *arguments: object) -> None:
-        names.append(name)
-        call(name, *arguments)
-
-    monkeypatch.setattr(depthwise, 'call', spy)
-    return names
 
 
 def _compare(layer: nn.Conv2d, x: torch.Tensor, amp: bool) -> None:

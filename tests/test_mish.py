@@ -2,9 +2,7 @@
 
 import copy
 import multiprocessing
-import os
 import pickle
-import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -26,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import imagenette_zoo.models  # noqa: F401  (registers them)
 from imagenette_zoo.layers import Mish, mish
 
-from .conftest import needs_compiler
+from .conftest import needs_compiler, run_without_compiler
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 DEVICES = ['cpu', pytest.param('cuda', marks=pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU'))]
@@ -376,14 +374,8 @@ def test_no_compiler(tmp_path: Path) -> None:
         expected, = torch.autograd.grad(F.mish(x).sum(), x)
         assert torch.equal(x.grad, expected)
         assert list(mish._kernels.values()) == [None]
-        print('done')"""
-    environment = {
-        **os.environ, 'PATH': str(tmp_path), 'CXX': str(tmp_path / 'c++'), 'OMP_NUM_THREADS': '1',
-        'TORCHINDUCTOR_CACHE_DIR': str(tmp_path), 'PYTHONPATH': str(Path(__file__).parents[1]),
-    }  # fmt: skip
-    done = subprocess.run([sys.executable, '-c', script], env=environment, capture_output=True, text=True)
-    assert done.stdout == 'done\n', done.stderr
-    assert 'Traceback' not in done.stderr
+        """
+    run_without_compiler(script, tmp_path)
 
 
 def in_child(x: torch.Tensor) -> None:

@@ -1,9 +1,6 @@
 """BatchNorm and Mish as one layer: what timm's layer computes, and that layer wherever it has to be."""
 
 import copy
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,25 +13,12 @@ from timm.layers import BatchNormAct2d
 from torch.utils.checkpoint import checkpoint
 
 import imagenette_zoo.models  # noqa: F401  (registers them)
-from imagenette_zoo.layers import Mish, kernels, norm_mish
+from imagenette_zoo.layers import Mish, kernels
 from imagenette_zoo.layers.norm_mish import fuse_norm_mish
 
-from .conftest import needs_compiler
+from .conftest import needs_compiler, run_without_compiler
 
 TOLERANCES = {torch.float32: {'rtol': 1e-4, 'atol': 1e-5}, torch.bfloat16: {'rtol': 2e-2, 'atol': 2e-2}}
-
-
-@pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The kernels that run."""
-    names, call = [], norm_mish.call
-
-    def spy(name: str, *arguments: object) -> None:
-        names.append(name)
-        call(name, *arguments)
-
-    monkeypatch.setattr(norm_mish, 'call', spy)
-    return names
 
 
 def layers(channels: int = 32, **options: object) -> tuple[BatchNormAct2d, BatchNormAct2d]:
@@ -262,11 +246,5 @@ def test_no_compiler(tmp_path: Path) -> None:
         expected = layer(x)
         fuse_norm_mish(layer)
         assert torch.equal(layer(x), expected)
-        print('done')"""
-    environment = {
-        **os.environ, 'PATH': str(tmp_path), 'CXX': str(tmp_path / 'c++'), 'OMP_NUM_THREADS': '1',
-        'TORCHINDUCTOR_CACHE_DIR': str(tmp_path), 'PYTHONPATH': str(Path(__file__).parents[1]),
-    }  # fmt: skip
-    done = subprocess.run([sys.executable, '-c', script], env=environment, capture_output=True, text=True)
-    assert done.stdout == 'done\n', done.stderr
-    assert 'Traceback' not in done.stderr
+        """
+    run_without_compiler(script, tmp_path)

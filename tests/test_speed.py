@@ -19,6 +19,8 @@ from imagenette_zoo.training.memory import peak_memory
 from imagenette_zoo.training.recipe import Recipe
 from imagenette_zoo.training.trainer import train
 
+from .conftest import needs_compiler
+
 MakeRecipe = Callable[..., Recipe]
 CPU = torch.device('cpu')
 needs_sizes = pytest.mark.skipif(
@@ -211,3 +213,14 @@ def test_mapped_files_are_no_memory_of_the_process(tmp_path: Path) -> None:
     mapped = np.memmap(path, np.uint8, 'c')
     assert int(mapped.sum()) == 0
     assert peak_memory(CPU) - before < 64
+
+
+@needs_compiler
+@pytest.mark.parametrize('amp', [False, True])
+def test_training_on_a_cpu_uses_the_kernels(recipe: MakeRecipe, calls: list[str], amp: bool) -> None:
+    options = {'amp': True, 'amp_dtype': 'bfloat16'} if amp else {}
+    model = {'model': 'mbv2_mish_mp3_imagenette', 'channels_last': True}  # its depthwise kernels are of 3, 5 and 7
+    train(recipe(**model, img_size=64, epochs=1, loader='cache', **options), quiet=True)
+    assert set(calls) == {
+        'crop_resize', 'look_up', 'norm_stats', 'norm_mish_forward', 'norm_mish_backward', 'depthwise_backward',
+    }  # fmt: skip

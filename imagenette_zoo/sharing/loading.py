@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -70,7 +71,7 @@ class TrainedModel:
     transform: build.Transform
     normalize: Normalize
 
-    @property
+    @cached_property
     def has_maps(self) -> bool:
         """Whether its last features are a map, which Grad-CAM needs."""
         if not hasattr(self.model, 'forward_features'):

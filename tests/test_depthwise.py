@@ -32,7 +32,8 @@ def _compare(layer: nn.Conv2d, x: torch.Tensor, amp: bool) -> None:
         assert c.shape == b.shape
         error = (c.double() - a).norm() / a.norm()
         assert error < (0.01 if amp else 1e-5)
-        assert error <= (b.double() - a).norm() / a.norm() * 1.5 + 2e-7
+        if b.isfinite().all():  # oneDNN's bfloat16 now and then is not: it reads memory that nothing wrote to
+            assert error <= (b.double() - a).norm() / a.norm() * 1.5 + 2e-7
 
 
 @needs_compiler

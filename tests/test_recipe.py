@@ -114,6 +114,8 @@ def test_a_flag_turns_off_what_the_recipe_turned_on() -> None:
         (['--train-img-sizes', '96', '128', '--train-size-probs', '1'], '2 numbers are needed'),
         (['--experiment', '../x'], 'not a plain folder name'),
         (['--model-kwargs', 'passes'], "'passes' is not key=value"),
+        (['--model-kwargs', 'num_classes=7'], 'num_classes: has an option of its own, --num-classes'),
+        (['--model-kwargs', 'passes=2', 'drop_rate=0.2'], 'drop_rate: has an option of its own, --drop'),
         (['somewhere'], '--data-dir somewhere'),
         (['--decay-milestones', '5', '3'], 'must increase'),
     ],

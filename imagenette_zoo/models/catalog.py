@@ -9,7 +9,7 @@ import torch.nn as nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from imagenette_zoo.models import googlenet, mobilenetv2, resnets
-from imagenette_zoo.models.variants import LABEL_NAMES
+from imagenette_zoo.models.variants import INPUT_SIZE, LABEL_NAMES
 
 __all__ = ['ModelInfo', 'list_models', 'model_cost']
 
@@ -21,7 +21,7 @@ class ModelInfo:
     Args:
         name: For `timm.create_model`.
         parameters: Their number, for ten classes.
-        gmacs: Multiply-accumulates for one image of the model's input size, 10^9.
+        gmacs: Multiply-accumulates for one image of 224 px, 10^9.
         description: One line.
     """
 
@@ -37,7 +37,7 @@ def list_models() -> list[ModelInfo]:
     for variant in (*mobilenetv2.VARIANTS, *resnets.VARIANTS, *googlenet.VARIANTS):
         with torch.device('meta'):
             model = timm.create_model(variant.name, num_classes=len(LABEL_NAMES))
-        parameters, gmacs = model_cost(model, model.default_cfg['input_size'])
+        parameters, gmacs = model_cost(model, INPUT_SIZE)
         infos.append(ModelInfo(variant.name, parameters, gmacs, variant.description))
     return infos
 

@@ -23,7 +23,7 @@ from timm.models._efficientnet_builder import (
 )
 
 from imagenette_zoo.layers import BlurPool2d, MaxBlurPool2d, Mish, MultiPass
-from imagenette_zoo.models.variants import Variant, imagenette_cfg, register_variants
+from imagenette_zoo.models.variants import Variant, imagenette_cfg, packaged_weights, register_variants
 
 __all__ = ['MobileNetV2']
 
@@ -169,7 +169,12 @@ def _create_mobilenetv2(
 
 VARIANTS = (
     Variant('mbv2_imagenette', 'MobileNetV2 with ReLU6, the control'),
-    Variant('mbv2_mish_imagenette', 'MobileNetV2 with Mish', {'act_layer': Mish}),
+    Variant(
+        'mbv2_mish_imagenette',
+        'MobileNetV2 with Mish',
+        {'act_layer': Mish},
+        packaged_weights('mbv2_mish_imagenette', 128),
+    ),
     Variant(
         'mbv2_mish_blur_imagenette',
         'MobileNetV2 with Mish, blurred before it is subsampled',

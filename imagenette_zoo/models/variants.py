@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch.nn as nn
@@ -10,9 +11,10 @@ from timm.models import register_model
 
 from imagenette_zoo.data.imagenette import IMAGENETTE
 
-__all__ = ['LABEL_NAMES', 'Variant', 'imagenette_cfg', 'register_variants']
+__all__ = ['INPUT_SIZE', 'LABEL_NAMES', 'Variant', 'imagenette_cfg', 'packaged_weights', 'register_variants']
 
 LABEL_NAMES = tuple(IMAGENETTE.values())
+INPUT_SIZE = (3, 224, 224)  # of models without weights
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,26 @@ class Variant:
     cfg: dict[str, Any] = field(default_factory=dict)
 
 
+def packaged_weights(name: str, side: int) -> dict[str, Any]:
+    """Entries of timm's pretrained config of a model whose weights come with this package.
+
+    Args:
+        name: The model's name; its file is made by `tools/pack_weights.py`.
+        side: Of the images that it was trained and tested with, pixels.
+    """
+    return {
+        'file': str(Path(__file__).parent / 'weights' / f'{name}.safetensors'),
+        'input_size': (3, side, side),
+        'pool_size': (side // 32, side // 32),
+    }
+
+
 def imagenette_cfg(variant: Variant, **family: Any) -> dict[str, Any]:
-    """timm's pretrained config of a model for Imagenette that has no weights yet."""
+    """timm's pretrained config of a model for Imagenette."""
     return {
         'num_classes': len(LABEL_NAMES),
         'label_names': LABEL_NAMES,
-        'input_size': (3, 224, 224),
+        'input_size': INPUT_SIZE,
         'pool_size': (7, 7),
         'crop_pct': 0.875,
         'interpolation': 'bicubic',

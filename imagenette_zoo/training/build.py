@@ -68,8 +68,9 @@ def build_model(name: str, **kwargs: Any) -> Any:
     try:
         return timm.create_model(name, **{key: value for key, value in kwargs.items() if value is not None})
     except (TypeError, AssertionError, ValueError, RuntimeError, OSError, UnpicklingError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f'model {name}: {reason}') from None
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        reason = ' '.join(line.strip() for line in lines[: 2 if lines[0].endswith(':') else 1])
+        raise UserError(f'model {name}: {reason if len(reason) <= 200 else reason[:200] + "…"}') from None
 
 
 def input_config(options: InputOptions, model: nn.Module, use_test_size: bool = False) -> dict[str, Any]:

@@ -98,6 +98,18 @@ class ComputeOptions(Options):
             raise UserError('--torchcompile-mode has no effect without --torchcompile')
 
 
+OWN_OPTION = {  # arguments of models that are not for model_kwargs
+    'num_classes': '--num-classes',
+    'global_pool': '--gp',
+    'pretrained': '--pretrained',
+    'drop_rate': '--drop',
+    'drop_path_rate': '--drop-path',
+    'drop_block_rate': '--drop-block',
+    'bn_momentum': '--bn-momentum',
+    'bn_eps': '--bn-eps',
+}
+
+
 @dataclass(frozen=True)
 class ArchitectureOptions(Options):
     """Model details"""
@@ -107,6 +119,11 @@ class ArchitectureOptions(Options):
     gp: str | None = option(
         None, 'global pooling', choices=('fast', 'avg', 'max', 'avgmax', 'catavgmax', 'fastavg', 'fastmax')
     )
+
+    def check(self) -> None:
+        super().check()
+        if twice := [name for name in self.model_kwargs if name in OWN_OPTION]:
+            raise UserError(f'--model-kwargs {twice[0]}: has an option of its own, {OWN_OPTION[twice[0]]}')
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 import json
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -126,3 +128,17 @@ def test_without_a_model_named_it_is_this_one(command: str, tmp_path: Path, caps
     file = tmp_path / 'model.pt'
     assert main(['export', '--to', 'torchscript', '--output', str(file), '--data-dir', str(folder)]) == 0
     torch.testing.assert_close(torch.jit.load(file)(images()), pretrained()(images()), rtol=1e-4, atol=1e-4)
+
+
+def test_weights_of_another_config_are_not_packed(tmp_path: Path) -> None:
+    (tmp_path / 'last').mkdir()
+    (tmp_path / 'result.json').write_text('{}')
+    cfg = {**timm.get_pretrained_cfg(NAME).to_dict(), 'crop_pct': 0.9}
+    (tmp_path / 'last' / 'config.json').write_text(json.dumps({'architecture': NAME, 'pretrained_cfg': cfg}))
+    done = subprocess.run(
+        [sys.executable, ROOT / 'tools' / 'pack_weights.py', tmp_path], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert (
+        done.stderr.splitlines()[-1] == f'error: {NAME}: crop_pct is 0.9 in the run and 0.875 in the pretrained config'
+    )

@@ -577,6 +577,42 @@ def test_split_of_known_and_of_own_classes(tmp_path: Path) -> None:
     assert (val.split, val.paths, val.targets, val.classes) == ('val', ('val/mine/d.tif',), (0,), train.classes)
 
 
+def test_slices_of_a_split(tmp_path: Path) -> None:
+    """Whole and disjoint together, of every class, the same at every call, and in the split's order."""
+    make_imagenette(tmp_path)
+    for number in range(20):
+        touch(tmp_path / 'train' / 'mine' / f'{number}.png')
+    whole = imagenette.load_split(tmp_path)
+    first, rest = (imagenette.load_split(tmp_path, f'train[{part}]', whole.classes) for part in (':85%', '85%:'))
+    assert sorted(first.paths + rest.paths) == sorted(whole.paths)
+    mine = [path for path in first.paths if '/mine/' in path]
+    assert len(mine) == 17
+    assert mine != [f'train/mine/{number}.png' for number in range(17)]  # drawn
+    assert first.paths == tuple(path for path in whole.paths if path in first.paths)
+    assert first.paths == imagenette.load_split(tmp_path, 'train[0%:85%]', whole.classes).paths
+
+
+@pytest.mark.parametrize(
+    'split', ['train[:85]', 'train[85%:85%]', 'train[50%:10%]', 'train[:101%]', 'train[', 'train[]']
+)
+def test_no_slices(tmp_path: Path, split: str) -> None:
+    make_imagenette(tmp_path)
+    with pytest.raises(UserError, match='a slice is like') as error:
+        imagenette.load_split(tmp_path, split)
+    assert_one_line(error)
+
+
+def test_slices_without_images(tmp_path: Path) -> None:
+    make_imagenette(tmp_path)
+    touch(tmp_path / 'train' / 'mine' / 'only.png')
+    with pytest.raises(UserError, match=r'mine gives train\[:50%\] no images') as error:
+        imagenette.load_split(tmp_path, 'train[:50%]')
+    assert_one_line(error)
+    with pytest.raises(UserError, match=r'its classes are too small for val\[:1%\]') as error:
+        imagenette.load_split(tmp_path, 'val[:1%]', imagenette.load_split(tmp_path).classes)
+    assert_one_line(error)
+
+
 def test_order_is_timms(tmp_path: Path) -> None:
     from timm.data.readers.reader_image_folder import ReaderImageFolder
 

@@ -447,13 +447,16 @@ def load_split(root: str | Path, split: str = 'train', classes: Sequence[str] | 
 
     Args:
         root: folder that holds the splits, see `find_root`.
-        split: `train`, `validation` (or `val`: both mean `val/` or `validation/`), or any folder's name.
+        split: `train`, `validation` (or `val`: both mean `val/` or `validation/`), or any folder's name; a slice of it
+            in per cent, as `train[:85%]` and `train[85%:]`: so much of each class, drawn by the names of the files, so
+            that slices which meet at a number have no image in common and miss none.
         classes: the training classes, where this is another split: its indices follow them and it may lack some.
 
     Raises:
         UserError: no such split, no images, an empty training class, or a class that `classes` lacks.
     """
     root = Path(root)
+    split, part, (start, stop) = _slice(split)
     folder = next((root / name for name in _spellings(split) if os.path.isdir(root / name)), None)
     if folder is None:
         raise UserError(f'data folder {root} has no {split}/: expected {" or ".join(_spellings(split))} in it')
@@ -464,10 +467,21 @@ def load_split(root: str | Path, split: str = 'train', classes: Sequence[str] | 
         raise UserError(f'data folder {folder} cannot be read: {_reason(error)}') from error
     if not any(files.values()):
         raise UserError(f'{folder} holds no images: expected <class>/<image>, one folder a class')
+    if part:
+        for name, paths in files.items():
+            drawn = sorted(paths, key=lambda path: hashlib.md5(path.encode(), usedforsecurity=False).digest())
+            files[name] = drawn[len(paths) * start // 100 : len(paths) * stop // 100]
+        if not any(files.values()):
+            raise UserError(f'{folder}: its classes are too small for {split}{part}: take more per cent')
     if classes is None:
         empty = [name for name in found if not files[name]]
         if empty and split not in _spellings('val'):
-            raise UserError(f'class folder {folder / empty[0]} holds no images: add some or remove the folder')
+            what = (
+                f'gives {split}{part} no images: add some or take more per cent'
+                if part
+                else ('holds no images: add some or remove the folder')
+            )
+            raise UserError(f'class folder {folder / empty[0]} {what}')
         classes = found
     else:
         unknown = [name for name in found if files[name] and name not in classes]
@@ -482,12 +496,24 @@ def load_split(root: str | Path, split: str = 'train', classes: Sequence[str] | 
     )
     return ImageSet(
         root=root,
-        split=folder.name,
+        split=folder.name + part,
         paths=tuple(path for path, _ in listed),
         targets=tuple(target for _, target in listed),
         classes=tuple(classes),
         class_names=tuple(IMAGENETTE.get(name, name) for name in classes),
     )
+
+
+def _slice(split: str) -> tuple[str, str, tuple[int, int]]:
+    """`train[10%:85%]` as `('train', '[10%:85%]', (10, 85))`, `train` as `('train', '', (0, 100))`."""
+    name, bracket, part = split.partition('[')
+    if not bracket:
+        return split, '', (0, 100)
+    found = re.fullmatch(r'(?:(\d{1,3})%)?:(?:(\d{1,3})%)?\]', part)
+    start, stop = (int(found[1] or 0), int(found[2] or 100)) if found else (0, 0)
+    if not start < stop <= 100:
+        raise UserError(f'split {split!r}: a slice is like {name}[:85%] or {name}[85%:]')
+    return name, bracket + part, (start, stop)
 
 
 def _class_folders(folder: Path) -> list[str]:

@@ -36,7 +36,7 @@ class DataOptions(Options):
         'what is trained on: imagenette or any image folder, or synthette, the embedded drawn data set',
         choices=('', *DATASETS),
     )
-    val_split: str = option('validation', 'name of the validation split')
+    val_split: str = option('validation', 'name of the validation split, or a slice of one: train[85%:]')
     loader: str = option(
         'auto',
         "cache: images decoded once, batches augmented on the device; timm: timm's transforms, image by image; auto: "
@@ -158,7 +158,7 @@ class ScheduleLengthOptions(Options):
         None, 'images a validation step (the training batch size if not given)', low=1, short=('-vb',)
     )
     grad_accum_steps: int = option(1, 'batches whose gradients one step adds up', low=1)
-    train_split: str = option('train', 'name of the training split')
+    train_split: str = option('train', 'name of the training split, or a slice of it: train[:85%]')
     label_noise: int = option(
         0, "percentage of noisy training labels, from the data set's official noisy_imagenette.csv: 0, 1, 5, 25, 50"
     )

@@ -6,10 +6,13 @@
 from typing import Any
 
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
 from timm.layers import BlurPool2d
 
-__all__ = ['MaxBlurPool2d']
+from imagenette_zoo.layers.kernels import LANES, are_kernels_for, call, is_plain
+
+__all__ = ['MaxBlurPool2d', 'speed_up_blur']
 
 
 class MaxBlurPool2d(BlurPool2d):
@@ -51,3 +54,83 @@ class MaxBlurPool2d(BlurPool2d):
             return F.conv2d(x, self.filt, stride=self.stride, groups=self.channels)
         # new_ones() and not filt.expand(), which FX can't trace.
         return F.conv2d(x, self.filt * x.new_ones(x.shape[1], 1, 1, 1), stride=self.stride, groups=x.shape[1])
+
+
+def speed_up_blur(model: nn.Module) -> None:
+    """Makes every :class:`MaxBlurPool2d` and timm `BlurPool2d` of kernel 3 and stride 2 compute by one kernel each way.
+
+    That is for channels-last images in float32 or bfloat16 on a CPU with a C++ compiler; elsewhere such a layer is
+    torch's. Equal but for rounding.
+
+    Args:
+        model: The model; such layers are changed in place.
+    """
+    for layer in model.modules():
+        if (
+            isinstance(layer, BlurPool2d)
+            and type(layer) in _FAST
+            and layer.filt.shape[-1] == 3
+            and (layer.stride, layer.padding) == (2, [1] * 4)
+            and layer.pad_mode in ('reflect', 'replicate')
+            and getattr(layer, 'max_kernel_size', 2) == 2
+        ):
+            layer.__class__ = _FAST[type(layer)]
+
+
+class _FastBlurPool2d(BlurPool2d):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if torch.compiler.is_compiling() or not _is_fused(cast := _autocast(x)):
+            return super().forward(x)
+        return _Blur.apply(cast, False, self.pad_mode == 'reflect', super().forward)
+
+
+class _FastMaxBlurPool2d(MaxBlurPool2d):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if torch.compiler.is_compiling() or not _is_fused(cast := _autocast(x)):
+            return super().forward(x)
+        return _Blur.apply(cast, True, False, super().forward)
+
+
+_FAST = {BlurPool2d: _FastBlurPool2d, MaxBlurPool2d: _FastMaxBlurPool2d}
+
+
+def _is_fused(x: torch.Tensor) -> bool:
+    return (
+        is_plain(x)
+        and x.ndim == 4
+        and x.shape[1] % LANES == 0
+        and min(x.shape[2:]) > 1
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and are_kernels_for(x.device, x.dtype)
+    )
+
+
+def _autocast(x: torch.Tensor) -> torch.Tensor:
+    """As a convolution takes its input."""
+    return x.to(torch.get_autocast_dtype('cpu')) if torch.is_autocast_enabled('cpu') else x
+
+
+class _Blur(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, maximum: bool, reflect: bool, plain: Any) -> torch.Tensor:
+        images, channels, height, width = x.shape
+        ctx.sizes, ctx.plain = (images, channels, height, width, maximum, reflect), plain
+        ctx.save_for_backward(x)
+        y = torch.empty(
+            images, channels, (height + 1) // 2, (width + 1) // 2, dtype=x.dtype, memory_format=torch.channels_last
+        )
+        call('blur_forward', ctx.sizes, x, y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (x,) = ctx.saved_tensors
+        create_graph = torch.is_grad_enabled()
+        if create_graph or not (is_plain(grad) and is_plain(x) and grad.dtype == x.dtype):
+            with torch.enable_grad():
+                inputs = x if x.requires_grad else x.detach().requires_grad_()
+                (dx,) = torch.autograd.grad(ctx.plain(inputs), inputs, grad, create_graph=create_graph)
+                return dx, None, None, None
+        dx = torch.empty_like(x)
+        call('blur_backward', ctx.sizes, grad.contiguous(memory_format=torch.channels_last), x, dx)
+        return dx, None, None, None

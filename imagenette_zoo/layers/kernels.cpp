@@ -1,6 +1,7 @@
-// What kernels.py has compiled for CPUs: Mish, BatchNorm with Mish, the gradients of depthwise convolutions, and what is
-// done to the pixels of a batch. Images are channels-last: rows of channels, where it is not three a multiple of LANES.
+// What kernels.py has compiled for CPUs: Mish, BatchNorm with Mish, the gradients of depthwise convolutions, blur pooling, and
+// what is done to the pixels of a batch. Images are channels-last: rows of channels, where it is not three a multiple of LANES.
 // The vector types are GCC's and clang's.
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -287,6 +288,128 @@ static void depthwise_backward(const Geometry& g, int threads, const T* grad, co
     }
 }
 
+// Blur pooling: the maximum of 2 x 2 pixels (where it is asked for; at the border of those there are), blurred by 1/4, 1/2, 1/4
+// each way and subsampled by 2. Outside the border the blur repeats the outermost pixel, or reflects.
+struct Blur { int64_t images, channels, height, width, maximum, reflect; };
+
+static int64_t inside(int64_t i, int64_t size, bool reflect) {
+    return i < 0 ? (reflect ? -i : 0) : i < size ? i : reflect ? 2 * size - 2 - i : size - 1;
+}
+
+static inline Floats larger(Floats a, Floats b) { return (b > a) | (b != b) ? b : a; }  // NaN if one is, as torch's
+
+template <typename T, bool MAX>
+static void blur_forward(const Blur& g, int threads, const T* x, T* y) {
+    const int64_t out_height = (g.height + 1) / 2, out_width = (g.width + 1) / 2, row = g.width * g.channels;
+    #pragma omp parallel num_threads(threads)
+    {
+        std::vector<float> mixed(row);
+        #pragma omp for schedule(static)
+        for (int64_t k = 0; k < g.images * out_height; k++) {
+            const T* image = x + k / out_height * g.height * row;
+            const T *rows[3], *below[3];
+            for (int64_t a = 0; a < 3; a++) {
+                const int64_t i = inside(k % out_height * 2 - 1 + a, g.height, g.reflect);
+                rows[a] = image + i * row;
+                below[a] = i + 1 < g.height ? rows[a] + row : rows[a];
+            }
+            for (int64_t c = 0; c < g.channels; c += LANES) {
+                Floats ahead[3];
+                for (int a = 0; a < 3; a++) ahead[a] = MAX ? larger(load(rows[a] + c), load(below[a] + c)) : load(rows[a] + c);
+                for (int64_t i = c; i < row; i += g.channels) {
+                    const int64_t next = i + g.channels < row ? i + g.channels : i;
+                    Floats found[3];
+                    for (int a = 0; a < 3; a++) {
+                        const Floats here = ahead[a];
+                        ahead[a] = MAX ? larger(load(rows[a] + next), load(below[a] + next)) : load(rows[a] + next);
+                        found[a] = MAX ? larger(here, ahead[a]) : here;
+                    }
+                    store(&mixed[i], 0.25f * (found[0] + found[2]) + 0.5f * found[1]);
+                }
+            }
+            T* out = y + k * out_width * g.channels;
+            for (int64_t j = 0; j < out_width; j++) {
+                const float* left = &mixed[inside(2 * j - 1, g.width, g.reflect) * g.channels];
+                const float* right = &mixed[inside(2 * j + 1, g.width, g.reflect) * g.channels];
+                const float* middle = &mixed[2 * j * g.channels];
+                for (int64_t c = 0; c < g.channels; c += LANES)
+                    store(out + j * g.channels + c, 0.25f * (load(left + c) + load(right + c)) + 0.5f * load(middle + c));
+            }
+        }
+    }
+}
+
+// Which pixels of the result a pixel is blurred into: two at most, by weight.
+struct Taps {
+    int64_t first = 0, last = 0;
+    float weights[2] = {};
+};
+
+static std::vector<Taps> blur_taps(int64_t size, bool reflect) {
+    std::vector<Taps> taps(size);
+    for (int64_t o = 0; o < (size + 1) / 2; o++)
+        for (int64_t a = -1; a < 2; a++) {
+            Taps& t = taps[inside(2 * o + a, size, reflect)];
+            if (t.weights[0] == 0) t.first = t.last = o;
+            t.weights[o != t.first] += a ? 0.25f : 0.5f;
+            t.last = o;
+        }
+    return taps;
+}
+
+// A maximum's gradient goes to the first of its pixels that has it, as torch's.
+template <typename T, bool MAX>
+static void blur_backward(const Blur& g, int threads, const T* grad, const T* x, T* dx) {
+    const int64_t out_height = (g.height + 1) / 2, out_width = (g.width + 1) / 2, row = g.width * g.channels;
+    const std::vector<Taps> down = blur_taps(g.height, g.reflect), across = blur_taps(g.width, g.reflect);
+    #pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t n = 0; n < g.images; n++) {
+        std::vector<float> mixed(out_width * g.channels), sums(row), below(row);
+        for (int64_t p = 0; p < g.height; p++) {
+            const T* first = grad + (n * out_height + down[p].first) * out_width * g.channels;
+            const T* last = grad + (n * out_height + down[p].last) * out_width * g.channels;
+            for (int64_t i = 0; i < out_width * g.channels; i += LANES) {
+                Floats d = down[p].weights[0] * load(first + i);
+                if (last != first) d += down[p].weights[1] * load(last + i);
+                store(&mixed[i], d);
+            }
+            const T *here = x + (n * g.height + p) * row, *under = p + 1 < g.height ? here + row : here;
+            float* deeper = p + 1 < g.height ? below.data() : sums.data();
+            for (int64_t c = 0; c < g.channels; c += LANES)
+                for (int64_t q = 0; q < g.width; q++) {
+                    const Taps& t = across[q];
+                    Floats d = t.weights[0] * load(&mixed[t.first * g.channels + c]);
+                    if (t.last != t.first) d += t.weights[1] * load(&mixed[t.last * g.channels + c]);
+                    const int64_t i = q * g.channels + c, next = q + 1 < g.width ? i + g.channels : i;
+                    if (!MAX) {
+                        store(&sums[i], d);
+                        continue;
+                    }
+                    Floats most = load(here + i);
+                    Floats v = load(here + next);
+                    const auto second = (v > most) | (v != v);
+                    most = second ? v : most;
+                    v = load(under + i);
+                    const auto third = (v > most) | (v != v);
+                    most = third ? v : most;
+                    v = load(under + next);
+                    const auto fourth = (v > most) | (v != v);
+                    const Floats zero = {};
+                    store(&sums[i], load(&sums[i]) + (second | third | fourth ? zero : d));
+                    store(&sums[next], load(&sums[next]) + (second & ~third & ~fourth ? d : zero));
+                    store(deeper + i, load(deeper + i) + (third & ~fourth ? d : zero));
+                    store(deeper + next, load(deeper + next) + (fourth ? d : zero));
+                }
+            T* out = dx + (n * g.height + p) * row;
+            for (int64_t i = 0; i < row; i += LANES) store(out + i, load(&sums[i]));
+            if (MAX) {
+                sums.swap(below);
+                std::fill(below.begin(), below.end(), 0.0f);
+            }
+        }
+    }
+}
+
 typedef uint8_t Bytes __attribute__((vector_size(16)));
 typedef int32_t Ints __attribute__((vector_size(64)));
 
@@ -435,6 +558,14 @@ extern "C" void look_up_uint8(const int64_t* size, int, const uint8_t* pixels, c
     extern "C" void depthwise_backward_##T(const int64_t* sizes, int threads, const T* grad, const T* x,               \
                                            const float* w, T* dx, float* dw) {                                         \
         depthwise_backward(*(const Geometry*)sizes, threads, grad, x, w, dx, dw);                                      \
+    }                                                                                                                  \
+    extern "C" void blur_forward_##T(const int64_t* sizes, int threads, const T* x, T* y) {                            \
+        const Blur& g = *(const Blur*)sizes;                                                                           \
+        g.maximum ? blur_forward<T, true>(g, threads, x, y) : blur_forward<T, false>(g, threads, x, y);                \
+    }                                                                                                                  \
+    extern "C" void blur_backward_##T(const int64_t* sizes, int threads, const T* grad, const T* x, T* dx) {           \
+        const Blur& g = *(const Blur*)sizes;                                                                           \
+        g.maximum ? blur_backward<T, true>(g, threads, grad, x, dx) : blur_backward<T, false>(g, threads, grad, x, dx);\
     }
 EXPORT(float)
 EXPORT(bfloat16)

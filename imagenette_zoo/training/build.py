@@ -24,6 +24,7 @@ from ..data.cache import content_hash, eval_pixels, names_hash
 from ..data.imagenette import ImageSet, available_cores
 from ..data.loaders import Batches, CachedEvalBatches, Transform, eval_loader
 from ..errors import UserError
+from ..layers.blurpool import speed_up_blur
 from ..layers.norm_mish import fuse_norm_mish
 from .console import Console
 from .distributed import World
@@ -139,6 +140,7 @@ def place(model: nn.Module, device: torch.device, channels_last: bool) -> nn.Mod
     model.to(device)
     if device.type == 'cpu' and channels_last:
         fuse_norm_mish(model)
+        speed_up_blur(model)
     return model.to(memory_format=torch.channels_last) if channels_last else model
 
 

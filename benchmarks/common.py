@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -78,14 +80,17 @@ def subset(root: Path, place: Path, train: int, val: int) -> Path:
 def run_process(
     words: Sequence[str | Path],
     timm_dir: Path | None = None,
-    look: Callable[[float, float], None] = lambda *_: None,
+    look: Callable[[float, float], bool] = lambda *_: False,
+    variables: Mapping[str, str] | None = None,
 ) -> tuple[str, float, float]:
-    """Runs a Python script to its end.
+    """Runs a Python script to its end, or until enough was seen of it.
 
     Args:
         words: Its path and arguments.
         timm_dir: A checkout of timm to be imported instead of the installed one.
-        look: Called every other second with the seconds since the start and the seconds of processor time.
+        look: Called every other second with the seconds since the start and the seconds of processor time; the script
+            and its children are killed when it returns true.
+        variables: Added to the environment.
 
     Returns:
         Its output, its seconds, and the most memory that it and its children had for themselves, MiB (not the files
@@ -98,23 +103,29 @@ def run_process(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, 'PYTHONPATH': path},
+        env={**os.environ, 'PYTHONPATH': path, **(variables or {})},
     )
     peak = 0.0
+    enough = False
 
     def watch() -> None:
-        nonlocal peak
+        nonlocal peak, enough
         while process.poll() is None:
             family = _family(process.pid)
             peak = max(peak, sum(map(_own_memory, family)))
-            look(time.perf_counter() - start, sum(map(_processor_time, family)))
+            enough = look(time.perf_counter() - start, sum(map(_processor_time, family)))
+            if enough:
+                for member in family:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(member, signal.SIGKILL)
+                return
             time.sleep(2)  # looking costs a tenth of a second
 
     watcher = threading.Thread(target=watch)
     watcher.start()
     output, _ = process.communicate()
     watcher.join()
-    if process.returncode:
+    if process.returncode and not enough:
         raise SystemExit(f'{" ".join(map(str, words))}\n{output[-3000:]}\nfailed with exit code {process.returncode}')
     return output, time.perf_counter() - start, peak
 

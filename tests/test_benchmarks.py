@@ -43,6 +43,16 @@ def test_the_benchmark_of_exports(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert result['details']['largest_difference'] <= 1e-4
 
 
+def test_the_time_to_an_accuracy(tmp_path: Path) -> None:
+    """For each seed; a run ends with the epoch that reaches it."""
+    words = ['--only', 'accuracy', '--order', 'ours', '--seeds', '2', '--first-seed', '3']
+    results = run(tmp_path, *words, '--target', '0')
+    result = json.loads((results / 'to-0.json').read_text())
+    curves = result['details']['ours']
+    assert [len(curve) for curve in curves] == [1, 1]
+    assert result['rounds']['ours'] == [curve[0]['seconds'] for curve in curves]
+
+
 @pytest.mark.skipif('TIMM_CHECKOUT' not in os.environ, reason='TIMM_CHECKOUT is not set')
 def test_benchmarks_against_timms_scripts(tmp_path: Path) -> None:
     words = [

@@ -476,12 +476,9 @@ def load_split(root: str | Path, split: str = 'train', classes: Sequence[str] | 
     if classes is None:
         empty = [name for name in found if not files[name]]
         if empty and split not in _spellings('val'):
-            what = (
-                f'gives {split}{part} no images: add some or take more per cent'
-                if part
-                else ('holds no images: add some or remove the folder')
-            )
-            raise UserError(f'class folder {folder / empty[0]} {what}')
+            if part:
+                raise UserError(f'class folder {folder / empty[0]} gives {split}{part} no images: take more per cent')
+            raise UserError(f'class folder {folder / empty[0]} holds no images: add some or remove the folder')
         classes = found
     else:
         unknown = [name for name in found if files[name] and name not in classes]

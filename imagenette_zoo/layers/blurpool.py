@@ -77,18 +77,22 @@ def speed_up_blur(model: nn.Module) -> None:
             layer.__class__ = _FAST[type(layer)]
 
 
-class _FastBlurPool2d(BlurPool2d):
+class _Fast(nn.Module):
+    pad_mode: str
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        plain = super().forward
         if torch.compiler.is_compiling() or not _is_fused(cast := _autocast(x)):
-            return super().forward(x)
-        return _Blur.apply(cast, False, self.pad_mode == 'reflect', super().forward)
+            return plain(x)
+        return _Blur.apply(cast, isinstance(self, MaxBlurPool2d), self.pad_mode == 'reflect', plain)
 
 
-class _FastMaxBlurPool2d(MaxBlurPool2d):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if torch.compiler.is_compiling() or not _is_fused(cast := _autocast(x)):
-            return super().forward(x)
-        return _Blur.apply(cast, True, False, super().forward)
+class _FastBlurPool2d(_Fast, BlurPool2d):
+    pass
+
+
+class _FastMaxBlurPool2d(_Fast, MaxBlurPool2d):
+    pass
 
 
 _FAST = {BlurPool2d: _FastBlurPool2d, MaxBlurPool2d: _FastMaxBlurPool2d}

@@ -12,7 +12,7 @@ import torch
 import torch.nn as nn
 import torchvision
 from timm.models import FeatureInfo, get_notrace_functions, get_notrace_modules, group_parameters
-from timm.models.resnet import ResNet
+from timm.models.resnet import BasicBlock, ResNet
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 import imagenette_zoo
@@ -284,6 +284,19 @@ def test_max_blur_resnet_differs_from_timms_in_the_stem_pool(name: str) -> None:
     model.maxpool = plain.maxpool
     torch.testing.assert_close(model(x), plain(x), rtol=0, atol=0)
     assert any(isinstance(layer, Mish) for layer in model.modules()) == ('_mish_' in name)
+
+
+def test_the_leaderboards_resnet_is_timms_from_the_same_parts() -> None:
+    """No weights of its own, and no strided convolution but the stem's first."""
+    model = settle(create('seresnet18d_mish_maxblur_imagenette'))
+    parts = {'stem_width': 32, 'stem_type': 'deep', 'avg_down': True, 'block_args': {'attn_layer': 'se'}}
+    plain = ResNet(BasicBlock, (2, 2, 3, 1), num_classes=10, act_layer=Mish, aa_layer=MaxBlurPool2d, **parts)
+    plain.load_state_dict(model.state_dict())
+    plain.maxpool, x = MaxBlurPool2d(stride=2), images(batch=2)
+    for training in (False, True):
+        torch.testing.assert_close(model.train(training)(x), plain.train(training)(x), rtol=0, atol=0)
+    assert [name for name, layer in model.named_modules() if getattr(layer, 'stride', 1) == (2, 2)] == ['conv1.0']
+    assert sum(isinstance(layer, MaxBlurPool2d) for layer in model.modules()) == 4
 
 
 def test_max_blur_pool_makes_a_resnet_less_sensitive_to_shifts() -> None:

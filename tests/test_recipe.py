@@ -161,7 +161,7 @@ def test_no_bytes_make_a_traceback(tmp_path_factory: pytest.TempPathFactory, dat
 
 
 def test_shipped_recipes_load_and_can_be_named() -> None:
-    assert {'mbv2_mish', 'demo'} <= set(recipe_names())
+    assert {'mbv2_mish', 'demo', 'leaderboard/128px_5e'} <= set(recipe_names())
     for name in recipe_names():
         assert Recipe.load(name) == Recipe.load(REPOSITORY / 'hparams' / f'{name}.yaml')
     with pytest.raises(UserError, match='did you mean mbv2_mish'):

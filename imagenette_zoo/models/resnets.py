@@ -78,7 +78,8 @@ def _create_resnet(variant: str, pretrained: bool = False, **kwargs: Any) -> Zoo
 
 _RESNET34 = {'block': BasicBlock, 'layers': (3, 4, 6, 3)}
 _RESNET50 = {'block': Bottleneck, 'layers': (3, 4, 6, 3)}
-_RESNET50D = {**_RESNET50, 'stem_width': 32, 'stem_type': 'deep', 'avg_down': True}
+_DEEP = {'stem_width': 32, 'stem_type': 'deep', 'avg_down': True}  # ResNet-D
+_SERESNET18D = {**_DEEP, 'block': BasicBlock, 'layers': (2, 2, 3, 1), 'block_args': {'attn_layer': 'se'}}
 
 # The stem pool's maximum over 2 and blur of 3 pixels sees 4, one more than the 3 x 3 max pool it stands for. A blur of
 # 3 is also what Imagenette's leaderboard reports a gain with.
@@ -92,8 +93,14 @@ VARIANTS = (
     Variant(
         'resnet50d_mish_maxblur_imagenette',
         'ResNet-50-D with Mish and a max-blur stem pool',
-        {**_RESNET50D, 'stem_pool': MaxBlurPool2d, 'act_layer': Mish},
+        {**_RESNET50, **_DEEP, 'stem_pool': MaxBlurPool2d, 'act_layer': Mish},
         {'first_conv': 'conv1.0', 'paper_ids': 'arXiv:1812.01187'},
+    ),
+    Variant(
+        'seresnet18d_mish_maxblur_imagenette',
+        'ResNet-18-D of 2, 2, 3, 1 blocks with squeeze-excite and Mish, max-blur-pooled where it is subsampled',
+        {**_SERESNET18D, 'stem_pool': MaxBlurPool2d, 'aa_layer': MaxBlurPool2d, 'act_layer': Mish},
+        {'first_conv': 'conv1.0', 'paper_ids': ('arXiv:1812.01187', 'arXiv:1709.01507')},
     ),
     Variant('resnet34_mp2_imagenette', 'ResNet-34 with two passes a block', {**_RESNET34, 'passes': 2}),
 )

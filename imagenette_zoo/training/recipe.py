@@ -20,6 +20,7 @@ __all__ = ['Recipe', 'ValidationOptions', 'find_recipe', 'recipe_names', 'shippe
 
 FLAGSHIP = 'mbv2_mish'
 GOOD_RECIPE = 'mbv2_mish_80'  # for any model, in ten epochs
+RECIPES = ('', 'leaderboard')  # folders of hparams/
 
 
 @dataclass(frozen=True)
@@ -494,16 +495,19 @@ def _recipe_folder() -> Path:
 
 def recipe_names() -> list[str]:
     """The names of the recipes that come with the package."""
-    return _shipped_names('')
+    return list(_shipped(*RECIPES))
 
 
 def study_names() -> list[str]:
     """The names of the studies that come with the package."""
-    return _shipped_names('studies')
+    return list(_shipped('studies'))
 
 
-def _shipped_names(folder: str) -> list[str]:
-    return sorted(path.stem for path in Path(_recipe_folder(), folder).glob('*.yaml'))
+def _shipped(*folders: str) -> dict[str, Path]:
+    """The files of these folders of ``hparams/`` by name, which starts from the first of them."""
+    root = _recipe_folder()
+    files = [file for folder in folders for file in sorted(Path(root, folder).glob('*.yaml'))]
+    return {file.relative_to(root / folders[0]).with_suffix('').as_posix(): file for file in files}
 
 
 def find_recipe(name: str | Path) -> Path:
@@ -512,19 +516,20 @@ def find_recipe(name: str | Path) -> Path:
     Raises:
         UserError: There is none; the line names the nearest ones.
     """
-    return shipped(name, 'recipe', '')
+    return shipped(name, 'recipe', *RECIPES)
 
 
-def shipped(name: str | Path, kind: str, folder: str) -> Path:
-    """The file that a name means: a path, or one in this folder of ``hparams/`` as it comes with the package.
+def shipped(name: str | Path, kind: str, *folders: str) -> Path:
+    """The file that a name means: a path, or one in these folders of ``hparams/`` as it comes with the package.
 
     Raises:
         UserError: There is none; the line names the nearest ones.
     """
     if Path(name).is_file():
         return Path(name)
-    path = _recipe_folder() / folder / f'{Path(name).stem}.yaml'
-    if path.is_file() and str(name) in (path.stem, path.name, Path('hparams', folder, path.name).as_posix()):
-        return path
-    names = _shipped_names(folder)
-    raise UserError(f'no {kind} {str(name)!r}: neither a file nor one of {", ".join(names)}{nearest(str(name), names)}')
+    files = _shipped(*folders)
+    for known, file in files.items():
+        if str(name) in (known, f'{known}.yaml', Path('hparams', folders[0], f'{known}.yaml').as_posix()):
+            return file
+    known = f'{", ".join(files)}{nearest(str(name), list(files))}'
+    raise UserError(f'no {kind} {str(name)!r}: neither a file nor one of {known}')

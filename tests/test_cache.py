@@ -1,5 +1,6 @@
 """The cache of decoded images: whose pixels, when they are made anew, what two processes or a full disk do to it."""
 
+import errno
 import multiprocessing
 import os
 import shutil
@@ -403,6 +404,23 @@ def test_a_disk_that_becomes_full(images: ImageSet, small_disk: Path, monkeypatc
         train_pixels(images, 224, QUIET)
     assert names(small_disk) == []
     assert len(train_pixels(images, 60, QUIET)) == 24, 'smaller ones fit'
+
+
+def test_what_fails_while_it_is_written_behind(images: ImageSet, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system tells a failure once, to whoever syncs first; pixels are the same with and without."""
+    whole, results = train_pixels(images, 48, QUIET).tobytes(), iter([OSError(errno.EIO, os.strerror(errno.EIO))])
+
+    def sync(file: int) -> None:
+        if error := next(results, None):
+            raise error
+
+    cache.clear()
+    monkeypatch.setattr(cache, 'WRITTEN_BEHIND', 1)
+    monkeypatch.setattr(os, 'fsync', sync)
+    with pytest.raises(UserError, match='Input/output error'):
+        train_pixels(images, 48, QUIET)
+    assert names(home) == []
+    assert train_pixels(images, 48, QUIET).tobytes() == whole
 
 
 def test_a_cache_that_cannot_be_written(

@@ -37,6 +37,7 @@ FORMAT = 1
 PAGE = 4096  # bytes
 DIGEST = 16  # bytes
 SAMPLED = 64  # one page in so many is in the checksum
+WRITTEN_BEHIND = 64 * 2**20  # bytes that are on their way to the disk while the next images are decoded
 
 
 class Watcher(Protocol):
@@ -259,10 +260,16 @@ def _make(folder: Path, meta: dict[str, Any], make: Callable[[], Iterable[np.nda
     title = 'decoding' if pixels else 'reading'
     with whole_folder(folder) as temporary:
         path = temporary / 'rows.bin'
-        with path.open('wb') as file, watcher.progress(title, count, 2000) as progress:
+        writing, disk, bar = path.open('wb'), ThreadPoolExecutor(1), watcher.progress(title, count, 2000)
+        with writing as file, disk, bar as progress:
+            synced, sync = 0, disk.submit(file.flush)
             for row in make():
                 file.write(np.ascontiguousarray(row).data)
                 progress.advance(1)
+                if file.tell() - synced >= WRITTEN_BEHIND and sync.done():
+                    sync.result()  # a failure is told only once
+                    synced, sync = file.tell(), disk.submit(os.fsync, file.fileno())
+            sync.result()
             _to_disk(file)
         with (temporary / 'meta.json').open('w') as file:
             json.dump({**meta, 'checksum': _checksum(path)}, file)

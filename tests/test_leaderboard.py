@@ -1,0 +1,95 @@
+"""The page on the leaderboard says what the committed result files say, and takes no run that breaks its rules."""
+
+import importlib.util
+import json
+import shutil
+import statistics
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+STUDY = ROOT / 'docs' / 'results' / 'claims-cpu'
+
+
+def load() -> ModuleType:
+    spec = importlib.util.spec_from_file_location('leaderboard', ROOT / 'tools' / 'leaderboard.py')
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The tool with folders of its own, whose only row is the study's flagship, with a record of 58 %."""
+    module = load()
+    monkeypatch.setattr(module, 'ROOT', tmp_path)
+    for name in ('RECIPES', 'RESULTS'):
+        monkeypatch.setattr(module, name, tmp_path / name)
+    monkeypatch.setattr(module, 'PAGE', tmp_path / 'page.md')
+    monkeypatch.setattr(module, 'RECORDS', {(64, 0): (58.0, 60.0, 70.0, 80.0)})
+    module.RECIPES.mkdir()
+    shutil.copyfile(STUDY / 'mish-seed1' / 'args.yaml', module.RECIPES / '64px_5e.yaml')
+    return module
+
+
+def test_the_page_is_that_of_the_committed_files() -> None:
+    module = load()
+    assert module.PAGE.read_text() == module.page()
+
+
+def test_means_of_seeds_beside_the_record(tool: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = [STUDY / f'{name}-seed{seed}' for name in ('mish', 'mish-maxblur') for seed in (1, 2)]
+    assert tool.main([*map(str, folders)]) == 0
+    lines = tool.PAGE.read_text().splitlines()
+    better, flagship = (line for line in lines if line.startswith('| 64 |'))
+    assert '`mbv2_mish_maxblur_imagenette`' in better
+    assert '--model mbv2_mish_maxblur_imagenette' in better
+    found = [json.loads((folder / 'result.json').read_text())['top1'] for folder in folders[:2]]
+    mean, spread = statistics.mean(found), statistics.stdev(found)
+    assert f'| {mean:.2f} ± {spread:.2f} | 2 of 5 | 58.00 | {mean - 58:+.2f} | 2.24 | 0.02 |' in flagship
+    assert lines[-1] == 'Rows without a run yet: 64 px, 20 epochs; 64 px, 80 epochs; 64 px, 200 epochs.'
+
+
+def refused(tool: ModuleType, capsys: pytest.CaptureFixture[str], folder: Path) -> str:
+    assert tool.main([str(folder)]) == 2
+    assert not tool.PAGE.exists()
+    assert not tool.RESULTS.exists()
+    message = capsys.readouterr().err
+    assert message.count('\n') == 1
+    return message
+
+
+def test_another_recipe_is_refused(tool: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    assert 'was trained with opt momentum' in refused(tool, capsys, STUDY / 'sgd-seed1')
+    (tool.RECIPES / '64px_5e.yaml').rename(tool.RECIPES / '64px_20e.yaml')
+    assert 'there is no recipe' in refused(tool, capsys, STUDY / 'mish-seed1')
+    assert "can't read the result of a run" in refused(tool, capsys, ROOT)
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'recipe': {'pretrained': True}}, 'starts from trained weights'),
+        ({'recipe': {'train_img_sizes': [32, 48]}}, 'validated at more pixels'),
+        ({'dataset': {'train': 8000}}, 'not of the whole of Imagenette'),
+    ],
+)
+def test_the_rules(
+    tool: ModuleType,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    change: dict[str, dict[str, object]],
+    message: str,
+) -> None:
+    folder = shutil.copytree(STUDY / 'mish-seed1', tmp_path / 'run')
+    result = json.loads((folder / 'result.json').read_text())
+    for part, values in change.items():
+        result[part].update(values)
+        if part == 'recipe':  # the row's recipe breaks the rule as well
+            (tool.RECIPES / '64px_5e.yaml').write_text(json.dumps(result[part]))
+    (folder / 'result.json').write_text(json.dumps(result))
+    assert message in refused(tool, capsys, folder)

@@ -1,0 +1,159 @@
+"""Writes docs/leaderboard.md from the result files in docs/results/leaderboard.
+
+    python tools/leaderboard.py             # the page
+    python tools/leaderboard.py RUN ...     # takes finished runs in first
+
+A row is a recipe, hparams/leaderboard/{PX}px_{EPOCHS}e.yaml. Its runs may differ from it by model, seed and label
+noise; they lie in docs/results/leaderboard/ROW/MODEL-seedN, or .../MODEL-noise5-seedN. A run that breaks a rule of the
+public leaderboard, or was trained by another recipe, is refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import statistics
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from imagenette_zoo.errors import UserError
+from imagenette_zoo.study.records import FREE, Record, by_run, read_record
+from imagenette_zoo.training.checkpoint import write_atomic
+from imagenette_zoo.training.recipe import Recipe
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / 'docs' / 'leaderboard.md'
+RECIPES = ROOT / 'hparams' / 'leaderboard'
+RESULTS = ROOT / 'docs' / 'results' / 'leaderboard'
+
+# https://github.com/fastai/imagenette: top-1 %, means of five runs, by pixels and label noise, for these epochs
+EPOCHS = (5, 20, 80, 200)
+RECORDS = {
+    (128, 0): (87.43, 91.57, 93.55, 94.24),
+    (192, 0): (86.76, 92.50, 94.50, 95.03),
+    (256, 0): (86.85, 93.53, 94.90, 95.11),
+    (128, 5): (83.44, 89.53, 89.30, 90.04),
+}
+RUNS = 5
+TEXT = """# Against the Imagenette leaderboard
+
+Written by `python tools/leaderboard.py` from the files in [results/leaderboard](results/leaderboard). The rules are
+those of the [public leaderboard](https://github.com/fastai/imagenette#leaderboard): random initial weights, no
+test-time augmentation, validation size not above training size, the mean of runs with different seeds, the weights of
+the final epoch. Recipes were fixed before these runs, and chosen on training images that were held out
+([log.md](log.md) has the trials). Images are Imagenette v2 stored as 224×224 JPEGs; the public rows have them in their
+true aspect ratio. A mean ± the standard deviation over its runs.
+
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('run', type=Path, nargs='*', help='folder of a finished run')
+    args = parser.parse_args(arguments)
+    try:
+        for folder in args.run:
+            take(folder)
+        write_atomic(PAGE, page().encode())
+    except UserError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    print(f'wrote {PAGE}')
+    return 0
+
+
+def take(folder: Path) -> None:
+    """Copies what a finished run came to, if it is one of a row."""
+    record = read_record(folder, '')
+    row = f'{record.result.img_size}px_{record.result.epochs}e'
+    _check(record, row)
+    place = RESULTS / row / f'{_run(record)}-seed{record.seed}'
+    place.mkdir(parents=True, exist_ok=True)
+    for name in ('args.yaml', 'metrics.jsonl', 'result.json'):
+        shutil.copyfile(folder / name, place / name)
+
+
+def page() -> str:
+    """The page's text."""
+    header = (
+        'px', 'epochs', 'label noise', 'model', 'top-1 %', 'runs', 'record', 'difference', 'M parameters', 'GMACs',
+        'minutes a run', 'on', 'repeat',
+    )  # fmt: skip
+    lines = [f'| {" | ".join(header)} |', '|' + '---:|' * 3 + '---|' + '---:|' * 7 + '---|---|']
+    touched = set()
+    for file in sorted(RECIPES.glob('*.yaml'), key=lambda file: tuple(map(int, re.findall(r'\d+', file.stem)))):
+        records = [_read(folder, file.stem) for folder in sorted((RESULTS / file.stem).glob('*-seed*'))]
+        for runs in sorted(by_run(records).values(), key=lambda runs: -_mean(runs)):
+            key = (runs[0].result.img_size, runs[0].result.recipe['label_noise'])
+            touched.add((*key, runs[0].result.epochs))
+            lines.append(f'| {" | ".join(_cells(runs, file.stem))} |')
+    missing = [
+        f'{side} px, {epochs} epochs' + (f', {noise} % label noise' if noise else '')
+        for side, noise in RECORDS
+        for epochs in EPOCHS
+        if (side, noise, epochs) not in touched
+    ]
+    untouched = f'Rows without a run yet: {"; ".join(missing)}.\n' if missing else ''
+    return TEXT + '\n'.join(lines) + '\n\n' + untouched
+
+
+def _cells(runs: Sequence[Record], row: str) -> Iterator[str]:
+    result, recipe = runs[0].result, runs[0].result.recipe
+    noise, mean = recipe['label_noise'], _mean(runs)
+    records = dict(zip(EPOCHS, RECORDS.get((result.img_size, noise), ()), strict=False))
+    record = records.get(result.epochs)
+    yield from (str(result.img_size), str(result.epochs), f'{noise} %' if noise else '', f'`{result.model}`')
+    spread = f' ± {statistics.stdev(run.result.top1 for run in runs):.2f}' if len(runs) > 1 else ''
+    yield f'{mean:.2f}{spread}'
+    yield str(len(runs)) + ('' if len(runs) >= RUNS else f' of {RUNS}')
+    yield from (f'{record:.2f}', f'{mean - record:+.2f}') if record is not None else ('', '')
+    yield from (f'{result.params / 1e6:.2f}', f'{result.gmacs:.2f}' if result.gmacs is not None else '')
+    yield f'{statistics.mean(float(run.result.seconds["total"] or 0) for run in runs) / 60:.1f}'
+    hardware = result.hardware
+    yield hardware['gpu'] or f'{hardware["threads"]} threads, {hardware["cpu"]}'
+    more = ['--model', result.model] if result.model != Recipe.load(RECIPES / f'{row}.yaml').model else []
+    more += ['--label-noise', str(noise)] if noise else []
+    yield f'`{" ".join(["train.py -c", f"hparams/leaderboard/{row}.yaml", *more, "--seed N"])}`'
+
+
+def _mean(runs: Sequence[Record]) -> float:
+    return statistics.mean(run.result.top1 for run in runs)
+
+
+def _run(record: Record) -> str:
+    noise = record.result.recipe['label_noise']
+    return record.result.model + (f'-noise{noise}' if noise else '')
+
+
+def _read(folder: Path, row: str) -> Record:
+    record = read_record(folder, '')
+    _check(record, row)
+    return Record(_run(record), folder, record.result, record.history, None)
+
+
+def _check(record: Record, row: str) -> None:
+    """Raises :class:`UserError` where a run is not one of a row, or breaks a rule."""
+    file = RECIPES / f'{row}.yaml'
+    if not file.is_file():
+        raise UserError(f'{record.folder}: there is no recipe {file.relative_to(ROOT)}, so it is in no row')
+    expected, recipe = Recipe.load(file).as_dict(), record.result.recipe
+    for option, value in expected.items():
+        if recipe.get(option, value) != value and option not in FREE | {'model', 'label_noise'}:
+            raise UserError(f'{record.folder}: was trained with {option} {recipe[option]}, {file.name} says {value}')
+    largest = max(recipe['train_img_sizes'] or [recipe['img_size']])
+    rules = {
+        'starts from trained weights': recipe['pretrained'] or recipe['initial_checkpoint'],
+        'is validated at more pixels than it was trained with': record.result.img_size > largest,
+        f'is not of {row}': row != f'{record.result.img_size}px_{record.result.epochs}e',
+        'is not of the whole of Imagenette': (record.result.dataset['train'], record.result.dataset['val'])
+        != (9469, 3925),
+    }
+    for what, broken in rules.items():
+        if broken:
+            raise UserError(f'{record.folder}: {what}')
+
+
+if __name__ == '__main__':
+    sys.exit(main())

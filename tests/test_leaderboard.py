@@ -54,6 +54,33 @@ def test_means_of_seeds_beside_the_record(tool: ModuleType, capsys: pytest.Captu
     assert lines[-1] == 'Rows without a run yet: 64 px, 20 epochs; 64 px, 80 epochs; 64 px, 200 epochs.'
 
 
+def test_label_noise_is_a_row_of_its_own(
+    tool: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tool, 'RECORDS', {(64, 0): (58.0,), (64, 5): (50.0,)})
+    monkeypatch.setattr(tool, 'EPOCHS', (5,))
+    noisy = shutil.copytree(STUDY / 'mish-seed1', tmp_path / 'run')
+    result = json.loads((noisy / 'result.json').read_text())
+    result['recipe']['label_noise'], result['top1'] = 5, 51.0
+    (noisy / 'result.json').write_text(json.dumps(result))
+    assert tool.main([str(noisy), str(STUDY / 'mish-seed1')]) == 0
+    page = tool.PAGE.read_text()
+    assert '| 5 % | `mbv2_mish_imagenette` | 51.00 | 1 of 5 | 50.00 | +1.00 |' in page
+    assert '64px_5e.yaml --label-noise 5 --seed N' in page
+    assert 'without a run' not in page
+
+
+def test_a_second_run_with_the_same_seed_is_refused(
+    tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    better = shutil.copytree(STUDY / 'mish-seed1', tmp_path / 'run')
+    result = json.loads((better / 'result.json').read_text())
+    (better / 'result.json').write_text(json.dumps({**result, 'top1': result['top1'] + 1}))
+    assert tool.main([str(STUDY / 'mish-seed1')]) == tool.main([str(STUDY / 'mish-seed1')]) == 0
+    assert tool.main([str(better)]) == 2
+    assert 'another run with this seed' in capsys.readouterr().err
+
+
 def refused(tool: ModuleType, capsys: pytest.CaptureFixture[str], folder: Path) -> str:
     assert tool.main([str(folder)]) == 2
     assert not tool.PAGE.exists()

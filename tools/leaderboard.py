@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import shutil
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
@@ -70,9 +69,12 @@ def take(folder: Path) -> None:
     row = f'{record.result.img_size}px_{record.result.epochs}e'
     _check(record, row)
     place = RESULTS / row / f'{_run(record)}-seed{record.seed}'
-    place.mkdir(parents=True, exist_ok=True)
     for name in ('args.yaml', 'metrics.jsonl', 'result.json'):
-        shutil.copyfile(folder / name, place / name)
+        data, file = (folder / name).read_bytes(), place / name
+        if file.exists() and file.read_bytes() != data:  # else the better of two runs could be kept
+            raise UserError(f'{place}: has another run with this seed already; choose another seed, or remove it')
+        place.mkdir(parents=True, exist_ok=True)
+        write_atomic(file, data)
 
 
 def page() -> str:

@@ -531,5 +531,5 @@ def shipped(name: str | Path, kind: str, *folders: str) -> Path:
     for known, file in files.items():
         if str(name) in (known, f'{known}.yaml', Path('hparams', folders[0], f'{known}.yaml').as_posix()):
             return file
-    known = f'{", ".join(files)}{nearest(str(name), list(files))}'
-    raise UserError(f'no {kind} {str(name)!r}: neither a file nor one of {known}')
+    names = list(files)
+    raise UserError(f'no {kind} {str(name)!r}: neither a file nor one of {", ".join(names)}{nearest(str(name), names)}')

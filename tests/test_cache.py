@@ -5,6 +5,8 @@ import multiprocessing
 import os
 import shutil
 import subprocess
+import threading
+import time
 from collections.abc import Callable, Iterator
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -406,12 +408,18 @@ def test_a_disk_that_becomes_full(images: ImageSet, small_disk: Path, monkeypatc
     assert len(train_pixels(images, 60, QUIET)) == 24, 'smaller ones fit'
 
 
-def test_what_fails_while_it_is_written_behind(images: ImageSet, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize('seconds', [0.0, 0.5], ids=['before the end', 'at the end'])
+def test_what_fails_while_it_is_written_behind(
+    images: ImageSet, home: Path, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
     """The system tells a failure once, to whoever syncs first; pixels are the same with and without."""
     whole, results = train_pixels(images, 48, QUIET).tobytes(), iter([OSError(errno.EIO, os.strerror(errno.EIO))])
 
     def sync(file: int) -> None:
+        if threading.current_thread() is threading.main_thread():
+            return
         if error := next(results, None):
+            time.sleep(seconds)
             raise error
 
     cache.clear()
@@ -463,9 +471,9 @@ def test_the_entries_are_listed_and_cleared(
     train_side(images, 32, QUIET)
     pixels = train_pixels(images, 224, QUIET)
     kept = pixels[3].copy()
-    for kind, time in (('train', 0), ('sizes', 1_000_000_000)):
+    for kind, used in (('train', 0), ('sizes', 1_000_000_000)):
         [folder] = [entry.folder for entry in cache.entries() if entry.what['kind'] == kind]
-        os.utime(folder, (time, time))
+        os.utime(folder, (used, used))
     train_pixels(images, 224, QUIET)  # a use
     found = cache.entries()
     assert [(entry.what['kind'], entry.shape) for entry in found] == [('train', (24, 224, 224, 3)), ('sizes', (24, 2))]

@@ -54,6 +54,15 @@ def test_means_of_seeds_beside_the_record(tool: ModuleType, capsys: pytest.Captu
     assert lines[-1] == 'Rows without a run yet: 64 px, 20 epochs; 64 px, 80 epochs; 64 px, 200 epochs.'
 
 
+def test_results_of_another_row_are_refused(tool: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tool.main([str(STUDY / 'mish-seed1')]) == 0
+    (tool.RESULTS / '64px_5e').rename(tool.RESULTS / '64px_20e')
+    recipe = (tool.RECIPES / '64px_5e.yaml').read_text()
+    (tool.RECIPES / '64px_20e.yaml').write_text(recipe)
+    assert tool.main([]) == 2
+    assert 'is not of 64px_20e' in capsys.readouterr().err
+
+
 def test_label_noise_is_a_row_of_its_own(
     tool: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -101,6 +110,7 @@ def test_another_recipe_is_refused(tool: ModuleType, capsys: pytest.CaptureFixtu
     ('change', 'message'),
     [
         ({'recipe': {'pretrained': True}}, 'starts from trained weights'),
+        ({'recipe': {'initial_checkpoint': 'weights'}}, 'starts from trained weights'),
         ({'recipe': {'train_img_sizes': [32, 48]}}, 'validated at more pixels'),
         ({'dataset': {'train': 8000}}, 'not of the whole of Imagenette'),
     ],

@@ -160,10 +160,13 @@ def test_no_bytes_make_a_traceback(tmp_path_factory: pytest.TempPathFactory, dat
         Recipe.load(file)
 
 
-def test_shipped_recipes_load_and_can_be_named() -> None:
+def test_shipped_recipes_load_and_can_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     assert {'mbv2_mish', 'demo', 'leaderboard/128px_5e'} <= set(recipe_names())
     for name in recipe_names():
-        assert Recipe.load(name) == Recipe.load(REPOSITORY / 'hparams' / f'{name}.yaml')
+        for spelling in (name, f'{name}.yaml', f'hparams/{name}.yaml'):
+            assert find_recipe(spelling).samefile(REPOSITORY / 'hparams' / f'{name}.yaml')
+        Recipe.load(name)
     with pytest.raises(UserError, match='did you mean mbv2_mish'):
         find_recipe('mbv2-mish')
 

@@ -174,6 +174,7 @@ def test_shipped_recipes_load_and_can_be_named(tmp_path: Path, monkeypatch: pyte
 def test_shipped_recipes_have_only_what_timms_script_knows() -> None:
     """timm's script sets unknown keys as silently as known ones, so a recipe must stick to options that it has."""
     ours = {
+        'cuda_graph',
         'label_noise',
         'log_tensorboard',
         'overwrite',

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import timm.optim
@@ -23,6 +24,7 @@ from ..layers.depthwise import speed_up_depthwise
 from .build import autocast, place
 from .compilation import compiled
 from .distributed import World
+from .graph import GraphedPass
 from .options import nearest
 from .recipe import Recipe
 
@@ -101,6 +103,7 @@ class Learner:
             ids = [world.device.index] if world.device.type == 'cuda' else None
             self.fast = DistributedDataParallel(self.fast, device_ids=ids)
             self.plain = self.fast  # two wrappers of one model would not agree on what to synchronise
+        self.graphs: dict[torch.Size, GraphedPass] = {}
         self.updates = 0
         self.skipped = 0  # steps in a row that were left out
         self._buffers: list[torch.Tensor] = []
@@ -168,12 +171,15 @@ class Learner:
         skips = self.recipe.nan == 'skip'
         if skips and not self._buffers:  # BatchNorm's statistics: a forward pass of NaN would spoil them
             self._buffers = [buffer.clone() for buffer in self.model.buffers()]
-        model = self.fast if len(images) == self.recipe.batch_size else self.plain
-        waiting = model.no_sync() if isinstance(model, DistributedDataParallel) and not update else nullcontext()
-        with waiting:
-            with autocast(self.recipe, self.world.device):
-                loss = self.loss_fn(model(images), targets)
-            updated = self._backward(loss / parts, update)
+        if (graph := self.graphs.get(images.shape)) is not None:
+            loss = graph(images, targets)
+            updated = self._update()
+        else:
+            model = self.fast if len(images) == self.recipe.batch_size else self.plain
+            waiting = model.no_sync() if isinstance(model, DistributedDataParallel) and not update else nullcontext()
+            with waiting:
+                loss = self._loss(images, targets, model)
+                updated = self._backward(loss / parts, update)
         if update:
             self.optimizer.zero_grad()
             self.updates += 1
@@ -196,6 +202,10 @@ class Learner:
                 f'last good checkpoint stays'
             )
 
+    def _loss(self, images: torch.Tensor, targets: torch.Tensor, model: nn.Module) -> torch.Tensor:
+        with autocast(self.recipe, self.world.device):
+            return self.loss_fn(model(images), targets)
+
     def compile(self, sides: Sequence[int], channels: int) -> float:
         """Compiles the training step for images of these sides, by running it; nothing else changes.
 
@@ -203,21 +213,62 @@ class Learner:
             The seconds that it took.
         """
         start = time.perf_counter()
-        kept = {name: value.clone() for name, value in self.model.named_buffers()}
-        target = torch.zeros(self.recipe.batch_size, dtype=torch.long, device=self.world.device)
-        if self.recipe.mixes:
-            target = nn.functional.one_hot(target, int(self.model.num_classes)).float()  # type: ignore[arg-type]
-        layout = torch.channels_last if self.recipe.channels_last else torch.contiguous_format
-        self.model.train()
-        for side in sides:
-            images = torch.zeros(self.recipe.batch_size, channels, side, side, device=self.world.device)
-            with autocast(self.recipe, self.world.device):
-                loss = self.loss_fn(self.fast(images.contiguous(memory_format=layout)), target)
-            loss.backward()
-        self.optimizer.zero_grad()
-        for name, value in self.model.named_buffers():
-            value.copy_(kept[name])
+        with self._trial():
+            for side in sides:
+                self._loss(*self._empty_batch(side, channels), self.fast).backward()
         return time.perf_counter() - start
+
+    @property
+    def records(self) -> bool:
+        """Whether :meth:`record` is of use: on one GPU, where a step is one batch and nothing within it waits."""
+        recipe = self.recipe
+        return (
+            recipe.cuda_graph != 'none'
+            and self.world.device.type == 'cuda'
+            and self.world.size == 1
+            and recipe.grad_accum_steps == 1
+            and self.scaler is None
+            and not recipe.grad_checkpointing
+            and not getattr(self.optimizer, 'is_second_order', False)
+            and recipe.torchcompile_mode in (None, 'default', 'max-autotune-no-cudagraphs')  # others have their own
+        )
+
+    def record(self, sides: Sequence[int], channels: int) -> None:
+        """Records the training step for whole batches of images of these sides as CUDA graphs; nothing else changes.
+
+        Raises:
+            RuntimeError: It can't be recorded, or the memory does not suffice; without it all goes on as before.
+        """
+        pool, loss = torch.cuda.graph_pool_handle(), partial(self._loss, model=self.fast)
+        try:
+            with self._trial():
+                for side in sides:
+                    images, targets = self._empty_batch(side, channels)
+                    self.graphs[images.shape] = GraphedPass(loss, self.model, images, targets, pool)
+        except RuntimeError:
+            self.graphs.clear()
+            raise
+
+    @contextmanager
+    def _trial(self) -> Iterator[None]:
+        """For trying the training step: what that changes of the model is undone."""
+        kept = {name: value.clone() for name, value in self.model.named_buffers()}
+        self.model.train()
+        try:
+            yield
+        finally:
+            self.optimizer.zero_grad()
+            for name, value in self.model.named_buffers():
+                value.copy_(kept[name])
+
+    def _empty_batch(self, side: int, channels: int) -> tuple[torch.Tensor, torch.Tensor]:
+        recipe, device = self.recipe, self.world.device
+        layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
+        images = torch.zeros(recipe.batch_size, channels, side, side, device=device).contiguous(memory_format=layout)
+        targets = torch.zeros(recipe.batch_size, dtype=torch.long, device=device)
+        if recipe.mixes:
+            targets = nn.functional.one_hot(targets, int(self.model.num_classes)).float()  # type: ignore[arg-type]
+        return images, targets
 
     def give_up_compiling(self) -> None:
         """Goes on with the model as it is."""
@@ -228,7 +279,6 @@ class Learner:
         """Adds up the gradients; where ``update``, takes the optimizer's step and returns whether it was taken."""
         recipe = self.recipe
         second_order = getattr(self.optimizer, 'is_second_order', False)
-        clipped = model_parameters(self.model, exclude_head='agc' in recipe.clip_mode)
         if self.scaler is not None:
             before = self.scaler.state_dict()['scale'] if recipe.nan == 'skip' else 0.0
             self.scaler(
@@ -236,17 +286,21 @@ class Learner:
                 self.optimizer,
                 clip_grad=recipe.clip_grad,
                 clip_mode=recipe.clip_mode,
-                parameters=clipped,
+                parameters=model_parameters(self.model, exclude_head='agc' in recipe.clip_mode),
                 create_graph=second_order,
                 need_update=update,
             )  # leaves out a step without finite gradients, and then lowers its scale
             return recipe.nan != 'skip' or self.scaler.state_dict()['scale'] >= before
         loss.backward(create_graph=second_order)
-        if not update:
-            return False
+        return self._update() if update else False
+
+    def _update(self) -> bool:
+        """Takes the optimizer's step with the gradients as they are; whether it was taken."""
+        recipe = self.recipe
         if recipe.nan == 'skip' and not self._gradients_are_finite():
             return False
         if recipe.clip_grad is not None:
+            clipped = model_parameters(self.model, exclude_head='agc' in recipe.clip_mode)
             dispatch_clip_grad(clipped, recipe.clip_grad, mode=recipe.clip_mode)
         self.optimizer.step()
         return True

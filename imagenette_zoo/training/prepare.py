@@ -136,6 +136,8 @@ def prepare(recipe: Recipe, folder: RunFolder, state: bytes | None, world: World
     build.probe(learner.model, recipe.model, config['input_size'])
     if own.torchcompile:
         _compile(recipe, learner, config, console)
+    if learner.records:
+        _record(recipe, learner, config, console)
     sets = (train_images, val_images)
     data_hash = world.share(lambda: build.data_hash(recipe, sets, config['input_size'][-1], console))
     run = Run(recipe, folder, data, learner, config, data_hash)
@@ -158,6 +160,14 @@ def _compile(recipe: Recipe, learner: Learner, config: dict[str, Any], console: 
             raise UserError(f'--torchcompile {recipe.torchcompile}: {reason}') from error
         console.line(f'torchcompile auto: off after all ({reason})')
         learner.give_up_compiling()
+
+
+def _record(recipe: Recipe, learner: Learner, config: dict[str, Any], console: Console) -> None:
+    channels, _, side = config['input_size']
+    try:
+        learner.record(recipe.train_img_sizes or (side,), channels)
+    except RuntimeError as error:
+        console.line(f'cuda-graph auto: off ({str(error).strip().splitlines()[0]})')
 
 
 def open_folder(recipe: Recipe) -> tuple[RunFolder, bytes | None, bool]:

@@ -1,7 +1,7 @@
 """Every option of training and validation, declared once, by timm's names and with timm's defaults.
 
 Where an option exists in timm's ``train.py`` it has that script's name, meaning and default, so that a recipe in
-``hparams/`` drives both. Our own are ``label_noise``, ``overwrite``, ``nan``, ``log_tensorboard``,
+``hparams/`` drives both. Our own are ``label_noise``, ``overwrite``, ``nan``, ``cuda_graph``, ``log_tensorboard``,
 ``shift_consistency`` and the values ``dataset: synthette`` and ``device: auto``.
 """
 
@@ -367,6 +367,12 @@ class RunOptions(Options):
     nan_limit: int = option(10, 'most steps in a row that --nan skip leaves out', low=1)
     log_interval: int = option(50, 'steps between plain progress lines where there is no terminal', low=1)
     sync_bn: bool = option(False, 'BatchNorm statistics over all processes (CUDA, under torchrun)')
+    cuda_graph: str = option(
+        'auto',
+        'record a training step as a CUDA graph, which spares the time of its launches (auto: on one GPU, where it can '
+        'be; none: do not)',
+        choices=('auto', 'none'),
+    )
 
     def check(self) -> None:
         super().check()

@@ -1,0 +1,145 @@
+"""On a GPU: recorded steps are those of the eager ones, all ways of training work, pixels and logits are the CPU's."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from imagenette_zoo.data import augment
+from imagenette_zoo.data.augment import Augmentation, crop_resize
+from imagenette_zoo.training import trainer
+from imagenette_zoo.training.evaluation import validate
+from imagenette_zoo.training.graph import GraphedPass
+from imagenette_zoo.training.recipe import Recipe
+from imagenette_zoo.training.trainer import train
+
+MakeRecipe = Callable[..., Recipe]
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')
+
+
+@pytest.fixture
+def replays(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
+    """The shapes of the batches that a recorded step was replayed for."""
+    shapes, replay = [], GraphedPass.__call__
+
+    def spy(self: GraphedPass, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        shapes.append(images.shape)
+        return replay(self, images, targets)
+
+    monkeypatch.setattr(GraphedPass, '__call__', spy)
+    return shapes
+
+
+def losses(run: Path) -> list[float]:
+    rows = [json.loads(line) for line in (run / 'metrics.jsonl').read_text().splitlines()]
+    return [row[name] for row in rows for name in ('train_loss', 'eval_loss')]
+
+
+@pytest.mark.parametrize(
+    ('replayed', 'changes'),
+    [
+        (True, dict()),
+        (True, dict(channels_last=True, amp=True, amp_dtype='bfloat16', model_ema=True)),
+        (True, dict(mixup=0.2, cutmix=1.0, reprob=0.5, color_jitter=0.3)),
+        (True, dict(drop=0.1, drop_path=0.1, clip_grad=1.0, bce_loss=True, model='mbv2_mish_imagenette')),
+        (True, dict(train_img_sizes=(32, 48), train_size_schedule='progressive')),
+        (True, dict(nan='skip', opt='nmuon', torchcompile='inductor')),
+        (True, dict(loader='timm', workers=2, pin_mem=True)),
+        (True, dict(model='mbv2_mish_maxblur_imagenette', model_ema=True, model_ema_force_cpu=True)),
+        (True, dict(model='mbv2_mish_mp2_imagenette', channels_last=True)),
+        (True, dict(model='googlenet_imagenette', img_size=64)),
+        (False, dict(amp=True)),  # a gradient scaler waits
+        (False, dict(grad_accum_steps=2)),
+        (False, dict(grad_checkpointing=True)),
+        (False, dict(torchcompile='inductor', torchcompile_mode='reduce-overhead')),
+    ],
+)
+def test_all_ways_of_training(
+    recipe: MakeRecipe, replays: list[torch.Size], replayed: bool, changes: dict[str, object]
+) -> None:
+    result = train(recipe(device='cuda', batch_size=10, opt='adamw', lr=1e-3, **changes), quiet=True)
+    assert all(torch.tensor(losses(result.folder)).isfinite())
+    assert bool(replays) == replayed
+    assert {shape[0] for shape in replays} <= {10}  # not the last, smaller batch
+
+
+@pytest.mark.parametrize('options', [dict(), dict(opt='nmuon', channels_last=True, model='mbv2_mish_imagenette')])
+def test_a_recorded_step_is_the_eager_one(
+    recipe: MakeRecipe, replays: list[torch.Size], monkeypatch: pytest.MonkeyPatch, options: dict[str, object]
+) -> None:
+    def run(name: str) -> list[float]:
+        given = dict(device='cuda', lr=1e-3, opt='sgd', experiment=name, cuda_graph=name, epochs=3)
+        return losses(train(recipe(**{**given, **options}), quiet=True).folder)
+
+    eager = run('none')
+    assert not replays
+    assert run('auto') == pytest.approx(eager, rel=2e-2)  # cuDNN may choose other algorithms
+    assert replays
+
+
+def test_it_resumes(recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = dict(device='cuda', epochs=4, model_ema=True)
+    whole = losses(train(recipe(**options, experiment='whole'), quiet=True).folder)
+    epoch = trainer._epoch
+
+    def interrupted(number: int, *args: object) -> object:
+        if number == 2:
+            raise KeyboardInterrupt
+        return epoch(number, *args)
+
+    monkeypatch.setattr(trainer, '_epoch', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe(**options, experiment='halves'), quiet=True)
+    monkeypatch.setattr(trainer, '_epoch', epoch)
+    halves = losses(train(recipe(**options, experiment='halves', resume='auto'), quiet=True).folder)
+    assert halves == pytest.approx(whole, rel=2e-2)
+
+
+class _Waits(nn.Module):
+    """Asks the GPU for a number, which can't be recorded."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.model(x * float(x.abs().max() > -1))
+
+
+def test_what_can_not_be_recorded_is_trained_all_the_same(
+    recipe: MakeRecipe,
+    replays: list[torch.Size],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from imagenette_zoo.training import learner
+
+    monkeypatch.setattr(learner, 'compiled', lambda model, *_: _Waits(model))
+    result = train(recipe(device='cuda'))
+    assert not replays
+    assert 'cuda-graph auto: off' in capsys.readouterr().out
+    assert all(torch.tensor(losses(result.folder)).isfinite())
+
+
+def test_validation_is_the_cpus(recipe: MakeRecipe, folder: Path) -> None:
+    run = train(recipe(device='cuda', epochs=3, opt='adamw', lr=1e-3), quiet=True).folder
+    cpu, cuda = (validate(run, folder, device=device, img_size=32, quiet=True)[0] for device in ('cpu', 'cuda'))
+    assert cuda.loss == pytest.approx(cpu.loss, rel=1e-2)
+    assert cuda.images == cpu.images
+
+
+def test_crops_are_the_cpus() -> None:
+    torch.manual_seed(0)
+    pixels = torch.randint(0, 256, (16, 64, 64, 3), dtype=torch.uint8)
+    draws = Augmentation(scale=(0.1, 1.0)).draw(torch.full((16, 2), 64, dtype=torch.int32), 64, 0, 0)
+    index = torch.arange(16)
+    want = augment._crop_resize_each(pixels, index, draws, (40, 40))
+    device = torch.device('cuda')
+    got = crop_resize(pixels.to(device), index.to(device), draws.to(device), (40, 40)).cpu()
+    difference = (got.int() - want.int()).abs()
+    assert difference.max() <= 2
+    assert (difference > 1).float().mean() < 1e-3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -88,7 +89,7 @@ def run_process(
     Args:
         words: Its path and arguments.
         timm_dir: A checkout of timm to be imported instead of the installed one.
-        look: Called every other second with the seconds since the start and the seconds of processor time; the script
+        look: Called five times a second with the seconds since the start and the seconds of processor time; the script
             and its children are killed when it returns true.
         variables: Added to the environment.
 
@@ -110,16 +111,19 @@ def run_process(
 
     def watch() -> None:
         nonlocal peak, enough
-        while process.poll() is None:
+        for turn in itertools.count():
+            if process.poll() is not None:
+                return
             family = _family(process.pid)
-            peak = max(peak, sum(map(_own_memory, family)))
+            if turn % 10 == 0:  # which costs a tenth of a second
+                peak = max(peak, sum(map(_own_memory, family)))
             enough = look(time.perf_counter() - start, sum(map(_processor_time, family)))
             if enough:
                 for member in family:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(member, signal.SIGKILL)
                 return
-            time.sleep(2)  # looking costs a tenth of a second
+            time.sleep(0.2)
 
     watcher = threading.Thread(target=watch)
     watcher.start()

@@ -9,6 +9,7 @@ import pytest
 import torch
 from timm.data import create_transform
 
+from imagenette_zoo.data import loaders
 from imagenette_zoo.data.augment import Augmentation, BatchTransform, Normalize, shift_batch
 from imagenette_zoo.data.cache import eval_pixels, train_pixels, train_side
 from imagenette_zoo.data.imagenette import ImageSet, load_split
@@ -321,3 +322,15 @@ def test_shifts_move_the_image_and_mirror_its_border() -> None:
 def test_streams_differ() -> None:
     seeds = {stream_seed(seed, name, a, b) for seed in range(3) for name in 'xy' for a in range(20) for b in range(20)}
     assert len(seeds) == 3 * 2 * 400
+
+
+def test_batches_of_one_side_are_cropped_together() -> None:
+    batches = [(torch.arange(4) + 4 * number, side) for number, side in enumerate([32, 32, 32, 48, 48, 32])]
+    together = [(index.tolist(), side) for index, side in loaders._together(iter(batches), 8)]
+    assert together == [
+        (list(range(8)), 32),
+        (list(range(8, 12)), 32),
+        (list(range(12, 20)), 48),
+        (list(range(20, 24)), 32),
+    ]
+    assert [len(index) for index, _ in loaders._together(iter(batches), 1)] == [4] * 6

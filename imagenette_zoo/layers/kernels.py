@@ -26,7 +26,7 @@ def is_plain(x: torch.Tensor) -> bool:
         not torch.compiler.is_compiling()  # these three first: not to ask a tracer for more
         and not torch.jit.is_tracing()
         and type(x) in (torch.Tensor, nn.Parameter)
-        and x.device.type in ('cpu', 'cuda')
+        and x.device.type == 'cpu'
         and x.dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64)
         and torch._C._has_storage(x)
         and not (x.is_nested or x.is_neg())

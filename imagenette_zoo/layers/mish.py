@@ -45,10 +45,11 @@ class Mish(nn.Mish):
     """`x * tanh(softplus(x))`, element by element, for a tensor of any shape.
 
     For `act_layer=` of any timm model. Costs one exponential instead of three transcendental functions in compiled
-    models and, from half a million elements in training and 4 million in inference on (`FUSED_SIZES`), in eager ones;
-    elsewhere, and in scripted, traced and exported models, it is torch's own. The eager kernels are compiled at their
-    first use: those of `kernels.cpp` (float32 and bfloat16 on a CPU) in about two seconds, once a machine; others by
-    inductor in about 14 s, and 4 s in later processes. Without a working compiler torch's own is used.
+    models and, from half a million elements in training and 4 million in inference on (`FUSED_SIZES`), in eager ones
+    on a CPU; elsewhere, and in scripted, traced and exported models, it is torch's own, which on a GPU is one kernel
+    each way, too. The eager kernels are compiled at their first use: those of `kernels.cpp` (float32 and bfloat16) in
+    about two seconds, once a machine; others by inductor in about 14 s, and 4 s in later processes. Without a working
+    compiler torch's own is used.
 
     Args:
         inplace: Overwrite the input, where no gradient is needed.
@@ -136,8 +137,6 @@ def _kernels_for(x: torch.Tensor) -> tuple[Kernel, Kernel] | None:
     """The forward and the backward kernel, compiled once; None where that failed."""
     key = (x.device, x.dtype, torch.get_num_threads())
     if key not in _kernels:
-        if x.is_cuda and torch.cuda.is_current_stream_capturing():
-            return None
         with _lock:
             if key not in _kernels:
                 _kernels[key] = _compile(x.device, x.dtype)
@@ -165,7 +164,7 @@ def _compile(device: torch.device, dtype: torch.dtype) -> tuple[Kernel, Kernel] 
             backward(grad, x, out)
             torch.testing.assert_close(out, torch.ops.aten.mish_backward(grad, x), rtol=0.02, atol=0.02)
             return forward, backward
-    except Exception:  # no compiler, no Triton, an old GPU, a full disk, ...: torch's own is always right
+    except Exception:  # no compiler, a full disk, ...: torch's own is always right
         _logger.debug('no fused Mish for %s on %s', dtype, device, exc_info=True)
         return None
 
@@ -183,7 +182,7 @@ def _inductor(function: Callable[..., torch.Tensor], *examples: torch.Tensor) ->
     graph = make_fx(function, tracing_mode='symbolic')(*examples)
     symbolic = [node.meta['val'] for node in graph.graph.nodes if node.op == 'placeholder']
     # no pool of processes for two kernels; what is slow, the C++ compile, is cached apart from the graph
-    with config.patch({'compile_threads': 1, 'fx_graph_cache': False, 'triton.cudagraphs': False}):
+    with config.patch({'compile_threads': 1, 'fx_graph_cache': False}):
         kernel: Any = compile_fx(graph, symbolic)
     return kernel
 

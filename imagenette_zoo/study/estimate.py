@@ -11,6 +11,7 @@ from ..data.imagenette import IMAGENETTE, load_split
 from ..errors import UserError
 from ..training import build
 from ..training.distributed import World, choose_device
+from ..training.graph import REHEARSALS
 from ..training.learner import Learner
 from ..training.memory import keep_freed_memory
 from ..training.prepare import make_model
@@ -70,7 +71,7 @@ def _step_seconds(learner: Learner, batch: int, channels: int, side: int, classe
         targets = torch.nn.functional.one_hot(targets, classes).float()
     learner.model.train()
     times = []
-    for _ in range(STEPS):
+    for _ in range(STEPS + (REHEARSALS if learner.recorder else 0)):
         start = time.perf_counter()
         float(learner.step(images, targets, 1, True))  # waits for the device
         times.append(time.perf_counter() - start)

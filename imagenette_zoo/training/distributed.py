@@ -102,9 +102,8 @@ def choose_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError):
         here = ', '.join(['auto', 'cpu', *(['cuda'] if torch.cuda.is_available() else [])])
         raise UserError(f'--device {name}: not on this machine; here there is {here}') from None
-    if device.type == 'cuda':  # as timm's scripts
+    if device.type == 'cuda':
         torch.backends.cuda.matmul.allow_tf32 = True
-        torch.backends.cudnn.benchmark = True
     return device
 
 

@@ -1,73 +1,172 @@
 """Training steps as CUDA graphs: what a step asks of the GPU is recorded once and asked for again by a single call.
 
-A small network's kernels take a GPU less time than it takes Python to launch them.
+A small network's kernels take a GPU less time than it takes Python to launch them. The rules:
+https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
+import timm.optim
 import torch
 from torch import nn
 
-__all__ = ['GraphedPass']
+from ..errors import UserError
 
-WARM_UP = 3  # passes before the recording: kernels are compiled, cuDNN chooses its algorithms
+__all__ = ['REHEARSALS', 'Recorder']
+
+REHEARSALS = 3  # eager steps of a shape before it is recorded: memory is allocated, kernels are loaded or compiled
+BENCHMARKED = 3000  # steps from which on a run earns back what it takes cuDNN to time its algorithms
+
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-class GraphedPass:
-    """The forward and the backward pass of batches of one shape, by the rules of
-    https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs.
+class Recorder:
+    """Records the training step of each shape of batch after some eager ones, and replays it from then on.
 
-    Gradients are those of the batch alone, not added to earlier ones.
+    Forward and backward pass are recorded, and with them the optimizer's step where it is Muon's: that goes matrix by
+    matrix, in hundreds of launches. Gradients are those of the batch alone, not added to earlier ones.
 
     Args:
-        loss: ``(N, 3, H, W)`` images and targets to the loss of a batch; no step in it may wait for the GPU.
-        model: The model whose parameters get gradients. Its buffers change.
-        images: A batch of the shape, on the GPU; kept.
-        targets: Its targets; kept.
-        pool: Memory that it may share with others, see ``torch.cuda.graph_pool_handle``.
-
-    Raises:
-        RuntimeError: It can't be recorded.
+        loss: ``(N, 3, H, W)`` images and targets to the loss of a batch.
+        model: The model.
+        optimizer: Its optimizer.
+        updates: Whether the optimizer's step may be recorded: nothing comes between it and the backward pass.
+        steps: Length of the run.
+        tell: Who is told that a model can't be recorded.
     """
 
     def __init__(
         self,
-        loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+        loss: Loss,
         model: nn.Module,
-        images: torch.Tensor,
-        targets: torch.Tensor,
-        pool: Any,
+        optimizer: torch.optim.Optimizer,
+        updates: bool,
+        steps: int,
+        tell: Callable[[str], object],
     ) -> None:
-        self.images, self.targets = images, targets
+        self.loss = loss
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        stream = torch.cuda.Stream(images.device)
-        stream.wait_stream(torch.cuda.current_stream(images.device))
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UP):
-                self._forget()
-                loss(images, targets).backward()
-        torch.cuda.current_stream(images.device).wait_stream(stream)
-        self._forget()
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, pool=pool):
-            recorded = loss(images, targets)
-            recorded.backward()
-        self.loss = recorded.detach()
-        self.gradients = [parameter.grad for parameter in self.parameters]
-        self._forget()
+        self.optimizer = optimizer
+        self.updates = updates and is_recordable(optimizer)
+        self.tell = tell
+        self.off = False
+        self._done: Counter[torch.Size] = Counter()
+        self._recorded: dict[torch.Size, _Recorded] = {}
+        self._pool = torch.cuda.graph_pool_handle()
+        self._benchmarks = steps >= BENCHMARKED
+        torch.backends.cudnn.benchmark = False  # not for shapes that come once an epoch
 
-    def _forget(self) -> None:
+    @contextmanager
+    def rehearsal(self, shape: torch.Size) -> Iterator[None]:
+        """Around an eager forward and backward pass of whole batches of this shape; the last of them is watched: one
+        that waits for the GPU can't be recorded."""
+        self._done[shape] += 1
+        with _cudnn_benchmark(self._benchmarks):
+            if self._done[shape] != REHEARSALS:
+                yield
+                return
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter('always')
+                torch.cuda.set_sync_debug_mode('warn')
+                try:
+                    yield
+                finally:
+                    torch.cuda.set_sync_debug_mode('default')
+        if any('synchronizing CUDA operation' in str(warning.message) for warning in caught):
+            self.off = True
+            self.tell('cuda-graph auto: off (a step of this model waits for the GPU)')
+
+    def replay(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor | None:
+        """The loss of a batch, detached, None where it is to be rehearsed. The parameters have its gradients, or where
+        :attr:`updates` are updated.
+
+        Raises:
+            UserError: The step can't be recorded.
+        """
+        if self.off or self._done[images.shape] < REHEARSALS:
+            return None
+        recorded = self._recorded.get(images.shape)
+        if recorded is None:
+            recorded = self._recorded[images.shape] = self._record(images, targets)
+        recorded.images.copy_(images)
+        recorded.targets.copy_(targets)
+        for rate, group in zip(recorded.rates, self.optimizer.param_groups, strict=True):
+            rate.fill_(group['lr'])
+        recorded.graph.replay()
+        if not self.updates:
+            for parameter, gradient in zip(self.parameters, recorded.gradients, strict=True):
+                parameter.grad = gradient
+        return recorded.loss.clone()
+
+    def _record(self, images: torch.Tensor, targets: torch.Tensor) -> _Recorded:
+        recorded = _Recorded(images.clone(), targets.clone(), self.optimizer, images.device)
+        if self.updates:
+            _make_capturable(self.optimizer)
+        kept = [group['lr'] for group in self.optimizer.param_groups]
+        stay = torch.cuda.stream(torch.cuda.current_stream(images.device))  # a recording that fails leaves another one
+        try:
+            with stay, _cudnn_benchmark(self._benchmarks), torch.cuda.graph(recorded.graph, pool=self._pool):
+                loss = self.loss(recorded.images, recorded.targets)
+                loss.backward()
+                if self.updates:
+                    _set_rates(self.optimizer, recorded.rates)
+                    self.optimizer.step()
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f'this step can not be recorded ({reason}): --cuda-graph none goes without') from error
+        finally:
+            _set_rates(self.optimizer, kept)
+        recorded.loss = loss.detach()
+        recorded.gradients = [parameter.grad for parameter in self.parameters]
         for parameter in self.parameters:
             parameter.grad = None
+        return recorded
 
-    def __call__(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """The loss of a batch, detached; its gradients are those of the parameters, until the next call."""
-        self.images.copy_(images)
-        self.targets.copy_(targets)
-        self.graph.replay()
-        for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
-            parameter.grad = gradient
-        return self.loss.clone()
+
+class _Recorded:
+    """A recorded step: where it reads its batch and its learning rates, and where it leaves what it finds."""
+
+    def __init__(
+        self, images: torch.Tensor, targets: torch.Tensor, optimizer: torch.optim.Optimizer, device: torch.device
+    ) -> None:
+        self.images, self.targets = images, targets
+        self.rates = [torch.zeros((), device=device) for _ in optimizer.param_groups]
+        self.graph = torch.cuda.CUDAGraph()
+        self.loss = torch.zeros((), device=device)
+        self.gradients: list[torch.Tensor | None] = []
+
+
+def is_recordable(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether it is timm's Muon, of a version (1.0.31) that takes a learning rate from the GPU's memory."""
+    muon = getattr(timm.optim, 'Muon', ())
+    return isinstance(optimizer, muon) and all('capturable' in group for group in optimizer.param_groups)
+
+
+def _make_capturable(optimizer: torch.optim.Optimizer) -> None:
+    """From now on its steps are counted on the GPU."""
+    for group in optimizer.param_groups:
+        group['capturable'] = True
+        for parameter in group['params']:
+            state = optimizer.state[parameter]
+            if 'step' in state:
+                state['step'] = state['step'].to(parameter.device, torch.float32)
+    optimizer._warned_capturable_if_run_uncaptured = True  # type: ignore[attr-defined]  # the last batch is
+
+
+def _set_rates(optimizer: torch.optim.Optimizer, rates: list[torch.Tensor]) -> None:
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group['lr'] = rate
+
+
+@contextmanager
+def _cudnn_benchmark(on: bool) -> Iterator[None]:
+    torch.backends.cudnn.benchmark = on
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = False

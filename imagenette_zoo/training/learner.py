@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -24,7 +24,7 @@ from ..layers.depthwise import speed_up_depthwise
 from .build import autocast, place
 from .compilation import compiled
 from .distributed import World
-from .graph import GraphedPass
+from .graph import Recorder
 from .options import nearest
 from .recipe import Recipe
 
@@ -60,12 +60,20 @@ class Learner:
         model: The model, with its starting weights.
         world: This process's place among those that train together.
         updates_per_epoch: Optimizer steps an epoch.
+        tell: Who is told what it does otherwise than asked.
 
     Raises:
         UserError: The optimizer is unknown or does not take an argument it is given; SyncBN without CUDA.
     """
 
-    def __init__(self, recipe: Recipe, model: nn.Module, world: World, updates_per_epoch: int) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        model: nn.Module,
+        world: World,
+        updates_per_epoch: int,
+        tell: Callable[[str], object] = str,
+    ) -> None:
         self.recipe = recipe
         self.world = world
         if recipe.sync_bn:
@@ -103,7 +111,7 @@ class Learner:
             ids = [world.device.index] if world.device.type == 'cuda' else None
             self.fast = DistributedDataParallel(self.fast, device_ids=ids)
             self.plain = self.fast  # two wrappers of one model would not agree on what to synchronise
-        self.graphs: dict[torch.Size, GraphedPass] = {}
+        self.recorder = self._make_recorder(updates_per_epoch, tell)
         self.updates = 0
         self.skipped = 0  # steps in a row that were left out
         self._buffers: list[torch.Tensor] = []
@@ -130,6 +138,24 @@ class Learner:
         if scheduler is None and recipe.sched != 'none':
             raise UserError(f'--sched {recipe.sched}: this timm does not have it: upgrade timm')
         return scheduler, epochs
+
+    def _make_recorder(self, updates_per_epoch: int, tell: Callable[[str], object]) -> Recorder | None:
+        """Where a step is one batch on one GPU, and nothing within it waits."""
+        recipe, world = self.recipe, self.world
+        if (
+            recipe.cuda_graph == 'none'
+            or world.device.type != 'cuda'
+            or world.size > 1
+            or recipe.grad_accum_steps > 1
+            or self.scaler is not None
+            or recipe.grad_checkpointing
+            or self._is_second_order
+            or recipe.torchcompile_mode in ('reduce-overhead', 'max-autotune')  # have graphs of their own
+        ):
+            return None
+        updates = recipe.nan != 'skip' and recipe.clip_grad is None
+        steps = recipe.epochs * updates_per_epoch
+        return Recorder(partial(self._loss, model=self.fast), self.model, self.optimizer, updates, steps, tell)
 
     @property
     def eval_model(self) -> nn.Module:
@@ -171,15 +197,19 @@ class Learner:
         skips = self.recipe.nan == 'skip'
         if skips and not self._buffers:  # BatchNorm's statistics: a forward pass of NaN would spoil them
             self._buffers = [buffer.clone() for buffer in self.model.buffers()]
-        if (graph := self.graphs.get(images.shape)) is not None:
-            loss = graph(images, targets)
-            updated = self._update()
+        whole = len(images) == self.recipe.batch_size
+        recorder = self.recorder if whole else None
+        replayed = recorder.replay(images, targets) if recorder else None
+        if recorder and replayed is not None:
+            loss, updated = replayed, True if recorder.updates else None
         else:
-            model = self.fast if len(images) == self.recipe.batch_size else self.plain
+            model = self.fast if whole else self.plain
             waiting = model.no_sync() if isinstance(model, DistributedDataParallel) and not update else nullcontext()
-            with waiting:
+            with waiting, recorder.rehearsal(images.shape) if recorder else nullcontext():
                 loss = self._loss(images, targets, model)
                 updated = self._backward(loss / parts, update)
+        if updated is None:
+            updated = self._update()
         if update:
             self.optimizer.zero_grad()
             self.updates += 1
@@ -213,97 +243,62 @@ class Learner:
             The seconds that it took.
         """
         start = time.perf_counter()
-        with self._trial():
-            for side in sides:
-                self._loss(*self._empty_batch(side, channels), self.fast).backward()
-        return time.perf_counter() - start
-
-    @property
-    def records(self) -> bool:
-        """Whether :meth:`record` is of use: on one GPU, where a step is one batch and nothing within it waits."""
-        recipe = self.recipe
-        return (
-            recipe.cuda_graph != 'none'
-            and self.world.device.type == 'cuda'
-            and self.world.size == 1
-            and recipe.grad_accum_steps == 1
-            and self.scaler is None
-            and not recipe.grad_checkpointing
-            and not getattr(self.optimizer, 'is_second_order', False)
-            and recipe.torchcompile_mode in (None, 'default', 'max-autotune-no-cudagraphs')  # others have their own
-        )
-
-    def record(self, sides: Sequence[int], channels: int) -> None:
-        """Records the training step for whole batches of images of these sides as CUDA graphs; nothing else changes.
-
-        Raises:
-            RuntimeError: It can't be recorded, or the memory does not suffice; without it all goes on as before.
-        """
-        pool, loss = torch.cuda.graph_pool_handle(), partial(self._loss, model=self.fast)
-        try:
-            with self._trial():
-                for side in sides:
-                    images, targets = self._empty_batch(side, channels)
-                    self.graphs[images.shape] = GraphedPass(loss, self.model, images, targets, pool)
-        except RuntimeError:
-            self.graphs.clear()
-            raise
-
-    @contextmanager
-    def _trial(self) -> Iterator[None]:
-        """For trying the training step: what that changes of the model is undone."""
         kept = {name: value.clone() for name, value in self.model.named_buffers()}
+        target = torch.zeros(self.recipe.batch_size, dtype=torch.long, device=self.world.device)
+        if self.recipe.mixes:
+            target = nn.functional.one_hot(target, int(self.model.num_classes)).float()  # type: ignore[arg-type]
+        layout = torch.channels_last if self.recipe.channels_last else torch.contiguous_format
         self.model.train()
-        try:
-            yield
-        finally:
-            self.optimizer.zero_grad()
-            for name, value in self.model.named_buffers():
-                value.copy_(kept[name])
-
-    def _empty_batch(self, side: int, channels: int) -> tuple[torch.Tensor, torch.Tensor]:
-        recipe, device = self.recipe, self.world.device
-        layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
-        images = torch.zeros(recipe.batch_size, channels, side, side, device=device).contiguous(memory_format=layout)
-        targets = torch.zeros(recipe.batch_size, dtype=torch.long, device=device)
-        if recipe.mixes:
-            targets = nn.functional.one_hot(targets, int(self.model.num_classes)).float()  # type: ignore[arg-type]
-        return images, targets
+        for side in sides:
+            images = torch.zeros(self.recipe.batch_size, channels, side, side, device=self.world.device)
+            self._loss(images.contiguous(memory_format=layout), target, self.fast).backward()
+        self.optimizer.zero_grad()
+        for name, value in self.model.named_buffers():
+            value.copy_(kept[name])
+        return time.perf_counter() - start
 
     def give_up_compiling(self) -> None:
         """Goes on with the model as it is."""
         self.fast, self.eval_fast = self.model, None
+        if self.recorder:
+            self.recorder.loss = partial(self._loss, model=self.model)
         self.optimizer.zero_grad()
 
-    def _backward(self, loss: torch.Tensor, update: bool) -> bool:
-        """Adds up the gradients; where ``update``, takes the optimizer's step and returns whether it was taken."""
-        recipe = self.recipe
-        second_order = getattr(self.optimizer, 'is_second_order', False)
-        if self.scaler is not None:
-            before = self.scaler.state_dict()['scale'] if recipe.nan == 'skip' else 0.0
-            self.scaler(
-                loss,
-                self.optimizer,
-                clip_grad=recipe.clip_grad,
-                clip_mode=recipe.clip_mode,
-                parameters=model_parameters(self.model, exclude_head='agc' in recipe.clip_mode),
-                create_graph=second_order,
-                need_update=update,
-            )  # leaves out a step without finite gradients, and then lowers its scale
-            return recipe.nan != 'skip' or self.scaler.state_dict()['scale'] >= before
-        loss.backward(create_graph=second_order)
-        return self._update() if update else False
+    def _backward(self, loss: torch.Tensor, update: bool) -> bool | None:
+        """Adds up the gradients; whether the optimizer's step was taken with them, None where that is still to be
+        done."""
+        recipe, second_order = self.recipe, self._is_second_order
+        if self.scaler is None:
+            loss.backward(create_graph=second_order)
+            return None if update else False
+        before = self.scaler.state_dict()['scale'] if recipe.nan == 'skip' else 0.0
+        self.scaler(
+            loss,
+            self.optimizer,
+            clip_grad=recipe.clip_grad,
+            clip_mode=recipe.clip_mode,
+            parameters=self._clipped(),
+            create_graph=second_order,
+            need_update=update,
+        )  # leaves out a step without finite gradients, and then lowers its scale
+        return recipe.nan != 'skip' or self.scaler.state_dict()['scale'] >= before
 
     def _update(self) -> bool:
-        """Takes the optimizer's step with the gradients as they are; whether it was taken."""
+        """Takes the optimizer's step with the gradients as they are; whether it did."""
         recipe = self.recipe
         if recipe.nan == 'skip' and not self._gradients_are_finite():
             return False
         if recipe.clip_grad is not None:
-            clipped = model_parameters(self.model, exclude_head='agc' in recipe.clip_mode)
-            dispatch_clip_grad(clipped, recipe.clip_grad, mode=recipe.clip_mode)
+            dispatch_clip_grad(self._clipped(), recipe.clip_grad, mode=recipe.clip_mode)
         self.optimizer.step()
         return True
+
+    def _clipped(self) -> Iterator[nn.Parameter]:
+        return model_parameters(self.model, exclude_head='agc' in self.recipe.clip_mode)  # type: ignore[return-value]
+
+    @property
+    def _is_second_order(self) -> bool:
+        return getattr(self.optimizer, 'is_second_order', False)
 
     def _gradients_are_finite(self) -> bool:
         """The same in all processes, which have added up their gradients."""
@@ -352,6 +347,9 @@ class Learner:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes up what :meth:`state_dict` gave."""
         self.model.load_state_dict(state['model'])
+        for group in state['optimizer']['param_groups']:
+            if 'capturable' in group:  # it is not yet recorded, and may now be on a CPU
+                group['capturable'] = False
         self.optimizer.load_state_dict(state['optimizer'])
         plateau = getattr(self.scheduler, 'lr_scheduler', None)
         if plateau is not None:

@@ -130,14 +130,13 @@ def prepare(recipe: Recipe, folder: RunFolder, state: bytes | None, world: World
     data = _load_batches(recipe, train_images, val_images, config, world, console)
     torch.compiler.reset()  # else the models of a sweep use up what one process may compile
     own = resolve(recipe, model, len(train_images), world.device, console)
-    learner = Learner(own, model, world, -(-len(data.train_batches) // recipe.grad_accum_steps))
+    updates = -(-len(data.train_batches) // recipe.grad_accum_steps)
+    learner = Learner(own, model, world, updates, console.line)
     for side in recipe.train_img_sizes or ():
         build.probe(learner.model, recipe.model, (config['input_size'][0], side, side))
     build.probe(learner.model, recipe.model, config['input_size'])
     if own.torchcompile:
         _compile(recipe, learner, config, console)
-    if learner.records:
-        _record(recipe, learner, config, console)
     sets = (train_images, val_images)
     data_hash = world.share(lambda: build.data_hash(recipe, sets, config['input_size'][-1], console))
     run = Run(recipe, folder, data, learner, config, data_hash)
@@ -160,14 +159,6 @@ def _compile(recipe: Recipe, learner: Learner, config: dict[str, Any], console: 
             raise UserError(f'--torchcompile {recipe.torchcompile}: {reason}') from error
         console.line(f'torchcompile auto: off after all ({reason})')
         learner.give_up_compiling()
-
-
-def _record(recipe: Recipe, learner: Learner, config: dict[str, Any], console: Console) -> None:
-    channels, _, side = config['input_size']
-    try:
-        learner.record(recipe.train_img_sizes or (side,), channels)
-    except RuntimeError as error:
-        console.line(f'cuda-graph auto: off ({str(error).strip().splitlines()[0]})')
 
 
 def open_folder(recipe: Recipe) -> tuple[RunFolder, bytes | None, bool]:

@@ -55,7 +55,7 @@ def losses(run: Path) -> list[float]:
         (True, dict(loader='timm', workers=2, pin_mem=True)),
         (True, dict(model='mbv2_mish_maxblur_imagenette', model_ema=True, model_ema_force_cpu=True)),
         (True, dict(model='mbv2_mish_mp2_imagenette', channels_last=True)),
-        (True, dict(model='googlenet_imagenette', img_size=64)),
+        (True, dict(model='googlenet', img_size=64)),
         (False, dict(amp=True)),  # a gradient scaler waits
         (False, dict(grad_accum_steps=2)),
         (False, dict(grad_checkpointing=True)),
@@ -142,9 +142,9 @@ def test_crops_are_the_cpus() -> None:
     pixels = torch.randint(0, 256, (16, 64, 64, 3), dtype=torch.uint8)
     draws = Augmentation(scale=(0.1, 1.0)).draw(torch.full((16, 2), 64, dtype=torch.int32), 64, 0, 0)
     index = torch.arange(16)
-    want = augment._crop_resize_each(pixels, index, draws, (40, 40))
+    want = augment._crop_resize_dense(pixels, index, draws, (40, 40))
     device = torch.device('cuda')
     got = crop_resize(pixels.to(device), index.to(device), draws.to(device), (40, 40)).cpu()
     difference = (got.int() - want.int()).abs()
-    assert difference.max() <= 2
-    assert (difference > 1).float().mean() < 1e-3
+    assert difference.max() <= 2  # TF32
+    assert difference.float().mean() < 0.3

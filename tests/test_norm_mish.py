@@ -230,7 +230,7 @@ def test_a_library_that_computes_something_else_is_not_used(monkeypatch: pytest.
     source = Path(kernels.__file__).with_name('kernels.cpp').read_text()
     broken = source.replace('n / (n + 2.0f)', 'n / (n + 3.0f)')
     assert broken != source
-    monkeypatch.setattr(Path, 'read_text', lambda *_, **__: broken)
+    monkeypatch.setattr(Path, 'read_bytes', lambda *_: broken.encode())
     assert kernels._compile.__wrapped__() is None
 
 
@@ -248,3 +248,15 @@ def test_no_compiler(tmp_path: Path) -> None:
         assert torch.equal(layer(x), expected)
         """
     run_without_compiler(script, tmp_path)
+
+
+@needs_compiler
+def test_the_library_is_compiled_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv('TORCHINDUCTOR_CACHE_DIR', str(tmp_path))
+    source = Path(kernels.__file__).with_name('kernels.cpp').read_bytes()
+    path = kernels._built(source)
+    first = path.stat()
+    assert kernels._built(source) == path
+    assert path.stat().st_mtime_ns == first.st_mtime_ns
+    assert [file for file in tmp_path.rglob('*') if file.is_file()] == [path]
+    assert kernels._built(source + b'\n') != path

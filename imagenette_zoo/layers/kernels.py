@@ -1,12 +1,16 @@
 """The C++ kernels of `kernels.cpp`, compiled once on a machine in about two seconds, and kept where inductor's are."""
 
 import ctypes
+import hashlib
 import logging
 import os
+import platform
+import tempfile
 import threading
 from collections.abc import Sequence
 from functools import cache
 from importlib import resources
+from pathlib import Path
 
 import torch
 import torch.nn as nn
@@ -14,6 +18,7 @@ import torch.nn as nn
 __all__ = ['LANES', 'are_kernels_for', 'call', 'is_plain']
 
 LANES = 16  # elements that are computed at a time
+FLAGS = ['-ffp-contract=fast']  # besides inductor's
 _NAMES = {torch.float32: 'float', torch.bfloat16: 'bfloat16', torch.uint8: 'uint8'}
 _lock = threading.Lock()
 _process = os.getpid()
@@ -66,17 +71,43 @@ def _library() -> ctypes.CDLL | None:
 
 @cache
 def _compile() -> ctypes.CDLL | None:
-    """The library, by inductor's compiler and flags; None where that failed."""
-    source = resources.files(__package__).joinpath('kernels.cpp').read_text(encoding='utf-8')
+    """The library, compiled for this processor and checked; None where that failed."""
     try:
-        from torch._inductor.codecache import CppCodeCache  # here: slow to import
-
-        library: ctypes.CDLL = CppCodeCache.load(source, extra_flags=('-ffp-contract=fast',))
+        library = ctypes.CDLL(str(_built(resources.files(__package__).joinpath('kernels.cpp').read_bytes())))
         _check(library)
         return library
     except Exception:  # no compiler, a full disk, ...: torch's own is always right
         _logger.debug('no C++ kernels', exc_info=True)
         return None
+
+
+def _built(source: bytes) -> Path:
+    """The compiled library. Inductor's own cache would first compile half a dozen programs to learn what the processor
+    can do; its flags name this processor anyway."""
+    from torch._inductor.codecache import cache_dir  # here: slow to import
+    from torch._inductor.cpp_builder import CppBuilder, CppTorchOptions, get_cpp_compiler
+
+    key = hashlib.sha256(source)
+    key.update(f'{get_cpp_compiler()} {torch.__version__} {FLAGS} {_processor()}'.encode())
+    path = Path(cache_dir(), 'imagenette-zoo', f'{key.hexdigest()}.so')
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            Path(folder, 'kernels.cpp').write_bytes(source)
+            options = CppTorchOptions(extra_flags=FLAGS)
+            builder = CppBuilder('kernels', str(Path(folder, 'kernels.cpp')), options, folder)
+            builder.build()
+            os.replace(builder.get_target_file_path(), path)
+    return path
+
+
+def _processor() -> str:
+    """What tells this kind of processor from others: a cache may be shared by machines."""
+    try:
+        lines = Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines()
+    except OSError:
+        return f'{platform.machine()} {platform.processor()}'
+    return '\n'.join(sorted({line for line in lines if line.startswith(('model name', 'flags', 'Features', 'CPU '))}))
 
 
 def _check(library: ctypes.CDLL) -> None:

@@ -20,7 +20,6 @@ from ..errors import UserError
 __all__ = ['REHEARSALS', 'Recorder']
 
 REHEARSALS = 3  # eager steps of a shape before it is recorded: memory is allocated, kernels are loaded or compiled
-BENCHMARKED = 3000  # steps from which on a run earns back what it takes cuDNN to time its algorithms
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -36,7 +35,6 @@ class Recorder:
         model: The model.
         optimizer: Its optimizer.
         updates: Whether the optimizer's step may be recorded: nothing comes between it and the backward pass.
-        steps: Length of the run.
         tell: Who is told that a model can't be recorded.
     """
 
@@ -46,7 +44,6 @@ class Recorder:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         updates: bool,
-        steps: int,
         tell: Callable[[str], object],
     ) -> None:
         self.loss = loss
@@ -58,25 +55,22 @@ class Recorder:
         self._done: Counter[torch.Size] = Counter()
         self._recorded: dict[torch.Size, _Recorded] = {}
         self._pool = torch.cuda.graph_pool_handle()
-        self._benchmarks = steps >= BENCHMARKED
-        torch.backends.cudnn.benchmark = False  # not for shapes that come once an epoch
 
     @contextmanager
     def rehearsal(self, shape: torch.Size) -> Iterator[None]:
         """Around an eager forward and backward pass of whole batches of this shape; the last of them is watched: one
         that waits for the GPU can't be recorded."""
         self._done[shape] += 1
-        with _cudnn_benchmark(self._benchmarks):
-            if self._done[shape] != REHEARSALS:
+        if self._done[shape] != REHEARSALS:
+            yield
+            return
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter('always')
+            torch.cuda.set_sync_debug_mode('warn')
+            try:
                 yield
-                return
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter('always')
-                torch.cuda.set_sync_debug_mode('warn')
-                try:
-                    yield
-                finally:
-                    torch.cuda.set_sync_debug_mode('default')
+            finally:
+                torch.cuda.set_sync_debug_mode('default')
         if any('synchronizing CUDA operation' in str(warning.message) for warning in caught):
             self.off = True
             self.tell('cuda-graph auto: off (a step of this model waits for the GPU)')
@@ -110,7 +104,7 @@ class Recorder:
         kept = [group['lr'] for group in self.optimizer.param_groups]
         stay = torch.cuda.stream(torch.cuda.current_stream(images.device))  # a recording that fails leaves another one
         try:
-            with stay, _cudnn_benchmark(self._benchmarks), torch.cuda.graph(recorded.graph, pool=self._pool):
+            with stay, torch.cuda.graph(recorded.graph, pool=self._pool):
                 loss = self.loss(recorded.images, recorded.targets)
                 loss.backward()
                 if self.updates:
@@ -161,12 +155,3 @@ def _make_capturable(optimizer: torch.optim.Optimizer) -> None:
 def _set_rates(optimizer: torch.optim.Optimizer, rates: list[torch.Tensor]) -> None:
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group['lr'] = rate
-
-
-@contextmanager
-def _cudnn_benchmark(on: bool) -> Iterator[None]:
-    torch.backends.cudnn.benchmark = on
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = False

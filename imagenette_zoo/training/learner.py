@@ -111,7 +111,7 @@ class Learner:
             ids = [world.device.index] if world.device.type == 'cuda' else None
             self.fast = DistributedDataParallel(self.fast, device_ids=ids)
             self.plain = self.fast  # two wrappers of one model would not agree on what to synchronise
-        self.recorder = self._make_recorder(updates_per_epoch, tell)
+        self.recorder = self._make_recorder(tell)
         self.updates = 0
         self.skipped = 0  # steps in a row that were left out
         self._buffers: list[torch.Tensor] = []
@@ -139,7 +139,7 @@ class Learner:
             raise UserError(f'--sched {recipe.sched}: this timm does not have it: upgrade timm')
         return scheduler, epochs
 
-    def _make_recorder(self, updates_per_epoch: int, tell: Callable[[str], object]) -> Recorder | None:
+    def _make_recorder(self, tell: Callable[[str], object]) -> Recorder | None:
         """Where a step is one batch on one GPU, and nothing within it waits."""
         recipe, world = self.recipe, self.world
         if (
@@ -154,8 +154,7 @@ class Learner:
         ):
             return None
         updates = recipe.nan != 'skip' and recipe.clip_grad is None
-        steps = recipe.epochs * updates_per_epoch
-        return Recorder(partial(self._loss, model=self.fast), self.model, self.optimizer, updates, steps, tell)
+        return Recorder(partial(self._loss, model=self.fast), self.model, self.optimizer, updates, tell)
 
     @property
     def eval_model(self) -> nn.Module:

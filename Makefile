@@ -23,9 +23,11 @@ TIMM ?= $(TIMM_CHECKOUT)
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/run.py --data-dir $(DATA) --timm-dir $(TIMM) --device cpu
 
+BENCH_GPU = $(BIN)/python benchmarks/run.py --data-dir $(DATA) --device cuda --amp --workers 16
 bench-gpu: $(VENV)/.installed
-	$(BIN)/python benchmarks/run.py --data-dir $(DATA) --timm-dir $(TIMM) --device cuda --amp --images 0 --steps 50 \
-	    --batch-size 256 --workers 16 $(ARGS)
+	$(BENCH_GPU) --only machine decode pipeline loop recorded fused --images 0 --steps 50 $(ARGS)
+	$(BENCH_GPU) --only accuracy --recipe hparams/seresnet18d_90.yaml --target 90 --order ours --seeds 1 $(ARGS)
+	$(BENCH_GPU) --only train validate --timm-dir $(TIMM) --rounds 1 --images 4800 $(ARGS)
 
 $(VENV)/.installed: setup.cfg pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -19,6 +19,7 @@ from imagenette_zoo import fuse
 from imagenette_zoo.layers import Mish
 from imagenette_zoo.training.console import Console
 from imagenette_zoo.training.distributed import World
+from imagenette_zoo.training.graph import REHEARSALS
 from imagenette_zoo.training.prepare import Run, open_folder, prepare
 from imagenette_zoo.training.recipe import Recipe
 
@@ -136,6 +137,25 @@ def loop(args: argparse.Namespace) -> None:
     }
     found = in_turns(contestants, args.rounds)
     report('loop', 'images/s', found, {'real / resident': ratio(found, 'real batches', 'resident batch')}, args)
+
+
+def recorded(args: argparse.Namespace) -> None:
+    """Training steps on a resident batch on a GPU, eager and recorded as a CUDA graph, for each model."""
+
+    def images_per_second(model: str, cuda_graph: str) -> float:
+        run = ready_run(args, torchcompile='none', model=model, cuda_graph=cuda_graph)
+        run.data.train_batches.set_epoch(0)
+        images, targets = run.data.transform(*next(iter(run.data.train_batches)))
+        run.learner.model.train()
+        for _ in range(REHEARSALS):
+            run.learner.step(images, targets)
+        return 1e9 * rate(lambda: run.learner.step(images, targets), args.batch_size, args)
+
+    for model in args.models:
+        ways = {'eager': 'none', 'recorded': 'auto'}
+        contestants = {name: lambda m=model, w=way: images_per_second(m, w) for name, way in ways.items()}
+        found = in_turns(contestants, args.rounds)
+        report(f'recorded-{model}', 'images/s', found, {'recorded / eager': ratio(found, 'recorded', 'eager')}, args)
 
 
 def fused(args: argparse.Namespace) -> None:

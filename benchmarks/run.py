@@ -6,6 +6,7 @@ python benchmarks/run.py --only pipeline fused --data-dir DIR           some of 
 python benchmarks/run.py --only accuracy --timm-dir TIMM --data-dir DIR seconds to 80 % by seed, 80 min on two cores
 python benchmarks/run.py --only loaders --data-dir DIR                  top-1 with our loader and timm's, over seeds
 python benchmarks/run.py --only export --device cpu --data-dir DIR      onnxruntime beside PyTorch, eager and compiled
+python benchmarks/run.py --only recorded --device cuda --data-dir DIR   steps as CUDA graphs beside eager ones
 
 TIMM is a checkout of timm, DIR a folder with train/ and val/.
 """
@@ -30,6 +31,7 @@ BENCHMARKS = {
     'decode': in_process.decode,
     'pipeline': in_process.pipeline,
     'loop': in_process.loop,
+    'recorded': in_process.recorded,
     'fused': in_process.fused,
     'mish': in_process.mish,
     'export': export.export,
@@ -39,7 +41,7 @@ BENCHMARKS = {
     'accuracy': against_timm.accuracy,
     'loaders': against_timm.loaders,
 }
-NOT_ALL = ('accuracy', 'loaders', 'export')  # long, or in need of the extra [onnx]
+NOT_ALL = ('accuracy', 'loaders', 'export', 'recorded')  # long, or in need of the extra [onnx] or of a GPU
 NEED_TIMM = {'train', 'validate', 'accuracy'}
 
 
@@ -68,6 +70,8 @@ def main() -> None:
     parser.add_argument('--epochs', type=int, default=3, help='of loaders')
     parser.add_argument('--results-dir', type=Path, default=Path('benchmark-results'))
     args = parser.parse_args()
+    if 'recorded' in args.only and args.device != 'cuda':
+        parser.error('recorded: needs --device cuda')
     need_timm = NEED_TIMM if 'timm' in args.order else NEED_TIMM - {'accuracy'}
     if args.timm_dir is None and (missing := [name for name in args.only if name in need_timm]):
         parser.error(f'{", ".join(missing)}: give --timm-dir, a checkout of timm')

@@ -26,11 +26,11 @@ def replays(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
     """The shapes of the batches that a recorded step was replayed for."""
     shapes, replay = [], Recorder.replay
 
-    def spy(self: Recorder, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor | None:
-        loss = replay(self, images, targets)
-        if loss is not None:
+    def spy(self: Recorder, loss: object, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor | None:
+        found = replay(self, loss, images, targets)
+        if found is not None:
             shapes.append(images.shape)
-        return loss
+        return found
 
     monkeypatch.setattr(Recorder, 'replay', spy)
     return shapes
@@ -72,17 +72,18 @@ def test_all_ways_of_training(
     assert {shape[0] for shape in replays} <= {10}  # not the last, smaller batch
 
 
-@pytest.mark.parametrize('options', [dict(), dict(opt='nmuon', channels_last=True, model='mbv2_mish_imagenette')])
+@pytest.mark.parametrize('options', [dict(), dict(opt='nmuon', lr=0.01, channels_last=True)])
 def test_a_recorded_step_is_the_eager_one(
     recipe: MakeRecipe, replays: list[torch.Size], monkeypatch: pytest.MonkeyPatch, options: dict[str, object]
 ) -> None:
     def run(name: str) -> list[float]:
-        given = dict(device='cuda', lr=1e-3, opt='sgd', experiment=name, cuda_graph=name, epochs=3)
+        given = dict(device='cuda', lr=0.05, opt='sgd', experiment=name, cuda_graph=name, epochs=8)
         return losses(train(recipe(**{**given, **options}), quiet=True).folder)
 
     eager = run('none')
     assert not replays
-    assert run('auto') == pytest.approx(eager, rel=2e-2)  # cuDNN may choose other algorithms
+    assert eager[-2] < 0.8 * eager[0], 'it learns'
+    assert run('auto') == pytest.approx(eager, rel=5e-2)  # kernels may add up in another order
     assert replays
 
 

@@ -123,4 +123,5 @@ def _out_of_memory(recipe: Recipe) -> UserError:
         if half
         else 'a smaller --img-size takes less'
     )
-    return UserError(f'out of memory at --batch-size {recipe.batch_size}: {advice}, or --grad-checkpointing')
+    graphs = ' or (on a GPU) --cuda-graph none' if recipe.cuda_graph != 'none' else ''
+    return UserError(f'out of memory at --batch-size {recipe.batch_size}: {advice}, or --grad-checkpointing{graphs}')

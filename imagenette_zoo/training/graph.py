@@ -31,8 +31,7 @@ class Recorder:
     matrix, in hundreds of launches. Gradients are those of the batch alone, not added to earlier ones.
 
     Args:
-        loss: ``(N, 3, H, W)`` images and targets to the loss of a batch.
-        model: The model.
+        model: The model, on its GPU.
         optimizer: Its optimizer.
         updates: Whether the optimizer's step may be recorded: nothing comes between it and the backward pass.
         tell: Who is told that a model can't be recorded.
@@ -40,13 +39,11 @@ class Recorder:
 
     def __init__(
         self,
-        loss: Loss,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         updates: bool,
         tell: Callable[[str], object],
     ) -> None:
-        self.loss = loss
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = optimizer
         self.updates = updates and is_recordable(optimizer)
@@ -55,13 +52,16 @@ class Recorder:
         self._done: Counter[torch.Size] = Counter()
         self._recorded: dict[torch.Size, _Recorded] = {}
         self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream(
+            self.parameters[0].device
+        )  # torch's own is that of the first GPU that recorded
 
     @contextmanager
     def rehearsal(self, shape: torch.Size) -> Iterator[None]:
         """Around an eager forward and backward pass of whole batches of this shape; the last of them is watched: one
         that waits for the GPU can't be recorded."""
         self._done[shape] += 1
-        if self._done[shape] != REHEARSALS:
+        if self.off or self._done[shape] != REHEARSALS:
             yield
             return
         with warnings.catch_warnings(record=True) as caught:
@@ -75,9 +75,14 @@ class Recorder:
             self.off = True
             self.tell('cuda-graph auto: off (a step of this model waits for the GPU)')
 
-    def replay(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor | None:
+    def replay(self, loss: Loss, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor | None:
         """The loss of a batch, detached, None where it is to be rehearsed. The parameters have its gradients, or where
         :attr:`updates` are updated.
+
+        Args:
+            loss: Images and targets to the loss; it is recorded once for a shape.
+            images: ``(N, 3, H, W)``.
+            targets: ``(N,)`` or ``(N, classes)``.
 
         Raises:
             UserError: The step can't be recorded.
@@ -86,7 +91,7 @@ class Recorder:
             return None
         recorded = self._recorded.get(images.shape)
         if recorded is None:
-            recorded = self._recorded[images.shape] = self._record(images, targets)
+            recorded = self._recorded[images.shape] = self._record(loss, images, targets)
         recorded.images.copy_(images)
         recorded.targets.copy_(targets)
         for rate, group in zip(recorded.rates, self.optimizer.param_groups, strict=True):
@@ -97,25 +102,27 @@ class Recorder:
                 parameter.grad = gradient
         return recorded.loss.clone()
 
-    def _record(self, images: torch.Tensor, targets: torch.Tensor) -> _Recorded:
+    def _record(self, loss: Loss, images: torch.Tensor, targets: torch.Tensor) -> _Recorded:
         recorded = _Recorded(images.clone(), targets.clone(), self.optimizer, images.device)
         if self.updates:
             _make_capturable(self.optimizer)
         kept = [group['lr'] for group in self.optimizer.param_groups]
         stay = torch.cuda.stream(torch.cuda.current_stream(images.device))  # a recording that fails leaves another one
         try:
-            with stay, torch.cuda.graph(recorded.graph, pool=self._pool):
-                loss = self.loss(recorded.images, recorded.targets)
-                loss.backward()
+            with stay, torch.cuda.graph(recorded.graph, self._pool, self._stream, capture_error_mode='thread_local'):
+                found = loss(recorded.images, recorded.targets)
+                found.backward()
                 if self.updates:
                     _set_rates(self.optimizer, recorded.rates)
                     self.optimizer.step()
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(f'this step can not be recorded ({reason}): --cuda-graph none goes without') from error
         finally:
             _set_rates(self.optimizer, kept)
-        recorded.loss = loss.detach()
+        recorded.loss = found.detach()
         recorded.gradients = [parameter.grad for parameter in self.parameters]
         for parameter in self.parameters:
             parameter.grad = None

@@ -150,11 +150,12 @@ class Learner:
             or self.scaler is not None
             or recipe.grad_checkpointing
             or self._is_second_order
-            or recipe.torchcompile_mode in ('reduce-overhead', 'max-autotune')  # have graphs of their own
+            or recipe.torchcompile == 'cudagraphs'  # has graphs of its own, like these modes
+            or recipe.torchcompile_mode in ('reduce-overhead', 'max-autotune')
         ):
             return None
         updates = recipe.nan != 'skip' and recipe.clip_grad is None
-        return Recorder(partial(self._loss, model=self.fast), self.model, self.optimizer, updates, tell)
+        return Recorder(self.model, self.optimizer, updates, tell)
 
     @property
     def eval_model(self) -> nn.Module:
@@ -198,7 +199,8 @@ class Learner:
             self._buffers = [buffer.clone() for buffer in self.model.buffers()]
         whole = len(images) == self.recipe.batch_size
         recorder = self.recorder if whole else None
-        replayed = recorder.replay(images, targets) if recorder else None
+        loss_of = partial(self._loss, model=self.fast)
+        replayed = recorder.replay(loss_of, images, targets) if recorder else None
         if recorder and replayed is not None:
             loss, updated = replayed, True if recorder.updates else None
         else:
@@ -259,8 +261,6 @@ class Learner:
     def give_up_compiling(self) -> None:
         """Goes on with the model as it is."""
         self.fast, self.eval_fast = self.model, None
-        if self.recorder:
-            self.recorder.loss = partial(self._loss, model=self.model)
         self.optimizer.zero_grad()
 
     def _backward(self, loss: torch.Tensor, update: bool) -> bool | None:

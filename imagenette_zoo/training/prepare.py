@@ -34,7 +34,8 @@ __all__ = ['Data', 'Run', 'check_resumable', 'make_model', 'open_folder', 'prepa
 # A run may be continued with other values of these: they do not decide what is computed.
 FREE_ON_RESUME = {
     'data_dir', 'workers', 'pin_mem', 'device', 'output', 'experiment', 'overwrite', 'resume', 'log_interval',
-    'validation_batch_size', 'checkpoint_hist', 'recovery_interval', 'nan', 'nan_limit', *TrackingOptions.names(),
+    'validation_batch_size', 'checkpoint_hist', 'recovery_interval', 'nan', 'nan_limit', 'cuda_graph',
+    *TrackingOptions.names(),
 }  # fmt: skip
 NUMBERS = ('train_loss', 'lr', 'train_images', 'train_seconds', 'seconds', 'peak_memory_mib')  # in an epoch's row
 

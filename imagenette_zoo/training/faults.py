@@ -99,14 +99,14 @@ def explained(recipe: Recipe, world: World) -> Iterator[None]:
     try:
         yield
     except MemoryError as error:
-        raise _out_of_memory(recipe) from error
+        raise _out_of_memory(recipe, world) from error
     except torch._dynamo.exc.TorchDynamoException as error:
         raise UserError(f'--torchcompile {recipe.torchcompile}: {str(error).strip().splitlines()[0]}') from error
     except RuntimeError as error:
         text = str(error)
         # the CPU's allocator, oneDNN
         if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text or 'std::bad_alloc' in text:
-            raise _out_of_memory(recipe) from error
+            raise _out_of_memory(recipe, world) from error
         if world.size > 1 and (isinstance(error, dist.DistError) or 'gloo' in text):
             raise UserError(
                 f'lost another process of the group ({text.strip().splitlines()[0][:120]}); the same command with '
@@ -115,7 +115,7 @@ def explained(recipe: Recipe, world: World) -> Iterator[None]:
         raise
 
 
-def _out_of_memory(recipe: Recipe) -> UserError:
+def _out_of_memory(recipe: Recipe, world: World) -> UserError:
     half = recipe.batch_size // 2
     advice = (
         f'try --batch-size {half} --grad-accum-steps {2 * recipe.grad_accum_steps}, which makes the same updates but '
@@ -123,5 +123,7 @@ def _out_of_memory(recipe: Recipe) -> UserError:
         if half
         else 'a smaller --img-size takes less'
     )
-    graphs = ' or (on a GPU) --cuda-graph none' if recipe.cuda_graph != 'none' else ''
-    return UserError(f'out of memory at --batch-size {recipe.batch_size}: {advice}, or --grad-checkpointing{graphs}')
+    also = ['--grad-checkpointing']
+    if world.device.type == 'cuda' and recipe.cuda_graph != 'none':
+        also.append('--cuda-graph none')  # keeps the memory of a step for itself
+    return UserError(f'out of memory at --batch-size {recipe.batch_size}: {advice}, or {" or ".join(also)}')

@@ -52,9 +52,7 @@ class Recorder:
         self._done: Counter[torch.Size] = Counter()
         self._recorded: dict[torch.Size, _Recorded] = {}
         self._pool = torch.cuda.graph_pool_handle()
-        self._stream = torch.cuda.Stream(
-            self.parameters[0].device
-        )  # torch's own is that of the first GPU that recorded
+        self._stream = torch.cuda.Stream(self.parameters[0].device)  # torch's own is one for all GPUs
 
     @contextmanager
     def rehearsal(self, shape: torch.Size) -> Iterator[None]:

@@ -4,7 +4,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 
 from imagenette_zoo.layers import kernels
+from imagenette_zoo.training import trainer
 from imagenette_zoo.training.recipe import Recipe
 
 needs_local_dir = pytest.mark.skipif(
@@ -108,6 +110,21 @@ def recipe(folder: Path, tmp_path: Path) -> Callable[..., Recipe]:
         return Recipe(**{**defaults, **changes})
 
     return make
+
+
+@contextmanager
+def interrupted(monkeypatch: pytest.MonkeyPatch, epoch: int) -> Iterator[None]:
+    """A run within is interrupted when it comes to this epoch."""
+    train_epoch = trainer._train_epoch
+
+    def stop(number: int, *args: object) -> object:
+        if number == epoch:
+            raise KeyboardInterrupt
+        return train_epoch(number, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, '_train_epoch', stop)
+        yield
 
 
 def changed(recipe: Recipe) -> dict[str, object]:

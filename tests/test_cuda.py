@@ -10,11 +10,12 @@ from torch import nn
 
 from imagenette_zoo.data import augment
 from imagenette_zoo.data.augment import Augmentation, crop_resize
-from imagenette_zoo.training import trainer
 from imagenette_zoo.training.evaluation import validate
 from imagenette_zoo.training.graph import Recorder
 from imagenette_zoo.training.recipe import Recipe
 from imagenette_zoo.training.trainer import train
+
+from .conftest import interrupted
 
 MakeRecipe = Callable[..., Recipe]
 
@@ -74,7 +75,7 @@ def test_all_ways_of_training(
 
 @pytest.mark.parametrize('options', [dict(), dict(opt='nmuon', lr=0.01, channels_last=True)])
 def test_a_recorded_step_is_the_eager_one(
-    recipe: MakeRecipe, replays: list[torch.Size], monkeypatch: pytest.MonkeyPatch, options: dict[str, object]
+    recipe: MakeRecipe, replays: list[torch.Size], options: dict[str, object]
 ) -> None:
     def run(name: str) -> list[float]:
         given = dict(device='cuda', lr=0.05, opt='sgd', experiment=name, cuda_graph=name, epochs=8)
@@ -90,17 +91,8 @@ def test_a_recorded_step_is_the_eager_one(
 def test_it_resumes(recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
     options = dict(device='cuda', epochs=4, model_ema=True)
     whole = losses(train(recipe(**options, experiment='whole'), quiet=True).folder)
-    epoch = trainer._epoch
-
-    def interrupted(number: int, *args: object) -> object:
-        if number == 2:
-            raise KeyboardInterrupt
-        return epoch(number, *args)
-
-    monkeypatch.setattr(trainer, '_epoch', interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt), interrupted(monkeypatch, epoch=2):
         train(recipe(**options, experiment='halves'), quiet=True)
-    monkeypatch.setattr(trainer, '_epoch', epoch)
     halves = losses(train(recipe(**options, experiment='halves', resume='auto'), quiet=True).folder)
     assert halves == pytest.approx(whole, rel=2e-2)
 

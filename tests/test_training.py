@@ -24,7 +24,7 @@ from imagenette_zoo.training import learner, trainer
 from imagenette_zoo.training.learner import learning_rate
 from imagenette_zoo.training.recipe import Recipe
 
-from .conftest import changed, make_folder, needs_local_dir
+from .conftest import changed, interrupted, make_folder, needs_local_dir
 
 MakeRecipe = Callable[..., Recipe]
 
@@ -140,17 +140,8 @@ def test_an_interrupted_run_continues_to_the_same_weights(
     recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, options: dict[str, object]
 ) -> None:
     whole = train(recipe(**options, epochs=5, experiment='whole'), quiet=True)
-    train_epoch = trainer._train_epoch
-
-    def interrupted(epoch: int, *args: object) -> object:
-        if epoch == 3:
-            raise KeyboardInterrupt
-        return train_epoch(epoch, *args)
-
-    monkeypatch.setattr(trainer, '_train_epoch', interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt), interrupted(monkeypatch, epoch=3):
         train(recipe(**options, epochs=5, experiment='halves'), quiet=True)
-    monkeypatch.setattr(trainer, '_train_epoch', train_epoch)
     with pytest.raises(UserError, match='holds an interrupted run: --resume'):
         train(recipe(**options, epochs=5, experiment='halves'), quiet=True)
     with pytest.raises(UserError, match='was started with seed 42, not 7'):
@@ -193,30 +184,22 @@ def test_an_interrupted_run_is_resumed_from_the_command_line(
     recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Ctrl-C is exit code 130 and the line to type; the run was started with --overwrite, which must not stick."""
-    train_epoch = trainer._train_epoch
-
-    def interrupted(epoch: int, *args: object) -> object:
-        if epoch == 1:
-            raise KeyboardInterrupt
-        return train_epoch(epoch, *args)
-
     started = recipe(overwrite=True)
     run = Path(started.output) / 'run'
     file = run.parent.parent / 'recipe.yaml'
     file.write_text(yaml.safe_dump(changed(started)))
-    monkeypatch.setattr(trainer, '_train_epoch', interrupted)
-    assert main(['train', '-c', str(file)]) == 130
+    with interrupted(monkeypatch, epoch=1):
+        assert main(['train', '-c', str(file)]) == 130
     assert f'train.py --resume {run}' in capsys.readouterr().out
-    monkeypatch.setattr(trainer, '_train_epoch', train_epoch)
     assert main(['train', *(word.replace('RUNS', started.output).replace('RUN', str(run)) for word in words)]) == 0
     assert (run / 'result.json').exists()
 
 
 def test_other_data_do_not_continue_a_run(recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def interrupted(*_: object) -> object:
+    def stop(*_: object) -> object:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(trainer, 'make_result', interrupted)
+    monkeypatch.setattr(trainer, 'make_result', stop)
     with pytest.raises(KeyboardInterrupt):
         train(recipe(), quiet=True)
     other = make_folder(tmp_path / 'four', classes=4)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from typing import Any
 
 import timm.optim
@@ -199,10 +198,9 @@ class Learner:
             self._buffers = [buffer.clone() for buffer in self.model.buffers()]
         whole = len(images) == self.recipe.batch_size
         recorder = self.recorder if whole else None
-        loss_of = partial(self._loss, model=self.fast)
-        replayed = recorder.replay(loss_of, images, targets) if recorder else None
-        if recorder and replayed is not None:
-            loss, updated = replayed, True if recorder.updates else None
+        updated: bool | None
+        if recorder and (replayed := recorder.replay(self._loss, images, targets)) is not None:
+            loss, updated = replayed, recorder.updates or None
         else:
             model = self.fast if whole else self.plain
             waiting = model.no_sync() if isinstance(model, DistributedDataParallel) and not update else nullcontext()
@@ -233,9 +231,9 @@ class Learner:
                 f'last good checkpoint stays'
             )
 
-    def _loss(self, images: torch.Tensor, targets: torch.Tensor, model: nn.Module) -> torch.Tensor:
+    def _loss(self, images: torch.Tensor, targets: torch.Tensor, model: nn.Module | None = None) -> torch.Tensor:
         with autocast(self.recipe, self.world.device):
-            return self.loss_fn(model(images), targets)
+            return self.loss_fn((model or self.fast)(images), targets)
 
     def compile(self, sides: Sequence[int], channels: int) -> float:
         """Compiles the training step for images of these sides, by running it; nothing else changes.
@@ -252,7 +250,7 @@ class Learner:
         self.model.train()
         for side in sides:
             images = torch.zeros(self.recipe.batch_size, channels, side, side, device=self.world.device)
-            self._loss(images.contiguous(memory_format=layout), target, self.fast).backward()
+            self._loss(images.contiguous(memory_format=layout), target).backward()
         self.optimizer.zero_grad()
         for name, value in self.model.named_buffers():
             value.copy_(kept[name])

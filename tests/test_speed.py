@@ -67,15 +67,13 @@ def test_auto_does_not_compile_without_a_compiler(
     assert resolved(capsys, images=10**6) == (None, '')
 
 
-def test_a_compiler_is_found_only_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    from torch._inductor import config
-
-    monkeypatch.setattr(config.cpp, 'cxx', ('/no/such/compiler',))
-    from torch._inductor import cpp_builder
+def test_a_compiler_is_found_only_where_there_is_one() -> None:
+    from torch._inductor import config, cpp_builder
 
     for name in ('get_cpp_compiler', 'cpp_compiler_search'):
         getattr(getattr(cpp_builder, name, None), 'cache_clear', lambda: None)()
-    assert not compilation._has_compiler(CPU)
+    with config.patch('cpp.cxx', ('/no/such/compiler',)):  # monkeypatch would not put it back
+        assert not compilation._has_compiler(CPU)
 
 
 @pytest.mark.parametrize(

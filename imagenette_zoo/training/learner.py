@@ -233,7 +233,7 @@ class Learner:
 
     def _loss(self, images: torch.Tensor, targets: torch.Tensor, model: nn.Module | None = None) -> torch.Tensor:
         with autocast(self.recipe, self.world.device):
-            return self.loss_fn((model or self.fast)(images), targets)
+            return self.loss_fn((self.fast if model is None else model)(images), targets)
 
     def compile(self, sides: Sequence[int], channels: int) -> float:
         """Compiles the training step for images of these sides, by running it; nothing else changes.

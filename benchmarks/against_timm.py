@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import re
 import shutil
@@ -167,19 +168,19 @@ def loaders(args: argparse.Namespace) -> None:
             top1.append(result['top1'])
             print(f'{loader}, seed {seed}: {top1[-1]:.2f} %', flush=True)
     differences = [a - b for a, b in zip(found['cache'], found['timm'], strict=True)]
-    details = {
-        'cache - timm, points': differences,
-        'standard error': statistics.stdev(differences) / len(differences) ** 0.5,
-    }
+    details: dict[str, Any] = {'cache - timm, points': differences}
+    if len(differences) > 1:
+        details['standard error'] = statistics.stdev(differences) / len(differences) ** 0.5
     report('loaders', 'top-1 %', found, {}, args, details)
 
 
 def _note(folder: Path, curve: list[dict[str, float]], target: float, seconds: float, processor_seconds: float) -> bool:
     """Notes when each epoch's validation appears in a run's summary; whether one has reached the target."""
     summary = folder / 'summary.csv'
-    rows = summary.read_text().splitlines() if summary.exists() else []
-    if len(rows) - 1 > len(curve):
-        top1 = float(rows[-1].split(',')[rows[0].split(',').index('eval_top1')])
+    lines = summary.read_text().splitlines() if summary.exists() else []
+    found = [float(row['eval_top1']) for row in csv.DictReader(lines) if row['eval_top1']]
+    if len(found) > len(curve):
+        top1 = found[-1]
         curve.append({'seconds': seconds, 'processor_seconds': processor_seconds, 'top1': top1})
         print(f'{folder.name}: {top1:.2f} % after {seconds:.0f} s, {processor_seconds:.0f} s of processors', flush=True)
     return bool(curve) and curve[-1]['top1'] >= target

@@ -139,7 +139,7 @@ def serve(models: Sequence[str], port: int | None = None) -> None:
 def main() -> None:
     """A Space's entry: the models of ``DEMO_MODELS``."""
     try:
-        serve(os.environ.get('DEMO_MODELS', DEFAULT).split())
+        serve((os.environ.get('DEMO_MODELS') or DEFAULT).split())
     except UserError as error:
         raise SystemExit(f'error: {error}') from None
 

@@ -161,9 +161,12 @@ def test_label_names_that_are_no_list_do_not_matter(run: Path, recipe: MakeRecip
     assert len(validate(run, recipe().data_dir, workers=0, quiet=True)) == 1
 
 
-def test_weights_given_twice(run: Path, recipe: MakeRecipe) -> None:
-    with pytest.raises(UserError, match='has its own weights'):
-        validate(run, recipe().data_dir, workers=0, quiet=True, checkpoint='other.pth')
+@pytest.mark.parametrize(
+    ('given', 'part'), [({'checkpoint': 'other.pth'}, 'has its own weights'), ({'num_classes': 7}, 'has 3: leave it')]
+)
+def test_what_a_model_folder_says_itself(run: Path, recipe: MakeRecipe, given: dict[str, object], part: str) -> None:
+    with pytest.raises(UserError, match=part):
+        validate(run, recipe().data_dir, workers=0, quiet=True, **given)
 
 
 @pytest.mark.parametrize('args', [{'checkpoint_path': 'evil.pth'}, {'pretrained_cfg': {'file': 'evil.pth'}}])

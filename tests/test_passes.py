@@ -122,6 +122,8 @@ def test_the_command_line(recipe: MakeRecipe, folder: Path, tmp_path: Path, caps
         (['resnet18'], 'give --checkpoint or --pretrained'),
         (['a', '--model', 'b'], 'one model is meant'),
         (['a', '--results-file', 'x.csv'], r'must end in .json'),
+        (['resnet18', '--pretrained', '--checkpoint', 'x'], 'give one of them'),
+        (['resnet18', '--use-ema'], 'no effect without --checkpoint'),
         (['a', '--save-figure', 'nowhere/x.png'], 'no such folder'),
     ],
 )

@@ -170,6 +170,19 @@ def test_figures(tmp_path: Path, folder: Path, image: str, capsys: pytest.Captur
         assert picture.width > picture.height > 300
 
 
+def test_figures_stay_in_their_folder(tmp_path: Path, image: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip('matplotlib')
+    model = str(model_folder(tmp_path / 'm'))
+    work = tmp_path / 'work'
+    work.mkdir()
+    monkeypatch.chdir(work)
+    for path in (work / 'a.png', tmp_path / 'b.png'):
+        path.write_bytes(Path(image).read_bytes())
+    assert main(['predict', 'a.png', '../b.png', '-m', model, '--save-figure', 'figures']) == 0
+    written = {path.relative_to(work).as_posix() for path in work.rglob('*.png')}
+    assert written == {'a.png', 'figures/work/a.png', 'figures/b.png'}
+
+
 def test_the_figure_shows_the_heat() -> None:
     pytest.importorskip('matplotlib')
     seen = np.full((40, 40, 3), 128, np.uint8)

@@ -293,6 +293,15 @@ def test_times_to_an_accuracy_say_who_did_not_get_there(tmp_path: Path) -> None:
     assert '| not reached | not reached |' in rows[2]
 
 
+def test_runs_of_before_an_option_was_there(tmp_path: Path) -> None:
+    records = make_records()
+    for record in records:
+        if record.run == 'good':
+            del record.result.recipe['train_img_sizes']
+    write_report(tmp_path, records)
+    assert 'train_img_sizes' not in (tmp_path / 'report.md').read_text(), 'None, as in the others'
+
+
 def test_what_is_not_a_number_is_left_out(tmp_path: Path) -> None:
     records = [make_record('a', 1, 50.0, loss=float('nan'), gmacs=None, seconds={'train': None}, per_class={})]
     page = write_report(tmp_path, records).read_text()

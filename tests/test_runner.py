@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from imagenette_zoo.cli import main
+from imagenette_zoo.errors import UserError
+from imagenette_zoo.study import commands
 from imagenette_zoo.study.plan import read_study
 from imagenette_zoo.study.runner import environment
 from imagenette_zoo.training.checkpoint import ProcessLock
@@ -85,6 +87,7 @@ def test_a_study_is_run_skipped_continued_and_judged(
     assert 'rate: The larger rate is better.' in output
     assert 'rate' in (study / 'report' / 'report.md').read_text()
 
+    (place / 'base.yaml').write_text(f'{BASE}checkpoint_hist: 3\n')  # decides nothing that is computed
     assert main(command) == 0
     assert '4 trainings: 4 done, 0 to do' in capsys.readouterr().out
     (place / 'rates.yaml').write_text(STUDY.format(epochs=2).replace('0.0001', '0.0002'))
@@ -94,7 +97,18 @@ def test_a_study_is_run_skipped_continued_and_judged(
     assert main(['report', 'runs/rates', '--output', 'elsewhere', '--no-images']) == 0, 'it needs no other file'
 
 
-def test_one_failure_does_not_stop_the_others(place: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_package_is_said_before_anything_is_trained(
+    place: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, 'jinja2', None)
+    assert main(['study', 'rates.yaml', '--data-dir', str(folder)]) == 2
+    assert 'a report needs jinja2: pip install' in capsys.readouterr().err
+    assert not (place / 'runs').exists()
+
+
+def test_one_failure_does_not_stop_the_others(
+    place: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     text = (
         STUDY.format(epochs=1)
         .replace('  slow:', '  wrong: {opt_kwargs: {nonsense: 1}}\n  slow:')
@@ -107,6 +121,13 @@ def test_one_failure_does_not_stop_the_others(place: Path, folder: Path, capsys:
     assert captured.err.startswith('error: 1 of 3 trainings failed')
     assert 'nonsense' in captured.err
     assert sorted(weights(place / 'runs' / 'rates')) == ['fast-seed1', 'slow-seed1']
+
+    def full(*_: object, **__: object) -> None:
+        raise UserError('no space left')
+
+    monkeypatch.setattr(commands, 'write_report', full)
+    assert main(['study', 'rates.yaml', '--data-dir', str(folder)]) == 2
+    assert capsys.readouterr().err.startswith('error: 1 of 3 trainings failed'), 'nor is it lost with the report'
 
 
 @pytest.mark.parametrize(('visible', 'expected'), [(None, ['0', '1', '0']), ('3,5', ['3', '5', '3'])])

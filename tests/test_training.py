@@ -303,12 +303,13 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(recipe: MakeRecipe) 
         torch.testing.assert_close(a[name], b[name], rtol=1e-4, atol=1e-5)
 
 
-def test_a_checkpoint_starts_a_run(recipe: MakeRecipe) -> None:
+@pytest.mark.parametrize('options', [{}, {'resume': 'auto'}])
+def test_a_checkpoint_starts_a_run(recipe: MakeRecipe, options: dict[str, str]) -> None:
     first = train(recipe(epochs=10, opt='adamw', no_aug=True), quiet=True)
     assert first.best_top1 >= 80
+    start = str(first.folder / 'best')
     second = train(
-        recipe(experiment='second', epochs=1, lr=1e-9, no_aug=True, initial_checkpoint=str(first.folder / 'best')),
-        quiet=True,
+        recipe(experiment='second', epochs=1, lr=1e-9, no_aug=True, initial_checkpoint=start, **options), quiet=True
     )
     assert second.top1 >= first.best_top1 - 10
 

@@ -223,8 +223,9 @@ def _figure_files(images: Sequence[Path], place: str | None) -> list[Path]:
             raise UserError(f'--save-figure {place}: one file for {len(images)} images: give a folder')
         files = [target]
     else:
-        base = Path(os.path.commonpath([path.absolute().parent for path in images]))
-        relative = [path.absolute().relative_to(base) for path in images]
+        absolute = [Path(os.path.abspath(path)) for path in images]  # without '..'
+        base = Path(os.path.commonpath([path.parent for path in absolute]))
+        relative = [path.relative_to(base) for path in absolute]
         stems = Counter(path.with_suffix('') for path in relative)
         files = [
             target

@@ -13,7 +13,7 @@ from ..training.recipe import Recipe
 from .estimate import image_counts, seconds_per_epoch
 from .plan import Study, find_study, make_study, read_study
 from .records import Record, by_run, group_runs, samples_of, study_records
-from .report import write_report
+from .report import check_packages, write_report
 from .runner import Place, Trials, check_models, epochs_done, run_study, state_of
 from .statistics import interval, judge
 
@@ -92,22 +92,32 @@ def _carry_out(
         return
     if ray is not None and (budget is not None or place.jobs > 1):
         raise UserError('--ray: --budget and --jobs are for one machine: leave them out')
+    check_packages()
     if ray is None:
         found = run_study(study, place, console, only=only, budget=budget)
     else:
         from .on_ray import run_on_ray
 
+        if study.budget is not None:
+            console.line(f'the budget of {study.budget:g} h is for one machine: a Ray cluster does all of it')
         found = run_on_ray(study, place, console, ray, only=only)
+    try:
+        _report(study, place, console)
+    finally:
+        _say_failures(found, place, console)
+
+
+def _report(study: Study, place: Place, console: Console) -> None:
     records = study_records(study, place.output)
-    if records:
+    if not records:
+        return
+    console.line()
+    console.line(summary(records))
+    if study.claims:
         console.line()
-        console.line(summary(records))
-        if study.claims:
-            console.line()
-            console.line(verdicts(study, records))
-        page = write_report(place.output / 'report', records, study=study, data_dir=place.data_dir)
-        console.line(f'\nreport: {page}')
-    _say_failures(found, place, console)
+        console.line(verdicts(study, records))
+    page = write_report(place.output / 'report', records, study=study, data_dir=place.data_dir)
+    console.line(f'\nreport: {page}')
 
 
 def _say_failures(found: Trials, place: Place, console: Console) -> None:

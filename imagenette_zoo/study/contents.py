@@ -155,7 +155,7 @@ def _options(runs: Runs) -> dict[str, Any]:
     keys = _distinct([key for recipe in recipes.values() for key in recipe])
     apart = [key for key in keys if len(_distinct([recipe.get(key) for recipe in recipes.values()])) > 1]
     first, defaults = next(iter(recipes.values())), Recipe().as_dict()
-    common = {key: first[key] for key in keys if key not in apart and first[key] != defaults.get(key)}
+    common = {key: first.get(key) for key in keys if key not in apart and first.get(key) != defaults.get(key)}
     return {
         'common': common,
         'apart': {name: {key: recipe.get(key) for key in apart} for name, recipe in recipes.items()},

@@ -25,19 +25,16 @@ from ..training.distributed import World, choose_device
 from ..training.evaluation import evaluate, load_model
 from ..training.memory import keep_freed_memory
 from ..training.options import option
-from ..training.recipe import ArchitectureOptions, ComputeOptions, DataOptions, InputOptions
+from ..training.recipe import ArchitectureOptions, ComputeOptions, DataOptions, InputOptions, WeightsOptions
 
 __all__ = ['BlockPasses', 'PassesOptions', 'PassesReport', 'compare_passes']
 
 
 @dataclass(frozen=True)
-class PassesOptions(ComputeOptions, InputOptions, ArchitectureOptions, DataOptions):
+class PassesOptions(ComputeOptions, InputOptions, ArchitectureOptions, WeightsOptions, DataOptions):
     """Everything that decides a comparison of passes."""
 
     model: str = option('', "a run's folder or its best/, local-dir:FOLDER, hf-hub:NAME, or a name with --checkpoint")
-    checkpoint: str | None = option(None, "weights for the model: a file, also one of timm's", metavar='PATH')
-    pretrained: bool = option(False, 'take the published weights')
-    use_ema: bool = option(False, 'take the moving average of the weights from a timm checkpoint')
     batch_size: int = option(64, 'images a step', low=1, short=('-b',))
     images: int = option(1000, 'validation images that are looked at, evenly spread; 0 is all', low=0)
     results_file: str | None = option(None, 'write the results to this .json file', metavar='FILE')

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
-from ..training.recipe import Recipe, TrackingOptions
+from ..training.prepare import FREE_ON_RESUME
+from ..training.recipe import Recipe
 from ..training.result import Result, read_result
 from .analysis import Analysis, read_analysis
 from .plan import THRESHOLD, Claim, Study, Trial
@@ -26,10 +27,7 @@ OF_THE_RESULT = {
     'top1', 'best_top1', 'top5', 'loss', 'images_per_second', 'peak_memory_mib', 'params', 'gmacs',
 }  # fmt: skip
 EXACT = {'params', 'gmacs'}
-FREE = {
-    'seed', 'experiment', 'output', 'data_dir', 'workers', 'pin_mem', 'device', 'log_interval', 'resume', 'overwrite',
-    *TrackingOptions.names(),
-}  # fmt: skip
+FREE = {'seed', *FREE_ON_RESUME}  # what seeds of one run may differ in
 
 
 @dataclass(frozen=True)
@@ -132,7 +130,7 @@ def _check_recipe(record: Record, trial: Trial) -> None:
     """Raises :class:`UserError` where a training is not what the study says."""
     for option, value in trial.recipe.as_dict().items():
         then = record.result.recipe.get(option, value)
-        if then != value and option not in FREE - {'seed'}:
+        if then != value and option not in FREE_ON_RESUME:
             raise UserError(f'{record.folder}: was trained with {option} {then}, the study says {value}')
 
 

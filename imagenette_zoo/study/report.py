@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import re
@@ -11,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
+from ..errors import UserError, require
 from ..training.checkpoint import write_atomic
 from . import figures, wording
 from .contents import COSTS, contents, plain
@@ -21,7 +20,7 @@ from .plan import Study
 from .records import Record
 from .wording import Table
 
-__all__ = ['escape_markdown', 'write_report']
+__all__ = ['check_packages', 'escape_markdown', 'write_report']
 
 TEMPLATES = Path(__file__).parent / 'templates'
 NEEDED = ('matplotlib', 'scipy', 'jinja2')
@@ -63,6 +62,12 @@ class Section:
     mistakes: list[Shown] = field(default_factory=list)
 
 
+def check_packages() -> None:
+    """Raises :class:`UserError` where a package that reports need is missing."""
+    for package in NEEDED:
+        require(package, 'a report', 'report')
+
+
 def write_report(
     folder: Path,
     records: Sequence[Record],
@@ -92,11 +97,7 @@ def write_report(
         UserError: There are no trainings, a run to compare is not there, a package is missing, or the folder can't be
             written.
     """
-    for package in NEEDED:
-        try:
-            importlib.import_module(package)
-        except ImportError:
-            raise UserError(f'a report needs {package}: pip install "imagenette-zoo[report]"') from None
+    check_packages()
     content = contents(records, study, compare)
     mistakes = _mistakes(records, data_dir, images)
     content['mistakes'] = plain(

@@ -248,7 +248,10 @@ def open_model(name: str, options: Any, classes: int | None = None) -> Any:
     if folder is not None:
         if options.checkpoint or options.pretrained:
             raise UserError(f'--model {name}: has its own weights: leave out --checkpoint and --pretrained')
-        return load_folder(folder, **kwargs)
+        model = load_folder(folder, **kwargs)
+        if options.num_classes not in (None, model.num_classes):
+            raise UserError(f'--num-classes {options.num_classes}: {name} has {model.num_classes}: leave it out')
+        return model
     if options.checkpoint:
         state_dict = read_weights(Path(options.checkpoint), options.use_ema)
         model = build.build_model(name, num_classes=options.num_classes or classes, **kwargs)

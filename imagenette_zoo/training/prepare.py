@@ -29,7 +29,7 @@ from .options import read_yaml
 from .recipe import Recipe, TrackingOptions
 from .tracking import check_trackers
 
-__all__ = ['Data', 'Run', 'check_resumable', 'make_model', 'open_folder', 'prepare']
+__all__ = ['FREE_ON_RESUME', 'Data', 'Run', 'check_resumable', 'make_model', 'open_folder', 'prepare']
 
 # A run may be continued with other values of these: they do not decide what is computed.
 FREE_ON_RESUME = {
@@ -126,7 +126,8 @@ def prepare(recipe: Recipe, folder: RunFolder, state: bytes | None, world: World
     world.share(lambda: check_trackers(recipe))
     train_images, val_images = _load_images(recipe)
     seed_everything(recipe.seed, 'model')
-    model = make_model(recipe, len(train_images.classes))
+    start = recipe if state is None else recipe.replace(pretrained=False, initial_checkpoint=None)
+    model = make_model(start, len(train_images.classes))
     config = build.input_config(recipe, model)
     data = _load_batches(recipe, train_images, val_images, config, world, console)
     torch.compiler.reset()  # else the models of a sweep use up what one process may compile
@@ -251,7 +252,7 @@ def make_model(recipe: Recipe, classes: int) -> Any:
     """The recipe's model, with its starting weights."""
     model = build.build_model(
         recipe.model,
-        pretrained=recipe.pretrained and not recipe.resume,
+        pretrained=recipe.pretrained,
         num_classes=classes,
         drop_rate=recipe.drop,
         drop_path_rate=recipe.drop_path,
@@ -262,7 +263,7 @@ def make_model(recipe: Recipe, classes: int) -> Any:
         **recipe.model_kwargs,
     )
     _scale_head(model, recipe)
-    if recipe.initial_checkpoint and not recipe.resume:
+    if recipe.initial_checkpoint:
         folder = model_folder(recipe.initial_checkpoint)
         path = folder / 'model.safetensors' if folder else Path(recipe.initial_checkpoint)
         load_weights(model, read_weights(path), path)

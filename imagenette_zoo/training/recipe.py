@@ -459,7 +459,23 @@ class Recipe(
 
 
 @dataclass(frozen=True)
-class ValidationOptions(ComputeOptions, InputOptions, ArchitectureOptions, DataOptions):
+class WeightsOptions(Options):
+    """Weights"""
+
+    checkpoint: str | None = option(None, "weights for the model: a file, also one of timm's", metavar='PATH')
+    pretrained: bool = option(False, 'take the published weights')
+    use_ema: bool = option(False, 'take the moving average of the weights from a timm checkpoint')
+
+    def check(self) -> None:
+        super().check()
+        if self.pretrained and self.checkpoint:
+            raise UserError('--pretrained and --checkpoint both name the weights: give one of them')
+        if self.use_ema and not self.checkpoint:
+            raise UserError('--use-ema has no effect without --checkpoint')
+
+
+@dataclass(frozen=True)
+class ValidationOptions(ComputeOptions, InputOptions, ArchitectureOptions, WeightsOptions, DataOptions):
     """Everything that decides a validation."""
 
     model: tuple[str, ...] = option(
@@ -469,9 +485,6 @@ class ValidationOptions(ComputeOptions, InputOptions, ArchitectureOptions, DataO
         short=('-m',),
         metavar='MODEL',
     )
-    checkpoint: str | None = option(None, "weights for the model: a file, also one of timm's", metavar='PATH')
-    pretrained: bool = option(False, 'validate the published weights')
-    use_ema: bool = option(False, 'take the moving average of the weights from a timm checkpoint')
     batch_size: int = option(256, 'images a step', low=1, short=('-b',))
     reparam: bool = option(False, 'fuse blocks and norms for inference first (imagenette_zoo.fuse)')
     shift_consistency: bool = option(
@@ -482,10 +495,6 @@ class ValidationOptions(ComputeOptions, InputOptions, ArchitectureOptions, DataO
 
     def check(self) -> None:
         super().check()
-        if self.pretrained and self.checkpoint:
-            raise UserError('--pretrained and --checkpoint both name the weights: give one of them')
-        if self.use_ema and not self.checkpoint:
-            raise UserError('--use-ema has no effect without --checkpoint')
         if self.checkpoint and len(self.model) > 1:
             raise UserError('--checkpoint goes with one --model')
         if self.results_file and not self.results_file.endswith(('.json', '.csv')):

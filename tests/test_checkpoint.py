@@ -12,6 +12,7 @@ import timm
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from imagenette_zoo.errors import UserError
 from imagenette_zoo.training.checkpoint import load_weights, read_weights, save_model_folder, write_atomic
@@ -60,6 +61,13 @@ def test_a_model_folder_is_timms(tmp_path: Path) -> None:
     save_model_folder(tmp_path / 'm', config, model.state_dict())
     again = timm.create_model(f'local-dir:{tmp_path}/m', pretrained=True)
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
+
+
+def test_weights_of_two_names_are_saved(tmp_path: Path) -> None:
+    weight = torch.ones(2, 3)
+    save_model_folder(tmp_path / 'm', {}, {'a': weight, 'b': weight, 'c': weight.T})
+    found = load_file(tmp_path / 'm' / 'model.safetensors')
+    assert {name: tuple(tensor.shape) for name, tensor in found.items()} == {'a': (2, 3), 'b': (2, 3), 'c': (3, 2)}
 
 
 def test_timms_checkpoints_are_read(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from imagenette_zoo.cli import main
+from imagenette_zoo.data import cache
 from imagenette_zoo.errors import UserError
 from imagenette_zoo.layers import MultiPass
 from imagenette_zoo.study import passes
@@ -83,8 +84,12 @@ def test_equal_passes_are_alike_and_none_is_missed(weights: Callable[..., Path],
 
 
 def test_independent_passes_are_not_alike(weights: Callable[..., Path], folder: Path) -> None:
-    report = compare_passes(options(folder, weights(lambda block: None), images=0), quiet=True)
+    made = weights(lambda block: None)
+    report = compare_passes(options(folder, made, images=0), quiet=True)
     assert report.images == 12
+    decoded = {entry.folder for entry in cache.entries()}
+    compare_passes(options(folder, made), quiet=True)
+    assert decoded <= {entry.folder for entry in cache.entries()}, 'some of the images do not replace all of them'
     values = [block.cka[0][1] for block in report.blocks]
     assert min(values) < 0.8
     assert sum(values) / len(values) < 0.95

@@ -198,3 +198,6 @@ def test_validation_options() -> None:
         ValidationOptions(model=('a', 'b'), checkpoint='x')
     with pytest.raises(UserError, match=r'\.json or \.csv'):
         ValidationOptions(results_file='x.txt')
+    with pytest.raises(UserError, match='no effect without --torchcompile'):
+        ValidationOptions(torchcompile_mode='default')
+    assert Recipe(torchcompile_mode='default').torchcompile == 'auto', 'which compiles where it pays'

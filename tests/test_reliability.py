@@ -279,6 +279,25 @@ def test_a_loss_that_is_no_number_names_its_step(recipe: MakeRecipe, monkeypatch
     assert len((run / 'summary.csv').read_text().splitlines()) == 2
 
 
+def test_weights_that_are_no_numbers_are_not_saved(recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last step of an epoch without a validation had a finite loss and infinite gradients."""
+    options = dict(epochs=4, val_interval=2)
+    step, count = Learner.step, iter(range(10**6))
+
+    def diverge(learner: Learner, *args: Any) -> torch.Tensor:
+        loss = step(learner, *args)
+        if next(count) == 8:
+            learner.model.get_classifier().weight.data.fill_(float('inf'))  # type: ignore[operator]
+        return loss
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, 'step', diverge)
+        with pytest.raises(UserError, match='weights became infinite or NaN in epoch 2 at'):
+            train(recipe(**options), quiet=True)
+    run = train(recipe(**options, resume='auto'), quiet=True).folder
+    assert all(tensor.isfinite().all() for tensor in load_file(run / 'last' / 'model.safetensors').values())
+
+
 @pytest.mark.parametrize('options', [{}, {'grad_accum_steps': 2}, {'model_ema': True, 'model_ema_decay': 0.5}])
 def test_steps_without_a_number_can_be_left_out(
     recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
@@ -342,6 +361,9 @@ def test_what_torch_raises_is_explained(recipe: MakeRecipe, error: Exception, ex
     with pytest.raises(UserError, match=expected), explained(recipe(batch_size=1), World(torch.device('cpu'), 0, 2)):
         raise error
     with pytest.raises(UserError, match='or --cuda-graph none'), explained(recipe(), World(torch.device('cuda'))):
+        raise torch.OutOfMemoryError
+    larger = recipe(validation_batch_size=2 * recipe().batch_size)
+    with pytest.raises(UserError, match='or a smaller --validation-b'), explained(larger, World(torch.device('cpu'))):
         raise torch.OutOfMemoryError
     with pytest.raises(RuntimeError, match='a bug'), explained(recipe(), World(torch.device('cpu'))):
         raise RuntimeError('a bug')

@@ -21,6 +21,7 @@ from imagenette_zoo import train
 from imagenette_zoo.cli import main
 from imagenette_zoo.errors import UserError
 from imagenette_zoo.training import learner, trainer
+from imagenette_zoo.training.evaluation import load_folder
 from imagenette_zoo.training.learner import learning_rate
 from imagenette_zoo.training.recipe import Recipe
 
@@ -253,13 +254,20 @@ def test_validation_may_be_rare_and_best_may_mean_the_loss(recipe: MakeRecipe) -
 
 
 def test_the_heads_initial_weights_can_be_scaled(recipe: MakeRecipe) -> None:
-    heads = {
-        scale: weights(
-            train(recipe(experiment=f'{scale}', epochs=1, lr=1e-12, head_init_scale=scale), quiet=True).folder
-        )
-        for scale in (None, 0.5)
-    }
-    torch.testing.assert_close(heads[0.5]['fc.weight'], heads[None]['fc.weight'] / 2)
+    def head(**options: object) -> torch.Tensor:
+        name = 'a'.join(map(str, options.values())).replace('/', '')
+        return weights(train(recipe(experiment=name, epochs=1, lr=1e-12, **options), quiet=True).folder)['fc.weight']
+
+    whole = head(seed=1)
+    torch.testing.assert_close(head(seed=1, head_init_scale=0.5), whole / 2)
+    start = str(Path(recipe().output, '1', 'last'))
+    torch.testing.assert_close(head(seed=2, head_init_scale=0.5, initial_checkpoint=start), whole / 2)
+
+
+def test_what_batchnorm_was_trained_with_stays_with_the_model(recipe: MakeRecipe) -> None:
+    folder = train(recipe(model='mobilenetv2_035', epochs=1, bn_eps=0.5), quiet=True).folder
+    assert load_folder(folder / 'last').bn1.eps == 0.5
+    assert json.loads((folder / 'last' / 'config.json').read_text())['model_args']['bn_eps'] == 0.5
 
 
 def test_mixing_stops_when_it_should(recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -376,6 +384,7 @@ def expect_error(capsys: pytest.CaptureFixture[str], words: list[str], *parts: s
         (dict(opt='adamx'), ["unknown optimizer 'adamx'", 'adam']),
         (dict(output='/proc/nowhere'), ['/proc/nowhere', "can't write"]),
         (dict(model_kwargs='colour=red'), ['colour']),
+        (dict(model_kwargs='in_chans=1'), ['in_chans=1', 'three channels']),
         (dict(aa='nonsense'), ['--aa nonsense']),
         (dict(initial_checkpoint='/nowhere.pth'), ['/nowhere.pth', 'no such checkpoint']),
         (dict(resume='/nowhere'), ['/nowhere', 'no run to resume']),

@@ -579,6 +579,7 @@ def evenly(images: ImageSet, count: int) -> ImageSet:
     chosen = [index * len(images) // count for index in range(count)]
     return replace(
         images,
+        split=f'{images.split}[{count} images]',
         paths=tuple(images.paths[index] for index in chosen),
         targets=tuple(images.targets[index] for index in chosen),
     )

@@ -148,7 +148,10 @@ def save_model_folder(folder: Path, config: Mapping[str, Any], state_dict: Mappi
     """
     with _one_line(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
+    layout = torch.contiguous_format
+    tensors = {  # copies: safetensors refuses two names for one memory, which some models have
+        name: tensor.detach().to('cpu', copy=True, memory_format=layout) for name, tensor in state_dict.items()
+    }
     write_atomic(folder / 'config.json', (json.dumps(config, indent=2) + '\n').encode())
     write_atomic(folder / 'model.safetensors', safetensors.torch.save(tensors, metadata={'format': 'pt'}))
 

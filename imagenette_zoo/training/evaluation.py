@@ -76,7 +76,7 @@ def evaluate(
         fast: The same model compiled for batches of ``fast_size`` images.
         fast_size: Their size.
     """
-    model.eval()
+    model.train().eval()  # before timm 1.0.29 LeViT's forget the biases of other weights only when they are trained
     start = time.perf_counter()
     logits, targets = [], []
     with console.progress('validation', len(batches)) as progress, build.autocast(options, world.device):

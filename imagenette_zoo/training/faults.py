@@ -126,4 +126,6 @@ def _out_of_memory(recipe: Recipe, world: World) -> UserError:
     also = ['--grad-checkpointing']
     if world.device.type == 'cuda' and recipe.cuda_graph != 'none':
         also.append('--cuda-graph none')  # keeps the memory of a step for itself
+    if (recipe.validation_batch_size or 0) > recipe.batch_size:
+        also.append('a smaller --validation-batch-size')
     return UserError(f'out of memory at --batch-size {recipe.batch_size}: {advice}, or {" or ".join(also)}')

@@ -299,8 +299,11 @@ class Learner:
 
     def _gradients_are_finite(self) -> bool:
         """The same in all processes, which have added up their gradients."""
-        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
-        return all(bool(norm.isfinite()) for norm in torch._foreach_norm(gradients, float('inf')))
+        return _are_finite([parameter.grad for parameter in self.model.parameters() if parameter.grad is not None])
+
+    def is_finite(self) -> bool:
+        """Whether all weights are, which are the same in all processes. Waits for the device."""
+        return _are_finite(list(self.model.parameters()))
 
     def after_update(self) -> None:
         """Steps a schedule that goes by updates."""
@@ -312,12 +315,16 @@ class Learner:
         if hasattr(self.optimizer, 'sync_lookahead'):
             self.optimizer.sync_lookahead()
         if self.world.size > 1 and not self.recipe.sync_bn:
-            for model in (self.model, *([self.ema.module] if self.ema is not None else [])):
-                distribute_bn(model, self.world.size, reduce=True)
+            with self.evaluating() as evaluated:
+                for model in (self.model, *([evaluated] if self.ema is not None else [])):
+                    distribute_bn(model, self.world.size, reduce=True)
 
     def after_epoch(self, epoch: int, metric: float | None) -> None:
         """Steps a schedule that goes by epochs: ``epoch`` are done."""
-        if self.scheduler is not None:
+        if self.scheduler is None:
+            return
+        waits = metric is None and hasattr(self.scheduler, 'lr_scheduler') and epoch > self.scheduler.warmup_t
+        if not waits:  # a plateau's scheduler, which before timm 1.0.23 takes no None
             self.scheduler.step(epoch, metric)
 
     def state_dict(self) -> dict[str, Any]:
@@ -357,6 +364,11 @@ class Learner:
             (self.scheduler, 'scheduler'),
             (self.scaler, 'scaler'),
         ):
-            if part is not None:
+            if part is not None and state[name] is not None:  # a CPU has no gradient scaler
                 part.load_state_dict(state[name])
         self.updates, self.skipped = state['updates'], state['skipped']
+
+
+def _are_finite(tensors: list[torch.Tensor]) -> bool:
+    norms = torch._foreach_norm([tensor for tensor in tensors if tensor.numel()], float('inf'))
+    return bool(torch.stack(norms).isfinite().all())

@@ -10,6 +10,7 @@ import torch
 
 from ..errors import UserError
 from .distributed import World
+from .learner import Learner
 
 __all__ = ['Meter', 'Position', 'check_finite']
 
@@ -92,15 +93,17 @@ class Meter:
         if self.world.anywhere(here):
             step = first if here else self._step - 1
             where = f'step {step} of epoch {self.epoch}' if here else f'epoch {self.epoch}, in another process'
-            raise _not_finite(where, self._rates[step - self._first_step])
+            raise _not_finite(f'the loss became infinite or NaN in {where}', self._rates[step - self._first_step])
 
-    def settle(self) -> None:
-        """Waits for the device and brings the position up to date.
+    def settle(self, learner: Learner) -> None:
+        """Waits for the device and brings the position up to date: what is saved now can be gone on from.
 
         Raises:
-            UserError: As :meth:`check`.
+            UserError: As :meth:`check`, or the weights are not finite, which the next loss would show.
         """
         self.check()
+        if self.stops and not learner.is_finite():
+            raise _not_finite(f'weights became infinite or NaN in epoch {self.epoch}', learner.lr)
         position = self.position
         position.sums = self.world.gather(self._sums).tolist()
         position.step, position.images, position.skipped = self._step, self.images, self.skipped
@@ -114,11 +117,11 @@ def check_finite(loss: float, epoch: int, lr: float) -> None:
         UserError: It is not finite.
     """
     if not math.isfinite(loss):
-        raise _not_finite(f'the validation of epoch {epoch}', lr)
+        raise _not_finite(f'the loss became infinite or NaN in the validation of epoch {epoch}', lr)
 
 
-def _not_finite(where: str, lr: float) -> UserError:
+def _not_finite(what: str, lr: float) -> UserError:
     return UserError(
-        f'the loss became infinite or NaN in {where} at learning rate {lr:.3g}: lower --lr, lengthen the warm-up, set '
-        f'--clip-grad, or leave such steps out with --nan skip; the last good checkpoint stays'
+        f'{what} at learning rate {lr:.3g}: lower --lr, lengthen the warm-up, set --clip-grad, or leave such steps out '
+        f'with --nan skip; the last good checkpoint stays'
     )

@@ -262,17 +262,17 @@ def make_model(recipe: Recipe, classes: int) -> Any:
         bn_eps=recipe.bn_eps,
         **recipe.model_kwargs,
     )
-    _scale_head(model, recipe)
     if recipe.initial_checkpoint:
         folder = model_folder(recipe.initial_checkpoint)
         path = folder / 'model.safetensors' if folder else Path(recipe.initial_checkpoint)
         load_weights(model, read_weights(path), path)
+    _scale_head(model, recipe)
     return model
 
 
 @torch.no_grad()
 def _scale_head(model: Any, recipe: Recipe) -> None:
-    """Changes the classifier's initial weights as the recipe asks."""
+    """Changes the classifier's weights as the recipe asks."""
     scale, bias = recipe.head_init_scale, recipe.head_init_bias
     if scale is None and bias is None:
         return

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from ..data import DATASETS
 from ..errors import UserError
@@ -93,9 +93,11 @@ class ComputeOptions(Options):
         choices=('default', 'reduce-overhead', 'max-autotune', 'max-autotune-no-cudagraphs'),
     )
 
+    eager: ClassVar[tuple[str | None, ...]] = (None, 'none', 'auto')  # backends with which nothing is compiled
+
     def check(self) -> None:
         super().check()
-        if self.torchcompile_mode and self.torchcompile in (None, 'none'):
+        if self.torchcompile_mode and self.torchcompile in self.eager:
             raise UserError('--torchcompile-mode has no effect without --torchcompile')
 
 
@@ -123,6 +125,8 @@ class ArchitectureOptions(Options):
 
     def check(self) -> None:
         super().check()
+        if self.model_kwargs.get('in_chans', 3) != 3:
+            raise UserError(f'--model-kwargs in_chans={self.model_kwargs["in_chans"]}: images have three channels')
         if twice := [name for name in self.model_kwargs if name in OWN_OPTION]:
             raise UserError(f'--model-kwargs {twice[0]}: has an option of its own, {OWN_OPTION[twice[0]]}')
 
@@ -420,6 +424,8 @@ class Recipe(
     Raises:
         UserError: A value has the wrong type, is out of range, or contradicts another.
     """
+
+    eager: ClassVar[tuple[str | None, ...]] = (None, 'none')  # auto may compile
 
     def check(self) -> None:
         super().check()

@@ -87,7 +87,8 @@ def _run(run: Run, console: Console) -> Result:
         f'{len(data.train.classes)} classes; {learner.world.device}'
     )
     console.line(f'run folder: {run.folder.path}' + (f', continued at {run.place}' if run.begun else ''))
-    model_args = {**recipe.model_kwargs, **({'global_pool': recipe.gp} if recipe.gp else {})}
+    own = {'global_pool': recipe.gp, 'bn_eps': recipe.bn_eps}
+    model_args = {**recipe.model_kwargs, **{name: value for name, value in own.items() if value is not None}}
     model_config = build.model_config(learner.model, run.config, data.train.class_names, model_args)
     if learner.world.device.type == 'cuda':
         torch.cuda.reset_peak_memory_stats(learner.world.device)
@@ -173,13 +174,13 @@ def _train_epoch(epoch: int, run: Run, stop: StopSignals, console: Console) -> N
             stopping = stop.wished()
             due = 0 < recipe.recovery_interval <= step + 1 - saved
             if (stopping or due) and step + 1 < len(batches):
-                meter.settle()
+                meter.settle(learner)
                 if stopping:
                     stop.stop()
                 run.save()
                 saved = step + 1
     learner.after_last_update()
-    meter.settle()
+    meter.settle(learner)
 
 
 def _evaluate(epoch: int, run: Run, console: Console) -> dict[str, Any]:

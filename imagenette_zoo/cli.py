@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,8 +20,20 @@ LONGEST_NAME = 100  # of a folder that nobody chose
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """``imagenette-zoo``. Returns the exit code."""
-    return _guard(_main, sys.argv[1:] if argv is None else argv)
+    """``imagenette-zoo``: runs a command; what the user can mend is one line and exit code 2."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file names may be no Unicode
+        sys.stdout.reconfigure(errors='backslashreplace')
+    try:
+        return _main(sys.argv[1:] if argv is None else argv)
+    except UserError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as request:
+        print('\ninterrupted', file=sys.stderr)
+        return getattr(request, 'exit_code', 130)
+    except BrokenPipeError:  # as in `imagenette-zoo list | head`
+        sys.stderr.close()
+        return 0
 
 
 def train_main(argv: Sequence[str] | None = None) -> int:
@@ -31,21 +44,6 @@ def train_main(argv: Sequence[str] | None = None) -> int:
 def validate_main(argv: Sequence[str] | None = None) -> int:
     """``validate.py``. Returns the exit code."""
     return main(['validate', *(sys.argv[1:] if argv is None else argv)])
-
-
-def _guard(run: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
-    """Runs a command; what the user can mend is one line and exit code 2."""
-    try:
-        return run(argv)
-    except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as request:
-        print('\ninterrupted', file=sys.stderr)
-        return getattr(request, 'exit_code', 130)
-    except BrokenPipeError:  # as in `imagenette-zoo list | head`
-        sys.stderr.close()
-        return 0
 
 
 def _main(argv: Sequence[str]) -> int:
@@ -256,10 +254,10 @@ def _run(args: argparse.Namespace) -> int:
     for name, instead in foreign.items():
         if name in flags:
             raise UserError(f'--{name}: not of this command: {instead}')
-    name = flags.pop('experiment', None) or '+'.join(map(plain_name, args.models))
+    name = flags.get('experiment') or '+'.join(map(plain_name, args.models))
     if len(name) > LONGEST_NAME:
         raise UserError('so many models make a long name: choose one with --experiment NAME')
-    recipe = Recipe.load(args.config, **flags)
+    recipe = Recipe.load(args.config, **flags).replace(experiment=None)
     place = Place(Path(recipe.output, name), recipe.data_dir, flags.get('device'), args.jobs)
     run_command(args.models, recipe, args.seeds, place, plan_only=args.dry_run, ray=args.ray)
     return 0

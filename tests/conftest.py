@@ -53,11 +53,18 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
+@pytest.fixture(autouse=True, scope='session')
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing is read from or written to the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('IMAGENETTE_ZOO_CACHE', str(tmp_path_factory.getbasetemp() / 'cache'))
+        yield
+
+
 @pytest.fixture(autouse=True)
-def _one_thread_and_own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small tensors gain nothing from threads; nothing is read from or written to the user's cache."""
+def _one_thread() -> None:
+    """Small tensors gain nothing from more."""
     torch.set_num_threads(1)
-    monkeypatch.setenv('IMAGENETTE_ZOO_CACHE', str(tmp_path_factory.getbasetemp() / 'cache'))
 
 
 @pytest.fixture(scope='session')

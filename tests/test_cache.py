@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import shutil
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -54,7 +55,7 @@ WORLD = World(torch.device('cpu'))
 
 
 @pytest.fixture(autouse=True)
-def home(_one_thread_and_own_cache: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the entries are; empty at first."""
     monkeypatch.setenv('IMAGENETTE_ZOO_CACHE', str(tmp_path / 'cache'))
     return tmp_path / 'cache' / 'decoded'
@@ -234,6 +235,26 @@ def test_other_files_replace_what_was_made_of_the_old_ones(
     assert others < set(names(home))
     assert old not in names(home)
     assert len(decodes) == len(names(home)) + 1 == 5
+
+
+def test_another_machine_with_the_same_cache_keeps_its_entry(
+    images: ImageSet, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images of the same place on each, as copied at different times."""
+    train_pixels(images, 48, QUIET)
+    monkeypatch.setattr('platform.node', lambda: 'another')
+    os.utime(images.root / images.paths[0], ns=(0, 1))
+    train_pixels(images, 48, QUIET)
+    assert len(names(home)) == 2
+
+
+@pytest.mark.skipif(sys.platform == 'darwin', reason='file names are Unicode there')
+def test_names_that_are_no_unicode(images: ImageSet, home: Path) -> None:
+    path = images.root / images.paths[0]
+    path.rename(os.fsdecode(os.fsencode(path.parent) + b'/caf\xe9.png'))
+    found = load_split(images.root, 'train[:100%]')
+    assert np.array_equal(train_pixels(found, 48, QUIET), squashed(found, 48))
+    assert cache.content_hash(found, QUIET) != cache.content_hash(load_split(images.root, 'val'), QUIET)
 
 
 def overwrite(path: Path, start: int, count: int) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from PIL import Image
 
 import imagenette_zoo
 from imagenette_zoo import train, validate
@@ -197,6 +198,12 @@ def test_pixels_are_those_of_timms_loader(run: Path, recipe: MakeRecipe) -> None
     [validation] = validate(run, recipe().data_dir, workers=0, quiet=True)
     with torch.inference_mode():
         assert validation.top1 == 100 * (model(images).argmax(1) == targets).double().mean().item()
+
+
+def test_a_border_is_filled_as_timm_fills_it() -> None:
+    config = dict(input_size=(3, 32, 32), crop_pct=1.0, crop_mode='border', interpolation='bicubic', mean=(0.1, 0.5, 1))
+    pixels = build.eval_transform(config)(Image.new('RGB', (40, 10)))
+    assert pixels[:, 0, 0].tolist() == [26, 128, 255]
 
 
 def test_classes_that_disagree_with_the_data(run: Path, tmp_path: Path, folder: Path) -> None:

@@ -323,6 +323,7 @@ def test_kernels_and_dilations_by_pass() -> None:
         ('mbv2_mish_mp3_imagenette', {'passes': 2}, 'are 3 for 2'),
         ('mbv2_mish_mp3_imagenette', {'passes': (1, 1, 2, 3, 1, 1, 1)}, 'are 3 for 2 and 3'),
         ('mbv2_mish_mp2_imagenette', {'pass_dilations': (1, 2, 3)}, 'pass_dilations'),
+        ('mbv2_mish_imagenette', {'pass_kernel_sizes': (5,)}, 'no effect without passes'),
         ('mbv2_imagenette', {'passes': (2, 1, 1, 1, 1, 1, 1), 'split': True}, 'split needs an expansion'),
         ('resnet34_mp2_imagenette', {'passes': (2, 2)}, '4 stages'),
         ('resnet34_mp2_imagenette', {'passes': 0}, '1 or more'),

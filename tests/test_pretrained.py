@@ -44,6 +44,13 @@ def images(channels: int = 3, side: int = 128) -> torch.Tensor:
     return torch.randn(2, channels, side, side, generator=torch.Generator().manual_seed(0))
 
 
+def test_other_classes_are_no_published_weights(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """timm would make a new, random classifier."""
+    words = ['--pretrained', '--num-classes', '3', '--data-dir', str(folder)]
+    assert main(['validate', '--model', NAME, *words]) == 2
+    assert f'--num-classes 3: {NAME} has 10: leave it out' in capsys.readouterr().err
+
+
 def test_which_models_have_weights() -> None:
     assert NAME in NAMES
     assert timm.list_models('*_imagenette*', pretrained=True) == NAMES

@@ -7,15 +7,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from imagenette_zoo.cli import main
 from imagenette_zoo.errors import UserError
-from imagenette_zoo.study import commands
+from imagenette_zoo.study import commands, on_ray
 from imagenette_zoo.study.plan import read_study
-from imagenette_zoo.study.runner import environment
+from imagenette_zoo.study.runner import Place, Trials, environment
 from imagenette_zoo.training.checkpoint import ProcessLock
 from imagenette_zoo.training.trainer import train
 
@@ -146,6 +147,10 @@ def test_one_study_a_folder(place: Path, folder: Path, capsys: pytest.CaptureFix
     assert main(['study', 'rates.yaml', '--data-dir', str(folder)]) == 2
     assert 'another run is being written here' in capsys.readouterr().err
     lock.release()
+    (path / '.lock').unlink()
+    (path / '.lock').mkdir()
+    assert main(['study', 'rates.yaml', '--data-dir', str(folder)]) == 2
+    assert f"{Path('runs', 'rates')}: can't write" in capsys.readouterr().err
 
 
 def test_a_budget_ends_what_is_started(place: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -204,7 +209,19 @@ def test_run_is_a_study_in_one_line(place: Path, folder: Path, capsys: pytest.Ca
     assert 'test_vit3' in (place / 'again' / 'report.md').read_text()
     assert main(['run', 'test_resnet', '--seed', '3', *words]) == 2
     assert '--seed: not of this command: --seeds N' in capsys.readouterr().err
+    assert main(['run', 'test_resnet', *words, '--experiment', '../elsewhere']) == 2
+    assert 'is not a plain folder name' in capsys.readouterr().err
     assert main(['report', str(folder)]) == 2
+
+
+def test_what_can_not_be_brought_home_is_one_failure(place: Path) -> None:
+    """A node with another version of the package: its result is not one of ours."""
+    [trial, *_] = read_study('rates.yaml').trials()
+    files = dict.fromkeys((*on_ray.RETURNED, 'log'), b'{}')
+    cluster = SimpleNamespace(get=lambda _: (files, ''), exceptions=SimpleNamespace(RayError=ConnectionError))
+    found = Trials()
+    assert on_ray._bring_home(cluster, None, trial, Place(place), found).startswith('FAILED: ')
+    assert (list(found.failed), found.done) == ([trial.name], [])
 
 
 def test_a_cluster_that_loses_a_node(place: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

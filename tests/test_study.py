@@ -286,6 +286,21 @@ def test_how_many_seeds_would_decide() -> None:
     assert (two.more_seeds or 0) > verdict.more_seeds, 'either of two would do, each is tested more strictly'
 
 
+def test_seeds_also_average_out_what_chance_adds_to_answers() -> None:
+    """Of two models that are right by chance only, all images alike: more seeds decide what 400 images would not."""
+    random = np.random.default_rng(0)
+    comparison = Comparison('a', 'b', 0.0)
+
+    def samples(seeds: int) -> list[Sample]:
+        answers = [random.random((seeds, 400)) < level for level in (0.82, 0.80)]
+        return [Sample(100 * correct.mean(1), correct) for correct in answers]
+
+    asked = [found.more_seeds for found in (compare(comparison, *samples(2)) for _ in range(50)) if found.p > 0.05]
+    assert np.mean([more is not None for more in asked]) > 0.8
+    middle = int(np.median([more for more in asked if more is not None]))
+    assert sum(compare(comparison, *samples(2 + middle)).p < 0.05 for _ in range(50)) > 25
+
+
 def test_what_can_not_be_judged_is_undecided() -> None:
     comparison = Comparison('a', 'b', 0.0)
     assert compare(comparison, None, Sample([1.0])).note == 'nothing is known of a'
@@ -365,12 +380,13 @@ def test_runs_are_named_by_what_tells_them_apart(tmp_path: Path, recipe: Callabl
     folders = [
         train(recipe(experiment=name, **options, **own), quiet=True).folder
         for name, own in {
-            'a': {'seed': 1}, 'b': {'seed': 2}, 'c': {'seed': 1, 'lr': 0.5}, 'd': {'seed': 1, 'model': 'test_vit'},
+            'a': {'seed': 1, 'checkpoint_hist': 1}, 'b': {'seed': 2}, 'c': {'seed': 1, 'lr': 0.5},
+            'd': {'seed': 1, 'model': 'test_vit'}, 'e': {'seed': 1, 'lr': 0.5, 'nan': 'skip'},
         }.items()
     ]  # fmt: skip
     found = group_runs(folders)
     assert {run: [each.seed for each in records] for run, records in by_run(found).items()} == {
-        'test_resnet lr=0.01': [1, 2], 'test_resnet lr=0.5': [1], 'test_vit': [1],
+        'test_resnet lr=0.01': [1, 2], 'test_resnet lr=0.5': [1], 'test_resnet lr=0.5 nan=skip': [1], 'test_vit': [1],
     }  # fmt: skip
     with pytest.raises(UserError, match='the same run with the same seed'):
         group_runs([folders[0], folders[0].parent / '..' / folders[0].parent.name / 'a'])

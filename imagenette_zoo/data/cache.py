@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import platform
 import shutil
 import time
 import zlib
@@ -164,7 +165,7 @@ def _rows(
     what = {'kind': kind, **{name: str(value) for name, value in parameters.items()}, 'pillow': PIL.__version__}
     folder = home() / _key(images, what)
     meta = {
-        'data': str(images.root.absolute()), 'split': images.split, 'what': what,
+        'host': platform.node(), 'data': str(images.root.absolute()), 'split': images.split, 'what': what,
         'shape': [len(images), *shape], 'dtype': dtype.name,
     }  # fmt: skip
     found = _open(folder)
@@ -188,14 +189,14 @@ def home() -> Path:
 
 
 def _key(images: ImageSet, what: dict[str, Any]) -> str:
-    parts = [FORMAT, str(images.root.absolute()), what]
+    parts = [FORMAT, str(images.root.absolute()), what]  # as JSON, which escapes what is no Unicode
     digest = hashlib.blake2b(json.dumps(parts).encode(), digest_size=16)
     for path in images.paths:
         try:
             stat = os.stat(images.root / path)
         except OSError as error:
             raise UserError(f'image {images.root / path} cannot be read: {error.strerror}') from error
-        digest.update(f'{path}\0{stat.st_size}\0{stat.st_mtime_ns}\0'.encode())
+        digest.update(os.fsencode(f'{path}\0{stat.st_size}\0{stat.st_mtime_ns}\0'))
     return digest.hexdigest()
 
 
@@ -285,18 +286,22 @@ def _to_disk(file: Any) -> None:
 
 
 def _remove_superseded(folder: Path, meta: dict[str, Any]) -> None:
-    """Removes what was made of the same split before its files changed."""
+    """Removes what this machine made of the same split before its files changed; others may share the cache."""
     for entry in entries():
-        same = (entry.data, entry.split, entry.what) == (meta['data'], meta['split'], meta['what'])
+        same = (entry.host, entry.data, entry.split, entry.what) == tuple(
+            meta[n] for n in ('host', 'data', 'split', 'what')
+        )
         if same and entry.folder != folder:
             shutil.rmtree(entry.folder, ignore_errors=True)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry: where it is, of what data, what was done to the pixels, `(N, …)` shape, bytes, last use (epoch s)."""
+    """One entry: where it is, of what data on which machine, what was done to the pixels, `(N, …)` shape, bytes, last
+    use (epoch s)."""
 
     folder: Path
+    host: str
     data: str
     split: str
     what: dict[str, str]
@@ -313,7 +318,8 @@ def entries() -> list[Entry]:
             meta, folder = json.loads(path.read_text()), path.parent
             size = (folder / 'rows.bin').stat().st_size
             shape, used = tuple(meta['shape']), folder.stat().st_mtime
-            found.append(Entry(folder, meta['data'], meta['split'], meta['what'], shape, size, used))
+            host = meta.get('host', platform.node())
+            found.append(Entry(folder, host, meta['data'], meta['split'], meta['what'], shape, size, used))
         except (OSError, ValueError, KeyError, TypeError):
             continue  # torn, or removed at this moment
     return sorted(found, key=lambda entry: -entry.used)

@@ -469,7 +469,7 @@ def load_split(root: str | Path, split: str = 'train', classes: Sequence[str] | 
         raise UserError(f'{folder} holds no images: expected <class>/<image>, one folder a class')
     if part:
         for name, paths in files.items():
-            drawn = sorted(paths, key=lambda path: hashlib.md5(path.encode(), usedforsecurity=False).digest())
+            drawn = sorted(paths, key=lambda path: hashlib.md5(os.fsencode(path), usedforsecurity=False).digest())
             files[name] = drawn[len(paths) * start // 100 : len(paths) * stop // 100]
         if not any(files.values()):
             raise UserError(f'{folder}: its classes are too small for {split}{part}: take more per cent')

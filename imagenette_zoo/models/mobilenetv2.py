@@ -125,7 +125,9 @@ def _passes_by_stage(passes: int | Sequence[int], stages: int) -> tuple[int, ...
 
 
 def _check_one_setting_a_pass(name: str, settings: Sequence[int], by_stage: tuple[int, ...]) -> None:
-    numbers = {n for n in by_stage if n > 1} or {1}
+    numbers = {n for n in by_stage if n > 1}
+    if settings and not numbers:
+        raise ValueError(f'{name} {tuple(settings)} has no effect without passes')
     if settings and numbers != {len(settings)}:
         counts = ' and '.join(map(str, sorted(numbers)))
         raise ValueError(f'{name} must name one for each pass, but {tuple(settings)} are {len(settings)} for {counts}')

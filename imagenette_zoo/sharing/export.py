@@ -152,9 +152,9 @@ def _metadata(trained: TrainedModel, to: str) -> dict[str, Any]:
 def _real_images(trained: TrainedModel, data_dir: str | None) -> tuple[str, Images]:
     """Where the images are from (the data set at hand, else drawn), and what the model takes: `(N, 3, H, W)`."""
     try:
-        found = evenly(load_split(find_root(data_dir), 'validation'), IMAGES)
+        found = load_split(find_root(data_dir), 'validation')
         source = f'{found.root.name}/{found.split}'
-        images = [open_image(found.root / path) for path in found.paths]
+        images = [open_image(found.root / path) for path in evenly(found, IMAGES).paths]
     except UserError:
         if data_dir or os.environ.get('IMAGENETTE_DIR'):
             raise

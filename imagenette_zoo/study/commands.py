@@ -103,8 +103,11 @@ def _carry_out(
         found = run_on_ray(study, place, console, ray, only=only)
     try:
         _report(study, place, console)
-    finally:
+    except UserError as error:
+        console.line(f'no report: {error}')
         _say_failures(found, place, console)
+        raise
+    _say_failures(found, place, console)
 
 
 def _report(study: Study, place: Place, console: Console) -> None:

@@ -12,10 +12,9 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from ..errors import UserError
+from ..errors import UserError, require
 from ..training.checkpoint import RunFolder, write_atomic
 from ..training.console import Console
 from .analysis import FILES
@@ -47,7 +46,7 @@ def run_on_ray(study: Study, place: Place, console: Console, address: str, *, on
         UserError: Ray is missing or there is no cluster; a folder holds something else.
         KeyboardInterrupt: Ctrl-C; what has come home stays.
     """
-    ray = _ray()
+    ray = require('ray', '--ray', 'ray')
     with opened(study, place, only) as (chosen, states):
         _probe(address)
         try:
@@ -69,14 +68,6 @@ def _probe(address: str) -> None:
             socket.create_connection((host, int(port)), 5).close()
         except (OSError, OverflowError) as error:
             raise UserError(f'--ray {address}: no cluster there ({error})') from None
-
-
-def _ray() -> ModuleType:
-    try:
-        import ray
-    except ImportError:
-        raise UserError('--ray needs Ray: pip install "imagenette-zoo[ray]"') from None
-    return ray
 
 
 def _resources(ray: Any) -> dict[str, float]:
@@ -120,18 +111,21 @@ def _bring_home(ray: Any, ready: Any, trial: Trial, place: Place, found: Trials)
         files, why = ray.get(ready)
     except ray.exceptions.RayError as error:
         files, why = {}, f'{type(error).__name__}: {str(error).strip().splitlines()[-1][:200]}'
-    log = files.pop('log', b'')
-    (place.output / 'logs').mkdir(exist_ok=True)
-    write_atomic(place.output / 'logs' / f'{trial.name}.log', log)
-    if why:
-        found.failed[trial.name] = why
-        return f'FAILED: {why}'
-    folder = place.output / trial.name
-    for name in RETURNED:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(folder / name, files[name])
+    try:
+        (place.output / 'logs').mkdir(exist_ok=True)
+        write_atomic(place.output / 'logs' / f'{trial.name}.log', files.pop('log', b''))
+        if why:
+            raise UserError(why)
+        folder = place.output / trial.name
+        for name in RETURNED:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(folder / name, files[name])
+        text = told(folder)
+    except (OSError, UserError) as error:
+        found.failed[trial.name] = str(error)
+        return f'FAILED: {error}'
     found.done.append(trial)
-    return told(folder)
+    return text
 
 
 def _train_there(trial: Trial, place: Place) -> tuple[dict[str, bytes], str]:

@@ -27,7 +27,8 @@ OF_THE_RESULT = {
     'top1', 'best_top1', 'top5', 'loss', 'images_per_second', 'peak_memory_mib', 'params', 'gmacs',
 }  # fmt: skip
 EXACT = {'params', 'gmacs'}
-FREE = {'seed', *FREE_ON_RESUME}  # what seeds of one run may differ in
+# What seeds of one run may differ in; the four decide what is measured, or may.
+FREE = {'seed', *(FREE_ON_RESUME - {'nan', 'nan_limit', 'cuda_graph', 'validation_batch_size'})}
 
 
 @dataclass(frozen=True)

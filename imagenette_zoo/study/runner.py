@@ -22,7 +22,7 @@ import yaml
 
 from ..data.imagenette import available_cores
 from ..errors import UserError
-from ..training.checkpoint import ProcessLock, RunFolder, write_atomic
+from ..training.checkpoint import RunFolder, write_atomic
 from ..training.console import Console, duration
 from ..training.faults import Stopped
 from ..training.options import nearest
@@ -232,14 +232,15 @@ def opened(study: Study, place: Place, only: Sequence[str]) -> Iterator[tuple[li
         place.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{place.output}: can't make the study's folder: {error.strerror}") from None
-    lock = ProcessLock(place.output / '.lock')
+    folder = RunFolder(place.output)
+    folder.lock()
     try:
         chosen = [trial for trial in study.trials() if not only or trial.run in only]
         states = {trial.name: state_of(trial, place) for trial in study.trials()}
         write_atomic(place.output / 'study.yaml', dump_study(study).encode())
         yield chosen, states
     finally:
-        lock.release()
+        folder.unlock()
 
 
 def check_models(study: Study) -> None:

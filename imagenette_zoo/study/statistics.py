@@ -16,11 +16,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import ModuleType
+from typing import Any
 
 import numpy as np
 
-from ..errors import UserError
+from ..errors import require
 from .plan import Claim, Comparison
 
 __all__ = ['LEVEL', 'Finding', 'Interval', 'Sample', 'Verdict', 'compare', 'interval', 'judge']
@@ -100,12 +100,9 @@ class Verdict:
     more_seeds: int | None  # that would decide it; None where it is decided or where none would
 
 
-def _scipy() -> ModuleType:
-    try:
-        import scipy.stats
-    except ImportError:
-        raise UserError('the statistics need scipy: pip install "imagenette-zoo[report]"') from None
-    return scipy.stats
+def _student() -> Any:
+    """Student's distribution."""
+    return require('scipy.stats', 'an interval', 'report').t
 
 
 def interval(values: Sequence[float]) -> Interval:
@@ -114,7 +111,7 @@ def interval(values: Sequence[float]) -> Interval:
     if len(values) < 2:
         return Interval(mean, None, None, len(values))
     deviation = math.sqrt(_variance(np.asarray(values)))
-    half = float(_scipy().t.ppf(1 - LEVEL / 2, len(values) - 1)) * deviation / math.sqrt(len(values))
+    half = float(_student().ppf(1 - LEVEL / 2, len(values) - 1)) * deviation / math.sqrt(len(values))
     return Interval(mean, mean - half, mean + half, len(values))
 
 
@@ -158,7 +155,7 @@ def compare(comparison: Comparison, larger: Sample | None, smaller: Sample | Non
     holds = difference > bound
     if smaller.bounds if holds else larger.bounds:
         return Finding(comparison, found[0], found[1], back(difference), holds=holds, note=f'{note}: no test')
-    student = _scipy().t
+    student = _student()
     p = 2 * float(student.sf(abs(difference - bound) / math.sqrt(variance), freedom))
     half = float(student.ppf(1 - LEVEL / 2, freedom)) * math.sqrt(variance)
     more = None if p * tests <= LEVEL else spread.more_seeds(difference - bound, len(first), len(second), tests)
@@ -192,11 +189,14 @@ def _both_correct(first: Sample, second: Sample) -> tuple[np.ndarray, np.ndarray
 
 @dataclass(frozen=True)
 class _Spread:
-    """The variances that a difference of two means has: of one seed of each run, and of all images."""
+    """The variances that a difference of two means has: of one seed of each run, and of all images; within the latter
+    what chance adds to the answers of one seed of each run, of which so many were averaged."""
 
     seeds: tuple[float, float]
     images: float = 0.0
     images_freedom: float = math.inf
+    answers: tuple[float, float] = (0.0, 0.0)
+    averaged: tuple[int, int] = (1, 1)
 
     @classmethod
     def of(cls, first: np.ndarray, second: np.ndarray, correct: tuple[np.ndarray, np.ndarray] | None) -> _Spread:
@@ -205,21 +205,29 @@ class _Spread:
             return cls(seeds)
         count = correct[0].shape[1]
         paired = correct[0].mean(0) - correct[1].mean(0)
-        return cls(seeds, float(paired.var(ddof=1)) / count, count - 1)
+        answers = tuple(float(each.var(0, ddof=1).mean()) / count for each in correct)
+        return cls(seeds, float(paired.var(ddof=1)) / count, count - 1, answers, (len(first), len(second)))
 
     def at(self, first: int, second: int) -> tuple[float, float]:
         """``(variance, degrees of freedom)`` with so many seeds."""
         parts = [
             (self.seeds[0] / first, first - 1),
             (self.seeds[1] / second, second - 1),
-            (self.images, self.images_freedom),
+            (self._images_at(first, second), self.images_freedom),
         ]
         variance = sum(part for part, _ in parts)
         weights = sum(part**2 / freedom for part, freedom in parts)
         return variance, variance**2 / weights if weights else math.inf
 
+    def _images_at(self, first: int, second: int) -> float:
+        now, then = (
+            sum(answers / seeds for answers, seeds in zip(self.answers, averaged, strict=True))
+            for averaged in (self.averaged, (first, second))
+        )
+        return min(self.images, max(0.0, self.images - now) + then)
+
     def more_seeds(self, difference: float, first: int, second: int, tests: int) -> int | None:
-        student = _scipy().t
+        student = _student()
         for more in range(1, MOST_SEEDS + 1):
             variance, freedom = self.at(first + more, second + more)
             needed = student.ppf(1 - LEVEL / tests / 2, freedom) + student.ppf(POWER, freedom)

@@ -77,7 +77,8 @@ def build_model(name: str, **kwargs: Any) -> Any:
 def input_config(options: InputOptions, model: nn.Module, use_test_size: bool = False) -> dict[str, Any]:
     """timm's data config: ``input_size``, ``interpolation``, ``mean``, ``std``, ``crop_pct``, ``crop_mode``."""
     given = {name: getattr(options, name) for name in ('img_size', 'crop_pct', 'interpolation', 'mean', 'std')}
-    return resolve_data_config(given, model=model, use_test_size=use_test_size)
+    config = resolve_data_config(given, model=model, use_test_size=use_test_size)
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in config.items()}
 
 
 def eval_transform(config: dict[str, Any]) -> Transform:
@@ -87,6 +88,7 @@ def eval_transform(config: dict[str, Any]) -> Transform:
         interpolation=config['interpolation'],
         crop_pct=config['crop_pct'],
         crop_mode=config['crop_mode'],
+        mean=config['mean'],  # what a border is filled with
         use_prefetcher=True,
     )
 
@@ -128,7 +130,8 @@ def eval_batches(
     """This process's share of the images as timm's evaluation transform makes them, from the cache or the files."""
     transform = eval_transform(config)
     if uses_cache(options, images, config['input_size'][-1], console):
-        names = ('input_size', 'interpolation', 'crop_pct', 'crop_mode')
+        names = ['input_size', 'interpolation', 'crop_pct', 'crop_mode']
+        names += ['mean'] if config['crop_mode'] == 'border' else []
         pixels = eval_pixels(images, transform, {name: config[name] for name in names}, console)
         targets = torch.tensor(images.targets)
         return CachedEvalBatches(torch.from_numpy(pixels), targets, batch_size, world.device, world.rank, world.size)

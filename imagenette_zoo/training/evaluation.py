@@ -258,7 +258,10 @@ def open_model(name: str, options: Any, classes: int | None = None) -> Any:
         load_weights(model, state_dict, options.checkpoint)
         return model
     if name.startswith(('hf-hub:', 'hf_hub:')) or options.pretrained:
-        return build.build_model(name, pretrained=True, num_classes=options.num_classes, **kwargs)
+        model = build.build_model(name, pretrained=True, num_classes=options.num_classes, **kwargs)
+        if options.num_classes not in (None, classes := model.pretrained_cfg['num_classes']):
+            raise UserError(f'--num-classes {options.num_classes}: {name} has {classes}: leave it out')
+        return model
     hint = 'for its name give --checkpoint or --pretrained' if timm.is_model(name) else 'no such folder or model'
     raise UserError(f"--model {name}: no run's folder; {hint}{nearest(name, timm.list_models())}")
 

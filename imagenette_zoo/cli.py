@@ -241,7 +241,8 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from .study.commands import plain_name, run_command
+    from .study.commands import run_command
+    from .study.plan import plain_name
     from .study.runner import Place
 
     flags = given_flags(args, Recipe)

@@ -15,8 +15,11 @@ import torch
 from PIL import Image
 
 from imagenette_zoo.layers import kernels
+from imagenette_zoo.models import googlenet, mobilenetv2, resnets
 from imagenette_zoo.training import trainer
 from imagenette_zoo.training.recipe import Recipe
+
+ZOO = [variant.name for family in (mobilenetv2, resnets, googlenet) for variant in family.VARIANTS]
 
 needs_local_dir = pytest.mark.skipif(
     tuple(int(part) for part in timm.__version__.split('.')[:3]) < (1, 0, 26),

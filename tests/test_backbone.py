@@ -11,7 +11,7 @@ from torch import nn
 import imagenette_zoo  # noqa: F401  (registers the models)
 from imagenette_zoo.data.synthette import CLASS_NAMES, draw
 
-from .test_predict import ZOO
+from .conftest import ZOO
 
 
 class Segmenter(nn.Module):

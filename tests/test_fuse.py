@@ -18,10 +18,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import imagenette_zoo
 from imagenette_zoo import fuse
 from imagenette_zoo.layers import MultiPass, WideInvertedResidual
-from imagenette_zoo.models import googlenet, mobilenetv2, resnets
+
+from .conftest import ZOO
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 5e-4}  # float32 itself is 1e-4 away from float64 on some
-ZOO = [variant.name for family in (mobilenetv2, resnets, googlenet) for variant in family.VARIANTS]
 TIMM = [
     'resnet18',
     'resnet50d',

@@ -17,9 +17,9 @@ from torchvision.models.feature_extraction import create_feature_extractor, get_
 
 import imagenette_zoo
 from imagenette_zoo.layers import BlurPool2d, MaxBlurPool2d, Mish
-from imagenette_zoo.models import googlenet, mobilenetv2, resnets
 
-NAMES = [variant.name for family in (mobilenetv2, resnets, googlenet) for variant in family.VARIANTS]
+from .conftest import ZOO
+
 SIDE = 64
 
 
@@ -61,12 +61,12 @@ def settle(model: nn.Module) -> nn.Module:
 
 
 def test_all_of_the_table_is_registered() -> None:
-    assert set(timm.list_models('*imagenette*')) == set(NAMES) - {'googlenet'}
-    assert len(NAMES) == 12
+    assert set(timm.list_models('*imagenette*')) == set(ZOO) - {'googlenet'}
+    assert len(ZOO) == 12
     assert timm.is_model('googlenet')
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', ZOO)
 def test_config_fits_the_model(name: str) -> None:
     model = create(name)
     cfg = timm.get_pretrained_cfg(name)
@@ -83,7 +83,7 @@ def test_config_fits_the_model(name: str) -> None:
         assert cfg.description
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', ZOO)
 def test_forward_and_heads(name: str) -> None:
     model = create(name, num_classes=7)
     x = images(model.default_cfg['input_size'][-1])
@@ -104,7 +104,7 @@ def test_forward_and_heads(name: str) -> None:
     assert create(name, num_classes=0, global_pool='')(x).shape == features.shape
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', ZOO)
 def test_every_parameter_gets_a_gradient(name: str) -> None:
     model = create(name, num_classes=42).train()
     out = model(images(batch=2))
@@ -113,7 +113,7 @@ def test_every_parameter_gets_a_gradient(name: str) -> None:
     assert not [key for key, weight in model.named_parameters() if weight.grad is None]
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', ZOO)
 def test_gradient_checkpointing_changes_nothing(name: str) -> None:
     model = create(name).train()
     twin = copy.deepcopy(model)
@@ -126,7 +126,7 @@ def test_gradient_checkpointing_changes_nothing(name: str) -> None:
 
 
 @pytest.mark.parametrize('settings', [{}, {'feature_cls': 'getter'}], ids=['list', 'getter'])
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', ZOO)
 def test_features_only(name: str, settings: dict[str, Any]) -> None:
     model = create(name, features_only=True, **settings)
     x = images(96)
@@ -140,7 +140,7 @@ def test_features_only(name: str, settings: dict[str, Any]) -> None:
     torch.testing.assert_close(chosen(x), [outputs[1], outputs[3]])
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', ZOO)
 def test_forward_intermediates(name: str) -> None:
     model, x = settle(create(name)), images(96)
     info = FeatureInfo(model.feature_info, tuple(range(5)))
@@ -155,7 +155,7 @@ def test_forward_intermediates(name: str) -> None:
     assert count(model) < 0.7 * count(create(name))
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', ZOO)
 def test_torchscript(name: str) -> None:
     model, x = settle(create(name, scriptable=True)), images()
     assert_same(torch.jit.script(model)(x), model(x))
@@ -167,7 +167,7 @@ def test_torchscript_of_features(name: str) -> None:
     torch.testing.assert_close(torch.jit.script(model)(x), model(x))
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', ZOO)
 def test_fx(name: str) -> None:
     model, x = settle(create(name)), images()
     settings = {
@@ -181,13 +181,13 @@ def test_fx(name: str) -> None:
     torch.testing.assert_close(out, model(x), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', ZOO)
 def test_export(name: str) -> None:
     model, x = settle(create(name)), images()
     assert_same(torch.export.export(model, (x,)).module()(x), model(x))
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', ZOO)
 def test_compile(name: str) -> None:
     model, x = settle(create(name)), images()
     with torch.no_grad():
@@ -195,7 +195,7 @@ def test_compile(name: str) -> None:
         assert_same(compiled(x), model(x))
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', ZOO)
 def test_image_channels_and_dropout(name: str) -> None:
     model = create(name, in_chans=1, drop_rate=0.5)
     x = images(channels=1)
@@ -205,7 +205,7 @@ def test_image_channels_and_dropout(name: str) -> None:
     assert not torch.equal(model.forward_head(features), model.forward_head(features))
 
 
-@pytest.mark.parametrize('name', [name for name in NAMES if name != 'googlenet'])
+@pytest.mark.parametrize('name', [name for name in ZOO if name != 'googlenet'])
 def test_drop_path(name: str) -> None:
     model = create(name, drop_path_rate=0.9)
     torch.testing.assert_close(model(images()), model(images()))
@@ -223,7 +223,7 @@ def settle_dropping(model: nn.Module) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', ZOO)
 def test_every_parameter_has_a_group(name: str) -> None:
     model = create(name)
     for coarse, fewest in ((False, 8), (True, 5)):
@@ -257,10 +257,6 @@ def test_equals_timms_mobilenet(name: str, timm_name: str, settings: dict[str, A
         torch.testing.assert_close(value, plain.state_dict()[key], rtol=0, atol=0)
 
 
-def test_size_of_the_control() -> None:
-    assert count(create('mbv2_imagenette')) == 2_236_682
-
-
 @pytest.mark.parametrize(('name', 'layer'), [('blur', BlurPool2d), ('maxblur', MaxBlurPool2d)])
 def test_anti_aliased_mobilenet(name: str, layer: type[nn.Module]) -> None:
     """Same weights; every strided depthwise convolution becomes a dense one and a blur."""
@@ -272,7 +268,7 @@ def test_anti_aliased_mobilenet(name: str, layer: type[nn.Module]) -> None:
     assert sum(isinstance(module, layer) for module in model.modules()) == 4
 
 
-@pytest.mark.parametrize('name', [name for name in NAMES if '_maxblur_' in name and name.startswith('resnet')])
+@pytest.mark.parametrize('name', [name for name in ZOO if '_maxblur_' in name and name.startswith('resnet')])
 def test_max_blur_resnet_differs_from_timms_in_the_stem_pool(name: str) -> None:
     model = settle(create(name))
     base = name.split('_')[0]
@@ -368,7 +364,7 @@ def test_model_cost() -> None:
 
 def test_list_models() -> None:
     infos = imagenette_zoo.list_models()
-    assert [info.name for info in infos] == NAMES
+    assert [info.name for info in infos] == ZOO
     by_name = {info.name: info for info in infos}
     assert by_name['mbv2_imagenette'].parameters == 2_236_682
     assert math.isclose(by_name['mbv2_imagenette'].gmacs, 0.2995, abs_tol=1e-4)
@@ -383,7 +379,7 @@ def test_list_models() -> None:
     'dtype' not in inspect.signature(timm.models.ResNet.__init__).parameters,
     reason='this timm takes no device and dtype',
 )
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', ZOO)
 def test_weights_and_buffers_are_made_where_and_as_asked_for(name: str) -> None:
     model = timm.create_model(name, dtype=torch.bfloat16)
     tensors = [*model.parameters(), *model.buffers()]

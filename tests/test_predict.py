@@ -24,19 +24,7 @@ from imagenette_zoo.training import build
 from imagenette_zoo.training.checkpoint import save_model_folder
 from imagenette_zoo.training.recipe import Recipe
 
-ZOO = [
-    'googlenet',
-    'mbv2_imagenette',
-    'mbv2_mish_blur_imagenette',
-    'mbv2_mish_imagenette',
-    'mbv2_mish_maxblur_imagenette',
-    'mbv2_mish_mp2_imagenette',
-    'mbv2_mish_mp3_imagenette',
-    'resnet34_maxblur_imagenette',
-    'resnet34_mp2_imagenette',
-    'resnet50_maxblur_imagenette',
-    'resnet50d_mish_maxblur_imagenette',
-]
+from .conftest import ZOO
 
 
 def create(name: str, **kwargs: Any) -> Any:

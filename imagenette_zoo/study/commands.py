@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from ..training.console import Console, duration, table
 from ..training.options import nearest
 from ..training.recipe import Recipe
 from .estimate import image_counts, seconds_per_epoch
-from .plan import Study, find_study, make_study, read_study
+from .plan import Study, find_study, make_study, plain_name, read_study
 from .records import Record, by_run, group_runs, samples_of, study_records
 from .report import check_packages, write_report
 from .runner import Place, Trials, check_models, epochs_done, run_study, state_of
@@ -70,11 +69,6 @@ def run_command(
         raise UserError(f'a model is given twice, or two names differ by punctuation only: {" ".join(models)}')
     study = make_study(' and '.join(models), recipes, tuple(range(1, seeds + 1)))
     _carry_out(study, place, Console(), plan_only=plan_only, ray=ray)
-
-
-def plain_name(model: str) -> str:
-    """A model's name as that of a folder."""
-    return re.sub(r'[^A-Za-z0-9._+=-]', '_', model)
 
 
 def _carry_out(

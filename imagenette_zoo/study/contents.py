@@ -13,7 +13,7 @@ from ..training.options import nearest
 from ..training.recipe import Recipe
 from .passes import BlockPasses
 from .plan import METRICS, Study
-from .records import FREE, Record, by_run, sample, samples_of
+from .records import FREE, Record, by_run, distinct, sample, samples_of
 from .statistics import Finding, Interval, Verdict, interval, judge
 
 __all__ = ['COSTS', 'THRESHOLDS', 'contents', 'front', 'plain']
@@ -114,29 +114,21 @@ def _interval(found: Interval) -> dict[str, Any]:
 # --- What was run -----------------------------------------------------------------------------------------------------
 
 
-def _distinct(values: Sequence[Any]) -> list[Any]:
-    found: list[Any] = []
-    for value in values:
-        if value not in found:
-            found.append(value)
-    return found
-
-
 def _setup(records: Sequence[Record], runs: Runs) -> dict[str, Any]:
     results = [record.result for record in records]
-    names = _distinct([name for result in results for name in result.versions])
+    names = distinct([name for result in results for name in result.versions])
     return {
         'trainings': len(records),
         'runs': len(runs),
         'seeds': sorted({record.seed for record in records}),
         'seeds_each': sorted({len(each) for each in runs.values()}),
         'analysed': sum(record.analysis is not None for record in records),
-        'datasets': _distinct([{k: result.dataset.get(k) for k in ('name', 'train', 'val')} for result in results]),
+        'datasets': distinct([{k: result.dataset.get(k) for k in ('name', 'train', 'val')} for result in results]),
         'img_sizes': sorted({result.img_size for result in results}),
         'epochs': sorted({result.epochs for result in results}),
-        'hardware': _distinct([result.hardware for result in results]),
+        'hardware': distinct([result.hardware for result in results]),
         'versions': {
-            name: _distinct([result.versions[name] for result in results if name in result.versions]) for name in names
+            name: distinct([result.versions[name] for result in results if name in result.versions]) for name in names
         },
     }
 
@@ -152,8 +144,8 @@ def _options(runs: Runs) -> dict[str, Any]:
         name: {key: value for key, value in each[0].result.recipe.items() if key not in FREE}
         for name, each in runs.items()
     }
-    keys = _distinct([key for recipe in recipes.values() for key in recipe])
-    apart = [key for key in keys if len(_distinct([recipe.get(key) for recipe in recipes.values()])) > 1]
+    keys = distinct([key for recipe in recipes.values() for key in recipe])
+    apart = [key for key in keys if len(distinct([recipe.get(key) for recipe in recipes.values()])) > 1]
     first, defaults = next(iter(recipes.values())), Recipe().as_dict()
     common = {key: first.get(key) for key in keys if key not in apart and first.get(key) != defaults.get(key)}
     return {

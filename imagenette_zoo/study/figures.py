@@ -207,7 +207,7 @@ def confusion_matrix(run: Run, name: str) -> Picture:
     return _picture(name, f'Confusion matrix in % of the true class: {_names([run])}', side, draw)
 
 
-def pass_similarity(run: Run, name: str) -> Picture:
+def pass_similarity(run: Run, name: str, heading: str = '') -> Picture:
     """Linear CKA of each pair of passes, and the points lost without each pass: a row for each MultiPass block."""
     blocks = run['passes']['blocks']
     most = max(len(block['kinds']) for block in blocks)
@@ -233,6 +233,8 @@ def pass_similarity(run: Run, name: str) -> Picture:
         axes[1].set_xticks(range(most), [f'pass {i + 1}' if most < 4 else str(i + 1) for i in range(most)])
         axes[0].set_yticks(range(len(blocks)), [_short(block['name'], 18) for block in blocks])
         axes[1].set_yticks([])
+        if heading:
+            figure.suptitle(heading, fontsize=9)
 
     title = f'Likeness of MultiPass passes and what each is worth: {_names([run])}'
     return _picture(name, title, 0.7 + 0.28 * len(blocks), draw)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -26,6 +25,7 @@ from ..training.evaluation import evaluate, load_model
 from ..training.memory import keep_freed_memory
 from ..training.options import option
 from ..training.recipe import ArchitectureOptions, ComputeOptions, DataOptions, InputOptions, WeightsOptions
+from . import figures
 
 __all__ = ['BlockPasses', 'PassesOptions', 'PassesReport', 'compare_passes']
 
@@ -102,7 +102,7 @@ def compare_passes(options: PassesOptions, *, quiet: bool = False) -> PassesRepo
     if not options.model:
         raise UserError('--model: say whose passes, as in --model runs/NAME')
     if options.save_figure:
-        _matplotlib()
+        require('matplotlib', '--save-figure', 'report')
     console = Console(quiet)
     world = World(choose_device(options.device))
     keep_freed_memory()
@@ -260,44 +260,8 @@ def _tell(report: PassesReport) -> str:
     )
 
 
-def _matplotlib() -> Any:
-    matplotlib = require('matplotlib', '--save-figure', 'report')
-    matplotlib.use('Agg')
-    return matplotlib
-
-
 def _save_figure(report: PassesReport, path: Path) -> None:
-    """A row for each block: likeness of each pair, and what each pass is worth."""
-    import io
-
-    from matplotlib import pyplot
-
-    most = max(len(block.kinds) for block in report.blocks)
-    pairs = [(a, b) for a in range(most) for b in range(a + 1, most)]
-    names = [block.name for block in report.blocks]
-    alike = [[b.cka[i][j] if j < len(b.kinds) else math.nan for i, j in pairs] for b in report.blocks]
-    lost = [[*b.top1_lost, *[math.nan] * (most - len(b.kinds))] for b in report.blocks]
-    panels = (
-        ('linear CKA of two passes', [f'{a + 1}–{b + 1}' for a, b in pairs], alike, 'cividis'),
-        ('points lost without pass', [str(i + 1) for i in range(most)], lost, 'cividis_r'),
-    )
-    figure, axes = pyplot.subplots(
-        1, 2, figsize=(3.2 + 1.0 * (len(pairs) + most), 1.6 + 0.32 * len(names)), layout='constrained'
-    )
-    for place, (axis, (title, columns, values, colours)) in enumerate(zip(axes, panels, strict=True)):
-        low, high = (0.0, 1.0) if place == 0 else (None, None)
-        image = axis.imshow(values, aspect='auto', cmap=colours, vmin=low, vmax=high)
-        axis.set_title(title, fontsize=10)
-        axis.set_xticks(range(len(columns)), columns)
-        axis.set_yticks(range(len(names)), names if place == 0 else [''] * len(names), fontsize=8)
-        for row, numbers in enumerate(values):
-            for column, number in enumerate(numbers):
-                if not math.isnan(number):
-                    red, green, blue, _ = image.cmap(image.norm(number))
-                    ink = 'black' if 0.3 * red + 0.59 * green + 0.11 * blue > 0.5 else 'white'
-                    axis.text(column, row, f'{number:.2f}', ha='center', va='center', fontsize=8, color=ink)
-    figure.suptitle(f'{report.model}: top-1 {report.top1:.2f} % on {report.images:,} images', fontsize=10)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=path.suffix[1:], dpi=150)
-    pyplot.close(figure)
-    write_atomic(path, buffer.getvalue())
+    run = {'number': 1, 'run': report.model, 'passes': {'blocks': [asdict(block) for block in report.blocks]}}
+    heading = f'{report.model}: top-1 {report.top1:.2f} % on {report.images:,} images'
+    picture = figures.pass_similarity(run, 'passes', heading)
+    write_atomic(path, getattr(picture, path.suffix[1:]))

@@ -27,6 +27,7 @@ __all__ = [
     'dump_study',
     'find_study',
     'make_study',
+    'plain_name',
     'read_study',
 ]
 
@@ -309,7 +310,7 @@ class _Reader:
             for axis, key, item in point:
                 pair = yaml.MappingNode(grid[1].tag, [(key, item)], item.start_mark, item.end_mark)
                 changes.update(self.options(pair))
-                words.append(f'{axis}={_word(changes[axis])}')
+                words.append(f'{axis}={plain_name(changes[axis])}')
             yield '-'.join(words), changes
 
     def seeds(self, node: Any) -> tuple[int, ...]:
@@ -399,7 +400,7 @@ def _whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _word(value: object) -> str:
-    """A value as a part of a name."""
+def plain_name(value: object) -> str:
+    """A value, or a model's name, as a part of a folder's name."""
     text = 'x'.join(map(str, value)) if isinstance(value, list) else str(value)
     return re.sub(r'[^A-Za-z0-9._+=-]', '_', text)

@@ -19,7 +19,7 @@ from .analysis import Analysis, read_analysis
 from .plan import THRESHOLD, Claim, Study, Trial
 from .statistics import Sample
 
-__all__ = ['Record', 'by_run', 'group_runs', 'read_record', 'sample', 'samples_of', 'study_records']
+__all__ = ['Record', 'by_run', 'distinct', 'group_runs', 'read_record', 'sample', 'samples_of', 'study_records']
 
 LARGEST_FILE = 64 * 2**20  # bytes
 IN_A_ROW = ('train_loss', 'train_seconds', 'seconds')
@@ -135,6 +135,15 @@ def _check_recipe(record: Record, trial: Trial) -> None:
             raise UserError(f'{record.folder}: was trained with {option} {then}, the study says {value}')
 
 
+def distinct(values: Sequence[Any]) -> list[Any]:
+    """The values, each once, in their order."""
+    found: list[Any] = []
+    for value in values:
+        if value not in found:
+            found.append(value)
+    return found
+
+
 def group_runs(folders: Sequence[Path]) -> list[Record]:
     """Finished runs out of any folders: those that differ by nothing but the seed are seeds of one run, which is
     named by its model, and by the options that tell it from the others with that model.
@@ -144,13 +153,10 @@ def group_runs(folders: Sequence[Path]) -> list[Record]:
     """
     read = [read_record(folder, '') for folder in folders]
     recipes = [{k: v for k, v in record.result.recipe.items() if k not in FREE} for record in read]
-    distinct: list[dict[str, Any]] = []
-    for recipe in recipes:
-        if recipe not in distinct:
-            distinct.append(recipe)
-    names = [_name(recipe, distinct) for recipe in distinct]
+    kinds = distinct(recipes)
+    names = [_name(recipe, kinds) for recipe in kinds]
     named = [
-        Record(names[distinct.index(recipe)], record.folder, record.result, record.history, record.analysis)
+        Record(names[kinds.index(recipe)], record.folder, record.result, record.history, record.analysis)
         for record, recipe in zip(read, recipes, strict=True)
     ]
     seen: dict[tuple[str, int], Path] = {}

@@ -267,32 +267,19 @@ def _write(
         write_atomic(place / name, data)
     numbers = json.dumps(content, ensure_ascii=False, indent=1, allow_nan=False)
     write_atomic(folder / 'report.json', f'{numbers}\n'.encode())
-    write_atomic(markdown, _markdown(view).encode())
-    write_atomic(folder / 'report.html', _page(view).encode())
+    text = _rendered('report.md', view, finalize=escape_markdown)  # all that is put in
+    write_atomic(markdown, (re.sub(r'\n{3,}', '\n\n', text).strip() + '\n').encode())
+    write_atomic(folder / 'report.html', _rendered('report.html', view, autoescape=True).encode())
 
 
-def _page(view: dict[str, Any]) -> str:
+def _rendered(template: str, view: dict[str, Any], **options: Any) -> str:
     import jinja2
 
     loader = jinja2.FileSystemLoader(TEMPLATES)
     environment = jinja2.Environment(
-        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        loader=loader, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined, **options
     )
-    return environment.get_template('report.html').render(view)
-
-
-def _markdown(view: dict[str, Any]) -> str:
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        finalize=escape_markdown,  # all that is put in
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    text = environment.get_template('report.md').render(view)
-    return re.sub(r'\n{3,}', '\n\n', text).strip() + '\n'
+    return environment.get_template(template).render(view)
 
 
 def escape_markdown(value: object) -> object:

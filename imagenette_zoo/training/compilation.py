@@ -71,13 +71,11 @@ def _saved(model: nn.Module, side: int, images: int, device: torch.device) -> fl
 
     leaves = [layer for layer in model.modules() if not any(layer.children())]
     handles = [layer.register_forward_hook(count) for layer in leaves]
-    was_training = model.training
     try:
         _, gmacs = model_cost(model, (3, side, side))  # runs a copy, with its hooks
     finally:
         for handle in handles:
             handle.remove()
-        model.train(was_training)
     seconds = 1e9 * (gmacs or 0.0) * SECONDS_A_MAC[kind] + elements * SECONDS_AN_ELEMENT[kind]
     if any(isinstance(layer, Mish) for layer in leaves):
         share = SAVED_OF_OURS

@@ -104,10 +104,10 @@ class Progress:
         if shows:
             elapsed = time.perf_counter() - self.start
             details = {'images/s': f'{self.images / elapsed:.0f}', **details}
+            shown = ', '.join(f'{key} {value}' for key, value in details.items())
             if self.console.live:
-                self.bar.set_postfix_str(', '.join(f'{key} {value}' for key, value in details.items()))
+                self.bar.set_postfix_str(shown)
             else:
                 left = elapsed / (self.step - self.done) * (self.steps - self.step)
-                shown = ', '.join(f'{key} {value}' for key, value in details.items())
                 self.console.line(f'{self.title} {self.step}/{self.steps}: {shown}, {duration(left)} left')
         self.bar.update()

@@ -114,9 +114,9 @@ def join(device_name: str) -> World:
         UserError: There is no such device on this machine.
     """
     size = int(os.environ.get('WORLD_SIZE', 1))
-    if size == 1:
-        return World(choose_device(device_name))
     device = choose_device(device_name)
+    if size == 1:
+        return World(device)
     if device.type == 'cuda':
         torch.cuda.set_device(device)
     store, rank, size = next(dist.rendezvous('env://'))

@@ -20,7 +20,7 @@ from PIL import Image
 
 import imagenette_zoo  # noqa: F401  (registers the models, also where this file runs on its own)
 from imagenette_zoo.data.imagenette import open_image
-from imagenette_zoo.errors import UserError, require
+from imagenette_zoo.errors import UserError, first_line, require
 from imagenette_zoo.sharing.loading import TrainedModel, UseOptions, load_trained
 from imagenette_zoo.sharing.predict import look_at
 
@@ -133,7 +133,7 @@ def serve(models: Sequence[str], port: int | None = None) -> None:
     try:
         page.launch(server_port=port, share=False, show_error=True, max_file_size=LARGEST_UPLOAD)
     except (OSError, OverflowError) as error:
-        raise UserError(f'--port {port or "7860 and on"}: {str(error).splitlines()[0]}: choose another') from None
+        raise UserError(f'--port {port or "7860 and on"}: {first_line(error)}: choose another') from None
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 import importlib
 from typing import Any
 
-__all__ = ['UserError', 'require']
+__all__ = ['UserError', 'first_line', 'require']
 
 
 class UserError(Exception):
@@ -12,6 +12,11 @@ class UserError(Exception):
     The command line prints the line without a traceback and exits with code 2. Everything else that is raised is a
     programmer's mistake and keeps its traceback.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """What went wrong, in one line: the first of the message, else the kind of error."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def require(module: str, what: str, extra: str) -> Any:

@@ -8,6 +8,7 @@ import pytest
 import timm
 
 import imagenette_zoo
+from imagenette_zoo.errors import first_line
 from imagenette_zoo.models import googlenet, mobilenetv2, resnets
 
 
@@ -53,3 +54,8 @@ def test_no_file_bears_the_name_of_one_of_timms() -> None:
 def test_models_pickle() -> None:
     model = timm.create_model('mbv2_mish_mp2_imagenette', channel_multiplier=0.35)
     assert list(pickle.loads(pickle.dumps(model)).state_dict()) == list(model.state_dict())
+
+
+def test_an_error_without_a_message_has_a_line_too() -> None:
+    assert first_line(ValueError('\nwhat\nwhere')) == 'what'
+    assert first_line(AssertionError()) == 'AssertionError'

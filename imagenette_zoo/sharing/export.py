@@ -21,7 +21,7 @@ from torch import nn
 from ..data.imagenette import evenly, find_root, load_split, open_image
 from ..data.synthette import CLASS_NAMES
 from ..data.synthette import draw as draw_image
-from ..errors import UserError, require
+from ..errors import UserError, first_line, require
 from ..layers import fuse
 from ..training import build
 from ..training.checkpoint import write_atomic
@@ -110,7 +110,7 @@ def export_model(options: ExportOptions, *, quiet: bool = False) -> Exported:
             data = kind.write(fused, images[:2], metadata)
             difference = _largest_difference(kind.read(data), trained.model, images)
     except Exception as error:  # torch's exporters and the runtime report what they lack in many ways
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise UserError(f"{options.model}: can't be exported to {options.to}: {reason}") from error
     if not difference <= TOLERANCE:  # nor nan
         raise UserError(

@@ -18,7 +18,7 @@ from huggingface_hub.utils import (
     validate_repo_id,
 )
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..models.catalog import model_cost
 from ..study import figures
 from ..study.contents import contents
@@ -81,7 +81,7 @@ def publish(source: str, repo_id: str, options: PublishOptions | None = None, *,
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise UserError(f'REPO_ID {repo_id}: {_first_line(error)}') from None
+        raise UserError(f'REPO_ID {repo_id}: {first_line(error)}') from None
     if '/' not in repo_id:
         raise UserError(f'REPO_ID {repo_id}: OWNER/NAME is expected, as in me/{repo_id}')
     token = get_token()
@@ -240,7 +240,7 @@ def _one_line(repo_id: str, token: str, console: Console) -> Iterator[None]:
 
 def _reason(error: BaseException, repo_id: str) -> str:
     status = getattr(getattr(error, 'response', None), 'status_code', None)
-    said = getattr(error, 'server_message', None) or _first_line(error)
+    said = getattr(error, 'server_message', None) or first_line(error)
     if isinstance(error, PermissionError) or status in (401, 403):
         return (
             f'{constants.ENDPOINT} refuses the token ({status or said}): one is needed that may write to '
@@ -254,7 +254,3 @@ def _reason(error: BaseException, repo_id: str) -> str:
     return (
         f'{constants.ENDPOINT} {what}: the repository has the whole model or nothing of it; give the same command again'
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

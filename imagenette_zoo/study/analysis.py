@@ -14,7 +14,7 @@ import torch
 from ..data import resolve_dataset
 from ..data.augment import Normalize
 from ..data.imagenette import evenly, load_split
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..layers import MultiPass
 from ..training import build
 from ..training.checkpoint import write_atomic
@@ -163,7 +163,7 @@ def read_analysis(folder: Path) -> Analysis | None:
     except OSError as error:
         raise UserError(f"{paths[1]}: can't read: {error.strerror}") from None
     except Exception as error:  # safetensors reports a damaged file in many ways
-        reason = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
+        reason = first_line(error)[:80]
         raise UserError(f'{paths[0]}: not the analysis of a run ({reason}): remove it to have it made again') from None
 
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError, require
+from ..errors import UserError, first_line, require
 from ..training.checkpoint import RunFolder, write_atomic
 from ..training.console import Console
 from .analysis import FILES
@@ -52,7 +52,7 @@ def run_on_ray(study: Study, place: Place, console: Console, address: str, *, on
         try:
             ray.init(address=address, log_to_driver=False, logging_level='error')
         except (ConnectionError, ValueError, RuntimeError) as error:
-            raise UserError(f'--ray {address}: no cluster there ({(str(error).splitlines() or [""])[0]})') from None
+            raise UserError(f'--ray {address}: no cluster there ({first_line(error)})') from None
         try:
             with sigterm_interrupts():
                 return _collect(ray, chosen, states, place, console)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..training.prepare import FREE_ON_RESUME
 from ..training.recipe import Recipe
 from ..training.result import Result, read_result
@@ -102,7 +102,7 @@ def read_record(folder: Path, run: str) -> Record:
     except OSError as error:
         raise UserError(f"{path}: can't read the metrics of a run: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise UserError(f'{path}: not the metrics of a run ({reason})') from None
     return Record(run, folder, result, history, read_analysis(folder))
 

@@ -23,7 +23,7 @@ from torch import nn
 from ..data.cache import content_hash, eval_pixels, names_hash
 from ..data.imagenette import ImageSet, available_cores
 from ..data.loaders import Batches, CachedEvalBatches, Transform, eval_loader
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..layers.blurpool import speed_up_blur
 from ..layers.norm_mish import fuse_norm_mish
 from .console import Console
@@ -159,7 +159,7 @@ def probe(model: nn.Module, name: str, input_size: tuple[int, int, int]) -> None
         with torch.inference_mode():
             model(torch.zeros(2, *input_size, device=weight.device, dtype=weight.dtype))
     except (AssertionError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise UserError(f"model {name} can't take images of {input_size[-1]} px (--img-size): {reason}") from None
 
 

@@ -29,7 +29,7 @@ import yaml
 from timm.models import clean_state_dict
 from torch import nn
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 from .options import nearest
 from .recipe import Recipe
 
@@ -193,7 +193,7 @@ def read_weights(path: Path, use_ema: bool = True) -> dict[str, torch.Tensor]:
             f'refused; save it as safetensors'
         ) from None
     except Exception as error:  # both libraries report a damaged file in many ways
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise UserError(f'{path}: truncated or not a checkpoint ({reason})') from None
     state = checkpoint
     if isinstance(checkpoint, dict):
@@ -394,7 +394,7 @@ class RunFolder:
                 raise TypeError('not a state')
             return state
         except Exception as error:  # torch reports a damaged file in many ways
-            reason = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
+            reason = first_line(error)[:80]
             raise UserError(
                 f"{self['state.pt']}: damaged, it can't be resumed from ({reason}); --overwrite starts again"
             ) from None

@@ -13,7 +13,7 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 from .distributed import World
 from .recipe import Recipe
 
@@ -101,7 +101,7 @@ def explained(recipe: Recipe, world: World) -> Iterator[None]:
     except MemoryError as error:
         raise _out_of_memory(recipe, world) from error
     except torch._dynamo.exc.TorchDynamoException as error:
-        raise UserError(f'--torchcompile {recipe.torchcompile}: {str(error).strip().splitlines()[0]}') from error
+        raise UserError(f'--torchcompile {recipe.torchcompile}: {first_line(error)}') from error
     except RuntimeError as error:
         text = str(error)
         # the CPU's allocator, oneDNN
@@ -109,7 +109,7 @@ def explained(recipe: Recipe, world: World) -> Iterator[None]:
             raise _out_of_memory(recipe, world) from error
         if world.size > 1 and (isinstance(error, dist.DistError) or 'gloo' in text):
             raise UserError(
-                f'lost another process of the group ({text.strip().splitlines()[0][:120]}); the same command with '
+                f'lost another process of the group ({first_line(error)[:120]}); the same command with '
                 f'--resume continues from the last checkpoint'
             ) from error
         raise

@@ -15,7 +15,7 @@ import timm.optim
 import torch
 from torch import nn
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 
 __all__ = ['REHEARSALS', 'Recorder']
 
@@ -116,7 +116,7 @@ class Recorder:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
             raise UserError(f'this step can not be recorded ({reason}): --cuda-graph none goes without') from error
         finally:
             _set_rates(self.optimizer, kept)

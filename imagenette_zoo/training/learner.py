@@ -18,7 +18,7 @@ from timm.utils import ModelEmaV3, NativeScaler, dispatch_clip_grad, distribute_
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..layers.depthwise import speed_up_depthwise
 from .build import autocast, place
 from .compilation import compiled
@@ -124,7 +124,7 @@ class Learner:
         try:
             return create_optimizer_v2(self.model, **kwargs)
         except (TypeError, ValueError, AssertionError, ImportError, RuntimeError, LookupError) as error:
-            raise UserError(f'--opt {recipe.opt}: {str(error).splitlines()[0] if str(error) else error!r}') from None
+            raise UserError(f'--opt {recipe.opt}: {first_line(error)}') from None
 
     def _make_scheduler(self, updates_per_epoch: int) -> tuple[Any, int]:
         recipe = self.recipe
@@ -133,7 +133,7 @@ class Learner:
         try:
             scheduler, epochs = create_scheduler_v2(self.optimizer, **kwargs, updates_per_epoch=updates_per_epoch)
         except (ValueError, AssertionError, TypeError) as error:
-            raise UserError(f'--sched {recipe.sched}: {str(error).splitlines()[0]}') from None
+            raise UserError(f'--sched {recipe.sched}: {first_line(error)}') from None
         if scheduler is None and recipe.sched != 'none':
             raise UserError(f'--sched {recipe.sched}: this timm does not have it: upgrade timm')
         return scheduler, epochs

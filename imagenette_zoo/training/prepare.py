@@ -17,7 +17,7 @@ from ..data.cache import train_pixels, train_side
 from ..data.imagenette import ImageSet, load_split, with_label_noise
 from ..data.loaders import Batches, CachedTrainBatches, EpochBatches, SizeSchedule, Transform, train_loader
 from ..data.seeding import seed_everything
-from ..errors import UserError
+from ..errors import UserError, first_line
 from . import build
 from .checkpoint import RunFolder, load_weights, model_folder, read_weights, resumed_run
 from .compilation import resolve
@@ -156,7 +156,7 @@ def _compile(recipe: Recipe, learner: Learner, config: dict[str, Any], console: 
         seconds = learner.compile(recipe.train_img_sizes or (side,), channels)
         console.line(f'compiled in {seconds:.1f} s')
     except (torch._dynamo.exc.TorchDynamoException, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         if recipe.torchcompile != 'auto' or learner.world.size > 1:
             raise UserError(f'--torchcompile {recipe.torchcompile}: {reason}') from error
         console.line(f'torchcompile auto: off after all ({reason})')
@@ -229,7 +229,7 @@ def _resume(run: Run, data: bytes) -> None:
             raise ValueError('no loss of each process')
         run.learner.load_state_dict(state['learner'])
     except (LookupError, RuntimeError, ValueError, TypeError, AttributeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise UserError(f'{run.folder["state.pt"]}: not the state of this run ({reason})') from None
 
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 from . import build
 from .console import Console, duration, table
 from .prepare import Run
@@ -110,7 +110,7 @@ def read_result(folder: Path) -> Result:
     except OSError as error:
         raise UserError(f"{path}: can't read the result of a run: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise UserError(f'{path}: not the result of a run ({reason})') from None
 
 

@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 import yaml
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 from .checkpoint import write_atomic
 from .console import Console
 from .recipe import Recipe
@@ -117,7 +117,7 @@ class Tracking:
             return _within(PATIENCE, act)
         except (Exception, SystemExit) as error:  # libraries of others, networks and disks
             self._open.pop(option, None)
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            reason = first_line(error)
             self._console.line(f'{_flag(option)}: failed, the run does without it ({reason})')
             return None
 

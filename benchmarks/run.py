@@ -70,7 +70,9 @@ def main() -> None:
     parser.add_argument('--epochs', type=int, default=3, help='of loaders')
     parser.add_argument('--results-dir', type=Path, default=Path('benchmark-results'))
     args = parser.parse_args()
-    if 'recorded' in args.only and args.device != 'cuda':
+    if args.device != 'cuda' and args.only == ['recorded']:
+        parser.error('recorded: needs --device cuda')
+    if args.device != 'cuda' and 'recorded' in args.only:
         print('recorded: left out, it needs --device cuda')
         args.only.remove('recorded')
     need_timm = NEED_TIMM if 'timm' in args.order else NEED_TIMM - {'accuracy'}

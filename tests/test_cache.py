@@ -249,12 +249,15 @@ def test_another_machine_with_the_same_cache_keeps_its_entry(
 
 
 @pytest.mark.skipif(sys.platform == 'darwin', reason='file names are Unicode there')
-def test_names_that_are_no_unicode(images: ImageSet, home: Path) -> None:
-    path = images.root / images.paths[0]
+def test_names_that_are_no_unicode(images: ImageSet, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = images.root.rename(os.fsdecode(os.fsencode(images.root) + b'\xe9'))
+    path = root / images.paths[0]
     path.rename(os.fsdecode(os.fsencode(path.parent) + b'/caf\xe9.png'))
-    found = load_split(images.root, 'train[:100%]')
+    found = load_split(root, 'train[:100%]')
     assert np.array_equal(train_pixels(found, 48, QUIET), squashed(found, 48))
-    assert cache.content_hash(found, QUIET) != cache.content_hash(load_split(images.root, 'val'), QUIET)
+    assert cache.content_hash(found, QUIET) != cache.content_hash(load_split(root, 'val'), QUIET)
+    assert main(['data', 'cache']) == 0
+    assert r'data\udce9' in capsys.readouterr().out
 
 
 def overwrite(path: Path, start: int, count: int) -> None:

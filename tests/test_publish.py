@@ -188,10 +188,10 @@ def test_an_ill_hub_is_one_line(client: Client, hub: Hub, run: Path) -> None:
     assert 'refuses (400): as it was asked to' in one_line(client('publish', str(run), 'me/small'))
 
 
-def test_the_hub_checks_the_card_before_anything_is_made_there(client: Client, hub: Hub, run: Path) -> None:
-    assert 'must be one of' in one_line(client('publish', str(run), 'me/small', '--license', 'mine'))
+def test_the_hub_checks_the_card_before_anything_is_sent(client: Client, hub: Hub, run: Path) -> None:
+    assert '"license" must be one of' in one_line(client('publish', str(run), 'me/small', '--license', 'mine'))
     assert not hub.stored
-    assert not hub.repos
+    assert not hub.repos['me/small'].commits
     assert client('publish', str(run), 'me/small', '--license', 'mit')['code'] == 0
     assert metadata(hub.repos['me/small'].branches['main']['README.md'].decode())['license'] == 'mit'
 

@@ -91,6 +91,10 @@ def test_a_study_is_run_skipped_continued_and_judged(
     (place / 'base.yaml').write_text(f'{BASE}checkpoint_hist: 3\n')  # decides nothing that is computed
     assert main(command) == 0
     assert '4 trainings: 4 done, 0 to do' in capsys.readouterr().out
+    (place / 'base.yaml').write_text(f'{BASE}nan: skip\n')
+    assert main(command) == 2
+    assert 'was trained with nan stop, the study says skip' in capsys.readouterr().err
+    (place / 'base.yaml').write_text(BASE)
     (place / 'rates.yaml').write_text(STUDY.format(epochs=2).replace('0.0001', '0.0002'))
     assert main([*command, '--only', 'fast']) == 2
     assert 'was started with lr 0.0001, not 0.0002' in capsys.readouterr().err
@@ -217,11 +221,13 @@ def test_run_is_a_study_in_one_line(place: Path, folder: Path, capsys: pytest.Ca
 def test_what_can_not_be_brought_home_is_one_failure(place: Path) -> None:
     """A node with another version of the package: its result is not one of ours."""
     [trial, *_] = read_study('rates.yaml').trials()
-    files = dict.fromkeys((*on_ray.RETURNED, 'log'), b'{}')
-    cluster = SimpleNamespace(get=lambda _: (files, ''), exceptions=SimpleNamespace(RayError=ConnectionError))
-    found = Trials()
-    assert on_ray._bring_home(cluster, None, trial, Place(place), found).startswith('FAILED: ')
-    assert (list(found.failed), found.done) == ([trial.name], [])
+    for names in (on_ray.RETURNED, on_ray.RETURNED[1:]):
+        files = dict.fromkeys((*names, 'log'), b'{}')
+        cluster = SimpleNamespace(get=lambda _, f=files: (f, ''), exceptions=SimpleNamespace(RayError=ConnectionError))
+        found = Trials()
+        assert on_ray._bring_home(cluster, None, trial, Place(place), found).startswith('FAILED: ')
+        assert (list(found.failed), found.done) == ([trial.name], [])
+        assert not (place / trial.name).exists()
 
 
 def test_a_cluster_that_loses_a_node(place: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

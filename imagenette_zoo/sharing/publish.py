@@ -187,7 +187,6 @@ def _pictures(trained: Trained, console: Console) -> list[figures.Picture]:
 
 def _send(folder: Path, files: list[str], repo_id: str, options: PublishOptions, token: str) -> bool:
     """Sends the files in one commit, the card's metadata checked by the Hub first; False where it has them all."""
-    ModelCard.load(folder / 'README.md').validate()  # before there is a repository for it
     api = HfApi(token=token, library_name='imagenette-zoo', library_version=__version__)
     private: dict[str, Any] = {'private': True} if options.private else {}  # else as the owner has it
     api.create_repo(repo_id, exist_ok=True, **private)

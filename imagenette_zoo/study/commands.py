@@ -98,7 +98,8 @@ def _carry_out(
     try:
         _report(study, place, console)
     except UserError as error:
-        console.line(f'no report: {error}')
+        if found.failed:  # which are what is raised, then
+            console.line(f'no report: {error}')
         _say_failures(found, place, console)
         raise
     _say_failures(found, place, console)

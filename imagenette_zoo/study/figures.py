@@ -234,7 +234,7 @@ def pass_similarity(run: Run, name: str, heading: str = '') -> Picture:
         axes[0].set_yticks(range(len(blocks)), [_short(block['name'], 18) for block in blocks])
         axes[1].set_yticks([])
         if heading:
-            figure.suptitle(heading, fontsize=9)
+            figure.suptitle(_short(heading, 64), fontsize=9)
 
     title = f'Likeness of MultiPass passes and what each is worth: {_names([run])}'
     return _picture(name, title, 0.7 + 0.28 * len(blocks), draw)

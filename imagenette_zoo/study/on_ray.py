@@ -6,6 +6,7 @@ that holds. A training that another start began is begun again.
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import tempfile
@@ -17,6 +18,7 @@ from typing import Any
 from ..errors import UserError, first_line, require
 from ..training.checkpoint import RunFolder, write_atomic
 from ..training.console import Console
+from ..training.result import Result
 from .analysis import FILES
 from .plan import Study, Trial
 from .runner import Place, Trials, commands, opened, reason, sigterm_interrupts, told
@@ -117,13 +119,16 @@ def _bring_home(ray: Any, ready: Any, trial: Trial, place: Place, found: Trials)
         if why:
             raise UserError(why)
         folder = place.output / trial.name
+        if missing := [name for name in RETURNED if name not in files]:
+            raise UserError(f'{", ".join(missing)} did not come home: has the node another version of this package?')
+        Result.from_json(json.loads(files['result.json']), folder)  # what is not ours is not written
         for name in RETURNED:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             write_atomic(folder / name, files[name])
         text = told(folder)
-    except (OSError, UserError) as error:
-        found.failed[trial.name] = str(error)
-        return f'FAILED: {error}'
+    except (OSError, UserError, ValueError, RecursionError) as error:
+        found.failed[trial.name] = first_line(error)
+        return f'FAILED: {first_line(error)}'
     found.done.append(trial)
     return text
 

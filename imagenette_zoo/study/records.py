@@ -19,7 +19,17 @@ from .analysis import Analysis, read_analysis
 from .plan import THRESHOLD, Claim, Study, Trial
 from .statistics import Sample
 
-__all__ = ['Record', 'by_run', 'distinct', 'group_runs', 'read_record', 'sample', 'samples_of', 'study_records']
+__all__ = [
+    'Record',
+    'by_run',
+    'check_recipe',
+    'distinct',
+    'group_runs',
+    'read_record',
+    'sample',
+    'samples_of',
+    'study_records',
+]
 
 LARGEST_FILE = 64 * 2**20  # bytes
 IN_A_ROW = ('train_loss', 'train_seconds', 'seconds')
@@ -122,17 +132,17 @@ def study_records(study: Study, output: Path) -> list[Record]:
         folder = output / trial.name
         if (folder / 'result.json').is_file():
             record = read_record(folder, trial.run)
-            _check_recipe(record, trial)
+            check_recipe(record.result, trial)
             found.append(record)
     return found
 
 
-def _check_recipe(record: Record, trial: Trial) -> None:
-    """Raises :class:`UserError` where a training is not what the study says."""
+def check_recipe(result: Result, trial: Trial) -> None:
+    """Raises :class:`UserError` where a finished training is not what the study says."""
     for option, value in trial.recipe.as_dict().items():
-        then = record.result.recipe.get(option, value)
-        if then != value and option not in FREE_ON_RESUME:
-            raise UserError(f'{record.folder}: was trained with {option} {then}, the study says {value}')
+        then = result.recipe.get(option, value)
+        if then != value and option not in FREE - {'seed'}:
+            raise UserError(f'{result.folder}: was trained with {option} {then}, the study says {value}')
 
 
 def distinct(values: Sequence[Any]) -> list[Any]:

@@ -31,6 +31,7 @@ from ..training.recipe import Recipe
 from ..training.result import read_result
 from .analysis import FILES
 from .plan import Study, Trial, differing, dump_study
+from .records import check_recipe
 
 __all__ = [
     'Place',
@@ -96,6 +97,8 @@ def state_of(trial: Trial, place: Place) -> str:
         folder.unlock()
         return 'new'
     check_resumable(trial.recipe.replace(resume='auto'), folder)
+    if folder.finished:
+        check_recipe(read_result(folder.path), trial)
     return 'done' if folder.finished and all(folder[name].is_file() for name in FILES) else 'begun'
 
 

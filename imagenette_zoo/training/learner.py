@@ -321,11 +321,12 @@ class Learner:
 
     def after_epoch(self, epoch: int, metric: float | None) -> None:
         """Steps a schedule that goes by epochs: ``epoch`` are done."""
-        if self.scheduler is None:
-            return
-        waits = metric is None and hasattr(self.scheduler, 'lr_scheduler') and epoch > self.scheduler.warmup_t
-        if not waits:  # a plateau's scheduler, which before timm 1.0.23 takes no None
-            self.scheduler.step(epoch, metric)
+        if self.scheduler is not None:
+            try:
+                self.scheduler.step(epoch, metric)
+            except TypeError:  # a plateau's before timm 1.0.23 takes no None
+                if metric is not None:
+                    raise
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next step depends on."""

@@ -72,7 +72,7 @@ def test_config_fits_the_model(name: str) -> None:
     cfg = timm.get_pretrained_cfg(name)
     assert cfg == timm.get_pretrained_cfg(name, allow_unregistered=False)
     assert cfg.num_classes == model.num_classes == (1000 if name == 'googlenet' else 10)
-    assert (cfg.input_size[1], cfg.crop_pct) == (192 if cfg.file else 224, 0.875)
+    assert (cfg.input_size[1], cfg.crop_pct) == (224, 0.875)
     state = model.state_dict()
     assert f'{cfg.first_conv}.weight' in state
     assert f'{cfg.classifier}.weight' in state

@@ -175,7 +175,7 @@ VARIANTS = (
         'mbv2_mish_imagenette',
         'MobileNetV2 with Mish',
         {'act_layer': Mish},
-        packaged_weights('mbv2_mish_imagenette', 192),
+        packaged_weights('mbv2_mish_imagenette'),
     ),
     Variant(
         'mbv2_mish_blur_imagenette',

@@ -34,18 +34,13 @@ class Variant:
     cfg: dict[str, Any] = field(default_factory=dict)
 
 
-def packaged_weights(name: str, side: int) -> dict[str, Any]:
+def packaged_weights(name: str) -> dict[str, Any]:
     """Entries of timm's pretrained config of a model whose weights come with this package.
 
     Args:
         name: The model's name; its file is made by `tools/pack_weights.py`.
-        side: Of the images that it was trained and tested with, pixels.
     """
-    return {
-        'file': str(Path(__file__).parent / 'weights' / f'{name}.safetensors'),
-        'input_size': (3, side, side),
-        'pool_size': (side // 32, side // 32),
-    }
+    return {'file': str(Path(__file__).parent / 'weights' / f'{name}.safetensors')}
 
 
 def imagenette_cfg(variant: Variant, **family: Any) -> dict[str, Any]:

@@ -540,7 +540,7 @@ def test_both_loaders_train_and_validate_to_the_same(recipe: MakeRecipe, capsys:
 
 def test_validation_options_reach_the_cached_pixels(images: ImageSet) -> None:
     """Whatever was cached before with others."""
-    common = dict(input_size=(3, 32, 32), interpolation='bicubic', crop_pct=0.875, crop_mode='center')
+    common = dict(input_size=(3, 32, 32), interpolation='bicubic', crop_pct=0.875, crop_mode='center', mean=(0.5,) * 3)
     seen = set()
     for other in (
         {},
@@ -548,6 +548,8 @@ def test_validation_options_reach_the_cached_pixels(images: ImageSet) -> None:
         {'interpolation': 'nearest'},
         {'crop_mode': 'squash'},
         {'input_size': (3, 24, 24)},
+        {'crop_mode': 'border'},
+        {'crop_mode': 'border', 'mean': (0.1, 0.2, 0.3)},
     ):
         pixels = [
             torch.cat([batch for batch, _ in build.eval_batches(options, images, {**common, **other}, 5, WORLD, QUIET)])
@@ -555,7 +557,7 @@ def test_validation_options_reach_the_cached_pixels(images: ImageSet) -> None:
         ]
         assert torch.equal(*pixels), other
         seen.add(pixels[0].numpy().tobytes())
-    assert len(seen) == 5
+    assert len(seen) == 7
 
 
 def prepared(recipe: Recipe, console: Console) -> Run:

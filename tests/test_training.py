@@ -15,12 +15,14 @@ import timm
 import torch
 import yaml
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
+from timm.utils import NativeScaler
 
 import imagenette_zoo
 from imagenette_zoo import train
 from imagenette_zoo.cli import main
 from imagenette_zoo.errors import UserError
 from imagenette_zoo.training import learner, trainer
+from imagenette_zoo.training.distributed import World
 from imagenette_zoo.training.evaluation import load_folder
 from imagenette_zoo.training.learner import learning_rate
 from imagenette_zoo.training.recipe import Recipe
@@ -262,6 +264,18 @@ def test_the_heads_initial_weights_can_be_scaled(recipe: MakeRecipe) -> None:
     torch.testing.assert_close(head(seed=1, head_init_scale=0.5), whole / 2)
     start = str(Path(recipe().output, '1', 'last'))
     torch.testing.assert_close(head(seed=2, head_init_scale=0.5, initial_checkpoint=start), whole / 2)
+
+
+def test_a_run_may_move_to_a_device_with_a_gradient_scaler(recipe: MakeRecipe) -> None:
+    """From a CPU, whose state has none, to a GPU with float16."""
+    started = recipe(epochs=1)
+    here = learner.Learner(started, timm.create_model('test_resnet', num_classes=3), World(torch.device('cpu')), 1)
+    state = here.state_dict()
+    here.scaler = NativeScaler('cpu')
+    here.load_state_dict(state)
+    assert here.scaler.state_dict()['scale'] > 0
+    with pytest.raises((TypeError, AttributeError)):
+        here.load_state_dict({**state, 'scheduler': None})
 
 
 def test_what_batchnorm_was_trained_with_stays_with_the_model(recipe: MakeRecipe) -> None:

@@ -249,8 +249,7 @@ def open_model(name: str, options: Any, classes: int | None = None) -> Any:
         if options.checkpoint or options.pretrained:
             raise UserError(f'--model {name}: has its own weights: leave out --checkpoint and --pretrained')
         model = load_folder(folder, **kwargs)
-        if options.num_classes not in (None, model.num_classes):
-            raise UserError(f'--num-classes {options.num_classes}: {name} has {model.num_classes}: leave it out')
+        _check_classes(name, options.num_classes, model.num_classes)
         return model
     if options.checkpoint:
         state_dict = read_weights(Path(options.checkpoint), options.use_ema)
@@ -259,11 +258,16 @@ def open_model(name: str, options: Any, classes: int | None = None) -> Any:
         return model
     if name.startswith(('hf-hub:', 'hf_hub:')) or options.pretrained:
         model = build.build_model(name, pretrained=True, num_classes=options.num_classes, **kwargs)
-        if options.num_classes not in (None, classes := model.pretrained_cfg['num_classes']):
-            raise UserError(f'--num-classes {options.num_classes}: {name} has {classes}: leave it out')
+        _check_classes(name, options.num_classes, model.pretrained_cfg['num_classes'])
         return model
     hint = 'for its name give --checkpoint or --pretrained' if timm.is_model(name) else 'no such folder or model'
     raise UserError(f"--model {name}: no run's folder; {hint}{nearest(name, timm.list_models())}")
+
+
+def _check_classes(name: str, asked: int | None, own: int) -> None:
+    """Raises :class:`UserError` where a model would get a new, random classifier."""
+    if asked not in (None, own):
+        raise UserError(f'--num-classes {asked}: {name} has {own}: leave it out')
 
 
 def load_folder(folder: Path, **kwargs: Any) -> Any:

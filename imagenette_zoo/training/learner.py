@@ -363,9 +363,9 @@ class Learner:
         for part, name in (
             (self.ema and self.ema.module, 'ema'),
             (self.scheduler, 'scheduler'),
-            (self.scaler, 'scaler'),
+            (self.scaler if state['scaler'] is not None else None, 'scaler'),  # a run on a CPU had none
         ):
-            if part is not None and state[name] is not None:  # a CPU has no gradient scaler
+            if part is not None:
                 part.load_state_dict(state[name])
         self.updates, self.skipped = state['updates'], state['skipped']
 

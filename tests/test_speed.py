@@ -217,5 +217,5 @@ def test_training_on_a_cpu_uses_the_kernels(recipe: MakeRecipe, calls: list[str]
     model = {'model': 'mbv2_mish_mp3_imagenette', 'channels_last': True}  # its depthwise kernels are of 3, 5 and 7
     train(recipe(**model, img_size=64, epochs=1, loader='cache', **options), quiet=True)
     assert set(calls) == {
-        'crop_resize', 'look_up', 'norm_stats', 'norm_mish_forward', 'norm_mish_backward', 'depthwise_backward',
+        'crop_resize', 'look_up', 'norm_stats', 'norm_act_forward', 'norm_act_backward', 'depthwise_backward',
     }  # fmt: skip

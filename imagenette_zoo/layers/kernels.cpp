@@ -1,4 +1,4 @@
-// What kernels.py has compiled for CPUs: Mish, BatchNorm with Mish, the gradients of depthwise convolutions, blur pooling, and
+// What kernels.py has compiled for CPUs: Mish, BatchNorm with an activation, the gradients of depthwise convolutions, blur pooling, and
 // what is done to the pixels of a batch. Images are channels-last: rows of channels, where it is not three a multiple of LANES.
 // The vector types are GCC's and clang's.
 #include <algorithm>
@@ -29,7 +29,7 @@ static inline void store(bfloat16* p, Floats v) {  // rounds to nearest, ties to
 }
 static inline Floats splat(float x) { return x - Floats{}; }
 
-// Cephes' expf, up to 20 and 0 below -87: exp(x) = 2^n exp(r), |r| <= ln(2) / 2.
+// Cephes' expf, up to 87 and 0 below -87: exp(x) = 2^n exp(r), |r| <= ln(2) / 2.
 static inline Floats exponential(Floats x) {
     const Floats magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
     Floats shifted = x * 1.44269504088896341f + magic;
@@ -60,6 +60,51 @@ static inline Floats mish_slope(Floats x) {
     Floats n = e * (e + 2.0f);
     Floats q = 1.0f / (n + 2.0f);
     return n * q + low * (4.0f * e * (e + 1.0f)) * (q * q) + (x - x);
+}
+
+// Activations: their value, and the gradient of their input.
+struct Identity {
+    static Floats value(Floats x) { return x; }
+    static Floats gradient(Floats grad, Floats) { return grad; }
+};
+struct ReLU {
+    static Floats value(Floats x) { return x < 0.0f ? Floats{} : x; }
+    static Floats gradient(Floats grad, Floats x) { return x <= 0.0f ? Floats{} : grad; }
+};
+struct ReLU6 {
+    static Floats value(Floats x) { return x < 0.0f ? Floats{} : x > 6.0f ? splat(6.0f) : x; }
+    static Floats gradient(Floats grad, Floats x) { return (x <= 0.0f) | (x >= 6.0f) ? Floats{} : grad; }
+};
+struct Mish {
+    static Floats value(Floats x) { return mish(x); }
+    static Floats gradient(Floats grad, Floats x) { return grad * mish_slope(x); }
+};
+struct SiLU {
+    static Floats sigmoid(Floats x) { return 1.0f / (1.0f + exponential(x > -87.0f ? -x : splat(87.0f))); }
+    static Floats value(Floats x) { return x * sigmoid(x); }
+    static Floats gradient(Floats grad, Floats x) {
+        const Floats s = sigmoid(x);
+        return grad * (s + x * (s * (1.0f - s)));
+    }
+};
+struct Hardswish {
+    static Floats value(Floats x) { return x * (ReLU6::value(x + 3.0f) * (1.0f / 6.0f)); }
+    static Floats gradient(Floats grad, Floats x) {
+        return x <= -3.0f ? Floats{} : x >= 3.0f ? grad : grad * (x * (1.0f / 3.0f) + 0.5f);
+    }
+};
+
+// Calls with the activation of that number, as norm_act.py counts them.
+template <typename F>
+static void with_activation(int64_t number, F f) {
+    switch (number) {
+        case 0: return f(Identity());
+        case 1: return f(ReLU());
+        case 2: return f(ReLU6());
+        case 3: return f(Mish());
+        case 4: return f(SiLU());
+        case 5: return f(Hardswish());
+    }
 }
 
 // Element by element; what is left of a multiple of LANES goes through a buffer.
@@ -135,19 +180,19 @@ static void norm_stats(int64_t rows, int64_t channels, int threads, const T* x, 
     }
 }
 
-template <typename T>
-static void norm_mish_forward(int64_t rows, int64_t channels, int threads, const T* x, T* y, const float* scale, const float* shift) {
+template <typename A, typename T>
+static void norm_act_forward(int64_t rows, int64_t channels, int threads, const T* x, T* y, const float* scale, const float* shift) {
     #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t r = 0; r < rows; r++)
         for (int64_t c = 0; c < channels; c += LANES) {
             const int64_t i = r * channels + c;
-            store(y + i, mish(load(x + i) * load(scale + c) + load(shift + c)));
+            store(y + i, A::value(load(x + i) * load(scale + c) + load(shift + c)));
         }
 }
 
-// dx = a dz + b x + d with dz = grad mish'(z), z = scale x + shift; dz is kept in dx in between.
-template <typename T>
-static void norm_mish_backward(int64_t rows, int64_t channels, int threads, const T* grad, const T* x, T* dx, const float* scale,
+// dx = a dz + b x + d with dz = grad act'(z), z = scale x + shift; dz is kept in dx in between.
+template <typename A, typename T>
+static void norm_act_backward(int64_t rows, int64_t channels, int threads, const T* grad, const T* x, T* dx, const float* scale,
                      const float* shift, const float* mean, const float* inverse, float* dweight, float* dbias) {
     const int64_t size = rows_of_chunk(channels), chunks = (rows + size - 1) / size;
     std::vector<float> sums(chunks * channels), products(chunks * channels);
@@ -158,7 +203,7 @@ static void norm_mish_backward(int64_t rows, int64_t channels, int threads, cons
         for (int64_t r = first; r < end; r++)
             for (int64_t c = 0; c < channels; c += LANES) {
                 const int64_t i = r * channels + c;
-                const Floats v = load(x + i), dz = load(grad + i) * mish_slope(v * load(scale + c) + load(shift + c));
+                const Floats v = load(x + i), dz = A::gradient(load(grad + i), v * load(scale + c) + load(shift + c));
                 store(dx + i, dz);
                 store(sum + c, load(sum + c) + dz);
                 store(product + c, load(product + c) + dz * (v - load(mean + c)));
@@ -546,14 +591,19 @@ extern "C" void look_up_uint8(const int64_t* size, int, const uint8_t* pixels, c
     extern "C" void norm_stats_##T(const int64_t* sizes, int threads, const T* x, float* mean, float* var) {           \
         norm_stats(sizes[0], sizes[1], threads, x, mean, var);                                                         \
     }                                                                                                                  \
-    extern "C" void norm_mish_forward_##T(const int64_t* sizes, int threads, const T* x, T* y, const float* scale,     \
-                                          const float* shift) {                                                        \
-        norm_mish_forward(sizes[0], sizes[1], threads, x, y, scale, shift);                                            \
+    extern "C" void norm_act_forward_##T(const int64_t* sizes, int threads, const T* x, T* y, const float* scale,      \
+                                         const float* shift) {                                                         \
+        with_activation(sizes[2], [&](auto act) {                                                                      \
+            norm_act_forward<decltype(act)>(sizes[0], sizes[1], threads, x, y, scale, shift);                          \
+        });                                                                                                            \
     }                                                                                                                  \
-    extern "C" void norm_mish_backward_##T(const int64_t* sizes, int threads, const T* grad, const T* x, T* dx,        \
-                                           const float* scale, const float* shift, const float* mean,                  \
-                                           const float* inverse, float* dweight, float* dbias) {                       \
-        norm_mish_backward(sizes[0], sizes[1], threads, grad, x, dx, scale, shift, mean, inverse, dweight, dbias);     \
+    extern "C" void norm_act_backward_##T(const int64_t* sizes, int threads, const T* grad, const T* x, T* dx,         \
+                                          const float* scale, const float* shift, const float* mean,                   \
+                                          const float* inverse, float* dweight, float* dbias) {                        \
+        with_activation(sizes[2], [&](auto act) {                                                                      \
+            norm_act_backward<decltype(act)>(sizes[0], sizes[1], threads, grad, x, dx, scale, shift, mean, inverse,    \
+                                             dweight, dbias);                                                          \
+        });                                                                                                            \
     }                                                                                                                  \
     extern "C" void depthwise_backward_##T(const int64_t* sizes, int threads, const T* grad, const T* x,               \
                                            const float* w, T* dx, float* dw) {                                         \

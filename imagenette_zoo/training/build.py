@@ -25,7 +25,7 @@ from ..data.imagenette import ImageSet, available_cores
 from ..data.loaders import Batches, CachedEvalBatches, Transform, eval_loader
 from ..errors import UserError, first_line
 from ..layers.blurpool import speed_up_blur
-from ..layers.norm_mish import fuse_norm_mish
+from ..layers.norm_act import fuse_norm_act
 from .console import Console
 from .distributed import World
 from .options import nearest
@@ -142,7 +142,7 @@ def place(model: nn.Module, device: torch.device, channels_last: bool) -> nn.Mod
     """Moves a model to a device and into a memory layout, and fuses there what trains and validates alike."""
     model.to(device)
     if device.type == 'cpu' and channels_last:
-        fuse_norm_mish(model)
+        fuse_norm_act(model)
         speed_up_blur(model)
     return model.to(memory_format=torch.channels_last) if channels_last else model
 

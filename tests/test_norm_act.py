@@ -1,4 +1,4 @@
-"""BatchNorm and Mish as one layer: what timm's layer computes, and that layer wherever it has to be."""
+"""BatchNorm and an activation as one layer: what timm's layer computes, and that layer wherever it has to be."""
 
 import copy
 from collections.abc import Callable
@@ -14,22 +14,23 @@ from torch.utils.checkpoint import checkpoint
 
 import imagenette_zoo.models  # noqa: F401  (registers them)
 from imagenette_zoo.layers import Mish, kernels
-from imagenette_zoo.layers.norm_mish import fuse_norm_mish
+from imagenette_zoo.layers.norm_act import _ACTIVATIONS, fuse_norm_act
 
 from .conftest import needs_compiler, run_without_compiler
 
+ACTIVATIONS = [Mish, nn.Mish, nn.Identity, nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish]
 TOLERANCES = {torch.float32: {'rtol': 1e-4, 'atol': 1e-5}, torch.bfloat16: {'rtol': 2e-2, 'atol': 2e-2}}
 
 
 def layers(channels: int = 32, **options: object) -> tuple[BatchNormAct2d, BatchNormAct2d]:
     """timm's layer in float64, and ours with the same weights."""
     torch.manual_seed(0)
-    theirs = BatchNormAct2d(channels, act_layer=Mish, **options)
+    theirs = BatchNormAct2d(channels, **{'act_layer': Mish, **options})
     if theirs.affine:
         nn.init.uniform_(theirs.weight, 0.5, 2)
         nn.init.normal_(theirs.bias)
     ours = copy.deepcopy(theirs)
-    fuse_norm_mish(ours)
+    fuse_norm_act(ours)
     assert type(ours) is not BatchNormAct2d
     return theirs.double(), ours
 
@@ -50,13 +51,47 @@ def trained(layer: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
 
 @needs_compiler
 @pytest.mark.parametrize('dtype', TOLERANCES)
+@pytest.mark.parametrize('act', ACTIVATIONS)
+def test_activations_are_timms(act: type[nn.Module], dtype: torch.dtype, calls: list[str]) -> None:
+    theirs, ours = layers(act_layer=act)
+    assert type(ours.act) is act
+    x = images(4, 32, 9, 7, dtype=dtype)
+    for found, exact in zip(trained(ours, x), trained(theirs, x.double()), strict=True):
+        scale = exact.abs().max().clamp(min=1)
+        torch.testing.assert_close(found.double() / scale, exact / scale, **TOLERANCES[dtype])
+    with torch.no_grad():
+        torch.testing.assert_close(ours.eval()(x).double(), theirs.eval()(x.double()), **TOLERANCES[dtype])
+    assert calls == ['norm_stats', 'norm_act_forward', 'norm_act_backward', 'norm_act_forward']
+
+
+@needs_compiler
+@pytest.mark.parametrize('act', ACTIVATIONS)
+def test_activations_of_special_values(act: type[nn.Module]) -> None:
+    """Value and slope are torch's; one pixel's gradient of the bias is the slope."""
+    number, function = _ACTIVATIONS[act]
+    special = [0.0, -0.0, 6.0, 1e-30, 20.0, -20.0, 87.0, -87.0, 88.0, -88.0, 1e4, -1e4, 1e38, float('nan')]
+    x = torch.tensor([*special, *torch.linspace(-8, 8, 34)])
+    assert len(x) % kernels.LANES == 0
+    zeros, ones, y, dx, dweight, dbias = (torch.full_like(x, value) for value in (0, 1, 0, 0, 0, 0))
+    kernels.call('norm_act_forward', (1, len(x), number), x, y, ones, zeros)
+    kernels.call('norm_act_backward', (1, len(x), number), ones, x, dx, ones, zeros, zeros, ones, dweight, dbias)
+    exact = x.double().requires_grad_()
+    expected = function(exact)
+    expected.sum().backward()
+    torch.testing.assert_close(y.double(), expected.detach(), rtol=1e-5, atol=1e-6, equal_nan=True)
+    numbers = ~x.isnan()  # what a kinked one does with NaN is a matter of torch's version
+    torch.testing.assert_close(dbias[numbers].double(), exact.grad[numbers], rtol=1e-5, atol=1e-6)
+
+
+@needs_compiler
+@pytest.mark.parametrize('dtype', TOLERANCES)
 @pytest.mark.parametrize('shape', [(4, 32, 9, 7), (64, 16, 40, 33), (2, 960, 4, 4), (2, 32, 1, 1), (3, 40960, 1, 2)])
 def test_training_is_timms(dtype: torch.dtype, shape: tuple[int, ...], calls: list[str]) -> None:
     """Odd sizes, several chunks of rows, more channels than a chunk has elements."""
     theirs, ours = layers(shape[1])
     x = images(*shape, dtype=dtype)
     found, expected = trained(ours, x), trained(theirs, x.double())
-    assert calls == ['norm_stats', 'norm_mish_forward', 'norm_mish_backward']
+    assert calls == ['norm_stats', 'norm_act_forward', 'norm_act_backward']
     assert [tensor.dtype for tensor in found] == [dtype, dtype, torch.float32, torch.float32]
     assert found[0].is_contiguous(memory_format=torch.channels_last)
     for tensor, exact in zip(found, expected, strict=True):
@@ -79,7 +114,7 @@ def test_evaluation_is_timms(dtype: torch.dtype, calls: list[str]) -> None:
     x = images(4, 32, 9, 7, dtype=dtype)
     with torch.no_grad():
         torch.testing.assert_close(ours(x).double(), theirs(x.double()), **TOLERANCES[dtype])
-    assert calls == ['norm_mish_forward']
+    assert calls == ['norm_act_forward']
 
 
 @needs_compiler
@@ -103,19 +138,21 @@ def test_the_number_of_threads_changes_nothing() -> None:
 
 
 @needs_compiler
-def test_nan_is_seen(calls: list[str]) -> None:
+@pytest.mark.parametrize('act', ACTIVATIONS)
+def test_nan_is_seen(act: type[nn.Module], calls: list[str]) -> None:
     for dtype in TOLERANCES:
         x = images(2, 32, 4, 4, dtype=dtype)
         x[0, 3, 1, 1] = float('nan')
-        y = layers()[1](x)
+        y = layers(act_layer=act)[1](x)
         assert y[:, 3].isnan().all()
         assert y[:, 4:].isfinite().all()
     assert calls
 
 
 @needs_compiler
-def test_gradients_of_gradients() -> None:
-    theirs, ours = layers(16)
+@pytest.mark.parametrize('act', ACTIVATIONS)
+def test_gradients_of_gradients(act: type[nn.Module]) -> None:
+    theirs, ours = layers(16, act_layer=act)
     x = images(2, 16, 3, 3)
 
     def second(layer: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -137,6 +174,17 @@ def test_one_tensor_of_the_images_size_is_saved() -> None:
 
 
 @needs_compiler
+def test_a_trained_bias_in_evaluation(calls: list[str]) -> None:
+    theirs, ours = layers()
+    x = images(4, 32, 8, 8)
+    for layer in (theirs, ours):
+        layer.eval().weight.requires_grad_(False)
+        layer(x.to(layer.weight)).sum().backward()
+    torch.testing.assert_close(ours.bias.grad.double(), theirs.bias.grad, rtol=1e-4, atol=1e-4)
+    assert not calls
+
+
+@needs_compiler
 def test_checkpointing_and_frozen_weights(calls: list[str]) -> None:
     x = images(4, 32, 8, 8)
     expected = trained(layers()[1], x)
@@ -148,7 +196,7 @@ def test_checkpointing_and_frozen_weights(calls: list[str]) -> None:
     checkpoint(layer, x, use_reentrant=False).sum().backward()
     assert layer.weight.grad is None
     assert layer.bias.grad is not None
-    assert calls.count('norm_mish_backward') == 3
+    assert calls.count('norm_act_backward') == 3
 
 
 OTHERWISE: dict[str, Callable[[nn.Module, torch.Tensor], tuple[nn.Module, torch.Tensor]]] = {
@@ -197,27 +245,28 @@ def test_a_single_value_is_refused_as_by_torch() -> None:
 def test_which_layers_are_fused() -> None:
     def fused(**options: object) -> bool:
         layer = BatchNormAct2d(16, **options)
-        fuse_norm_mish(layer)
+        fuse_norm_act(layer)
         return type(layer) is not BatchNormAct2d
 
-    assert fused(act_layer=Mish)
-    assert not fused(act_layer=nn.ReLU)
-    assert not fused(act_layer=nn.Mish)
-    assert not fused(act_layer=Mish, apply_act=False)
+    assert all(fused(act_layer=act) for act in ACTIVATIONS)
+    assert fused(act_layer=nn.GELU, apply_act=False)
+    assert not fused(act_layer=nn.GELU)
     assert not fused(act_layer=Mish, drop_layer=nn.Dropout)
 
 
 @needs_compiler
-@pytest.mark.parametrize('name', ['mbv2_mish_imagenette', 'mbv2_mish_mp2_imagenette', 'mbv2_mish_maxblur_imagenette'])
+@pytest.mark.parametrize(
+    'name', ['mbv2_mish_imagenette', 'mbv2_mish_mp2_imagenette', 'mbv2_mish_maxblur_imagenette', 'efficientnet_b0']
+)
 def test_a_step_of_training_is_torchs(name: str, calls: list[str]) -> None:
     torch.manual_seed(0)
     plain = timm.create_model(name).to(memory_format=torch.channels_last)
     fused = copy.deepcopy(plain)
-    fuse_norm_mish(fused)
+    fuse_norm_act(fused)
     x, targets = images(4, 3, 64, 64), torch.tensor([1, 2, 3, 4])
     for model in (plain, fused):
         F.cross_entropy(model(x), targets).backward()
-    assert len(calls) == 3 * sum(type(layer) is Mish for layer in plain.modules())
+    assert len(calls) == 3 * sum(type(n) is BatchNormAct2d and n.num_features % 16 == 0 for n in plain.modules())
     assert fused.state_dict().keys() == plain.state_dict().keys()
     largest = max(parameter.grad.abs().max() for parameter in plain.parameters())
     for theirs, ours in zip(plain.parameters(), fused.parameters(), strict=True):
@@ -240,11 +289,11 @@ def test_no_compiler(tmp_path: Path) -> None:
         import torch
         from timm.layers import BatchNormAct2d
         from imagenette_zoo.layers import Mish
-        from imagenette_zoo.layers.norm_mish import fuse_norm_mish
+        from imagenette_zoo.layers.norm_act import fuse_norm_act
         x = torch.randn(4, 32, 8, 8).to(memory_format=torch.channels_last)
         layer = BatchNormAct2d(32, act_layer=Mish)
         expected = layer(x)
-        fuse_norm_mish(layer)
+        fuse_norm_act(layer)
         assert torch.equal(layer(x), expected)
         """
     run_without_compiler(script, tmp_path)

@@ -1,10 +1,11 @@
-"""BatchNorm and Mish as one layer on a CPU.
+"""BatchNorm and the activation after it as one layer on a CPU.
 
-Apart they read and write an activation thirteen times in a training step; as one they do it nine times (two reads and a
-write forward; four reads and two writes backward) and save one tensor instead of two. The arithmetic
+Apart they read and write what a convolution puts out thirteen times in a training step; as one they do it nine times
+(two reads and a write forward; four reads and two writes backward) and save one tensor instead of two. The arithmetic
 is that of `kernels.cpp`.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,36 +16,49 @@ from torch import nn
 from imagenette_zoo.layers.kernels import LANES, are_kernels_for, call, is_plain
 from imagenette_zoo.layers.mish import Mish
 
-__all__ = ['fuse_norm_mish']
+__all__ = ['fuse_norm_act']
+
+# By the type of the activation: its number in kernels.cpp, and torch's function.
+_ACTIVATIONS: dict[type[nn.Module], tuple[int, Callable[[torch.Tensor], torch.Tensor]]] = {
+    nn.Identity: (0, lambda x: x),
+    nn.ReLU: (1, F.relu),
+    nn.ReLU6: (2, F.relu6),
+    nn.Mish: (3, F.mish),
+    Mish: (3, F.mish),
+    nn.SiLU: (4, F.silu),
+    nn.Hardswish: (5, F.hardswish),
+}
 
 
-def fuse_norm_mish(model: nn.Module) -> None:
-    """Makes every timm `BatchNormAct2d` with :class:`Mish` compute both at once where it can.
+def fuse_norm_act(model: nn.Module) -> None:
+    """Makes every timm `BatchNormAct2d` whose activation is among a few compute both at once where it can.
 
-    That is for channels-last images in float32 or bfloat16 on a CPU with a C++ compiler; elsewhere such a layer is
-    timm's. State dicts are unaffected; results do not depend on the number of threads.
+    Those are none, ReLU, ReLU6, Mish, SiLU and Hardswish. It can for channels-last images in float32 or bfloat16 on a
+    CPU with a C++ compiler; elsewhere such a layer is timm's. State dicts are unaffected; results do not depend on the
+    number of threads.
 
     Args:
         model: The model; such layers are changed in place.
     """
     for layer in model.modules():
-        if type(layer) is BatchNormAct2d and type(layer.act) is Mish and type(layer.drop) is nn.Identity:
-            layer.__class__ = _NormMish2d
+        if type(layer) is BatchNormAct2d and type(layer.act) in _ACTIVATIONS and type(layer.drop) is nn.Identity:
+            layer.__class__ = _NormAct2d
 
 
-class _NormMish2d(BatchNormAct2d):
+class _NormAct2d(BatchNormAct2d):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if torch.compiler.is_compiling() or not self._is_fused(x):
             return super().forward(x)
         if not self.training:
-            return _normalized(x, *_scale_and_shift(self, self.running_mean, (self.running_var + self.eps).rsqrt()))
+            scale = self.weight * (self.running_var + self.eps).rsqrt()
+            return _normalized(x, scale, self.bias - self.running_mean * scale, type(self.act))
         with torch.no_grad():
             mean, var = _statistics(x)
             self.num_batches_tracked.add_(1)
             self.running_mean.lerp_(mean, self.momentum)
             size = x.numel() // x.shape[1]
             self.running_var.lerp_(var * (size / (size - 1)), self.momentum)
-        return _NormMish.apply(x, self.weight, self.bias, mean, (var + self.eps).rsqrt_(), self.eps)
+        return _NormAct.apply(x, self.weight, self.bias, mean, (var + self.eps).rsqrt_(), self.eps, type(self.act))
 
     def _is_fused(self, x: torch.Tensor) -> bool:
         return (
@@ -57,19 +71,18 @@ class _NormMish2d(BatchNormAct2d):
             and self.momentum is not None
             and all(tensor.dtype is torch.float32 for tensor in (self.weight, self.bias, self.running_mean))
             and x.numel() > x.shape[1]  # torch says what is wrong with a single value
-            and (self.training or not (torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)))
+            and (self.training or not (torch.is_grad_enabled() and _is_any_trained(x, self.weight, self.bias)))
             and not (self.act._forward_hooks or self.act._forward_pre_hooks or self.act._backward_hooks)
             and are_kernels_for(x.device, x.dtype)
         )
 
 
-def _scale_and_shift(layer: Any, mean: torch.Tensor, inverse: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    scale = layer.weight.detach() * inverse
-    return scale, layer.bias.detach() - mean * scale
+def _is_any_trained(*tensors: torch.Tensor) -> bool:
+    return any(tensor.requires_grad for tensor in tensors)
 
 
-class _NormMish(torch.autograd.Function):
-    """`mish(weight * (x - mean) * inverse + bias)`, where mean and inverse are those of x."""
+class _NormAct(torch.autograd.Function):
+    """`act(weight * (x - mean) * inverse + bias)`, where mean and inverse are those of x and act is of type `kind`."""
 
     @staticmethod
     def forward(
@@ -80,32 +93,34 @@ class _NormMish(torch.autograd.Function):
         mean: torch.Tensor,
         inverse: torch.Tensor,
         eps: float,
+        kind: type[nn.Module],
     ) -> torch.Tensor:
         scale = weight * inverse
         shift = bias - mean * scale
         ctx.save_for_backward(x, weight, bias, mean, inverse, scale, shift)
-        ctx.eps = eps
-        return _normalized(x, scale, shift)
+        ctx.eps, ctx.kind = eps, kind
+        return _normalized(x, scale, shift, kind)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight, bias, mean, inverse, scale, shift = ctx.saved_tensors
         if torch.is_grad_enabled() or not (is_plain(grad) and is_plain(x)):  # to be differentiated once more
-            return *_plain_gradients(grad, x, weight, bias, ctx.eps), None, None, None
+            return *_plain_gradients(grad, x, weight, bias, ctx.eps, ctx.kind), None, None, None, None
         grad, x = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (grad, x))
         dx, dweight, dbias = torch.empty_like(x), torch.empty_like(mean), torch.empty_like(mean)
-        call('norm_mish_backward', _sizes(x), grad.to(x.dtype), x, dx, scale, shift, mean, inverse, dweight, dbias)
-        return dx, dweight, dbias, None, None, None
+        sizes = (*_sizes(x), _ACTIVATIONS[ctx.kind][0])
+        call('norm_act_backward', sizes, grad.to(x.dtype), x, dx, scale, shift, mean, inverse, dweight, dbias)
+        return dx, dweight, dbias, None, None, None, None
 
 
 def _plain_gradients(
-    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
+    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, kind: type[nn.Module]
 ) -> tuple[torch.Tensor, ...]:
     """By torch's own operators, which can be differentiated."""
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         inputs = [tensor if tensor.requires_grad else tensor.detach().requires_grad_() for tensor in (x, weight, bias)]
-        y = F.mish(F.batch_norm(inputs[0], None, None, inputs[1], inputs[2], True, eps=eps))
+        y = _ACTIVATIONS[kind][1](F.batch_norm(inputs[0], None, None, inputs[1], inputs[2], True, eps=eps))
         return torch.autograd.grad(y, inputs, grad, create_graph=create_graph)
 
 
@@ -117,10 +132,10 @@ def _statistics(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return mean, var
 
 
-def _normalized(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """`mish(scale * x + shift)` of `(N, C, H, W)`, scale and shift by channel."""
+def _normalized(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, kind: type[nn.Module]) -> torch.Tensor:
+    """`act(scale * x + shift)` of `(N, C, H, W)`, scale and shift by channel, act of type `kind`."""
     y = torch.empty_like(x)
-    call('norm_mish_forward', _sizes(x), x, y, scale, shift)
+    call('norm_act_forward', (*_sizes(x), _ACTIVATIONS[kind][0]), x, y, scale, shift)
     return y
 
 

@@ -141,21 +141,31 @@ def loop(args: argparse.Namespace) -> None:
 
 def recorded(args: argparse.Namespace) -> None:
     """Training steps on a resident batch on a GPU, eager and recorded as a CUDA graph, for each model."""
+    _beside_eager('recorded', {'cuda_graph': 'auto'}, args)
 
-    def images_per_second(model: str, cuda_graph: str) -> float:
-        run = ready_run(args, torchcompile='none', model=model, cuda_graph=cuda_graph)
-        run.data.train_batches.set_epoch(0)
-        images, targets = run.data.transform(*next(iter(run.data.train_batches)))
-        run.learner.model.train()
-        for _ in range(REHEARSALS):
-            run.learner.step(images, targets)
-        return 1e9 * rate(lambda: run.learner.step(images, targets), args.batch_size, args)
 
+def compiled(args: argparse.Namespace) -> None:
+    """Training steps on a resident batch, eager and compiled by inductor, for each model."""
+    _beside_eager('compiled', {'torchcompile': 'inductor'}, args)
+
+
+def _beside_eager(way: str, options: dict[str, str], args: argparse.Namespace) -> None:
+    eager = {'torchcompile': 'none', 'cuda_graph': 'none'}
     for model in args.models:
-        ways = {'eager': 'none', 'recorded': 'auto'}
-        contestants = {name: lambda m=model, w=way: images_per_second(m, w) for name, way in ways.items()}
+        contestants = {'eager': _steps(args, model=model, **eager), way: _steps(args, model=model, **eager | options)}
         found = in_turns(contestants, args.rounds)
-        report(f'recorded-{model}', 'images/s', found, {'recorded / eager': ratio(found, 'recorded', 'eager')}, args)
+        report(f'{way}-{model}', 'images/s', found, {f'{way} / eager': ratio(found, way, 'eager')}, args)
+
+
+def _steps(args: argparse.Namespace, **options: str) -> Callable[[], float]:
+    """Images/s of training steps on a resident batch, which have been taken before."""
+    run = ready_run(args, **options)
+    run.data.train_batches.set_epoch(0)
+    images, targets = run.data.transform(*next(iter(run.data.train_batches)))
+    run.learner.model.train()
+    for _ in range(REHEARSALS):
+        run.learner.step(images, targets)
+    return lambda: 1e9 * rate(lambda: run.learner.step(images, targets), args.batch_size, args)
 
 
 def fused(args: argparse.Namespace) -> None:

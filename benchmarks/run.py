@@ -7,6 +7,7 @@ python benchmarks/run.py --only accuracy --timm-dir TIMM --data-dir DIR seconds 
 python benchmarks/run.py --only loaders --data-dir DIR                  top-1 with our loader and timm's, over seeds
 python benchmarks/run.py --only export --device cpu --data-dir DIR      onnxruntime beside PyTorch, eager and compiled
 python benchmarks/run.py --only recorded --device cuda --data-dir DIR   steps as CUDA graphs beside eager ones
+python benchmarks/run.py --only compiled --amp --data-dir DIR           compiled steps beside eager ones
 
 TIMM is a checkout of timm, DIR a folder with train/ and val/.
 """
@@ -32,6 +33,7 @@ BENCHMARKS = {
     'pipeline': in_process.pipeline,
     'loop': in_process.loop,
     'recorded': in_process.recorded,
+    'compiled': in_process.compiled,
     'fused': in_process.fused,
     'mish': in_process.mish,
     'export': export.export,
@@ -41,7 +43,7 @@ BENCHMARKS = {
     'accuracy': against_timm.accuracy,
     'loaders': against_timm.loaders,
 }
-NOT_ALL = ('accuracy', 'loaders', 'export', 'recorded')  # long, or in need of the extra [onnx] or of a GPU
+NOT_ALL = ('accuracy', 'loaders', 'export', 'recorded', 'compiled')  # long, or in need of the extra [onnx] or of a GPU
 NEED_TIMM = {'train', 'validate', 'accuracy'}
 
 

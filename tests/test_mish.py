@@ -23,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import imagenette_zoo.models  # noqa: F401  (registers them)
 from imagenette_zoo.layers import Mish, mish
+from imagenette_zoo.training.build import place
 
 from .conftest import needs_compiler, run_without_compiler
 
@@ -158,6 +159,16 @@ def test_fused_mish_keeps_strides(shape: tuple[int, ...], channels_last: bool, l
 
 
 @needs_compiler
+def test_torchs_mish_becomes_this_one_on_a_cpu() -> None:
+    model = timm.create_model('test_resnet', act_layer=nn.Mish)
+    x = torch.randn(2, 3, 64, 64)
+    expected, keys = model(x), model.state_dict().keys()
+    model = place(model, torch.device('cpu'), channels_last=False)
+    assert {type(layer) for layer in model.modules() if isinstance(layer, nn.Mish)} == {Mish}
+    torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-4)
+    assert model.state_dict().keys() == keys
+
+
 def test_inplace(launches: list[torch.Tensor]) -> None:
     """Overwrites where torch could, and tells autograd."""
     x = torch.randn(64)

@@ -23,7 +23,6 @@ _ACTIVATIONS: dict[type[nn.Module], tuple[int, Callable[[torch.Tensor], torch.Te
     nn.Identity: (0, lambda x: x),
     nn.ReLU: (1, F.relu),
     nn.ReLU6: (2, F.relu6),
-    nn.Mish: (3, F.mish),
     Mish: (3, F.mish),
     nn.SiLU: (4, F.silu),
     nn.Hardswish: (5, F.hardswish),

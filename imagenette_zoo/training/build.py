@@ -25,7 +25,9 @@ from ..data.imagenette import ImageSet, available_cores
 from ..data.loaders import Batches, CachedEvalBatches, Transform, eval_loader
 from ..errors import UserError, first_line
 from ..layers.blurpool import speed_up_blur
+from ..layers.mish import speed_up_mish
 from ..layers.norm_act import fuse_norm_act
+from ..layers.strided import subsample_before
 from .console import Console
 from .distributed import World
 from .options import nearest
@@ -141,9 +143,12 @@ def eval_batches(
 def place(model: nn.Module, device: torch.device, channels_last: bool) -> nn.Module:
     """Moves a model to a device and into a memory layout, and fuses there what trains and validates alike."""
     model.to(device)
-    if device.type == 'cpu' and channels_last:
-        fuse_norm_act(model)
-        speed_up_blur(model)
+    if device.type == 'cpu':
+        speed_up_mish(model)
+        if channels_last:
+            fuse_norm_act(model)
+            speed_up_blur(model)
+            subsample_before(model)
     return model.to(memory_format=torch.channels_last) if channels_last else model
 
 

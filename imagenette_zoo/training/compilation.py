@@ -5,12 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from timm.layers import Mish as TimmMish
 from torch import nn
 
-from ..data.imagenette import available_cores
 from ..errors import UserError
-from ..layers import Mish
 from ..models.catalog import model_cost
 from .console import Console, duration
 from .options import nearest
@@ -20,13 +17,11 @@ if TYPE_CHECKING:
 
 __all__ = ['compiled', 'resolve']
 
-# What a training step costs and compiling it saves, fitted to MobileNetV2 and ResNet-50 on two cores of a Zen 5
-# (docs/performance.md). Not measured on a GPU: there it is an assumption.
-SECONDS_A_MAC = {'cpu': 2.5e-11, 'cuda': 2e-13}  # on one core, on the whole GPU
-SECONDS_AN_ELEMENT = {'cpu': 2.8e-9, 'cuda': 2e-11}  # of what the layers put out
-SAVED = {'cpu': 0.05, 'cuda': 0.2}  # share of the time
-SAVED_OF_TORCHS_MISH = {'cpu': 0.4, 'cuda': 0.25}
-SAVED_OF_OURS = {'cpu': 0.0, 'cuda': 0.2}  # on a CPU its own kernels and oneDNN's BatchNorm are ahead of the compiler's
+# What a training step costs on a whole GPU and compiling it saves: assumptions, not measurements. On a CPU it saves
+# nothing: our kernels and oneDNN's are ahead of the compiler's (docs/performance.md).
+SECONDS_A_MAC = 2e-13
+SECONDS_AN_ELEMENT = 2e-11  # of what the layers put out
+SAVED = 0.2  # share of the time
 SECONDS_A_LAYER = 0.3  # to compile it, forward and backward
 
 
@@ -47,10 +42,13 @@ def resolve(recipe: Recipe, model: nn.Module, images: int, device: torch.device,
         return recipe.replace(torchcompile=None)
     if recipe.torchcompile != 'auto':
         return recipe
+    off = recipe.replace(torchcompile=None, torchcompile_mode=None)
+    if not _may_gain(device):
+        return off
     sides = recipe.train_img_sizes or (_side(recipe, model),)
-    saved, cost = _saved(model, max(sides), recipe.epochs * images, device), _cost(model) * len(sides)
-    if not _has_compiler(device) or saved < cost:
-        return recipe.replace(torchcompile=None, torchcompile_mode=None)
+    saved, cost = _saved(model, max(sides), recipe.epochs * images), _cost(model) * len(sides)
+    if saved < cost:
+        return off
     console.line(f'torchcompile auto: on; may save {duration(saved)}, takes about {duration(cost)} (once a machine)')
     return recipe.replace(torchcompile='inductor')
 
@@ -59,9 +57,8 @@ def _side(recipe: Recipe, model: Any) -> int:
     return recipe.img_size or model.pretrained_cfg['input_size'][-1]
 
 
-def _saved(model: nn.Module, side: int, images: int, device: torch.device) -> float:
+def _saved(model: nn.Module, side: int, images: int) -> float:
     """Seconds that a compiled model may save."""
-    kind = device.type if device.type in SECONDS_A_MAC else 'cuda'
     elements = 0
 
     def count(_: nn.Module, __: Any, output: Any) -> None:
@@ -69,19 +66,13 @@ def _saved(model: nn.Module, side: int, images: int, device: torch.device) -> fl
         if isinstance(output, torch.Tensor):
             elements += output.numel()
 
-    leaves = [layer for layer in model.modules() if not any(layer.children())]
-    handles = [layer.register_forward_hook(count) for layer in leaves]
+    handles = [layer.register_forward_hook(count) for layer in model.modules() if not any(layer.children())]
     try:
         _, gmacs = model_cost(model, (3, side, side))  # runs a copy, with its hooks
     finally:
         for handle in handles:
             handle.remove()
-    seconds = 1e9 * (gmacs or 0.0) * SECONDS_A_MAC[kind] + elements * SECONDS_AN_ELEMENT[kind]
-    if any(isinstance(layer, Mish) for layer in leaves):
-        share = SAVED_OF_OURS
-    else:
-        share = SAVED_OF_TORCHS_MISH if any(isinstance(layer, (nn.Mish, TimmMish)) for layer in leaves) else SAVED
-    return share[kind] * images * seconds / (available_cores() if kind == 'cpu' else 1)
+    return SAVED * images * (1e9 * (gmacs or 0.0) * SECONDS_A_MAC + elements * SECONDS_AN_ELEMENT)
 
 
 def _cost(model: nn.Module) -> float:
@@ -89,18 +80,12 @@ def _cost(model: nn.Module) -> float:
     return SECONDS_A_LAYER * sum(not any(layer.children()) for layer in model.modules())
 
 
-def _has_compiler(device: torch.device) -> bool:
-    """Whether inductor can work here."""
-    if device.type == 'cuda':
-        from torch.utils._triton import has_triton
-
-        return has_triton()
-    try:
-        from torch._inductor.cpp_builder import get_cpp_compiler
-
-        return device.type == 'cpu' and bool(get_cpp_compiler())
-    except Exception:  # its own error, whose place differs between versions, means that there is none
+def _may_gain(device: torch.device) -> bool:
+    if device.type != 'cuda':
         return False
+    from torch.utils._triton import has_triton
+
+    return has_triton()
 
 
 def compiled(model: nn.Module, options: ComputeOptions, shapes: int = 1) -> nn.Module:

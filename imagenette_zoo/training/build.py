@@ -27,6 +27,7 @@ from ..errors import UserError, first_line
 from ..layers.blurpool import speed_up_blur
 from ..layers.mish import speed_up_mish
 from ..layers.norm_act import fuse_norm_act
+from ..layers.squeeze import speed_up_squeeze
 from ..layers.strided import subsample_before
 from .console import Console
 from .distributed import World
@@ -148,6 +149,7 @@ def place(model: nn.Module, device: torch.device, channels_last: bool) -> nn.Mod
         if channels_last:
             fuse_norm_act(model)
             speed_up_blur(model)
+            speed_up_squeeze(model)
             subsample_before(model)
     return model.to(memory_format=torch.channels_last) if channels_last else model
 

@@ -82,8 +82,8 @@ class ComputeOptions(Options):
     channels_last: bool = option(False, 'channels-last memory layout')
     torchcompile: str | None = option(
         'auto',
-        'compile the model with this backend (inductor when no backend is named; none: do not; auto: in training, '
-        'where the run is long enough to earn back the time that compiling takes)',
+        'compile the model with this backend (inductor when no backend is named; none: do not; auto: in training on a '
+        'GPU, where the run is long enough to earn back the time that compiling takes)',
         const='inductor',
         metavar='BACKEND',
     )

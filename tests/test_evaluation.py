@@ -75,6 +75,16 @@ def test_a_run_its_best_and_local_dir_are_the_same(run: Path, recipe: MakeRecipe
     assert torch.tensor(results[0].confusion).sum() == 12
 
 
+def test_a_larger_test_size_of_the_published_weights_is_not_that_of_a_run(recipe: MakeRecipe) -> None:
+    """timm tests its resnet18 at 288 px and crop 1.0; a run's model is validated as its training validated it."""
+    assert timm.get_pretrained_cfg('resnet18').test_input_size == (3, 288, 288)
+    run = train(recipe(model='resnet18', img_size=32, epochs=1, batch_size=8), quiet=True)
+    for name in (str(run.folder), f'local-dir:{run.folder}/last'):
+        [found] = validate(name, recipe().data_dir, workers=0, quiet=True)
+        assert (found.img_size, found.crop_pct) == (32, 0.95)
+        assert found.loss == pytest.approx(run.loss, rel=1e-4)
+
+
 def test_the_report_and_the_files(
     run: Path, recipe: MakeRecipe, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -69,8 +69,8 @@ def test_activations_are_timms(act: type[nn.Module], dtype: torch.dtype, calls: 
 def test_activations_of_special_values(act: type[nn.Module]) -> None:
     """Value and slope are torch's; one pixel's gradient of the bias is the slope."""
     number, function = _ACTIVATIONS[act]
-    special = [0.0, -0.0, 6.0, 1e-30, 20.0, -20.0, 87.0, -87.0, 88.0, -88.0, 1e4, -1e4, 1e38, float('nan')]
-    x = torch.tensor([*special, *torch.linspace(-8, 8, 34)])
+    special = [0.0, -0.0, 6.0, 1e-30, 20.0, -20.0, 87.0, -87.0, 88.0, -88.0, 1e4, -1e4, 1e38, -1e38, float('nan')]
+    x = torch.tensor([*special, *torch.linspace(-8, 8, 33)])
     assert len(x) % kernels.LANES == 0
     zeros, ones, y, dx, dweight, dbias = (torch.full_like(x, value) for value in (0, 1, 0, 0, 0, 0))
     kernels.call('norm_act_forward', (1, len(x), number), x, y, ones, zeros)
@@ -165,6 +165,47 @@ def test_gradients_of_gradients(act: type[nn.Module]) -> None:
 
 
 @needs_compiler
+def test_gradients_of_gradients_of_a_layer_used_twice() -> None:
+    theirs, ours = layers(16)
+    x = images(2, 16, 3, 3)
+    gradients = []
+    for layer in (ours, theirs):
+        y = layer(layer(x.to(layer.weight)))
+        gradients.append(torch.autograd.grad(y.square().sum(), layer.parameters(), create_graph=True))
+    for found, exact in zip(*gradients, strict=True):
+        torch.testing.assert_close(found.double(), exact, rtol=1e-3, atol=1e-3)
+
+
+@needs_compiler
+def test_hooks_that_change_saved_tensors(calls: list[str]) -> None:
+    """Half as many bytes: the kernel must not take them for float32."""
+    x = images(4, 32, 8, 8).requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor.bfloat16(), lambda tensor: tensor):
+        y = layers()[1](x)
+    y.sum().backward()
+    assert 'norm_act_backward' not in calls
+
+
+@needs_compiler
+def test_defaults_of_another_kind(calls: list[str]) -> None:
+    expected = trained(layers()[1], images(4, 32, 8, 8))
+    layer, x = layers()[1], images(4, 32, 8, 8).requires_grad_()
+    torch.manual_seed(2)
+    grad = torch.randn(x.shape)
+    with torch.device('meta'):
+        y = layer(x)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = [y.detach(), *torch.autograd.grad(y, (x, *layer.parameters()), grad)]
+        layer(x)
+    finally:
+        torch.set_default_dtype(before)
+    assert all(map(torch.equal, found, expected))
+    assert calls.count('norm_act_forward') == 3
+
+
+@needs_compiler
 def test_one_tensor_of_the_images_size_is_saved() -> None:
     saved: list[torch.Tensor] = []
     x = images(4, 32, 16, 16).requires_grad_()
@@ -208,6 +249,9 @@ OTHERWISE: dict[str, Callable[[nn.Module, torch.Tensor], tuple[nn.Module, torch.
     'no weights': lambda layer, x: (layers(affine=False)[1], x),
     'channels': lambda layer, x: (layers(24)[1], x[:, :24].contiguous(memory_format=torch.channels_last)),
     'hook': lambda layer, x: (_hooked(layer), x),
+    'backward hook': lambda layer, x: (_hooked(layer, 'register_full_backward_pre_hook'), x),
+    'another activation': lambda layer, x: (_set(layer, act=nn.GELU()), x),
+    'dropout': lambda layer, x: (_set(layer, drop=nn.Dropout(0.0)), x),
     'compiled': lambda layer, x: (torch.compile(layer, backend='eager'), x),
 }
 
@@ -218,8 +262,9 @@ def _set(layer: nn.Module, **values: object) -> nn.Module:
     return layer
 
 
-def _hooked(layer: nn.Module) -> nn.Module:
-    layer.act.register_forward_hook(lambda *_: None)
+def _hooked(layer: nn.Module, how: str = 'register_forward_hook') -> nn.Module:
+    getattr(layer.act, how)(lambda *_: None)
+    layer.act.inplace = False  # which torch would refuse
     return layer
 
 

@@ -101,6 +101,27 @@ def test_compiling_changes_nothing_before_the_first_step(recipe: MakeRecipe) -> 
         torch.testing.assert_close(a[name], b[name], rtol=1e-5, atol=1e-6)
 
 
+def test_a_compile_that_fails_in_the_middle_leaves_no_trace(
+    recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second of two sizes fails; BatchNorm has seen the first."""
+    loss = prepare.Learner._loss
+
+    def broken(learner: prepare.Learner, images: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        if images.shape[-1] == 64 and not images.any():
+            raise RuntimeError('no compiler today')
+        return loss(learner, images, *rest)
+
+    common = dict(model='test_resnet', epochs=1, train_img_sizes=(32, 64))
+    plain = train(recipe(**common, experiment='plain', torchcompile='none'), quiet=True)
+    monkeypatch.setattr(compilation, '_saved', lambda *_: 1e9)
+    monkeypatch.setattr(compilation, '_may_gain', lambda _: True)
+    monkeypatch.setattr(compilation, 'compiled', lambda model, *_: model)
+    monkeypatch.setattr(prepare.Learner, '_loss', broken)
+    tried = train(recipe(**common, experiment='tried'), quiet=True)
+    assert all(map(torch.equal, *(weights(result.folder).values() for result in (plain, tried))))
+
+
 def test_auto_goes_on_without_a_compiler_that_fails(
     recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -52,7 +52,9 @@ def test_training_repvgg_leaves_the_memory_alone() -> None:
         junk = [torch.randn(1000 + i) for i in range(200)]
         for i in range(6):
             x = torch.randn(8, 3, 96, 96).to(memory_format=torch.channels_last)
-            model(x).square().mean().backward()
+            with torch.autocast('cpu', torch.bfloat16, enabled=i % 2 == 1):
+                y = model(x)
+            y.square().mean().backward()
             junk[i::7] = [torch.randn(1000 + j * 37) for j in range(len(junk[i::7]))]
         """
     done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True)

@@ -79,12 +79,17 @@ def speed_up_blur(model: nn.Module) -> None:
 
 class _Fast(nn.Module):
     pad_mode: str
+    filt: torch.Tensor
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         plain = super().forward
         if torch.compiler.is_compiling() or not _is_fused(cast := _autocast(x)):
             return plain(x)
-        return _Blur.apply(cast, isinstance(self, MaxBlurPool2d), self.pad_mode == 'reflect', plain)
+
+        def uncast(x: torch.Tensor) -> torch.Tensor:
+            return plain(x.to(self.filt.dtype)).to(x.dtype)
+
+        return _Blur.apply(cast, isinstance(self, MaxBlurPool2d), self.pad_mode == 'reflect', uncast)
 
 
 class _FastBlurPool2d(_Fast, BlurPool2d):
@@ -120,9 +125,8 @@ class _Blur(torch.autograd.Function):
         images, channels, height, width = x.shape
         ctx.sizes, ctx.plain = (images, channels, height, width, maximum, reflect), plain
         ctx.save_for_backward(x)
-        y = torch.empty(
-            images, channels, (height + 1) // 2, (width + 1) // 2, dtype=x.dtype, memory_format=torch.channels_last
-        )
+        shape = (images, channels, (height + 1) // 2, (width + 1) // 2)
+        y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
         call('blur_forward', ctx.sizes, x, y)
         return y
 

@@ -38,7 +38,7 @@ def _is_slow(layer: nn.Conv2d) -> bool:
 
 class _DepthwiseConv2d(nn.Conv2d):
     def _conv_forward(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        if x.device.type != 'cpu' or torch.compiler.is_compiling():
+        if not is_plain(x) or x.ndim != 4:
             return super()._conv_forward(x, weight, bias)
         if torch.is_autocast_enabled('cpu'):
             dtype = torch.get_autocast_dtype('cpu')

@@ -80,7 +80,7 @@ struct Mish {
     static Floats gradient(Floats grad, Floats x) { return grad * mish_slope(x); }
 };
 struct SiLU {
-    static Floats sigmoid(Floats x) { return 1.0f / (1.0f + exponential(x > -87.0f ? -x : splat(87.0f))); }
+    static Floats sigmoid(Floats x) { return x > -87.0f ? 1.0f / (1.0f + exponential(-x)) : Floats{}; }
     static Floats value(Floats x) { return x * sigmoid(x); }
     static Floats gradient(Floats grad, Floats x) {
         const Floats s = sigmoid(x);

@@ -1,6 +1,6 @@
 """BatchNorm and the activation after it as one layer on a CPU.
 
-Apart they read and write what a convolution puts out thirteen times in a training step; as one they do it nine times
+Apart they read and write what a convolution puts out thirteen times in a training step, as one nine times
 (two reads and a write forward; four reads and two writes backward) and save one tensor instead of two. The arithmetic
 is that of `kernels.cpp`.
 """
@@ -33,8 +33,8 @@ def fuse_norm_act(model: nn.Module) -> None:
     """Makes every timm `BatchNormAct2d` whose activation is among a few compute both at once where it can.
 
     Those are none, ReLU, ReLU6, Mish, SiLU and Hardswish. It can for channels-last images in float32 or bfloat16 on a
-    CPU with a C++ compiler; elsewhere such a layer is timm's. State dicts are unaffected; results do not depend on the
-    number of threads.
+    CPU with a C++ compiler, where channels are a multiple of 16; elsewhere such a layer is timm's. State dicts are
+    unaffected; results do not depend on the number of threads.
 
     Args:
         model: The model; such layers are changed in place.
@@ -71,9 +71,16 @@ class _NormAct2d(BatchNormAct2d):
             and all(tensor.dtype is torch.float32 for tensor in (self.weight, self.bias, self.running_mean))
             and x.numel() > x.shape[1]  # torch says what is wrong with a single value
             and (self.training or not (torch.is_grad_enabled() and _is_any_trained(x, self.weight, self.bias)))
-            and not (self.act._forward_hooks or self.act._forward_pre_hooks or self.act._backward_hooks)
+            and type(self.act) in _ACTIVATIONS
+            and type(self.drop) is nn.Identity
+            and not any(_has_hooks(layer) for layer in (self.act, self.drop))
             and are_kernels_for(x.device, x.dtype)
         )
+
+
+def _has_hooks(layer: nn.Module) -> bool:
+    forward = layer._forward_hooks or layer._forward_pre_hooks
+    return bool(forward or layer._backward_hooks or layer._backward_pre_hooks)
 
 
 def _is_any_trained(*tensors: torch.Tensor) -> bool:
@@ -96,19 +103,21 @@ class _NormAct(torch.autograd.Function):
     ) -> torch.Tensor:
         scale = weight * inverse
         shift = bias - mean * scale
-        ctx.save_for_backward(x, weight, bias, mean, inverse, scale, shift)
+        ctx.save_for_backward(x, weight, bias)
+        ctx.channels = scale, shift, mean, inverse  # not given to hooks, which may change their types
         ctx.eps, ctx.kind = eps, kind
         return _normalized(x, scale, shift, kind)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, weight, bias, mean, inverse, scale, shift = ctx.saved_tensors
-        if torch.is_grad_enabled() or not (is_plain(grad) and is_plain(x)):  # to be differentiated once more
+        x, weight, bias = ctx.saved_tensors
+        fused = is_plain(grad) and is_plain(x) and grad.dtype == x.dtype
+        if torch.is_grad_enabled() or not fused:  # create_graph: to be differentiated once more
             return *_plain_gradients(grad, x, weight, bias, ctx.eps, ctx.kind), None, None, None, None
         grad, x = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (grad, x))
-        dx, dweight, dbias = torch.empty_like(x), torch.empty_like(mean), torch.empty_like(mean)
-        sizes = (*_sizes(x), _ACTIVATIONS[ctx.kind][0])
-        call('norm_act_backward', sizes, grad.to(x.dtype), x, dx, scale, shift, mean, inverse, dweight, dbias)
+        dx = torch.empty_like(x)
+        dweight, dbias = (torch.empty_like(ctx.channels[0]) for _ in range(2))
+        call('norm_act_backward', (*_sizes(x), _ACTIVATIONS[ctx.kind][0]), grad, x, dx, *ctx.channels, dweight, dbias)
         return dx, dweight, dbias, None, None, None, None
 
 
@@ -118,14 +127,17 @@ def _plain_gradients(
     """By torch's own operators, which can be differentiated."""
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        inputs = [tensor if tensor.requires_grad else tensor.detach().requires_grad_() for tensor in (x, weight, bias)]
+        inputs = [  # views, as x may depend on weight and bias
+            tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_()
+            for tensor in (x, weight, bias)
+        ]
         y = _ACTIVATIONS[kind][1](F.batch_norm(inputs[0], None, None, inputs[1], inputs[2], True, eps=eps))
         return torch.autograd.grad(y, inputs, grad, create_graph=create_graph)
 
 
 def _statistics(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and biased variance of each channel of `(N, C, H, W)`."""
-    mean = torch.empty(x.shape[1])
+    mean = x.new_empty(x.shape[1], dtype=torch.float32)
     var = torch.empty_like(mean)
     call('norm_stats', _sizes(x), x, mean, var)
     return mean, var

@@ -1,7 +1,7 @@
 """1×1 convolutions with a stride over few channels, as in the stems of RepVGG, MobileOne and FastViT.
 
-For channels-last images in float32 oneDNN writes past the end of its memory in their backward pass where there are
-fewer than 16 channels (found with torch 2.14), after which anything may happen.
+For channels-last images oneDNN writes past the end of its memory in their backward pass where there are fewer than 16
+channels (found with torch 2.14), after which anything may happen.
 """
 
 import torch

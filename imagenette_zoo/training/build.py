@@ -144,13 +144,12 @@ def eval_batches(
 def place(model: nn.Module, device: torch.device, channels_last: bool) -> nn.Module:
     """Moves a model to a device and into a memory layout, and fuses there what trains and validates alike."""
     model.to(device)
-    if device.type == 'cpu':
-        speed_up_mish(model)
-        if channels_last:
-            fuse_norm_act(model)
-            speed_up_blur(model)
-            speed_up_squeeze(model)
-            subsample_before(model)
+    speed_up_mish(model)
+    if device.type == 'cpu' and channels_last:
+        fuse_norm_act(model)
+        speed_up_blur(model)
+        speed_up_squeeze(model)
+        subsample_before(model)
     return model.to(memory_format=torch.channels_last) if channels_last else model
 
 

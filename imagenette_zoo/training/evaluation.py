@@ -291,7 +291,8 @@ def load_folder(folder: Path, **kwargs: Any) -> Any:
     model_args = {**config.get('model_args', {}), **given, 'num_classes': classes}
     model = build.build_model(config['architecture'], **model_args)
     load_weights(model, read_weights(folder / 'model.safetensors'), folder)
-    own = {'label_names': None, **config['pretrained_cfg']}  # not the names that go with the published weights
+    published = dict.fromkeys(('label_names', 'test_input_size', 'test_crop_pct', 'test_pool_size'))  # not those
+    own = {**published, **config['pretrained_cfg']}
     if names is not None:
         own['label_names'] = names
     model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, **own}

@@ -248,18 +248,19 @@ class Learner:
             target = nn.functional.one_hot(target, int(self.model.num_classes)).float()  # type: ignore[arg-type]
         layout = torch.channels_last if self.recipe.channels_last else torch.contiguous_format
         self.model.train()
-        for side in sides:
-            images = torch.zeros(self.recipe.batch_size, channels, side, side, device=self.world.device)
-            self._loss(images.contiguous(memory_format=layout), target).backward()
-        self.optimizer.zero_grad()
-        for name, value in self.model.named_buffers():
-            value.copy_(kept[name])
+        try:
+            for side in sides:
+                images = torch.zeros(self.recipe.batch_size, channels, side, side, device=self.world.device)
+                self._loss(images.contiguous(memory_format=layout), target).backward()
+        finally:
+            self.optimizer.zero_grad()
+            for name, value in self.model.named_buffers():
+                value.copy_(kept[name])
         return time.perf_counter() - start
 
     def give_up_compiling(self) -> None:
         """Goes on with the model as it is."""
         self.fast, self.eval_fast = self.model, None
-        self.optimizer.zero_grad()
 
     def _backward(self, loss: torch.Tensor, update: bool) -> bool | None:
         """Adds up the gradients; whether the optimizer's step was taken with them, None where that is still to be

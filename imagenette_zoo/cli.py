@@ -94,7 +94,13 @@ def _train(args: argparse.Namespace) -> int:
         return 0
     base = args.config
     if base is None and 'resume' in flags:
-        file = resumed_run(flags['resume'], flags.get('output', Recipe.output), flags.get('experiment')) / 'args.yaml'
+        run = resumed_run(flags['resume'], flags.get('output', Recipe.output), flags.get('experiment'))
+        if Path(flags.get('experiment', run)).name != run.name:
+            raise UserError(
+                f'--resume goes on with {run}, in its own folder: leave --experiment out; to start another run from '
+                f'its weights: --initial-checkpoint {run}'
+            )
+        file = run / 'args.yaml'
         base = file if file.is_file() else None
     if base is None and 'model' not in flags:
         base = FLAGSHIP

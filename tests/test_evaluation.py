@@ -157,6 +157,12 @@ def test_other_classes_of_the_same_number(run: Path, tmp_path: Path) -> None:
         validate(run, other, workers=0, quiet=True)
 
 
+def test_published_weights_of_other_classes(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / 'ten', classes=10)
+    with pytest.raises(UserError, match='tells tench, … apart'):
+        validate('mbv2_mish_imagenette', folder, pretrained=True, workers=0, quiet=True)
+
+
 def test_a_class_without_validation_images_keeps_its_place(run: Path, recipe: MakeRecipe, tmp_path: Path) -> None:
     fewer = shutil.copytree(recipe().data_dir, tmp_path / 'fewer')
     shutil.rmtree(fewer / 'val' / 'class0')

@@ -738,6 +738,7 @@ def test_orientation(tmp_path: Path, orientation: int, suffix: str) -> None:
     }[orientation](gradient(40, 24))
     assert pixels.shape == turned.shape
     assert np.abs(pixels - turned).mean() < 4
+    assert imagenette.image_size(tmp_path / f'a{suffix}') == turned.shape[1::-1]
 
 
 @pytest.mark.parametrize('orientation', range(1, 9))

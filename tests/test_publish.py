@@ -126,6 +126,18 @@ def test_a_branch_and_a_private_repository(client: Client, hub: Hub, run: Path) 
     assert client('load', 'hf-hub:me/hidden@small')['logits'] == logits(run / 'last').tolist()
 
 
+def test_a_branch_beside_another_model(client: Client, hub: Hub, run: Path, copy: Path) -> None:
+    """It begins as main is, which is none of its own; from then on it is asked for."""
+    assert client('publish', str(run), 'me/small')['code'] == 0
+    config = json.loads((copy / 'last' / 'config.json').read_text())
+    (copy / 'last' / 'config.json').write_text(json.dumps({**config, 'label_names': ['a', 'b', 'c']}))
+    before = dict(hub.repos['me/small'].branches['main'])
+    assert client('publish', str(copy), 'me/small', '--revision', 'other')['code'] == 0
+    assert hub.repos['me/small'].branches['main'] == before
+    assert '--overwrite' in one_line(client('publish', str(run), 'me/small', '--revision', 'other'))
+    assert '--overwrite' in one_line(client('publish', str(copy), 'me/small', '--revision', 'main'))
+
+
 def test_another_model_is_replaced_only_when_asked(client: Client, hub: Hub, run: Path, copy: Path) -> None:
     assert client('publish', str(run), 'me/small')['code'] == 0
     config = json.loads((copy / 'last' / 'config.json').read_text())

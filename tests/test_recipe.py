@@ -99,6 +99,8 @@ def test_a_flag_turns_off_what_the_recipe_turned_on() -> None:
         (['--sched', 'cosin'], 'did you mean cosine?'),
         (['--scale', '0.5'], '--scale'),
         (['--scale', '1', '0.5'], '--scale: 1 is above 0.5'),
+        (['--cutmix-minmax', '0.5', '0.5'], '--cutmix-minmax: 0.5 is not below 0.5'),
+        (['--lr-noise-pct', '0'], '--lr-noise-pct'),
         (['--scale', '0.5', '2'], 'more than the whole image'),
         (['--label-noise', '7'], '0, 1, 5, 25, 50'),
         (['--epochs', '3'], '--warmup-epochs 5 leaves nothing of --epochs 3'),

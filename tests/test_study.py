@@ -21,6 +21,8 @@ from imagenette_zoo.training.recipe import Recipe, study_names
 from imagenette_zoo.training.result import Result
 from imagenette_zoo.training.trainer import train
 
+from .conftest import make_folder
+
 STUDY = """\
 title: A question
 base: mbv2_mish
@@ -390,6 +392,15 @@ def test_runs_are_named_by_what_tells_them_apart(tmp_path: Path, recipe: Callabl
     }  # fmt: skip
     with pytest.raises(UserError, match='the same run with the same seed'):
         group_runs([folders[0], folders[0].parent / '..' / folders[0].parent.name / 'a'])
+
+
+def test_runs_on_other_images_are_other_runs(tmp_path: Path, recipe: Callable[..., Recipe]) -> None:
+    other = make_folder(tmp_path / 'flowers')
+    folders = [
+        train(recipe(experiment=name, epochs=1, **own), quiet=True).folder
+        for name, own in {'a': {}, 'b': {'data_dir': str(other)}}.items()
+    ]
+    assert len(by_run(group_runs(folders))) == 2
 
 
 def test_the_analysis_of_a_run(recipe: Callable[..., Recipe], capsys: pytest.CaptureFixture[str]) -> None:

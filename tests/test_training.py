@@ -25,6 +25,7 @@ from imagenette_zoo.training import learner, trainer
 from imagenette_zoo.training.distributed import World
 from imagenette_zoo.training.evaluation import load_folder
 from imagenette_zoo.training.learner import learning_rate
+from imagenette_zoo.training.prepare import check_alike, open_folder
 from imagenette_zoo.training.recipe import Recipe
 
 from .conftest import changed, interrupted, make_folder, needs_local_dir
@@ -520,3 +521,59 @@ def test_two_processes_share_the_work(recipe: MakeRecipe, tmp_path: Path) -> Non
     assert result['dataset']['val'] == 12
     [alone] = imagenette_zoo.validate(tmp_path / 'runs/run/last', recipe().data_dir, workers=0, quiet=True)
     assert alone.loss == pytest.approx(result['loss'], rel=1e-6), 'what is saved is not what was evaluated'
+
+
+def test_a_run_that_came_and_went_meanwhile_is_kept(recipe: MakeRecipe) -> None:
+    """Another process trained here between the look at the folder and the start."""
+    own = recipe(experiment='race')
+    folder, _, _ = open_folder(own)
+    result = train(own, quiet=True)
+    with pytest.raises(UserError, match='holds a finished run'):
+        folder.start(own)
+    assert (result.folder / 'last' / 'model.safetensors').is_file()
+
+
+def test_processes_that_would_train_something_else() -> None:
+    first = Recipe(seed=7, output='here')
+    check_alike(first.replace(output='there', workers=1), first.as_dict())
+    with pytest.raises(UserError, match='seed is 8 in this process and 7 in the first'):
+        check_alike(first.replace(seed=8), first.as_dict())
+
+
+def test_resuming_is_not_branching(recipe: MakeRecipe, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = train(recipe(), quiet=True).folder
+    assert main(['train', '--resume', str(folder), '--experiment', 'other']) == 2
+    assert '--initial-checkpoint' in capsys.readouterr().err
+
+
+def test_validation_images_that_are_trained_on(recipe: MakeRecipe, capsys: pytest.CaptureFixture[str]) -> None:
+    train(recipe(epochs=1, val_split='train[50%:]'))
+    assert 'validation images are training images, too' in capsys.readouterr().out
+    train(recipe(epochs=1, experiment='apart'))
+    assert 'training images, too' not in capsys.readouterr().out
+
+
+def test_a_full_disk_behind_the_output_does_not_end_the_run() -> None:
+    script = """if True:
+        import sys
+        from imagenette_zoo.training.console import Console
+        console = Console()
+        console.line('x')
+        console.line('y')
+        assert console.quiet
+        """
+    with open('/dev/full', 'w') as full:
+        done = subprocess.run([sys.executable, '-c', script], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_one_number_a_channel(recipe: MakeRecipe) -> None:
+    with pytest.raises(UserError, match='--batch-size 1: BatchNorm'):
+        train(recipe(model='mobilenetv2_050', img_size=32, batch_size=1), quiet=True)
+
+
+@pytest.mark.parametrize('model', ['resnet18', 'mbv2_mish_imagenette'])
+@pytest.mark.parametrize('kwargs', [{'act_layer': 'mihs'}, {'norm_layer': 'foo'}])
+def test_arguments_of_no_such_value(recipe: MakeRecipe, model: str, kwargs: dict[str, str]) -> None:
+    with pytest.raises(UserError, match=f'model {model}: '):
+        train(recipe(model=model, model_kwargs=kwargs), quiet=True)

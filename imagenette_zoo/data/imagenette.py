@@ -651,13 +651,15 @@ def open_image(path: str | Path) -> Image.Image:
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """Width and height of an image put upright, in pixels, from its header alone.
+    """Width and height of an image put upright, in pixels, from its header alone but for TIFF.
 
     Raises:
         UserError: as `open_image`, as far as the header tells.
     """
     try:
         with _only_size_warnings(), Image.open(path) as image:
+            if image.format == 'TIFF':  # Pillow turns it as it loads it, and its size before that
+                image.load()
             turned = _turn(image) in (_UPRIGHT[5], _UPRIGHT[6], _UPRIGHT[7], _UPRIGHT[8])
             return (image.height, image.width) if turned else image.size
     except Exception as error:

@@ -109,7 +109,11 @@ def publish(source: str, repo_id: str, options: PublishOptions | None = None, *,
 
 
 def _named(repo_id: str, options: PublishOptions) -> str:
-    return f'{repo_id}@{options.revision}' if options.revision else repo_id
+    return f'{repo_id}@{branch}' if (branch := _branch(options)) else repo_id
+
+
+def _branch(options: PublishOptions) -> str | None:
+    return None if options.revision == constants.DEFAULT_REVISION else options.revision
 
 
 def _find(source: str) -> tuple[Path, Trained | None]:
@@ -173,7 +177,7 @@ def _pictures(trained: Trained, console: Console) -> list[figures.Picture]:
     lowest = min((row['mean'] for row in run['curve']), default=0.0)
     try:
         found = [figures.learning_curves([run], 'curves', (max(0.0, lowest - 2), 100.0))]
-        confusion = run['confusion']
+        confusion = run['confusion'] if trained.epoch + 1 == trained.record.result.epochs else None  # of last/
         if confusion and len(confusion['classes']) <= figures.MOST_CELLS:
             found.append(figures.confusion_matrix(run, 'confusion'))
     except ImportError:
@@ -190,12 +194,13 @@ def _send(folder: Path, files: list[str], repo_id: str, options: PublishOptions,
     api = HfApi(token=token, library_name='imagenette-zoo', library_version=__version__)
     private: dict[str, Any] = {'private': True} if options.private else {}  # else as the owner has it
     api.create_repo(repo_id, exist_ok=True, **private)
-    if options.revision and options.revision != constants.DEFAULT_REVISION:
-        api.create_branch(repo_id, branch=options.revision, exist_ok=True)
+    if branch := _branch(options):
+        api.create_branch(repo_id, branch=branch, exist_ok=True)
     info = api.model_info(repo_id, revision=options.revision, files_metadata=True)
     there = {file.rfilename: file for file in info.siblings or ()}
     old = [name for name in files if name in there and not _same(folder / name, there[name])]
-    if old and not options.overwrite:
+    own = not branch or info.sha != api.model_info(repo_id).sha  # else the branch has but what it began with
+    if old and own and not options.overwrite:
         raise UserError(
             f'{repo_id}: is there already, with another {", ".join(old)}: choose another name or --revision BRANCH, or '
             f'--overwrite (the old ones stay in its history)'

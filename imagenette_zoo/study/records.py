@@ -162,7 +162,7 @@ def group_runs(folders: Sequence[Path]) -> list[Record]:
         UserError: One is not finished or damaged, or two are the same run with the same seed.
     """
     read = [read_record(folder, '') for folder in folders]
-    recipes = [{k: v for k, v in record.result.recipe.items() if k not in FREE} for record in read]
+    recipes = [_recipe(record.result) for record in read]
     kinds = distinct(recipes)
     names = [_name(recipe, kinds) for recipe in kinds]
     named = [
@@ -175,6 +175,12 @@ def group_runs(folders: Sequence[Path]) -> list[Record]:
         if other is not record.folder:
             raise UserError(f'{record.folder} and {other}: the same run with the same seed: give one of them')
     return named
+
+
+def _recipe(result: Result) -> dict[str, Any]:
+    """What decides about a run: its options, and the images by their name and the hash of all."""
+    data = {'data': result.dataset.get('name'), 'data_hash': result.dataset.get('hash')}
+    return {**{option: value for option, value in result.recipe.items() if option not in FREE}, **data}
 
 
 def _name(recipe: Mapping[str, Any], all_of_them: Sequence[Mapping[str, Any]]) -> str:

@@ -71,7 +71,10 @@ def build_model(name: str, **kwargs: Any) -> Any:
         raise UserError(f'unknown model {name!r}{nearest(name, timm.list_models())} (imagenette-zoo list shows ours)')
     try:
         return timm.create_model(name, **{key: value for key, value in kwargs.items() if value is not None})
-    except (TypeError, AssertionError, ValueError, RuntimeError, OSError, UnpicklingError) as error:
+    except LookupError as error:
+        reason = 'its config.json is not one of timm' if source else 'no such value of an argument'
+        raise UserError(f'model {name}: {reason} ({first_line(error)})') from None
+    except (TypeError, AssertionError, ValueError, RuntimeError, AttributeError, OSError, UnpicklingError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         reason = ' '.join(line.strip() for line in lines[: 2 if lines[0].endswith(':') else 1])
         raise UserError(f'model {name}: {reason if len(reason) <= 200 else reason[:200] + "…"}') from None

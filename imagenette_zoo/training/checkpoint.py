@@ -260,9 +260,9 @@ def model_folder(name: str | Path) -> Path | None:
     """
     path = Path(str(name).removeprefix('local-dir:'))
     for folder in (path / 'best', path):
-        if (folder / 'config.json').is_file():
+        if os.path.isfile(folder / 'config.json'):  # Path's own may raise
             return folder
-    if str(name).startswith('local-dir:') or path.is_dir():
+    if str(name).startswith('local-dir:') or os.path.isdir(path):
         raise UserError(f'{path}: no model folder (no config.json in it or in its best/)')
     return None
 
@@ -348,7 +348,10 @@ class RunFolder:
         """
         with _one_line(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-        self.lock()
+        if self._lock is None:
+            self.lock()
+            if not recipe.overwrite:
+                self._check_empty()  # another run may have come and gone since
         with _one_line(self.path):
             for name in OWN_FILES:
                 self[name].unlink(missing_ok=True)
@@ -429,8 +432,8 @@ class RunFolder:
         save_model_folder(self['last'], config, state_dict)
         if epoch in ranking:
             link_model_folder(self['last'], self['checkpoints'] / f'epoch-{epoch}')
-        if ranking and ranking[0] == epoch:
-            link_model_folder(self['last'], self['best'])
+        if ranking:  # also where it is an earlier one: an interrupted run may come to other numbers the second time
+            link_model_folder(self['checkpoints'] / f'epoch-{ranking[0]}', self['best'])
         keep = {f'epoch-{kept}' for kept in ranking}
         with _one_line(self['checkpoints']):
             for folder in self['checkpoints'].glob('epoch-*'):

@@ -51,7 +51,7 @@ class Console:
         try:
             tqdm.write(text)
             sys.stdout.flush()
-        except BrokenPipeError:  # the reader has gone, as in `train.py | head`: the run goes on, its files tell
+        except OSError:  # the reader has gone, as in `train.py | head`, or the disk is full: its files tell
             self.quiet = True
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

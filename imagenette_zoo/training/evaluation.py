@@ -24,6 +24,7 @@ from ..errors import UserError
 from ..layers import fuse
 from ..layers.mish import much_inference
 from ..models.catalog import model_cost
+from ..models.variants import LABEL_NAMES
 from . import build
 from .checkpoint import load_weights, model_folder, read_weights, write_atomic
 from .compilation import compiled
@@ -226,8 +227,10 @@ def load_model(name: str, options: Any, images: ImageSet) -> Any:
         raise UserError(
             f'{name}: has {model.num_classes} classes, {images.root} has {classes}: --data-dir names other data?'
         )
-    names = model.pretrained_cfg.get('label_names') if model_folder(name) else None
-    if isinstance(names, list) and len(names) == classes and names != list(images.class_names):
+    names = model.pretrained_cfg.get('label_names')
+    if not model_folder(name) and not ((options.pretrained or ':' in name) and tuple(names or ()) == LABEL_NAMES):
+        names = None  # of other weights, or as ImageNet's, by which no folder is named
+    if isinstance(names, list | tuple) and len(names) == classes and list(names) != list(images.class_names):
         raise UserError(f'{name}: tells {names[0]}, … apart, {images.root} has {images.class_names[0]}, …: other data')
     return model
 

@@ -100,6 +100,13 @@ def explained(recipe: Recipe, world: World) -> Iterator[None]:
         yield
     except MemoryError as error:
         raise _out_of_memory(recipe, world) from error
+    except ValueError as error:
+        if 'more than 1 value per channel' not in str(error):
+            raise
+        raise UserError(
+            f'--batch-size {recipe.batch_size}: BatchNorm has but one number a channel to normalise: more images a '
+            f'batch, or a larger --img-size'
+        ) from error
     except torch._dynamo.exc.TorchDynamoException as error:
         raise UserError(f'--torchcompile {recipe.torchcompile}: {first_line(error)}') from error
     except RuntimeError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -125,6 +126,8 @@ def prepare(recipe: Recipe, folder: RunFolder, state: bytes | None, world: World
     """
     world.share(lambda: check_trackers(recipe))
     train_images, val_images = _load_images(recipe)
+    if shared := len(set(train_images.paths) & set(val_images.paths)):
+        console.line(f'note: {shared:,} of the {len(val_images):,} validation images are training images, too')
     seed_everything(recipe.seed, 'model')
     start = recipe if state is None else recipe.replace(pretrained=False, initial_checkpoint=None)
     model = make_model(start, len(train_images.classes))
@@ -185,6 +188,17 @@ def open_folder(recipe: Recipe) -> tuple[RunFolder, bytes | None, bool]:
     except UserError:
         folder.unlock()
         raise
+
+
+def check_alike(recipe: Recipe, first: Mapping[str, Any]) -> None:
+    """Looks whether this process trains what the first one does.
+
+    Raises:
+        UserError: An option that decides what is trained differs.
+    """
+    for option, value in recipe.as_dict().items():
+        if option not in FREE_ON_RESUME and value != first[option]:
+            raise UserError(f'{option} is {value} in this process and {first[option]} in the first: give all the same')
 
 
 def check_resumable(recipe: Recipe, folder: RunFolder) -> None:

@@ -210,7 +210,7 @@ class LearningRateOptions(Options):
         None, 'how lr-base scales with the batch (by the optimizer if not given)', choices=('linear', 'sqrt')
     )
     lr_noise: tuple[float, ...] | None = option(None, 'span of learning-rate noise as shares of the run', low=0, high=1)
-    lr_noise_pct: float = option(0.67, 'bound on the learning-rate noise', low=0)
+    lr_noise_pct: float = option(0.67, 'bound on the learning-rate noise', above=0)
     lr_noise_std: float = option(1.0, 'standard deviation of the learning-rate noise', low=0)
     lr_cycle_mul: float = option(1.0, 'factor between the lengths of successive cycles', above=0)
     lr_cycle_decay: float = option(0.5, 'factor between the learning rates of successive cycles', above=0)
@@ -288,6 +288,8 @@ class AugmentationOptions(Options):
                 raise UserError(
                     f'--{name.replace("_", "-")}: {bounds[0]:g} is above {bounds[1]:g}, the smaller comes first'
                 )
+        if self.cutmix_minmax is not None and self.cutmix_minmax[0] == self.cutmix_minmax[1]:
+            raise UserError(f'--cutmix-minmax: {self.cutmix_minmax[0]:g} is not below {self.cutmix_minmax[1]:g}')
         if self.mixup_off_epoch and not self.mixes:
             raise UserError('--mixup-off-epoch has no effect without --mixup or --cutmix')
 

@@ -16,7 +16,7 @@ from .evaluation import evaluate
 from .faults import Stopped, StopSignals, explained
 from .memory import keep_freed_memory, peak_memory
 from .meter import Meter, Position, check_finite
-from .prepare import Run, open_folder, prepare
+from .prepare import Run, check_alike, open_folder, prepare
 from .recipe import Recipe
 from .result import Result, differences, epoch_line, make_result, ranking, read_result, tell
 from .tracking import Tracking
@@ -56,6 +56,7 @@ def _start(recipe: Recipe, world: World, console: Console, start: float, repeats
     """Opens the run's folder and does what is left to be done there."""
     folder, state, finished = world.share(lambda: open_folder(recipe))
     try:
+        check_alike(recipe, world.share(recipe.as_dict))
         if finished:
             result = world.share(lambda: read_result(folder.path))
             console.line(f'{folder.path}: this run is finished')

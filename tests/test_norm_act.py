@@ -320,6 +320,7 @@ def test_a_step_of_training_is_torchs(name: str, calls: list[str]) -> None:
     torch.testing.assert_close(fused.state_dict(), plain.state_dict(), rtol=1e-3, atol=1e-4)
 
 
+@needs_compiler
 def test_a_library_that_computes_something_else_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     source = Path(kernels.__file__).with_name('kernels.cpp').read_text()
     broken = source.replace('n / (n + 2.0f)', 'n / (n + 3.0f)')

@@ -46,6 +46,11 @@ class Batches:
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         raise NotImplementedError
 
+    @property
+    def size(self) -> int:
+        """Images of a pass over a training set, in this process."""
+        raise NotImplementedError
+
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         """Chooses the order and the augmentations of the next pass over a training set, and the batch it starts at."""
         raise NotImplementedError
@@ -191,6 +196,10 @@ class CachedTrainBatches(Batches):
 
     def __len__(self) -> int:
         return len(self.sampler)
+
+    @property
+    def size(self) -> int:
+        return self.sampler.used // self.sampler.world_size
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         self.sampler.set_epoch(epoch, start)
@@ -339,6 +348,11 @@ class FileBatches(Batches):
             if isinstance(batch, UserError):
                 raise batch
             yield batch
+
+    @property
+    def size(self) -> int:
+        sampler: Any = self.loader.batch_sampler
+        return sampler.used // sampler.world_size
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         self.loader.batch_sampler.set_epoch(epoch, start)  # type: ignore[union-attr]

@@ -1,7 +1,7 @@
 """Squeeze-and-excitation whose backward pass keeps to channels-last on a CPU.
 
 torch spreads the gradient of a mean over the pixels in another memory layout than the image has, and adding it to the
-image's other gradient then takes up to ten times as long as it has to (docs/performance.md).
+image's other gradient then takes several times as long as it has to (docs/log.md).
 """
 
 from typing import Any

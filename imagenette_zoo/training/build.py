@@ -215,8 +215,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def hardware(device: torch.device) -> dict[str, Any]:
-    """The machine that a result is from."""
+def hardware(device: torch.device, processes: int = 1) -> dict[str, Any]:
+    """The machine that a result is from, and of how many processes where it is of several."""
     cpu = platform.processor() or platform.machine()
     with contextlib.suppress(OSError, StopIteration):
         lines = Path('/proc/cpuinfo').read_text().splitlines()
@@ -228,6 +228,7 @@ def hardware(device: torch.device) -> dict[str, Any]:
         'cores': available_cores(),
         'threads': torch.get_num_threads(),
         'gpu': gpu,
+        **({'processes': processes} if processes > 1 else {}),
     }
 
 

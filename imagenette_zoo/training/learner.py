@@ -178,13 +178,15 @@ class Learner:
         rates = [group['lr'] for group in self.optimizer.param_groups]
         return sum(rates) / len(rates)
 
-    def step(self, images: torch.Tensor, targets: torch.Tensor, parts: int = 1, update: bool = True) -> torch.Tensor:
+    def step(
+        self, images: torch.Tensor, targets: torch.Tensor, share: float = 1.0, update: bool = True
+    ) -> torch.Tensor:
         """Forward, backward and, where ``update``, the optimizer's step.
 
         Args:
             images: ``(N, 3, H, W)``, normalised.
             targets: ``(N,)`` class indices or ``(N, classes)`` shares.
-            parts: Number of batches whose gradients the update adds up.
+            share: Of the images whose gradients the update adds up.
             update: Whether this is the last of them.
 
         Returns:
@@ -206,7 +208,7 @@ class Learner:
             waiting = model.no_sync() if isinstance(model, DistributedDataParallel) and not update else nullcontext()
             with waiting, recorder.rehearsal(images.shape) if recorder else nullcontext():
                 loss = self._loss(images, targets, model)
-                updated = self._backward(loss / parts, update)
+                updated = self._backward(loss * share, update)
         if updated is None:
             updated = self._update()
         if update:

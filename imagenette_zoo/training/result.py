@@ -117,7 +117,7 @@ def read_result(folder: Path) -> Result:
 def differences(then: Result, run: Run) -> list[str]:
     """What about a run that is ready differs from one that is finished: ``'torch 2.10.0 then, 2.11.0 now'``."""
     train, val = run.data.train, run.data.val
-    now = [build.versions(), build.hardware(run.learner.world.device), run.recipe.as_dict()]
+    now = [build.versions(), build.hardware(run.learner.world.device, run.learner.world.size), run.recipe.as_dict()]
     told = [then.versions, then.hardware, then.recipe]
     found = []
     for old, new in zip(told, now, strict=True):
@@ -198,7 +198,7 @@ def make_result(run: Run, params: int, gmacs: float | None) -> Result:
         recipe=recipe.as_dict(),
         dataset=_dataset(run),
         versions=build.versions(),
-        hardware=build.hardware(run.learner.world.device),
+        hardware=build.hardware(run.learner.world.device, run.learner.world.size),
         command=build.this_command(),
         folder=run.folder.path,
     )

@@ -161,7 +161,8 @@ def _train_epoch(epoch: int, run: Run, stop: StopSignals, console: Console) -> N
             first = step - step % accumulate
             parts = min(accumulate, len(batches) - first)
             update = step + 1 == first + parts
-            meter.add(learner.step(images, targets, parts, update), len(images), learner.lr)
+            share = len(images) / min(parts * recipe.batch_size, batches.size - first * recipe.batch_size)
+            meter.add(learner.step(images, targets, share, update), len(images), learner.lr)
             details = {}
             if progress.wants_details():
                 details = {'loss': f'{meter.mean:.3f}', 'lr': f'{learner.lr:.2e}'}

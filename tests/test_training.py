@@ -22,6 +22,7 @@ from imagenette_zoo import train
 from imagenette_zoo.cli import main
 from imagenette_zoo.errors import UserError
 from imagenette_zoo.training import learner, trainer
+from imagenette_zoo.training.checkpoint import RunFolder
 from imagenette_zoo.training.distributed import World
 from imagenette_zoo.training.evaluation import load_folder
 from imagenette_zoo.training.learner import learning_rate
@@ -577,3 +578,12 @@ def test_one_number_a_channel(recipe: MakeRecipe) -> None:
 def test_arguments_of_no_such_value(recipe: MakeRecipe, model: str, kwargs: dict[str, str]) -> None:
     with pytest.raises(UserError, match=f'model {model}: '):
         train(recipe(model=model, model_kwargs=kwargs), quiet=True)
+
+
+def test_the_best_is_that_of_the_ranking_after_an_epoch_was_done_again(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    config = {'architecture': 'none'}
+    for number, (epoch, ranked) in enumerate([(0, [0]), (1, [1, 0]), (1, [0, 1])]):
+        folder.save_model(config, {'weight': torch.full((2,), float(number))}, epoch, ranked)
+    assert weights(tmp_path, 'best')['weight'].tolist() == [0, 0]
+    assert weights(tmp_path)['weight'].tolist() == [2, 2]

@@ -432,8 +432,9 @@ class RunFolder:
         save_model_folder(self['last'], config, state_dict)
         if epoch in ranking:
             link_model_folder(self['last'], self['checkpoints'] / f'epoch-{epoch}')
-        if ranking:  # also where it is an earlier one: an interrupted run may come to other numbers the second time
-            link_model_folder(self['checkpoints'] / f'epoch-{ranking[0]}', self['best'])
+        if ranking and (best := self['checkpoints'] / f'epoch-{ranking[0]}').is_dir():
+            # also an earlier one: an interrupted run may come to other numbers the second time
+            link_model_folder(best, self['best'])
         keep = {f'epoch-{kept}' for kept in ranking}
         with _one_line(self['checkpoints']):
             for folder in self['checkpoints'].glob('epoch-*'):

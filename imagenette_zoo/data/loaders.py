@@ -148,6 +148,11 @@ class EpochBatches:
     def __len__(self) -> int:
         return -(-self.used // self.global_batch)
 
+    @property
+    def own(self) -> int:
+        """Images of an epoch in each process."""
+        return self.used // self.world_size
+
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         """Chooses the epoch, and the batch that the next pass starts at."""
         self.epoch, self.start = epoch, start
@@ -199,7 +204,7 @@ class CachedTrainBatches(Batches):
 
     @property
     def size(self) -> int:
-        return self.sampler.used // self.sampler.world_size
+        return self.sampler.own
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         self.sampler.set_epoch(epoch, start)
@@ -351,8 +356,7 @@ class FileBatches(Batches):
 
     @property
     def size(self) -> int:
-        sampler: Any = self.loader.batch_sampler
-        return sampler.used // sampler.world_size
+        return self.loader.batch_sampler.own  # type: ignore[union-attr]
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         self.loader.batch_sampler.set_epoch(epoch, start)  # type: ignore[union-attr]

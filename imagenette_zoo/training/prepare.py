@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -196,21 +196,26 @@ def check_alike(recipe: Recipe, first: Mapping[str, Any]) -> None:
     Raises:
         UserError: An option that decides what is trained differs.
     """
+    for option, value, other in _differing(recipe, first):
+        raise UserError(f'{option} is {value} in this process and {other} in the first: give all the same')
+
+
+def _differing(recipe: Recipe, other: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """The options that decide what is trained and differ, with both values."""
     for option, value in recipe.as_dict().items():
-        if option not in FREE_ON_RESUME and value != first[option]:
-            raise UserError(f'{option} is {value} in this process and {first[option]} in the first: give all the same')
+        if option not in FREE_ON_RESUME and value != other[option]:
+            yield option, value, other[option]
 
 
 def check_resumable(recipe: Recipe, folder: RunFolder) -> None:
     if folder.finished and recipe.resume != 'auto':
         raise UserError(f'{folder.path}: this run is finished; there is nothing to resume')
     started = Recipe(**read_yaml(folder['args.yaml'], Recipe.names())).as_dict()
-    for option, value in recipe.as_dict().items():
-        if option not in FREE_ON_RESUME and value != started[option]:
-            raise UserError(
-                f'{folder.path}: was started with {option} {started[option]}, not {value}: leave the option out to '
-                f'resume, or start another run'
-            )
+    for option, value, then in _differing(recipe, started):
+        raise UserError(
+            f'{folder.path}: was started with {option} {then}, not {value}: leave the option out to resume, or start '
+            f'another run'
+        )
 
 
 def _unused_path(recipe: Recipe) -> Path:

@@ -4,6 +4,7 @@ import errno
 import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -23,7 +24,7 @@ from timm.data import create_transform
 import imagenette_zoo
 from imagenette_zoo import train
 from imagenette_zoo.cli import main
-from imagenette_zoo.data import cache, imagenette
+from imagenette_zoo.data import cache, imagenette, processes
 from imagenette_zoo.data.cache import eval_pixels, train_pixels, train_side
 from imagenette_zoo.data.imagenette import ImageSet, load_split
 from imagenette_zoo.data.loaders import CachedEvalBatches, CachedTrainBatches, FileBatches
@@ -319,6 +320,56 @@ def test_an_interrupt_leaves_nothing(images: ImageSet, home: Path, monkeypatch: 
     monkeypatch.undo()
     monkeypatch.setenv('IMAGENETTE_ZOO_CACHE', str(home.parent))
     assert np.array_equal(train_pixels(images, 48, QUIET), squashed(images, 48))
+
+
+@pytest.fixture
+def six_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that processes decode."""
+    monkeypatch.setattr(cache, 'available_cores', lambda: 6)
+    monkeypatch.setattr(processes, 'AT_LEAST', 1)
+
+
+@pytest.mark.usefixtures('six_cores')
+def test_processes_make_the_same(images: ImageSet, decodes: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[int] = []
+    monkeypatch.setattr(Progress, 'advance', lambda self, count: done.append(count))
+    assert np.array_equal(train_pixels(images, 48, QUIET), squashed(images, 48))
+    assert sum(done) == len(images)
+    assert not decodes, 'not in this process'
+
+
+@pytest.mark.usefixtures('six_cores')
+def test_processes_tell_what_is_wrong(
+    images: ImageSet, home: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: SimpleNamespace(free=2**40))
+    with pytest.raises(UserError, match=f'^cannot fill {small_disk}.*No space left on device.*IMAGENETTE_ZOO_CACHE'):
+        train_pixels(images, 224, QUIET)
+    monkeypatch.setenv('IMAGENETTE_ZOO_CACHE', str(home.parent))
+    path = images.root / images.paths[5]
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(UserError, match=f'^image {path} '):
+        train_pixels(images, 48, QUIET)
+    monkeypatch.setattr(imagenette, '_decode', lambda path: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(UserError, match=r'a process that was to do .* is gone'):
+        train_pixels(images, 48, QUIET)
+    monkeypatch.setattr(imagenette, '_decode', lambda path: {}['wrong'])
+    with pytest.raises(RuntimeError, match='KeyError'):
+        train_pixels(images, 48, QUIET)
+    assert names(home) == names(small_disk) == []
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.usefixtures('six_cores')
+def test_an_interrupt_ends_the_processes(images: ImageSet, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(self: Progress, count: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Progress, 'advance', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train_pixels(images, 48, QUIET)
+    assert names(home) == []
+    assert not multiprocessing.active_children()
 
 
 class Builder(NamedTuple):

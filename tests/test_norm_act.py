@@ -355,3 +355,17 @@ def test_the_library_is_compiled_once(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert path.stat().st_mtime_ns == first.st_mtime_ns
     assert [file for file in tmp_path.rglob('*') if file.is_file()] == [path]
     assert kernels._built(source + b'\n') != path
+
+
+@needs_compiler
+def test_torchs_own_layer(calls: list[str]) -> None:
+    theirs = nn.BatchNorm2d(32)
+    ours = copy.deepcopy(theirs)
+    fuse_norm_act(ours)
+    assert type(ours) is nn.BatchNorm2d
+    fuse_norm_act(ours, plain=True)
+    x = images(4, 32, 9, 7)
+    for found, exact in zip(trained(ours, x), trained(theirs.double(), x.double()), strict=True):
+        torch.testing.assert_close(found.double(), exact, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours.running_var, theirs.running_var.float())
+    assert calls == ['norm_stats', 'norm_act_forward', 'norm_act_backward']

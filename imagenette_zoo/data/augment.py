@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from timm.data import Mixup
 
-from ..layers.kernels import are_kernels_for, call
+from ..layers.kernels import are_kernels_for, call, gpu_kernels
 from .seeding import stream_seed
 
 __all__ = [
@@ -192,12 +192,15 @@ def _crop_resize_dense(pixels: torch.Tensor, index: torch.Tensor, draws: Draws, 
     """The same as two matrix products an image, rows and columns: a few kernels for a whole batch on a GPU."""
     side = pixels.shape[1]
     top, left, height, width = draws.boxes.unbind(1)
-    rows = _filter(top, height, side, size[0], draws.bicubic, draws.flips[:, 0])
-    columns = _filter(left, width, side, size[1], draws.bicubic, draws.flips[:, 1])
-    images = pixels[index].float()
-    images = torch.einsum('nxk,njkc->njxc', columns, images)
-    images = torch.einsum('nyj,njxc->nyxc', rows, images)
-    return images.round_().clamp_(0, 255).to(torch.uint8).permute(0, 3, 1, 2)
+    gpu = gpu_kernels(pixels.device) if pixels.is_cuda else None
+    make = _filter if gpu is None else gpu.resize_filter
+    dtype = torch.float16 if pixels.is_cuda else torch.float32  # as exact as TF32 and half of the bytes
+    rows = make(top, height, side, size[0], draws.bicubic, draws.flips[:, 0]).to(dtype)
+    columns = make(left, width, side, size[1], draws.bicubic, draws.flips[:, 1]).to(dtype)
+    images = torch.einsum('nyj,njkc->nykc', rows, pixels[index].to(dtype))
+    images = torch.einsum('nxk,nykc->nyxc', columns, images)
+    images = images.round_().clamp_(0, 255).to(torch.uint8, memory_format=torch.contiguous_format)
+    return images.permute(0, 3, 1, 2)
 
 
 def _filter(

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import filelock  # which torch and huggingface_hub need as well
 import numpy as np
@@ -28,6 +28,7 @@ from PIL import Image
 
 from ..errors import UserError
 from .imagenette import ImageSet, available_cores, cache_dir, decoded, image_size, whole_folder
+from .processes import in_processes, worth_processes
 
 __all__ = [
     'Entry', 'Watcher', 'clear', 'content_hash', 'entries', 'eval_pixels', 'home', 'names_hash', 'train_pixels',
@@ -63,7 +64,7 @@ def train_side(images: ImageSet, img_size: int, watcher: Watcher) -> tuple[int, 
     Raises:
         UserError: an image can't be read, or the cache can't be written.
     """
-    rows = _rows(images, 'sizes', {}, (2,), np.dtype(np.int32), lambda: map(_size_row, _files(images)), watcher)
+    rows = _rows(images, 'sizes', {}, (2,), np.dtype(np.int32), lambda paths, _: map(_size_row, paths), watcher)
     sizes = np.array(rows)
     return min(max(224, 32 * math.ceil(1.5 * img_size / 32)), int(sizes.max())), sizes
 
@@ -78,8 +79,8 @@ def train_pixels(images: ImageSet, side: int, watcher: Watcher) -> np.ndarray:
     def squash(image: Image.Image) -> np.ndarray:
         return np.asarray(image.resize((side, side), Image.Resampling.BICUBIC) if image.size != (side, side) else image)
 
-    def rows() -> Iterator[np.ndarray]:
-        return decoded(_files(images), squash)
+    def rows(paths: Sequence[Path], threads: int) -> Iterator[np.ndarray]:
+        return decoded(paths, squash, threads)
 
     return _rows(images, 'train', {'side': side}, (side, side, 3), np.dtype(np.uint8), rows, watcher)
 
@@ -103,8 +104,8 @@ def eval_pixels(
     """
     channels, height, width = parameters['input_size']
 
-    def rows() -> Iterator[np.ndarray]:
-        return decoded(_files(images), lambda image: np.asarray(transform(image)).transpose(1, 2, 0))
+    def rows(paths: Sequence[Path], threads: int) -> Iterator[np.ndarray]:
+        return decoded(paths, lambda image: np.asarray(transform(image)).transpose(1, 2, 0), threads)
 
     shape = (height, width, channels)
     return _rows(images, 'eval', {**parameters, 'timm': timm.__version__}, shape, np.dtype(np.uint8), rows, watcher)
@@ -117,9 +118,9 @@ def content_hash(images: ImageSet, watcher: Watcher) -> str:
         UserError: an image can't be read, or the cache can't be written.
     """
 
-    def rows() -> Iterator[np.ndarray]:
-        with ThreadPoolExecutor(available_cores()) as pool:
-            yield from pool.map(_digest_row, _files(images))
+    def rows(paths: Sequence[Path], threads: int) -> Iterator[np.ndarray]:
+        with ThreadPoolExecutor(threads) as pool:
+            yield from pool.map(_digest_row, paths)
 
     digests = _rows(images, 'content', {}, (DIGEST,), np.dtype(np.uint8), rows, watcher)
     return hashlib.blake2b(names_hash(images).encode() + digests.tobytes(), digest_size=DIGEST).hexdigest()
@@ -139,14 +140,13 @@ def _digest_row(path: Path) -> np.ndarray:
     return np.frombuffer(hashlib.blake2b(data, digest_size=DIGEST).digest(), np.uint8)
 
 
-def _files(images: ImageSet) -> Iterator[Path]:
-    return (images.root / path for path in images.paths)
-
-
 def _size_row(path: Path) -> np.ndarray:
     width, height = image_size(path)
     return np.array([height, width], np.int32)
 
+
+# What makes the rows of some files, in order, in so many threads.
+Make = Callable[[Sequence[Path], int], Iterable[np.ndarray]]
 
 # --- Entries ----------------------------------------------------------------------------------------------------------
 
@@ -157,7 +157,7 @@ def _rows(
     parameters: dict[str, Any],
     shape: tuple[int, ...],
     dtype: np.dtype[Any],
-    make: Callable[[], Iterable[np.ndarray]],
+    make: Make,
     watcher: Watcher,
 ) -> np.ndarray:
     """`(N, *shape)`: the entry's rows, which `make` yields where there are none yet."""
@@ -173,7 +173,7 @@ def _rows(
         with _only_one(folder, watcher):
             found = _open(folder)  # another process may just have made it
             if found is None:
-                _make(folder, meta, make, watcher)
+                _make(folder, meta, [images.root / path for path in images.paths], make, watcher)
                 _remove_superseded(folder, meta)
                 found = _open(folder)
     if found is None:
@@ -245,7 +245,7 @@ def _only_one(folder: Path, watcher: Watcher) -> Iterator[None]:
         lock.release()
 
 
-def _make(folder: Path, meta: dict[str, Any], make: Callable[[], Iterable[np.ndarray]], watcher: Watcher) -> None:
+def _make(folder: Path, meta: dict[str, Any], paths: Sequence[Path], make: Make, watcher: Watcher) -> None:
     shutil.rmtree(folder, ignore_errors=True)  # torn
     for left_over in folder.parent.glob(f'.{folder.name}.*'):  # of a process that was killed; this one has the lock
         shutil.rmtree(left_over, ignore_errors=True)
@@ -263,13 +263,13 @@ def _make(folder: Path, meta: dict[str, Any], make: Callable[[], Iterable[np.nda
         path = temporary / 'rows.bin'
         writing, disk, bar = path.open('wb'), ThreadPoolExecutor(1), watcher.progress(title, count, 2000)
         with writing as file, disk, bar as progress:
-            synced, sync = 0, disk.submit(file.flush)
-            for row in make():
-                file.write(np.ascontiguousarray(row).data)
-                progress.advance(1)
-                if file.tell() - synced >= WRITTEN_BEHIND and sync.done():
+            written, synced, sync = 0, 0, disk.submit(file.flush)
+            for rows in _write(file, paths, make, size // count):
+                progress.advance(rows)
+                written += rows * (size // count)
+                if written - synced >= WRITTEN_BEHIND and sync.done():
                     sync.result()  # a failure is told only once
-                    synced, sync = file.tell(), disk.submit(os.fsync, file.fileno())
+                    synced, sync = written, disk.submit(os.fsync, file.fileno())
             sync.result()
             _to_disk(file)
         with (temporary / 'meta.json').open('w') as file:
@@ -278,6 +278,25 @@ def _make(folder: Path, meta: dict[str, Any], make: Callable[[], Iterable[np.nda
     if pixels:
         seconds = time.perf_counter() - start
         watcher.line(f'decoded {count:,} images once, in {seconds:.1f} s, {size / 2**20:.0f} MiB: {folder}')
+
+
+def _write(file: BinaryIO, paths: Sequence[Path], make: Make, size: int) -> Iterator[int]:
+    """Writes the rows of so many bytes; yields how many more have been written."""
+    cores = available_cores()
+    if not worth_processes(len(paths), cores):
+        for row in make(paths, cores):
+            file.write(np.ascontiguousarray(row).data)
+            yield 1
+        return
+
+    def part(first: int, step: int) -> Iterator[None]:
+        for index, row in zip(range(first, len(paths), step), make(paths[first::step], 1), strict=True):
+            data = np.ascontiguousarray(row).data.cast('B')
+            while data:
+                data = data[os.pwrite(file.fileno(), data, (index + 1) * size - len(data)) :]
+            yield
+
+    yield from in_processes(part, len(paths), cores)
 
 
 def _to_disk(file: Any) -> None:

@@ -666,13 +666,13 @@ def image_size(path: str | Path) -> tuple[int, int]:
         raise UserError(f'image {path} {_complaint(path, error)}') from error
 
 
-def decoded(paths: Iterable[str | Path], use: Callable[[Image.Image], T]) -> Iterator[T]:
-    """What `use` makes of each image of `open_image`, in order, on all cores.
+def decoded(paths: Iterable[str | Path], use: Callable[[Image.Image], T], threads: int | None = None) -> Iterator[T]:
+    """What `use` makes of each image of `open_image`, in order, on all cores or in so many threads.
 
     Raises:
         UserError: as `open_image`, while iterating.
     """
-    threads = available_cores()  # Pillow lets go of the GIL while it decodes
+    threads = threads or available_cores()  # Pillow lets go of the GIL while it decodes
     waiting: deque[Future[T]] = deque()
     with _only_size_warnings(), ThreadPoolExecutor(threads) as pool:
         for path in paths:

@@ -10,7 +10,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from timm.layers import BlurPool2d
 
-from imagenette_zoo.layers.kernels import LANES, are_kernels_for, call, is_plain
+from imagenette_zoo.layers.kernels import are_images, are_kernels_for, call, gpu_kernels, is_plain
 
 __all__ = ['MaxBlurPool2d', 'speed_up_blur']
 
@@ -59,8 +59,8 @@ class MaxBlurPool2d(BlurPool2d):
 def speed_up_blur(model: nn.Module) -> None:
     """Makes every :class:`MaxBlurPool2d` and timm `BlurPool2d` of kernel 3 and stride 2 compute by one kernel each way.
 
-    That is for channels-last images in float32 or bfloat16 on a CPU with a C++ compiler; elsewhere such a layer is
-    torch's. Equal but for rounding.
+    That is for channels-last images in float32 or bfloat16 on a CPU with a C++ compiler or a GPU with Triton; elsewhere
+    such a layer is torch's. Equal but for rounding.
 
     Args:
         model: The model; such layers are changed in place.
@@ -100,23 +100,18 @@ class _FastMaxBlurPool2d(_Fast, MaxBlurPool2d):
     pass
 
 
+_DEVICES = ('cpu', 'cuda')
 _FAST = {BlurPool2d: _FastBlurPool2d, MaxBlurPool2d: _FastMaxBlurPool2d}
 
 
 def _is_fused(x: torch.Tensor) -> bool:
-    return (
-        is_plain(x)
-        and x.ndim == 4
-        and x.shape[1] % LANES == 0
-        and min(x.shape[2:]) > 1
-        and x.is_contiguous(memory_format=torch.channels_last)
-        and are_kernels_for(x.device, x.dtype)
-    )
+    return is_plain(x, _DEVICES) and are_images(x) and min(x.shape[2:]) > 1 and are_kernels_for(x.device, x.dtype)
 
 
 def _autocast(x: torch.Tensor) -> torch.Tensor:
     """As a convolution takes its input."""
-    return x.to(torch.get_autocast_dtype('cpu')) if torch.is_autocast_enabled('cpu') else x
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
 class _Blur(torch.autograd.Function):
@@ -125,6 +120,8 @@ class _Blur(torch.autograd.Function):
         images, channels, height, width = x.shape
         ctx.sizes, ctx.plain = (images, channels, height, width, maximum, reflect), plain
         ctx.save_for_backward(x)
+        if x.is_cuda:
+            return gpu_kernels(x.device).blur_forward(x, maximum, reflect)
         shape = (images, channels, (height + 1) // 2, (width + 1) // 2)
         y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
         call('blur_forward', ctx.sizes, x, y)
@@ -134,11 +131,14 @@ class _Blur(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (x,) = ctx.saved_tensors
         create_graph = torch.is_grad_enabled()
-        if create_graph or not (is_plain(grad) and is_plain(x) and grad.dtype == x.dtype):
+        if create_graph or not (is_plain(grad, _DEVICES) and is_plain(x, _DEVICES) and grad.dtype == x.dtype):
             with torch.enable_grad():
                 inputs = x if x.requires_grad else x.detach().requires_grad_()
                 (dx,) = torch.autograd.grad(ctx.plain(inputs), inputs, grad, create_graph=create_graph)
                 return dx, None, None, None
+        grad, x = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (grad, x))
+        if x.is_cuda:
+            return gpu_kernels(x.device).blur_backward(grad, x, *ctx.sizes[4:]), None, None, None
         dx = torch.empty_like(x)
-        call('blur_backward', ctx.sizes, grad.contiguous(memory_format=torch.channels_last), x, dx)
+        call('blur_backward', ctx.sizes, grad, x, dx)
         return dx, None, None, None

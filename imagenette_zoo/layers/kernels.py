@@ -1,4 +1,5 @@
-"""The C++ kernels of `kernels.cpp`, compiled once on a machine in about two seconds, and kept where inductor's are."""
+"""The C++ kernels of `kernels.cpp`, compiled once on a machine in about two seconds, and kept where inductor's are; and
+whether those of `gpu_kernels.py` can be used."""
 
 import ctypes
 import hashlib
@@ -11,11 +12,12 @@ from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn as nn
 
-__all__ = ['LANES', 'are_kernels_for', 'call', 'is_plain']
+__all__ = ['LANES', 'are_images', 'are_kernels_for', 'call', 'gpu_kernels', 'is_plain']
 
 LANES = 16  # elements that are computed at a time
 FLAGS = ['-ffp-contract=fast']  # besides inductor's
@@ -25,13 +27,18 @@ _process = os.getpid()
 _logger = logging.getLogger(__name__)
 
 
-def is_plain(x: torch.Tensor) -> bool:
-    """Whether a kernel may be run on a tensor: eager, without a transform, mode or subclass that would miss it."""
+def is_plain(x: torch.Tensor, devices: Sequence[str] = ('cpu',)) -> bool:
+    """Whether a kernel may be run on a tensor: eager, without a transform, mode or subclass that would miss it.
+
+    Args:
+        x: The tensor.
+        devices: The types of device that there is such a kernel for.
+    """
     return (
         not torch.compiler.is_compiling()  # these three first: not to ask a tracer for more
         and not torch.jit.is_tracing()
         and type(x) in (torch.Tensor, nn.Parameter)
-        and x.device.type == 'cpu'
+        and x.device.type in devices
         and x.dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64)
         and torch._C._has_storage(x)
         and not (x.is_nested or x.is_neg())
@@ -42,9 +49,35 @@ def is_plain(x: torch.Tensor) -> bool:
     )
 
 
+def are_images(x: torch.Tensor) -> bool:
+    """Whether a tensor is `(N, C, H, W)`, channels-last, with channels in whole vectors and indices that fit."""
+    fits = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    if x.is_cuda:
+        return fits and x.shape[1] % 8 == 0 and x.numel() < 2**31
+    return fits and x.shape[1] % LANES == 0
+
+
 def are_kernels_for(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether :func:`call` can be used; the first time this compiles, where it is not for nothing."""
+    """Whether :func:`call` can be used, on a GPU :func:`gpu_kernels`; the first time this compiles, where it is not for
+    nothing."""
+    if device.type == 'cuda':
+        return dtype in (torch.float32, torch.bfloat16, torch.float16) and gpu_kernels(device) is not None
     return device.type == 'cpu' and dtype in _NAMES and _library() is not None
+
+
+@cache
+def gpu_kernels(device: torch.device) -> Any:
+    """The module of that name, checked on this device; None without CUDA or a Triton that works."""
+    if torch.version.cuda is None:
+        return None
+    try:
+        from imagenette_zoo.layers import gpu_kernels as kernels  # here: Triton is slow to import, and may be missing
+
+        kernels.check(device)
+        return kernels
+    except Exception:  # no compiler for the launchers, an old GPU, ...: torch's own is always right
+        _logger.debug('no Triton kernels', exc_info=True)
+        return None
 
 
 def call(name: str, sizes: Sequence[int], *tensors: torch.Tensor) -> None:

@@ -1,8 +1,8 @@
-"""BatchNorm and the activation after it as one layer on a CPU.
+"""BatchNorm and the activation after it as one layer.
 
 Apart they read and write what a convolution puts out thirteen times in a training step, as one nine times
 (two reads and a write forward; four reads and two writes backward) and save one tensor instead of two. The arithmetic
-is that of `kernels.cpp`.
+is that of `kernels.cpp` and `gpu_kernels.py`.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from timm.layers import BatchNormAct2d
 from torch import nn
 
-from imagenette_zoo.layers.kernels import LANES, are_kernels_for, call, is_plain
+from imagenette_zoo.layers.kernels import are_images, are_kernels_for, call, gpu_kernels, is_plain
 from imagenette_zoo.layers.mish import Mish
 
 __all__ = ['fuse_norm_act']
@@ -27,55 +27,74 @@ _ACTIVATIONS: dict[type[nn.Module], tuple[int, Callable[[torch.Tensor], torch.Te
     nn.SiLU: (4, F.silu),
     nn.Hardswish: (5, F.hardswish),
 }
+_DEVICES = ('cpu', 'cuda')
+_NONE = nn.Identity()
 
 
-def fuse_norm_act(model: nn.Module) -> None:
+def fuse_norm_act(model: nn.Module, plain: bool = False) -> None:
     """Makes every timm `BatchNormAct2d` whose activation is among a few compute both at once where it can.
 
     Those are none, ReLU, ReLU6, Mish, SiLU and Hardswish. It can for channels-last images in float32 or bfloat16 on a
-    CPU with a C++ compiler, where channels are a multiple of 16; elsewhere such a layer is timm's. State dicts are
-    unaffected; results do not depend on the number of threads.
+    CPU with a C++ compiler, where channels are a multiple of 16, and in training on a GPU with Triton, where they are a
+    multiple of 8; elsewhere such a layer is timm's. State dicts are unaffected; on a CPU results do not depend on the
+    number of threads.
 
     Args:
         model: The model; such layers are changed in place.
+        plain: Also every torch `BatchNorm2d`. A CPU gains nothing by it.
     """
     for layer in model.modules():
         if type(layer) is BatchNormAct2d and type(layer.act) in _ACTIVATIONS and type(layer.drop) is nn.Identity:
             layer.__class__ = _NormAct2d
+        elif plain and type(layer) is nn.BatchNorm2d:
+            layer.__class__ = _Norm2d
 
 
-class _NormAct2d(BatchNormAct2d):
+class _Fused(nn.BatchNorm2d):
+    running_mean: torch.Tensor
+    running_var: torch.Tensor
+    num_batches_tracked: torch.Tensor
+    momentum: float
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if torch.compiler.is_compiling() or not self._is_fused(x):
             return super().forward(x)
         if not self.training:
             scale = self.weight * (self.running_var + self.eps).rsqrt()
-            return _normalized(x, scale, self.bias - self.running_mean * scale, type(self.act))
+            return _normalized(x, torch.stack((scale, self.bias - self.running_mean * scale)), self._kind)
         with torch.no_grad():
-            mean, var = _statistics(x)
-            self.num_batches_tracked.add_(1)
-            self.running_mean.lerp_(mean, self.momentum)
-            size = x.numel() // x.shape[1]
-            self.running_var.lerp_(var * (size / (size - 1)), self.momentum)
-        return _NormAct.apply(x, self.weight, self.bias, mean, (var + self.eps).rsqrt_(), self.eps, type(self.act))
+            found = _statistics(x, self)
+        return _NormAct.apply(x, self.weight, self.bias, found, self.eps, self._kind)
+
+    @property
+    def _kind(self) -> type[nn.Module]:
+        act: nn.Module = getattr(self, 'act', _NONE)
+        return type(act)
 
     def _is_fused(self, x: torch.Tensor) -> bool:
         return (
-            is_plain(x)
-            and x.ndim == 4
-            and x.shape[1] % LANES == 0
-            and x.is_contiguous(memory_format=torch.channels_last)
+            is_plain(x, _DEVICES)
+            and are_images(x)
             and self.affine
             and self.track_running_stats
             and self.momentum is not None
             and all(tensor.dtype is torch.float32 for tensor in (self.weight, self.bias, self.running_mean))
             and x.numel() > x.shape[1]  # torch says what is wrong with a single value
             and (self.training or not (torch.is_grad_enabled() and _is_any_trained(x, self.weight, self.bias)))
-            and type(self.act) in _ACTIVATIONS
-            and type(self.drop) is nn.Identity
-            and not any(_has_hooks(layer) for layer in (self.act, self.drop))
+            and (self.training or not x.is_cuda)  # evaluation is two launches of torch's
+            and self._kind in _ACTIVATIONS
+            and type(getattr(self, 'drop', _NONE)) is nn.Identity
+            and not any(_has_hooks(getattr(self, name, _NONE)) for name in ('act', 'drop'))
             and are_kernels_for(x.device, x.dtype)
         )
+
+
+class _NormAct2d(_Fused, BatchNormAct2d):
+    pass
+
+
+class _Norm2d(_Fused):
+    pass
 
 
 def _has_hooks(layer: nn.Module) -> bool:
@@ -96,29 +115,23 @@ class _NormAct(torch.autograd.Function):
         x: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor,
-        mean: torch.Tensor,
-        inverse: torch.Tensor,
+        found: torch.Tensor,
         eps: float,
         kind: type[nn.Module],
     ) -> torch.Tensor:
-        scale = weight * inverse
-        shift = bias - mean * scale
         ctx.save_for_backward(x, weight, bias)
-        ctx.channels = scale, shift, mean, inverse  # not given to hooks, which may change their types
+        ctx.found = found  # not given to hooks, which may change its type
         ctx.eps, ctx.kind = eps, kind
-        return _normalized(x, scale, shift, kind)
+        return _normalized(x, found, kind)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight, bias = ctx.saved_tensors
-        fused = is_plain(grad) and is_plain(x) and grad.dtype == x.dtype
+        fused = is_plain(grad, _DEVICES) and is_plain(x, _DEVICES) and grad.dtype == x.dtype
         if torch.is_grad_enabled() or not fused:  # create_graph: to be differentiated once more
-            return *_plain_gradients(grad, x, weight, bias, ctx.eps, ctx.kind), None, None, None, None
+            return *_plain_gradients(grad, x, weight, bias, ctx.eps, ctx.kind), None, None, None
         grad, x = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (grad, x))
-        dx = torch.empty_like(x)
-        dweight, dbias = (torch.empty_like(ctx.channels[0]) for _ in range(2))
-        call('norm_act_backward', (*_sizes(x), _ACTIVATIONS[ctx.kind][0]), grad, x, dx, *ctx.channels, dweight, dbias)
-        return dx, dweight, dbias, None, None, None, None
+        return *_gradients(grad, x, ctx.found, ctx.kind), None, None, None
 
 
 def _plain_gradients(
@@ -135,19 +148,46 @@ def _plain_gradients(
         return torch.autograd.grad(y, inputs, grad, create_graph=create_graph)
 
 
-def _statistics(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and biased variance of each channel of `(N, C, H, W)`."""
+def _statistics(x: torch.Tensor, layer: _Fused) -> torch.Tensor:
+    """`(4, C)` of a batch `(N, C, H, W)`: scale and shift that normalise its channels, their mean and the inverse of
+    their standard deviation. The layer's running statistics follow."""
+    if (gpu := _gpu(x)) is not None:
+        running = layer.running_mean, layer.running_var, layer.num_batches_tracked
+        return gpu.norm_stats(x, layer.weight, layer.bias, *running, layer.momentum, layer.eps)
     mean = x.new_empty(x.shape[1], dtype=torch.float32)
     var = torch.empty_like(mean)
     call('norm_stats', _sizes(x), x, mean, var)
-    return mean, var
+    layer.num_batches_tracked.add_(1)
+    layer.running_mean.lerp_(mean, layer.momentum)
+    size = x.numel() // x.shape[1]
+    layer.running_var.lerp_(var * (size / (size - 1)), layer.momentum)
+    inverse = (var + layer.eps).rsqrt_()
+    scale = layer.weight * inverse
+    return torch.stack((scale, layer.bias - mean * scale, mean, inverse))
 
 
-def _normalized(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, kind: type[nn.Module]) -> torch.Tensor:
-    """`act(scale * x + shift)` of `(N, C, H, W)`, scale and shift by channel, act of type `kind`."""
+def _normalized(x: torch.Tensor, found: torch.Tensor, kind: type[nn.Module]) -> torch.Tensor:
+    """`act(found[0] * x + found[1])` of `(N, C, H, W)` by channel, act of type `kind`."""
+    if (gpu := _gpu(x)) is not None:
+        return gpu.norm_act_forward(x, found, _ACTIVATIONS[kind][0])
     y = torch.empty_like(x)
-    call('norm_act_forward', (*_sizes(x), _ACTIVATIONS[kind][0]), x, y, scale, shift)
+    call('norm_act_forward', (*_sizes(x), _ACTIVATIONS[kind][0]), x, y, *found[:2])
     return y
+
+
+def _gradients(
+    grad: torch.Tensor, x: torch.Tensor, found: torch.Tensor, kind: type[nn.Module]
+) -> tuple[torch.Tensor, ...]:
+    """Of x, weight and bias, for what :func:`_statistics` found."""
+    if (gpu := _gpu(x)) is not None:
+        return gpu.norm_act_backward(grad, x, found, _ACTIVATIONS[kind][0])
+    dx, (dweight, dbias) = torch.empty_like(x), torch.empty_like(found[:2])
+    call('norm_act_backward', (*_sizes(x), _ACTIVATIONS[kind][0]), grad, x, dx, *found, dweight, dbias)
+    return dx, dweight, dbias
+
+
+def _gpu(x: torch.Tensor) -> Any:
+    return gpu_kernels(x.device) if x.is_cuda else None
 
 
 def _sizes(x: torch.Tensor) -> tuple[int, int]:

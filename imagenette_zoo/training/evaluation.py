@@ -80,13 +80,19 @@ def evaluate(
     model.train().eval()  # before timm 1.0.29 LeViT's forget the biases of other weights only when they are trained
     start = time.perf_counter()
     logits, targets = [], []
+    inputs = torch.empty(0)
     with console.progress('validation', len(batches)) as progress, build.autocast(options, world.device):
         for pixels, target in batches:
-            inputs = normalize(pixels)
+            count, former, inputs = len(pixels), inputs, normalize(pixels)
+            if inputs.is_cuda and count < len(former):  # the last: planning for another size takes longer than images
+                former[:count] = inputs
+                inputs = former
             runner = fast if fast is not None and len(inputs) == fast_size else model
-            logits.append(runner(inputs).float().clone())  # a compiled model may write into its last output again
+            logits.append(
+                runner(inputs)[:count].float().clone()
+            )  # a compiled model may write into its last output again
             targets.append(target)
-            progress.advance(len(inputs))
+            progress.advance(count)
     return Scores(
         world.gather_rows(torch.cat(logits).cpu(), len(images)),
         world.gather_rows(torch.cat(targets), len(images)),
@@ -181,11 +187,12 @@ def _validate_one(
     if options.reparam:
         model = fuse(model)
     params, gmacs = model_cost(model, config['input_size'])
-    model = build.place(model, world.device, options.channels_last)
     build.probe(model, name, config['input_size'])
+    model = build.place(model, world.device, options.channels_last)
     normalize = Normalize(config['mean'], config['std'], world.device, options.channels_last)
     batches = build.eval_batches(options, images, config, options.batch_size, world, console)
-    torch.compiler.reset()
+    if options.torchcompile:
+        torch.compiler.reset()
     fast = compiled(model, options)
     scores = evaluate(model, batches, normalize, images, options, world, console, fast, options.batch_size)
     consistency = (

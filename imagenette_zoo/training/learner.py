@@ -19,7 +19,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import UserError, first_line
+from ..layers.blurpool import speed_up_blur
 from ..layers.depthwise import speed_up_depthwise
+from ..layers.norm_act import fuse_norm_act
 from .build import autocast, place
 from .compilation import compiled
 from .distributed import World
@@ -28,6 +30,9 @@ from .options import nearest
 from .recipe import Recipe
 
 __all__ = ['Learner', 'learning_rate', 'loss_function']
+
+
+_FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)  # whose step can be one kernel
 
 
 def learning_rate(recipe: Recipe, world_size: int = 1) -> float:
@@ -91,8 +96,10 @@ class Learner:
         self.loss_fn = loss_function(recipe).to(world.device)
         self.optimizer = self._make_optimizer()
         self.scheduler, self.epochs = self._make_scheduler(updates_per_epoch)
-        scaled = recipe.amp and recipe.amp_dtype == 'float16' and world.device.type == 'cuda'
-        self.scaler = NativeScaler() if scaled else None
+        self.scaler = NativeScaler() if self._is_scaled else None
+        if self._is_recorded and recipe.channels_last:  # unrecorded, the more launches cost more than they save
+            fuse_norm_act(model, plain=True)
+            speed_up_blur(model)
         self.ema = (
             ModelEmaV3(
                 model,
@@ -110,7 +117,8 @@ class Learner:
             ids = [world.device.index] if world.device.type == 'cuda' else None
             self.fast = DistributedDataParallel(self.fast, device_ids=ids)
             self.plain = self.fast  # two wrappers of one model would not agree on what to synchronise
-        self.recorder = self._make_recorder(tell)
+        updates = recipe.nan != 'skip' and recipe.clip_grad is None
+        self.recorder = Recorder(model, self.optimizer, updates, tell) if self._is_recorded else None
         self.updates = 0
         self.skipped = 0  # steps in a row that were left out
         self._buffers: list[torch.Tensor] = []
@@ -118,9 +126,13 @@ class Learner:
     def _make_optimizer(self) -> torch.optim.Optimizer:
         recipe = self.recipe
         known = timm.optim.list_optimizers()
-        if recipe.opt.lower().removeprefix('lookahead_') not in known:
+        name = recipe.opt.lower().removeprefix('lookahead_')
+        if name not in known:
             raise UserError(f'--opt: unknown optimizer {recipe.opt!r}{nearest(recipe.opt, known)}')
         kwargs = {**optimizer_kwargs(recipe), 'lr': learning_rate(recipe, self.world.size), **recipe.opt_kwargs}
+        one_kernel = timm.optim.get_optimizer_info(name).opt_class in _FUSED and 'foreach' not in kwargs
+        if one_kernel and self.world.device.type == 'cuda' and not self._is_scaled:
+            kwargs.setdefault('fused', True)
         try:
             return create_optimizer_v2(self.model, **kwargs)
         except (TypeError, ValueError, AssertionError, ImportError, RuntimeError, LookupError) as error:
@@ -138,23 +150,25 @@ class Learner:
             raise UserError(f'--sched {recipe.sched}: this timm does not have it: upgrade timm')
         return scheduler, epochs
 
-    def _make_recorder(self, tell: Callable[[str], object]) -> Recorder | None:
+    @property
+    def _is_scaled(self) -> bool:
+        return self.recipe.amp and self.recipe.amp_dtype == 'float16' and self.world.device.type == 'cuda'
+
+    @property
+    def _is_recorded(self) -> bool:
         """Where a step is one batch on one GPU, and nothing within it waits."""
         recipe, world = self.recipe, self.world
-        if (
+        return not (
             recipe.cuda_graph == 'none'
             or world.device.type != 'cuda'
             or world.size > 1
             or recipe.grad_accum_steps > 1
-            or self.scaler is not None
+            or self._is_scaled
             or recipe.grad_checkpointing
             or self._is_second_order
             or recipe.torchcompile == 'cudagraphs'  # has graphs of its own, like these modes
             or recipe.torchcompile_mode in ('reduce-overhead', 'max-autotune')
-        ):
-            return None
-        updates = recipe.nan != 'skip' and recipe.clip_grad is None
-        return Recorder(self.model, self.optimizer, updates, tell)
+        )
 
     @property
     def eval_model(self) -> nn.Module:
@@ -355,9 +369,10 @@ class Learner:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes up what :meth:`state_dict` gave."""
         self.model.load_state_dict(state['model'])
-        for group in state['optimizer']['param_groups']:
-            if 'capturable' in group:  # it is not yet recorded, and may now be on a CPU
-                group['capturable'] = False
+        for group, here in zip(state['optimizer']['param_groups'], self.optimizer.param_groups, strict=False):
+            for how in ('capturable', 'fused', 'foreach'):  # it is not yet recorded, and may now be on another device
+                if how in group and how in here:
+                    group[how] = here[how]
         self.optimizer.load_state_dict(state['optimizer'])
         plateau = getattr(self.scheduler, 'lr_scheduler', None)
         if plateau is not None:

@@ -133,13 +133,14 @@ def prepare(recipe: Recipe, folder: RunFolder, state: bytes | None, world: World
     model = make_model(start, len(train_images.classes))
     config = build.input_config(recipe, model)
     data = _load_batches(recipe, train_images, val_images, config, world, console)
-    torch.compiler.reset()  # else the models of a sweep use up what one process may compile
+    for side in recipe.train_img_sizes or ():
+        build.probe(model, recipe.model, (config['input_size'][0], side, side))
+    build.probe(model, recipe.model, config['input_size'])
     own = resolve(recipe, model, len(train_images), world.device, console)
+    if own.torchcompile:
+        torch.compiler.reset()  # else the models of a sweep use up what one process may compile
     updates = -(-len(data.train_batches) // recipe.grad_accum_steps)
     learner = Learner(own, model, world, updates, console.line)
-    for side in recipe.train_img_sizes or ():
-        build.probe(learner.model, recipe.model, (config['input_size'][0], side, side))
-    build.probe(learner.model, recipe.model, config['input_size'])
     if own.torchcompile:
         _compile(recipe, learner, config, console)
     sets = (train_images, val_images)

@@ -1,0 +1,509 @@
+"""What training on a GPU gains by, in Triton: BatchNorm with its activation, blur pooling, the filters of crops.
+
+Images are channels-last: rows of channels, one row a pixel. Where Triton is missing, importing this fails.
+"""
+
+import math
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+__all__ = [
+    'blur_backward',
+    'blur_forward',
+    'check',
+    'norm_act_backward',
+    'norm_act_forward',
+    'norm_stats',
+    'resize_filter',
+]
+
+ALIGNMENT = 8  # channels are a multiple of it: 16 bytes in half precision, which a thread reads at once
+_CHANNELS = tl.constexpr(32)  # of a tile
+_ROWS = tl.constexpr(128)
+_PIXELS = tl.constexpr(32)  # of a tile of blur pooling, which keeps more of each
+_PROGRAMS = 528  # that add up rows at a time: four for each of an H200's multiprocessors
+_AS_THEY_COME = ['rows', 'span', 'parts', 'height', 'width', 'eighths']  # not compiled anew for each number
+
+_jit = triton.jit(do_not_specialize=_AS_THEY_COME)
+
+
+@triton.jit
+def _activation(z, KIND: tl.constexpr):  # NaN stays, as torch's
+    if KIND == 1:
+        z = tl.where(z <= 0, 0.0, z)
+    elif KIND == 2:
+        z = _relu6(z)
+    elif KIND == 3:
+        e = tl.exp(tl.minimum(z, 20.0, tl.PropagateNan.ALL))
+        n = e * (e + 2)
+        z = z * (n / (n + 2))
+    elif KIND == 4:
+        z = z * tl.sigmoid(z)
+    elif KIND == 5:
+        z = z * (_relu6(z + 3) * (1 / 6))
+    return z
+
+
+@triton.jit
+def _relu6(z):
+    return tl.where(z <= 0, 0.0, tl.where(z >= 6, 6.0, z))
+
+
+@triton.jit
+def _gradient(grad, z, KIND: tl.constexpr):
+    if KIND == 1:
+        grad = tl.where(z > 0, grad, 0.0)
+    elif KIND == 2:
+        grad = tl.where((z > 0) & (z < 6), grad, 0.0)
+    elif KIND == 3:
+        low = tl.minimum(z, 20.0, tl.PropagateNan.ALL)
+        e = tl.exp(low)
+        n = e * (e + 2)
+        q = 1 / (n + 2)
+        grad = grad * (n * q + low * (4 * e * (e + 1)) * (q * q))
+    elif KIND == 4:
+        s = tl.sigmoid(z)
+        grad = grad * (s + z * (s * (1 - s)))
+    elif KIND == 5:
+        grad = tl.where(z <= -3, 0.0, tl.where(z >= 3, grad, grad * (z * (1 / 3) + 0.5)))
+    return grad
+
+
+@triton.jit
+def _channels(eighths):
+    """A tile's channels, how many there are, and which of the tile's there are."""
+    channels = tl.program_id(0) * _CHANNELS + tl.arange(0, _CHANNELS)
+    return channels, eighths * 8, channels < eighths * 8
+
+
+@triton.jit
+def _added_up(sums, parts, channels, count, inside):
+    """The two sums of each channel over all parts of the rows."""
+    first = tl.zeros((_ROWS, _CHANNELS), tl.float32)
+    second = tl.zeros((_ROWS, _CHANNELS), tl.float32)
+    for start in range(0, parts, _ROWS):
+        part = start + tl.arange(0, _ROWS)[:, None]
+        place = sums + part * 2 * count + channels[None, :]
+        mask = (part < parts) & inside[None, :]
+        first += tl.load(place, mask, 0.0)
+        second += tl.load(place + count, mask, 0.0)
+    return tl.sum(first, 0), tl.sum(second, 0)
+
+
+@_jit
+def _norm_sums(x, sums, rows, span, eighths):
+    """Of each channel's differences from its first pixel, and of their squares."""
+    channels, count, inside = _channels(eighths)
+    origin = tl.load(x + channels, inside, 0.0).to(tl.float32)
+    first = tl.zeros((_ROWS, _CHANNELS), tl.float32)
+    second = tl.zeros((_ROWS, _CHANNELS), tl.float32)
+    start = tl.program_id(1) * span
+    for begin in range(start, tl.minimum(start + span, rows), _ROWS):
+        row = begin + tl.arange(0, _ROWS)[:, None]
+        mask = (row < rows) & inside[None, :]
+        value = tl.load(x + row * count + channels[None, :], mask, 0.0).to(tl.float32)
+        value = tl.where(mask, value - origin[None, :], 0.0)
+        first += value
+        second += value * value
+    place = sums + tl.program_id(1) * 2 * count + channels
+    tl.store(place, tl.sum(first, 0), inside)
+    tl.store(place + count, tl.sum(second, 0), inside)
+
+
+@_jit
+def _norm_finish(
+    x, sums, weight, bias, running_mean, running_var, batches, found, momentum, eps, rows, parts, eighths
+):  # fmt: skip
+    channels, count, inside = _channels(eighths)
+    first, second = _added_up(sums, parts, channels, count, inside)
+    offset = first / rows
+    var = second / rows - offset * offset
+    var = tl.where(var < 0, 0.0, var)
+    mean = tl.load(x + channels, inside, 0.0).to(tl.float32) + offset
+    inverse = 1 / tl.sqrt(var + eps)
+    scale = tl.load(weight + channels, inside, 0.0) * inverse
+    tl.store(found + channels, scale, inside)
+    tl.store(found + count + channels, tl.load(bias + channels, inside, 0.0) - mean * scale, inside)
+    tl.store(found + 2 * count + channels, mean, inside)
+    tl.store(found + 3 * count + channels, inverse, inside)
+    old = tl.load(running_mean + channels, inside, 0.0)
+    tl.store(running_mean + channels, old + momentum * (mean - old), inside)
+    old = tl.load(running_var + channels, inside, 0.0)
+    tl.store(running_var + channels, old + momentum * (var * (rows / (rows - 1)) - old), inside)
+    if tl.program_id(0) == 0:
+        tl.store(batches, tl.load(batches) + 1)
+
+
+@_jit
+def _norm_forward(x, y, found, rows, eighths, KIND: tl.constexpr):
+    channels, count, inside = _channels(eighths)
+    scale = tl.load(found + channels, inside, 0.0)[None, :]
+    shift = tl.load(found + count + channels, inside, 0.0)[None, :]
+    row = tl.program_id(1) * _ROWS + tl.arange(0, _ROWS)[:, None]
+    mask = (row < rows) & inside[None, :]
+    place = row * count + channels[None, :]
+    value = tl.load(x + place, mask, 0.0).to(tl.float32)
+    tl.store(y + place, _activation(value * scale + shift, KIND), mask)
+
+
+@_jit
+def _norm_backward_sums(grad, x, found, sums, rows, span, eighths, KIND: tl.constexpr):
+    channels, count, inside = _channels(eighths)
+    scale = tl.load(found + channels, inside, 0.0)[None, :]
+    shift = tl.load(found + count + channels, inside, 0.0)[None, :]
+    mean = tl.load(found + 2 * count + channels, inside, 0.0)[None, :]
+    first = tl.zeros((_ROWS, _CHANNELS), tl.float32)
+    second = tl.zeros((_ROWS, _CHANNELS), tl.float32)
+    start = tl.program_id(1) * span
+    for begin in range(start, tl.minimum(start + span, rows), _ROWS):
+        row = begin + tl.arange(0, _ROWS)[:, None]
+        mask = (row < rows) & inside[None, :]
+        place = row * count + channels[None, :]
+        value = tl.load(x + place, mask, 0.0).to(tl.float32)
+        dz = _gradient(tl.load(grad + place, mask, 0.0).to(tl.float32), value * scale + shift, KIND)
+        dz = tl.where(mask, dz, 0.0)
+        first += dz
+        second += dz * (value - mean)
+    place = sums + tl.program_id(1) * 2 * count + channels
+    tl.store(place, tl.sum(first, 0), inside)
+    tl.store(place + count, tl.sum(second, 0), inside)
+
+
+@_jit
+def _norm_backward_finish(sums, found, terms, dweight, dbias, rows, parts, eighths):
+    """With dz of the activation's input dx is `scale dz + terms[0] x + terms[1]`."""
+    channels, count, inside = _channels(eighths)
+    dz, product = _added_up(sums, parts, channels, count, inside)
+    scale = tl.load(found + channels, inside, 0.0)
+    mean = tl.load(found + 2 * count + channels, inside, 0.0)
+    inverse = tl.load(found + 3 * count + channels, inside, 0.0)
+    slope = -scale * product * inverse * inverse / rows
+    tl.store(terms + channels, slope, inside)
+    tl.store(terms + count + channels, -scale * dz / rows - slope * mean, inside)
+    tl.store(dweight + channels, product * inverse, inside)
+    tl.store(dbias + channels, dz, inside)
+
+
+@_jit
+def _norm_backward(grad, x, dx, found, terms, rows, eighths, KIND: tl.constexpr):
+    channels, count, inside = _channels(eighths)
+    scale = tl.load(found + channels, inside, 0.0)[None, :]
+    shift = tl.load(found + count + channels, inside, 0.0)[None, :]
+    slope = tl.load(terms + channels, inside, 0.0)[None, :]
+    constant = tl.load(terms + count + channels, inside, 0.0)[None, :]
+    row = tl.program_id(1) * _ROWS + tl.arange(0, _ROWS)[:, None]
+    mask = (row < rows) & inside[None, :]
+    place = row * count + channels[None, :]
+    value = tl.load(x + place, mask, 0.0).to(tl.float32)
+    dz = _gradient(tl.load(grad + place, mask, 0.0).to(tl.float32), value * scale + shift, KIND)
+    tl.store(dx + place, scale * dz + slope * value + constant, mask)
+
+
+def norm_stats(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    running_mean: torch.Tensor,
+    running_var: torch.Tensor,
+    batches: torch.Tensor,
+    momentum: float,
+    eps: float,
+) -> torch.Tensor:
+    """What BatchNorm needs of a batch; the running statistics and the count of batches follow.
+
+    Args:
+        x: ``(N, C, H, W)``, channels-last.
+        weight: ``(C,)`` float32, like the next three.
+        bias: To add.
+        running_mean: Is updated.
+        running_var: Is updated, by the unbiased variance.
+        batches: The number of batches, a single int64; is updated.
+        momentum: The batch's share of the running statistics.
+        eps: Added to the variance.
+
+    Returns:
+        ``(4, C)`` float32: the channels' scale and shift, by which x is normalised, their mean, and the inverse of
+        their standard deviation.
+    """
+    rows, channels, eighths = _sizes(x)
+    sums, span, grid = _parts(x, rows, channels)
+    found = x.new_empty(4, channels, dtype=torch.float32)
+    with torch.cuda.device_of(x):
+        _norm_sums[grid](x, sums, rows, span, eighths)
+        _norm_finish[grid[:1]](
+            x, sums, weight, bias, running_mean, running_var, batches, found, momentum, eps, rows, len(sums), eighths
+        )
+    return found
+
+
+def norm_act_forward(x: torch.Tensor, found: torch.Tensor, kind: int) -> torch.Tensor:
+    """The activation of that number (`norm_act.py` counts them) of normalised images.
+
+    Args:
+        x: ``(N, C, H, W)``, channels-last.
+        found: As :func:`norm_stats` found it.
+        kind: The activation's number.
+    """
+    y = torch.empty_like(x)
+    rows, channels, eighths = _sizes(x)
+    with torch.cuda.device_of(x):
+        _norm_forward[_tiles(rows, channels)](x, y, found, rows, eighths, KIND=kind)
+    return y
+
+
+def norm_act_backward(
+    grad: torch.Tensor, x: torch.Tensor, found: torch.Tensor, kind: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The gradients of x, weight and bias.
+
+    Args:
+        grad: Of the activation, laid out like x.
+        x: ``(N, C, H, W)``, channels-last.
+        found: As :func:`norm_stats` found it.
+        kind: The activation's number.
+    """
+    rows, channels, eighths = _sizes(x)
+    sums, span, grid = _parts(x, rows, channels)
+    dx = torch.empty_like(x)
+    terms, (dweight, dbias) = torch.empty_like(found[:2]), torch.empty_like(found[:2])
+    with torch.cuda.device_of(x):
+        _norm_backward_sums[grid](grad, x, found, sums, rows, span, eighths, KIND=kind)
+        _norm_backward_finish[grid[:1]](sums, found, terms, dweight, dbias, rows, len(sums), eighths)
+        _norm_backward[_tiles(rows, channels)](grad, x, dx, found, terms, rows, eighths, KIND=kind)
+    return dx, dweight, dbias
+
+
+def _sizes(x: torch.Tensor) -> tuple[int, int, int]:
+    """Rows, channels, and channels in the kernels' terms, whose multiple by 8 tells the compiler of the alignment."""
+    return x.numel() // x.shape[1], x.shape[1], x.shape[1] // ALIGNMENT
+
+
+def _parts(x: torch.Tensor, rows: int, channels: int) -> tuple[torch.Tensor, int, tuple[int, int]]:
+    """Room for two sums of each channel by parts of the rows, the rows of a part, and the grid of all parts."""
+    tiles = math.ceil(channels / _CHANNELS.value)
+    parts = max(1, min(_PROGRAMS // tiles, math.ceil(rows / _ROWS.value)))
+    span = math.ceil(math.ceil(rows / parts) / _ROWS.value) * _ROWS.value
+    parts = math.ceil(rows / span)
+    return x.new_empty(parts, 2, channels, dtype=torch.float32), span, (tiles, parts)
+
+
+def _tiles(rows: int, channels: int, high: int = _ROWS.value) -> tuple[int, int]:
+    return math.ceil(channels / _CHANNELS.value), math.ceil(rows / high)
+
+
+@triton.jit
+def _inside(i, size, REFLECT: tl.constexpr):
+    if REFLECT:
+        i = tl.where(i < 0, -i, i)
+        return tl.where(i < size, i, 2 * size - 2 - i)
+    return tl.minimum(tl.maximum(i, 0), size - 1)
+
+
+@triton.jit
+def _larger(a, b):
+    return tl.where((b > a) | (b != b), b, a)  # NaN if one is
+
+
+@_jit
+def _blur_forward(x, y, rows, height, width, eighths, MAXIMUM: tl.constexpr, REFLECT: tl.constexpr):
+    channels, count, inside = _channels(eighths)
+    down, across = (height + 1) // 2, (width + 1) // 2
+    row = tl.program_id(1) * _PIXELS + tl.arange(0, _PIXELS)
+    image, line, column = row // (down * across), row // across % down, row % across
+    mask = (row < rows)[:, None] & inside[None, :]
+    found = tl.zeros((_PIXELS, _CHANNELS), tl.float32)
+    for a in tl.static_range(3):
+        upper = _inside(2 * line - 1 + a, height, REFLECT)
+        lower = tl.minimum(upper + 1, height - 1)
+        for b in tl.static_range(3):
+            left = _inside(2 * column - 1 + b, width, REFLECT)
+            value = _pixel(x, image, upper, left, height, width, channels, count, mask)
+            if MAXIMUM:
+                right = tl.minimum(left + 1, width - 1)
+                value = _larger(value, _pixel(x, image, upper, right, height, width, channels, count, mask))
+                value = _larger(value, _pixel(x, image, lower, left, height, width, channels, count, mask))
+                value = _larger(value, _pixel(x, image, lower, right, height, width, channels, count, mask))
+            found += (0.5 if a == 1 else 0.25) * (0.5 if b == 1 else 0.25) * value
+    tl.store(y + row[:, None] * count + channels[None, :], found, mask)
+
+
+@triton.jit
+def _pixel(x, image, line, column, height, width, channels, count, mask):
+    row = (image * height + line) * width + column
+    return tl.load(x + row[:, None] * count + channels[None, :], mask, 0.0).to(tl.float32)
+
+
+@triton.jit
+def _weights(i, size, REFLECT: tl.constexpr):
+    """What pixel i gives to the blurred pixels i // 2 and (i + 1) // 2; the second 0 where they are one."""
+    even = i % 2 == 0
+    first = tl.where(even, 0.5, 0.25)
+    second = tl.where(even | ((i + 1) // 2 >= (size + 1) // 2), 0.0, 0.25)
+    odd_end = size % 2 == 1
+    if REFLECT:
+        first += tl.where(i == 1, 0.25, 0.0)
+        second += tl.where((i == size - 2) & odd_end, 0.25, 0.0)
+    else:
+        first += tl.where(i == 0, 0.25, 0.0) + tl.where((i == size - 1) & odd_end, 0.25, 0.0)
+    return first, second
+
+
+@triton.jit
+def _blurred_gradient(grad, image, line, column, height, width, channels, count, mask, REFLECT: tl.constexpr):
+    """What the blur hands back to a pixel."""
+    down, across = (height + 1) // 2, (width + 1) // 2
+    upper, lower = _weights(line, height, REFLECT)
+    left, right = _weights(column, width, REFLECT)
+    found = tl.zeros((_PIXELS, _CHANNELS), tl.float32)
+    for a in tl.static_range(2):
+        for b in tl.static_range(2):
+            weight = (lower if a == 1 else upper) * (right if b == 1 else left)
+            known = mask & (weight > 0)[:, None]
+            there = _pixel(grad, image, (line + a) // 2, (column + b) // 2, down, across, channels, count, known)
+            found += weight[:, None] * there
+    return found
+
+
+@_jit
+def _blur_backward(grad, x, dx, rows, height, width, eighths, MAXIMUM: tl.constexpr, REFLECT: tl.constexpr):
+    channels, count, inside = _channels(eighths)
+    row = tl.program_id(1) * _PIXELS + tl.arange(0, _PIXELS)
+    image, line, column = row // (height * width), row // width % height, row % width
+    mask = (row < rows)[:, None] & inside[None, :]
+    if not MAXIMUM:
+        found = _blurred_gradient(grad, image, line, column, height, width, channels, count, mask, REFLECT)
+    else:
+        found = tl.zeros((_PIXELS, _CHANNELS), tl.float32)
+        for a in tl.static_range(2):
+            for b in tl.static_range(2):  # the windows that the pixel is in
+                upper, left = line - a, column - b
+                known = mask & ((upper >= 0) & (left >= 0))[:, None]
+                most = _pixel(x, image, upper, left, height, width, channels, count, known)
+                winner = tl.zeros((_PIXELS, _CHANNELS), tl.int32)  # the first of its pixels that has the maximum
+                for k in tl.static_range(1, 4):
+                    there = (upper + k // 2 < height) & (left + k % 2 < width)
+                    seen = known & there[:, None]
+                    value = _pixel(x, image, upper + k // 2, left + k % 2, height, width, channels, count, seen)
+                    wins = seen & ((value > most) | (value != value))
+                    winner = tl.where(wins, k, winner)
+                    most = tl.where(wins, value, most)
+                known = known & (winner == 2 * a + b)
+                found += _blurred_gradient(grad, image, upper, left, height, width, channels, count, known, REFLECT)
+    tl.store(dx + row[:, None] * count + channels[None, :], found, mask)
+
+
+def blur_forward(x: torch.Tensor, maximum: bool, reflect: bool) -> torch.Tensor:
+    """Blur pooling by 1/4, 1/2, 1/4 each way and a stride of 2.
+
+    Args:
+        x: ``(N, C, H, W)``, channels-last.
+        maximum: Whether the maximum of 2 x 2 pixels comes first.
+        reflect: Whether the blur reflects at the border; else it repeats the outermost pixel.
+
+    Returns:
+        ``(N, C, ceil(H / 2), ceil(W / 2))``, channels-last.
+    """
+    images, channels, height, width = x.shape
+    shape = (images, channels, (height + 1) // 2, (width + 1) // 2)
+    y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    rows, channels, eighths = _sizes(y)
+    with torch.cuda.device_of(x):
+        _blur_forward[_tiles(rows, channels, _PIXELS.value)](
+            x, y, rows, height, width, eighths, MAXIMUM=maximum, REFLECT=reflect
+        )
+    return y
+
+
+def blur_backward(grad: torch.Tensor, x: torch.Tensor, maximum: bool, reflect: bool) -> torch.Tensor:
+    """The gradient of x: a maximum's goes to the first of its pixels that has it, as torch's.
+
+    Args:
+        grad: Of the result, channels-last.
+        x: ``(N, C, H, W)``, channels-last, like the other arguments as :func:`blur_forward` had it.
+        maximum: As above.
+        reflect: As above.
+    """
+    dx = torch.empty_like(x)
+    rows, channels, eighths = _sizes(x)
+    with torch.cuda.device_of(x):
+        _blur_backward[_tiles(rows, channels, _PIXELS.value)](
+            grad, x, dx, rows, *x.shape[2:], eighths, MAXIMUM=maximum, REFLECT=reflect
+        )
+    return dx
+
+
+@triton.jit(do_not_specialize=['side', 'size', 'step'])
+def _resize_filter(start, length, step, bicubic, flip, out, side, size, LINES: tl.constexpr, SIDE: tl.constexpr):
+    image = tl.program_id(1)
+    line = tl.program_id(0) * LINES + tl.arange(0, LINES)
+    place = tl.arange(0, SIDE)[None, :]
+    extent = tl.load(length + image * step).to(tl.float32)
+    scale = extent / size
+    from_start = (place - tl.load(start + image * step)).to(tl.float32)
+    x = tl.abs(from_start + 0.5 - (line.to(tl.float32)[:, None] + 0.5) * scale) / tl.maximum(scale, 1.0)
+    cubic = tl.where(x < 1, (1.5 * x - 2.5) * x * x + 1, tl.where(x < 2, ((-0.5 * x + 2.5) * x - 4) * x + 2, 0.0))
+    weight = tl.where(tl.load(bicubic + image) != 0, cubic, tl.maximum(1 - x, 0.0))
+    weight = tl.where((from_start >= 0) & (from_start < extent) & (place < side), weight, 0.0)
+    weight = weight / tl.sum(weight, 1)[:, None]
+    line = tl.where(tl.load(flip + image) != 0, size - 1 - line, line)[:, None]
+    tl.store(out + (image * size + line) * side + place, weight, (line >= 0) & (line < size) & (place < side))
+
+
+def resize_filter(
+    start: torch.Tensor, length: torch.Tensor, side: int, size: int, bicubic: torch.Tensor, flip: torch.Tensor
+) -> torch.Tensor:
+    """How much each stored pixel contributes to each pixel of a crop, as `data/augment.py` says.
+
+    Args:
+        start: ``(N,)`` integers, where the crops start.
+        length: ``(N,)`` alike, how long they are.
+        side: Of the stored images, pixels.
+        size: Of the result, pixels.
+        bicubic: ``(N,)`` bool, by Keys' cubic instead of a triangle.
+        flip: ``(N,)`` bool, whether the result is turned round.
+
+    Returns:
+        ``(N, size, side)`` float16.
+    """
+    out = torch.empty(len(start), size, side, dtype=torch.float16, device=start.device)
+    lines = 8
+    with torch.cuda.device_of(start):
+        _resize_filter[(math.ceil(size / lines), len(start))](
+            start, length, start.stride(0), bicubic.contiguous(), flip.contiguous(), out, side, size,
+            LINES=lines, SIDE=triton.next_power_of_2(side),
+        )  # fmt: skip
+    return out
+
+
+def check(device: torch.device) -> None:
+    """Raises where a kernel does not compile or BatchNorm with Mish is not torch's: torch's own is always right.
+
+    In bfloat16, as most will train: for another type all is compiled once more. What most models need is compiled here,
+    side by side: a cold start is four times as long one after the other.
+    """
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        x = torch.linspace(-3, 3, 70 * ALIGNMENT, device=device).view(2, 5, 7, ALIGNMENT).sin()
+        x = x.bfloat16().permute(0, 3, 1, 2).requires_grad_()
+        ones, zeros = torch.ones(ALIGNMENT, device=device), torch.zeros(ALIGNMENT, device=device)
+        wanted = torch.nn.functional.mish(torch.nn.functional.batch_norm(x, None, None, ones, zeros, True))
+        (gradient,) = torch.autograd.grad(wanted, x, x)
+    batches = torch.zeros((), dtype=torch.long, device=device)
+    statistics = x.detach(), ones, zeros, zeros.clone(), ones.clone(), batches, 0.1, 1e-5
+    x, anything = x.detach(), torch.ones(4, ALIGNMENT, device=device)
+    one = torch.ones(1, dtype=torch.long, device=device)
+    with ThreadPoolExecutor() as pool:
+        jobs: list[Future[Any]] = [
+            pool.submit(norm_stats, *statistics),
+            *(pool.submit(norm_act_forward, x, anything, kind) for kind in (0, 3)),
+            *(pool.submit(norm_act_backward, x, x, anything, kind) for kind in (0, 3)),
+            pool.submit(resize_filter, one, one, 1, 1, one.bool(), one.bool()),
+        ]
+        found = jobs[0].result()
+        for job in jobs:
+            job.result()
+    torch.testing.assert_close(norm_act_forward(x, found, 3), wanted.detach(), rtol=0.02, atol=0.02)
+    torch.testing.assert_close(norm_act_backward(x, x, found, 3)[0], gradient, rtol=0.05, atol=0.05)

@@ -1,0 +1,147 @@
+"""The Triton kernels: what torch's layers compute. Without a GPU Triton's interpreter runs them, on the CPU."""
+
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from types import ModuleType
+
+import pytest
+import torch
+import torch.nn as nn
+from timm.layers import BlurPool2d
+
+from imagenette_zoo.data.augment import _filter
+from imagenette_zoo.layers import MaxBlurPool2d
+from imagenette_zoo.layers.norm_act import _ACTIVATIONS
+
+DEVICE = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+TOLERANCES = {torch.float32: {'rtol': 1e-4, 'atol': 1e-4}, torch.bfloat16: {'rtol': 2e-2, 'atol': 3e-2}}
+SPECIAL = [0.0, -0.0, 6.0, 1e-30, 20.0, -20.0, 87.0, -87.0, 88.0, -88.0, 1e4, -1e4, 1e38, -1e38, float('nan')]
+
+
+@pytest.fixture
+def gpu() -> ModuleType:
+    pytest.importorskip('triton')
+    from imagenette_zoo.layers import gpu_kernels
+
+    return gpu_kernels
+
+
+def images(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    torch.manual_seed(0)
+    return (torch.randn(shape) * 3 + 1).to(DEVICE, dtype).contiguous(memory_format=torch.channels_last)
+
+
+def norm(gpu: ModuleType, x: torch.Tensor) -> tuple[nn.BatchNorm2d, nn.BatchNorm2d, torch.Tensor]:
+    """torch's layer in float64 and what the kernel found, with another layer's running statistics."""
+    torch.manual_seed(1)
+    channels = x.shape[1]
+    exact, ours = (nn.BatchNorm2d(channels, momentum=0.3, eps=1e-3).to(DEVICE) for _ in range(2))
+    nn.init.uniform_(exact.weight, 0.5, 2)
+    nn.init.normal_(exact.bias)
+    running = ours.running_mean, ours.running_var, ours.num_batches_tracked
+    found = gpu.norm_stats(x, exact.weight.detach(), exact.bias.detach(), *running, ours.momentum, ours.eps)
+    return exact.double(), ours, found
+
+
+@pytest.mark.parametrize('dtype', TOLERANCES)
+@pytest.mark.parametrize(
+    ('shape', 'act'),
+    [
+        *itertools.product([(3, 24, 5, 7)], _ACTIVATIONS),
+        *itertools.product([(2, 8, 1, 1), (2, 960, 4, 4), (9, 48, 40, 33)], [nn.Identity]),
+    ],
+)
+def test_norm_act_is_torchs(gpu: ModuleType, shape: tuple[int, ...], act: type, dtype: torch.dtype) -> None:
+    """Few and many rows, channels that fill no tile."""
+    number, function = _ACTIVATIONS[act]
+    x = images(*shape, dtype=dtype)
+    exact, ours, found = norm(gpu, x)
+    y = gpu.norm_act_forward(x, found, number)
+    torch.manual_seed(2)
+    grad = torch.randn(shape).to(y).contiguous(memory_format=torch.channels_last)
+    dx, dweight, dbias = gpu.norm_act_backward(grad, x, found, number)
+    wide = x.double().requires_grad_()
+    expected = function(exact(wide))
+    gradients = torch.autograd.grad(expected, (wide, exact.weight, exact.bias), grad.double())
+    for got, want in zip((y, dx, dweight, dbias), (expected.detach(), *gradients), strict=True):
+        size = want.abs().max().clamp(min=1)
+        torch.testing.assert_close(got.double() / size, want / size, **TOLERANCES[dtype])
+    assert y.dtype == dx.dtype == dtype
+    for name in ('running_mean', 'running_var', 'num_batches_tracked'):
+        got, want = getattr(ours, name), getattr(exact, name)
+        torch.testing.assert_close(got, want.to(got.dtype), rtol=1e-4, atol=1e-5)
+
+
+def test_a_large_mean_costs_no_digits(gpu: ModuleType) -> None:
+    x = images(8, 16, 9, 9) + 3000
+    exact, _, found = norm(gpu, x)
+    torch.testing.assert_close(gpu.norm_act_forward(x, found, 0), exact(x.double()).float(), rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize('act', _ACTIVATIONS)
+def test_activations_of_special_values(gpu: ModuleType, act: type) -> None:
+    """Value and slope are torch's; one pixel's gradient of the bias is the slope."""
+    number, function = _ACTIVATIONS[act]
+    x = torch.tensor([*SPECIAL, *torch.linspace(-8, 8, 33)], device=DEVICE)[None, :, None, None]
+    found = torch.ones(4, x.shape[1], device=DEVICE)
+    found[1:3] = 0
+    exact = x.double().requires_grad_()
+    expected = function(exact)
+    (slope,) = torch.autograd.grad(expected.sum(), exact)
+    y = gpu.norm_act_forward(x, found, number)
+    _, _, dbias = gpu.norm_act_backward(torch.ones_like(x), x, found, number)
+    torch.testing.assert_close(y.double(), expected.detach(), rtol=1e-5, atol=1e-6, equal_nan=True)
+    numbers = ~x.isnan().flatten()
+    torch.testing.assert_close(dbias[numbers].double(), slope.flatten()[numbers], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize('dtype', TOLERANCES)
+@pytest.mark.parametrize('size', [(2, 2), (2, 3), (3, 2), (3, 3), (8, 8), (7, 12), (16, 5)])
+@pytest.mark.parametrize('kind', ['max', 'reflect', 'replicate'])
+def test_blur_is_torchs(gpu: ModuleType, kind: str, size: tuple[int, int], dtype: torch.dtype) -> None:
+    pool: nn.Module = MaxBlurPool2d(24) if kind == 'max' else BlurPool2d(24, pad_mode=kind)
+    torch.manual_seed(0)  # with many equal neighbours, so that it matters which of them a gradient goes to
+    x = torch.randint(-3, 4, (3, 24, *size)).to(DEVICE, dtype).contiguous(memory_format=torch.channels_last)
+    arguments = kind == 'max', kind == 'reflect'
+    y = gpu.blur_forward(x, *arguments)
+    grad = torch.randn(y.shape).to(y).contiguous(memory_format=torch.channels_last)
+    wide = x.double().requires_grad_()
+    expected = pool.to(DEVICE).double()(wide)
+    torch.testing.assert_close(y.double(), expected.detach(), **TOLERANCES[dtype])
+    dx = gpu.blur_backward(grad, x, *arguments)
+    torch.testing.assert_close(dx.double(), torch.autograd.grad(expected, wide, grad.double())[0], **TOLERANCES[dtype])
+    assert y.dtype == dx.dtype == dtype
+    assert y.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize('kind', ['max', 'reflect'])
+def test_blur_sees_nan_and_infinity(gpu: ModuleType, kind: str) -> None:
+    x = images(1, 8, 8, 8)
+    x[0, 0, 2, 3], x[0, 1, 4, 4] = float('nan'), float('inf')
+    pool = MaxBlurPool2d(8) if kind == 'max' else BlurPool2d(8)
+    y = gpu.blur_forward(x, kind == 'max', kind == 'reflect')
+    torch.testing.assert_close(y, pool.to(DEVICE)(x), equal_nan=True)
+    grad = torch.zeros_like(y)
+    grad[0, 2, 1, 1] = float('inf')
+    assert gpu.blur_backward(grad, images(1, 8, 8, 8), kind == 'max', kind == 'reflect')[:, 3:].eq(0).all()
+
+
+def test_resize_filter(gpu: ModuleType) -> None:
+    start, length = torch.tensor([[0, 48], [5, 20], [40, 8], [1, 47], [47, 1]], device=DEVICE).unbind(1)
+    bicubic, flip = (torch.tensor(values, device=DEVICE).bool() for values in ([0, 1, 0, 1, 1], [0, 0, 1, 1, 0]))
+    for size in (16, 37, 48):
+        wanted = _filter(start, length, 48, size, bicubic, flip)
+        found = gpu.resize_filter(start, length, 48, size, bicubic, flip)
+        torch.testing.assert_close(found.float(), wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_the_check_sees_a_wrong_kernel(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    if DEVICE.type == 'cpu':  # the interpreter is for one thread
+        monkeypatch.setattr(gpu, 'ThreadPoolExecutor', partial(ThreadPoolExecutor, 1))
+    with torch.inference_mode(), torch.autocast(DEVICE.type, torch.bfloat16):  # wherever a model is first run
+        gpu.check(DEVICE)
+    forward = gpu.norm_act_forward
+    monkeypatch.setattr(gpu, 'norm_act_forward', lambda x, found, kind: forward(x, found, 1))
+    with pytest.raises(AssertionError):
+        gpu.check(DEVICE)

@@ -55,5 +55,15 @@ def test_a_state_from_a_gpu_goes_on_on_a_cpu() -> None:
         assert torch.equal(a, b)
 
 
+def test_an_optimizer_that_is_one_kernel_on_a_gpu_goes_on_on_a_cpu() -> None:
+    ours, other = learner('adamw'), learner('adamw')
+    step(ours, 1)
+    state = copy.deepcopy(ours.state_dict())
+    for group in state['optimizer']['param_groups']:
+        group['fused'] = True
+    other.load_state_dict(state)
+    assert not any(group['fused'] for group in other.optimizer.param_groups)
+
+
 def test_nothing_is_recorded_on_a_cpu() -> None:
     assert learner('sgd').recorder is None

@@ -370,9 +370,9 @@ class Learner:
         """Takes up what :meth:`state_dict` gave."""
         self.model.load_state_dict(state['model'])
         for group, here in zip(state['optimizer']['param_groups'], self.optimizer.param_groups, strict=False):
-            for how in ('capturable', 'fused', 'foreach'):  # it is not yet recorded, and may now be on another device
-                if how in group and how in here:
-                    group[how] = here[how]
+            if 'capturable' in group:  # it is not yet recorded, and may now be on a CPU
+                group['capturable'] = False
+            group.update({how: here[how] for how in ('fused', 'foreach') if how in group and how in here})
         self.optimizer.load_state_dict(state['optimizer'])
         plateau = getattr(self.scheduler, 'lr_scheduler', None)
         if plateau is not None:

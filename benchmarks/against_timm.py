@@ -18,7 +18,7 @@ from step import VARIANTS
 RECIPE = ROOT / 'hparams' / 'mbv2_mish.yaml'
 EPOCHS = 2  # the last is measured
 TIMMS_MISH = ['--model', 'mobilenetv2_100', '--model-kwargs', 'act_layer=mish']  # mbv2_mish_imagenette without our Mish
-CACHES = ('IMAGENETTE_ZOO_CACHE', 'TORCHINDUCTOR_CACHE_DIR')
+CACHES = ('IMAGENETTE_ZOO_CACHE', 'TORCHINDUCTOR_CACHE_DIR', 'TRITON_CACHE_DIR')
 
 
 def _options(args: argparse.Namespace, model: str, data: Path) -> list[str | Path]:
@@ -55,7 +55,7 @@ def train(args: argparse.Namespace) -> None:
         words += TIMMS_MISH if model == 'mbv2_mish_imagenette' else []
         words += ['--epochs', str(EPOCHS), '--warmup-epochs', '0', '--output', Path(args.scratch) / 'timm', *more]
         words += ['--log-interval', '1', '-j', str(args.workers)]
-        output, _, peak = run_process(words, args.timm_dir)
+        output, _, peak = run_process(words, args.timm_dir, device=args.device)
         memory.setdefault(' '.join([model, 'timm', *more]), []).append(peak)
         # "Train: 1 [  14/15 (100%)]  Loss: ...  Time: 1.946s,   32.88/s  (2.018s,   31.71/s)  LR: ...": the mean so far
         return float(re.findall(rf'Train: {EPOCHS - 1} \[.*?\(\s*[\d.]+s,\s*([\d.]+)/s\)', output)[-1])
@@ -64,7 +64,7 @@ def train(args: argparse.Namespace) -> None:
         name = f'run{next(number)}'
         words: Sequence[Any] = [ROOT / 'train.py', *_options(args, model, data), '--epochs', EPOCHS]
         words = [*words, '--warmup-epochs', '0', '--output', args.scratch, '--experiment', name]
-        _, _, peak = run_process(words)
+        _, _, peak = run_process(words, device=args.device)
         memory.setdefault(f'{model} ours', []).append(peak)
         folder = Path(args.scratch) / name
         row = json.loads((folder / 'metrics.jsonl').read_text().splitlines()[-1])

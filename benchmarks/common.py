@@ -83,6 +83,7 @@ def run_process(
     timm_dir: Path | None = None,
     look: Callable[[float, float], bool] = lambda *_: False,
     variables: Mapping[str, str] | None = None,
+    device: str = 'cpu',
 ) -> tuple[str, float, float]:
     """Runs a Python script to its end, or until enough was seen of it.
 
@@ -92,10 +93,11 @@ def run_process(
         look: Called five times a second with the seconds since the start and the seconds of processor time; the script
             and its children are killed when it returns true.
         variables: Added to the environment.
+        device: Whose memory is asked for.
 
     Returns:
-        Its output, its seconds, and the most memory that it and its children had for themselves, MiB (not the files
-        that they map, nor what children share with it).
+        Its output, its seconds, and the most memory, MiB, that it and its children had for themselves (not the files
+        that they map, nor what children share with it), on ``cuda`` that was in use on the first GPU.
     """
     path = os.pathsep.join(map(str, filter(None, [timm_dir, ROOT, os.environ.get('PYTHONPATH')])))
     start = time.perf_counter()
@@ -116,7 +118,7 @@ def run_process(
                 return
             family = _family(process.pid)
             if turn % 10 == 0:  # which costs a tenth of a second
-                peak = max(peak, sum(map(_own_memory, family)))
+                peak = max(peak, _gpu_memory() if device == 'cuda' else sum(map(_own_memory, family)))
             enough = look(time.perf_counter() - start, sum(map(_processor_time, family)))
             if enough:
                 for member in family:
@@ -141,6 +143,11 @@ def _family(pid: int) -> list[int]:
     except OSError:
         return []
     return [pid, *(member for child in children for member in _family(int(child)))]
+
+
+def _gpu_memory() -> float:
+    words = ['nvidia-smi', '--id=0', '--query-gpu=memory.used', '--format=csv,noheader,nounits']
+    return float(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
 
 
 def _own_memory(pid: int) -> float:

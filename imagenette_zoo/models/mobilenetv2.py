@@ -170,7 +170,12 @@ def _create_mobilenetv2(
 
 
 VARIANTS = (
-    Variant('mbv2_imagenette', 'MobileNetV2 with ReLU6, the control'),
+    Variant(
+        'mbv2_imagenette',
+        'MobileNetV2 with ReLU6, the control',
+        {},
+        packaged_weights('mbv2_imagenette'),
+    ),
     Variant(
         'mbv2_mish_imagenette',
         'MobileNetV2 with Mish',

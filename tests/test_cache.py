@@ -339,13 +339,15 @@ def test_processes_make_the_same(images: ImageSet, decodes: list[str], monkeypat
 
 
 @pytest.mark.usefixtures('six_cores')
-def test_processes_tell_what_is_wrong(
-    images: ImageSet, home: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_processes_tell_of_a_full_disk(images: ImageSet, small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, 'disk_usage', lambda path: SimpleNamespace(free=2**40))
     with pytest.raises(UserError, match=f'^cannot fill {small_disk}.*No space left on device.*IMAGENETTE_ZOO_CACHE'):
         train_pixels(images, 224, QUIET)
-    monkeypatch.setenv('IMAGENETTE_ZOO_CACHE', str(home.parent))
+    assert names(small_disk) == []
+
+
+@pytest.mark.usefixtures('six_cores')
+def test_processes_tell_what_is_wrong(images: ImageSet, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = images.root / images.paths[5]
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(UserError, match=f'^image {path} '):
@@ -356,8 +358,50 @@ def test_processes_tell_what_is_wrong(
     monkeypatch.setattr(imagenette, '_decode', lambda path: {}['wrong'])
     with pytest.raises(RuntimeError, match='KeyError'):
         train_pixels(images, 48, QUIET)
-    assert names(home) == names(small_disk) == []
+    assert names(home) == []
     assert not multiprocessing.active_children()
+
+
+@pytest.mark.usefixtures('six_cores')
+def test_where_there_are_no_more_processes_threads_decode(
+    images: ImageSet, decodes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, start = [], multiprocessing.get_context('fork').Process.start
+
+    def refuse(self: Any) -> None:
+        if len(started) == 3:
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        started.append(start(self))
+
+    monkeypatch.setattr(multiprocessing.get_context('fork').Process, 'start', refuse)
+    assert np.array_equal(train_pixels(images, 48, QUIET), squashed(images, 48))
+    assert len(started) == 3
+    assert len(decodes) == 1
+    assert not multiprocessing.active_children()
+
+
+def test_processes_end_with_their_first(tmp_path: Path) -> None:
+    script = f"""
+import os, time
+from pathlib import Path
+from imagenette_zoo.data.processes import in_processes
+
+def work(k, processes):
+    for item in range(100):
+        Path({str(tmp_path)!r}, f'{{k}}').write_text(str(item))
+        time.sleep(0.05)
+        yield
+
+for _ in in_processes(work, 200, 2):
+    os.kill(os.getpid(), 9)
+"""
+    done = subprocess.run([sys.executable, '-c', script], check=False)
+    assert done.returncode == -signal.SIGKILL
+    time.sleep(0.5)
+    before = [path.read_text() for path in tmp_path.iterdir()]
+    time.sleep(0.5)
+    assert [path.read_text() for path in tmp_path.iterdir()] == before
+    assert len(before) == 2
 
 
 @pytest.mark.usefixtures('six_cores')

@@ -28,7 +28,7 @@ from PIL import Image
 
 from ..errors import UserError
 from .imagenette import ImageSet, available_cores, cache_dir, decoded, image_size, whole_folder
-from .processes import in_processes, worth_processes
+from .processes import NoProcesses, in_processes, worth_processes
 
 __all__ = [
     'Entry', 'Watcher', 'clear', 'content_hash', 'entries', 'eval_pixels', 'home', 'names_hash', 'train_pixels',
@@ -283,11 +283,6 @@ def _make(folder: Path, meta: dict[str, Any], paths: Sequence[Path], make: Make,
 def _write(file: BinaryIO, paths: Sequence[Path], make: Make, size: int) -> Iterator[int]:
     """Writes the rows of so many bytes; yields how many more have been written."""
     cores = available_cores()
-    if not worth_processes(len(paths), cores):
-        for row in make(paths, cores):
-            file.write(np.ascontiguousarray(row).data)
-            yield 1
-        return
 
     def part(first: int, step: int) -> Iterator[None]:
         for index, row in zip(range(first, len(paths), step), make(paths[first::step], 1), strict=True):
@@ -296,7 +291,13 @@ def _write(file: BinaryIO, paths: Sequence[Path], make: Make, size: int) -> Iter
                 data = data[os.pwrite(file.fileno(), data, (index + 1) * size - len(data)) :]
             yield
 
-    yield from in_processes(part, len(paths), cores)
+    if worth_processes(len(paths), cores):
+        with suppress(NoProcesses):
+            yield from in_processes(part, len(paths), cores)
+            return
+    for row in make(paths, cores):
+        file.write(np.ascontiguousarray(row).data)
+        yield 1
 
 
 def _to_disk(file: Any) -> None:

@@ -74,10 +74,16 @@ def _gradient(grad, z, KIND: tl.constexpr):
 
 
 @triton.jit
-def _channels(eighths):
-    """A tile's channels, how many there are, and which of the tile's there are."""
-    channels = tl.program_id(0) * _CHANNELS + tl.arange(0, _CHANNELS)
-    return channels, eighths * 8, channels < eighths * 8
+def _tile(eighths):
+    """Which part of the rows a program is for, its channels, how many there are, and which of its there are.
+
+    Args:
+        eighths: Of the channels: times 8 they are, as the compiler sees, a multiple of it.
+    """
+    count = eighths * 8
+    tiles = (count + _CHANNELS - 1) // _CHANNELS  # side by side, and all in a grid's first dimension, the long one
+    channels = tl.program_id(0) % tiles * _CHANNELS + tl.arange(0, _CHANNELS)
+    return tl.program_id(0) // tiles, channels, count, channels < count
 
 
 @triton.jit
@@ -97,11 +103,11 @@ def _added_up(sums, parts, channels, count, inside):
 @_jit
 def _norm_sums(x, sums, rows, span, eighths):
     """Of each channel's differences from its first pixel, and of their squares."""
-    channels, count, inside = _channels(eighths)
+    part, channels, count, inside = _tile(eighths)
     origin = tl.load(x + channels, inside, 0.0).to(tl.float32)
     first = tl.zeros((_ROWS, _CHANNELS), tl.float32)
     second = tl.zeros((_ROWS, _CHANNELS), tl.float32)
-    start = tl.program_id(1) * span
+    start = part * span
     for begin in range(start, tl.minimum(start + span, rows), _ROWS):
         row = begin + tl.arange(0, _ROWS)[:, None]
         mask = (row < rows) & inside[None, :]
@@ -109,7 +115,7 @@ def _norm_sums(x, sums, rows, span, eighths):
         value = tl.where(mask, value - origin[None, :], 0.0)
         first += value
         second += value * value
-    place = sums + tl.program_id(1) * 2 * count + channels
+    place = sums + part * 2 * count + channels
     tl.store(place, tl.sum(first, 0), inside)
     tl.store(place + count, tl.sum(second, 0), inside)
 
@@ -118,7 +124,7 @@ def _norm_sums(x, sums, rows, span, eighths):
 def _norm_finish(
     x, sums, weight, bias, running_mean, running_var, batches, found, momentum, eps, rows, parts, eighths
 ):  # fmt: skip
-    channels, count, inside = _channels(eighths)
+    _part, channels, count, inside = _tile(eighths)
     first, second = _added_up(sums, parts, channels, count, inside)
     offset = first / rows
     var = second / rows - offset * offset
@@ -140,10 +146,10 @@ def _norm_finish(
 
 @_jit
 def _norm_forward(x, y, found, rows, eighths, KIND: tl.constexpr):
-    channels, count, inside = _channels(eighths)
+    part, channels, count, inside = _tile(eighths)
     scale = tl.load(found + channels, inside, 0.0)[None, :]
     shift = tl.load(found + count + channels, inside, 0.0)[None, :]
-    row = tl.program_id(1) * _ROWS + tl.arange(0, _ROWS)[:, None]
+    row = part * _ROWS + tl.arange(0, _ROWS)[:, None]
     mask = (row < rows) & inside[None, :]
     place = row * count + channels[None, :]
     value = tl.load(x + place, mask, 0.0).to(tl.float32)
@@ -152,13 +158,13 @@ def _norm_forward(x, y, found, rows, eighths, KIND: tl.constexpr):
 
 @_jit
 def _norm_backward_sums(grad, x, found, sums, rows, span, eighths, KIND: tl.constexpr):
-    channels, count, inside = _channels(eighths)
+    part, channels, count, inside = _tile(eighths)
     scale = tl.load(found + channels, inside, 0.0)[None, :]
     shift = tl.load(found + count + channels, inside, 0.0)[None, :]
     mean = tl.load(found + 2 * count + channels, inside, 0.0)[None, :]
     first = tl.zeros((_ROWS, _CHANNELS), tl.float32)
     second = tl.zeros((_ROWS, _CHANNELS), tl.float32)
-    start = tl.program_id(1) * span
+    start = part * span
     for begin in range(start, tl.minimum(start + span, rows), _ROWS):
         row = begin + tl.arange(0, _ROWS)[:, None]
         mask = (row < rows) & inside[None, :]
@@ -168,7 +174,7 @@ def _norm_backward_sums(grad, x, found, sums, rows, span, eighths, KIND: tl.cons
         dz = tl.where(mask, dz, 0.0)
         first += dz
         second += dz * (value - mean)
-    place = sums + tl.program_id(1) * 2 * count + channels
+    place = sums + part * 2 * count + channels
     tl.store(place, tl.sum(first, 0), inside)
     tl.store(place + count, tl.sum(second, 0), inside)
 
@@ -176,7 +182,7 @@ def _norm_backward_sums(grad, x, found, sums, rows, span, eighths, KIND: tl.cons
 @_jit
 def _norm_backward_finish(sums, found, terms, dweight, dbias, rows, parts, eighths):
     """With dz of the activation's input dx is `scale dz + terms[0] x + terms[1]`."""
-    channels, count, inside = _channels(eighths)
+    _part, channels, count, inside = _tile(eighths)
     dz, product = _added_up(sums, parts, channels, count, inside)
     scale = tl.load(found + channels, inside, 0.0)
     mean = tl.load(found + 2 * count + channels, inside, 0.0)
@@ -190,12 +196,12 @@ def _norm_backward_finish(sums, found, terms, dweight, dbias, rows, parts, eight
 
 @_jit
 def _norm_backward(grad, x, dx, found, terms, rows, eighths, KIND: tl.constexpr):
-    channels, count, inside = _channels(eighths)
+    part, channels, count, inside = _tile(eighths)
     scale = tl.load(found + channels, inside, 0.0)[None, :]
     shift = tl.load(found + count + channels, inside, 0.0)[None, :]
     slope = tl.load(terms + channels, inside, 0.0)[None, :]
     constant = tl.load(terms + count + channels, inside, 0.0)[None, :]
-    row = tl.program_id(1) * _ROWS + tl.arange(0, _ROWS)[:, None]
+    row = part * _ROWS + tl.arange(0, _ROWS)[:, None]
     mask = (row < rows) & inside[None, :]
     place = row * count + channels[None, :]
     value = tl.load(x + place, mask, 0.0).to(tl.float32)
@@ -234,7 +240,7 @@ def norm_stats(
     found = x.new_empty(4, channels, dtype=torch.float32)
     with torch.cuda.device_of(x):
         _norm_sums[grid](x, sums, rows, span, eighths)
-        _norm_finish[grid[:1]](
+        _norm_finish[_tiles(1, channels)](
             x, sums, weight, bias, running_mean, running_var, batches, found, momentum, eps, rows, len(sums), eighths
         )
     return found
@@ -272,7 +278,7 @@ def norm_act_backward(
     terms, (dweight, dbias) = torch.empty_like(found[:2]), torch.empty_like(found[:2])
     with torch.cuda.device_of(x):
         _norm_backward_sums[grid](grad, x, found, sums, rows, span, eighths, KIND=kind)
-        _norm_backward_finish[grid[:1]](sums, found, terms, dweight, dbias, rows, len(sums), eighths)
+        _norm_backward_finish[_tiles(1, channels)](sums, found, terms, dweight, dbias, rows, len(sums), eighths)
         _norm_backward[_tiles(rows, channels)](grad, x, dx, found, terms, rows, eighths, KIND=kind)
     return dx, dweight, dbias
 
@@ -282,17 +288,18 @@ def _sizes(x: torch.Tensor) -> tuple[int, int, int]:
     return x.numel() // x.shape[1], x.shape[1], x.shape[1] // ALIGNMENT
 
 
-def _parts(x: torch.Tensor, rows: int, channels: int) -> tuple[torch.Tensor, int, tuple[int, int]]:
+def _parts(x: torch.Tensor, rows: int, channels: int) -> tuple[torch.Tensor, int, tuple[int]]:
     """Room for two sums of each channel by parts of the rows, the rows of a part, and the grid of all parts."""
     tiles = math.ceil(channels / _CHANNELS.value)
     parts = max(1, min(_PROGRAMS // tiles, math.ceil(rows / _ROWS.value)))
     span = math.ceil(math.ceil(rows / parts) / _ROWS.value) * _ROWS.value
     parts = math.ceil(rows / span)
-    return x.new_empty(parts, 2, channels, dtype=torch.float32), span, (tiles, parts)
+    return x.new_empty(parts, 2, channels, dtype=torch.float32), span, (tiles * parts,)
 
 
-def _tiles(rows: int, channels: int, high: int = _ROWS.value) -> tuple[int, int]:
-    return math.ceil(channels / _CHANNELS.value), math.ceil(rows / high)
+def _tiles(rows: int, channels: int, high: int = _ROWS.value) -> tuple[int]:
+    """The grid of tiles of so many rows."""
+    return (math.ceil(channels / _CHANNELS.value) * math.ceil(rows / high),)
 
 
 @triton.jit
@@ -310,9 +317,9 @@ def _larger(a, b):
 
 @_jit
 def _blur_forward(x, y, rows, height, width, eighths, MAXIMUM: tl.constexpr, REFLECT: tl.constexpr):
-    channels, count, inside = _channels(eighths)
+    part, channels, count, inside = _tile(eighths)
     down, across = (height + 1) // 2, (width + 1) // 2
-    row = tl.program_id(1) * _PIXELS + tl.arange(0, _PIXELS)
+    row = part * _PIXELS + tl.arange(0, _PIXELS)
     image, line, column = row // (down * across), row // across % down, row % across
     mask = (row < rows)[:, None] & inside[None, :]
     found = tl.zeros((_PIXELS, _CHANNELS), tl.float32)
@@ -370,8 +377,8 @@ def _blurred_gradient(grad, image, line, column, height, width, channels, count,
 
 @_jit
 def _blur_backward(grad, x, dx, rows, height, width, eighths, MAXIMUM: tl.constexpr, REFLECT: tl.constexpr):
-    channels, count, inside = _channels(eighths)
-    row = tl.program_id(1) * _PIXELS + tl.arange(0, _PIXELS)
+    part, channels, count, inside = _tile(eighths)
+    row = part * _PIXELS + tl.arange(0, _PIXELS)
     image, line, column = row // (height * width), row // width % height, row % width
     mask = (row < rows)[:, None] & inside[None, :]
     if not MAXIMUM:
@@ -438,8 +445,8 @@ def blur_backward(grad: torch.Tensor, x: torch.Tensor, maximum: bool, reflect: b
 
 @triton.jit(do_not_specialize=['side', 'size', 'step'])
 def _resize_filter(start, length, step, bicubic, flip, out, side, size, LINES: tl.constexpr, SIDE: tl.constexpr):
-    image = tl.program_id(1)
-    line = tl.program_id(0) * LINES + tl.arange(0, LINES)
+    image = tl.program_id(0)
+    line = tl.program_id(1) * LINES + tl.arange(0, LINES)
     place = tl.arange(0, SIDE)[None, :]
     extent = tl.load(length + image * step).to(tl.float32)
     scale = extent / size
@@ -472,7 +479,7 @@ def resize_filter(
     out = torch.empty(len(start), size, side, dtype=torch.float16, device=start.device)
     lines = 8
     with torch.cuda.device_of(start):
-        _resize_filter[(math.ceil(size / lines), len(start))](
+        _resize_filter[(len(start), math.ceil(size / lines))](
             start, length, start.stride(0), bicubic.contiguous(), flip.contiguous(), out, side, size,
             LINES=lines, SIDE=triton.next_power_of_2(side),
         )  # fmt: skip
@@ -480,7 +487,7 @@ def resize_filter(
 
 
 def check(device: torch.device) -> None:
-    """Raises where a kernel does not compile or BatchNorm with Mish is not torch's: torch's own is always right.
+    """Raises where a kernel does not compile or gives something else than it should: torch's own is always right.
 
     In bfloat16, as most will train: for another type all is compiled once more. What most models need is compiled here,
     side by side: a cold start is four times as long one after the other.
@@ -500,10 +507,13 @@ def check(device: torch.device) -> None:
             pool.submit(norm_stats, *statistics),
             *(pool.submit(norm_act_forward, x, anything, kind) for kind in (0, 3)),
             *(pool.submit(norm_act_backward, x, x, anything, kind) for kind in (0, 3)),
-            pool.submit(resize_filter, one, one, 1, 1, one.bool(), one.bool()),
+            pool.submit(blur_backward, torch.ones_like(x[:, :, :3, :4]), x, True, False),
+            pool.submit(blur_forward, torch.ones_like(x), True, False),
+            pool.submit(resize_filter, one - 1, one, 1, 1, one.bool(), one.bool()),
         ]
-        found = jobs[0].result()
-        for job in jobs:
-            job.result()
+        found, *_, spread, blurred, filters = [job.result() for job in jobs]
     torch.testing.assert_close(norm_act_forward(x, found, 3), wanted.detach(), rtol=0.02, atol=0.02)
     torch.testing.assert_close(norm_act_backward(x, x, found, 3)[0], gradient, rtol=0.05, atol=0.05)
+    torch.testing.assert_close(filters, torch.ones_like(filters))
+    torch.testing.assert_close(blurred, torch.ones_like(blurred))  # of ones
+    torch.testing.assert_close(spread.float().sum(), torch.tensor(float(blurred.numel()), device=device))

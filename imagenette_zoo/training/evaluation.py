@@ -83,22 +83,26 @@ def evaluate(
     inputs = torch.empty(0)
     with console.progress('validation', len(batches)) as progress, build.autocast(options, world.device):
         for pixels, target in batches:
-            count, former, inputs = len(pixels), inputs, normalize(pixels)
-            if inputs.is_cuda and count < len(former):  # the last: planning for another size takes longer than images
-                former[:count] = inputs
-                inputs = former
+            inputs = _filled(normalize(pixels), inputs)
             runner = fast if fast is not None and len(inputs) == fast_size else model
-            logits.append(
-                runner(inputs)[:count].float().clone()
-            )  # a compiled model may write into its last output again
+            # a copy: a compiled model may write into its last output again
+            logits.append(runner(inputs)[: len(pixels)].float().clone())
             targets.append(target)
-            progress.advance(count)
+            progress.advance(len(pixels))
     return Scores(
         world.gather_rows(torch.cat(logits).cpu(), len(images)),
         world.gather_rows(torch.cat(targets), len(images)),
         images.class_names,
         time.perf_counter() - start,
     )
+
+
+def _filled(inputs: torch.Tensor, former: torch.Tensor) -> torch.Tensor:
+    """A last, smaller batch on a GPU is put over the former one: planning for another size takes longer than images."""
+    if not inputs.is_cuda or len(inputs) >= len(former):
+        return inputs
+    former[: len(inputs)] = inputs
+    return former
 
 
 @dataclass
@@ -191,7 +195,7 @@ def _validate_one(
     model = build.place(model, world.device, options.channels_last)
     normalize = Normalize(config['mean'], config['std'], world.device, options.channels_last)
     batches = build.eval_batches(options, images, config, options.batch_size, world, console)
-    if options.torchcompile:
+    if options.torchcompile not in (None, 'none', 'auto'):
         torch.compiler.reset()
     fast = compiled(model, options)
     scores = evaluate(model, batches, normalize, images, options, world, console, fast, options.batch_size)
@@ -350,6 +354,7 @@ def shift_consistency(
     is the mirrored image."""
     generator = torch.Generator().manual_seed(stream_seed(options.seed, 'shift') % 2**63)
     same = start = 0
+    shifted = torch.empty(0)
     with (
         console.progress('shifted', len(batches)) as progress,
         torch.inference_mode(),
@@ -358,8 +363,8 @@ def shift_consistency(
         for pixels, _ in batches:
             limit = pixels.shape[-1] // 8
             offsets = torch.randint(-limit, limit + 1, (len(pixels), 2), generator=generator)
-            shifted = shift_batch(normalize(pixels), offsets, limit)
-            predictions = model(shifted).float().argmax(1).cpu()
+            shifted = _filled(shift_batch(normalize(pixels), offsets, limit), shifted)
+            predictions = model(shifted)[: len(pixels)].float().argmax(1).cpu()
             same += int((predictions == scores.predictions[start : start + len(pixels)]).sum())
             start += len(pixels)
             progress.advance(len(pixels))

@@ -32,7 +32,7 @@ from .recipe import Recipe
 __all__ = ['Learner', 'learning_rate', 'loss_function']
 
 
-_FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)  # whose step can be one kernel
+_FUSED = (torch.optim.Adam, torch.optim.AdamW)  # whose step can be one kernel; SGD's refuses late gradients
 
 
 def learning_rate(recipe: Recipe, world_size: int = 1) -> float:

@@ -223,11 +223,11 @@ def norm_stats(
 
     Args:
         x: ``(N, C, H, W)``, channels-last.
-        weight: ``(C,)`` float32, like the next three.
-        bias: To add.
-        running_mean: Is updated.
-        running_var: Is updated, by the unbiased variance.
-        batches: The number of batches, a single int64; is updated.
+        weight: ``(C,)`` float32.
+        bias: ``(C,)`` float32.
+        running_mean: ``(C,)`` float32, which is updated.
+        running_var: ``(C,)`` float32, which is updated by the unbiased variance.
+        batches: The number of batches, a single int64, which is updated.
         momentum: The batch's share of the running statistics.
         eps: Added to the variance.
 

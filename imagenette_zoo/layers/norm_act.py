@@ -36,8 +36,8 @@ def fuse_norm_act(model: nn.Module, plain: bool = False) -> None:
 
     Those are none, ReLU, ReLU6, Mish, SiLU and Hardswish. It can for channels-last images in float32 or bfloat16 on a
     CPU with a C++ compiler, where channels are a multiple of 16, and in training on a GPU with Triton, in float16, too,
-    where they are a multiple of 8; elsewhere such a layer is timm's. State dicts are unaffected; on a CPU results do not depend on the
-    number of threads.
+    where they are a multiple of 8; elsewhere such a layer is timm's. State dicts are unaffected; on a CPU results do
+    not depend on the number of threads.
 
     Args:
         model: The model; such layers are changed in place.

@@ -8,7 +8,7 @@ import torch
 from timm.optim import create_optimizer_v2
 
 from imagenette_zoo.training.distributed import World
-from imagenette_zoo.training.graph import _make_capturable, is_recordable
+from imagenette_zoo.training.graph import _make_capturable, is_recordable, unrecordable
 from imagenette_zoo.training.learner import Learner
 from imagenette_zoo.training.recipe import Recipe
 
@@ -63,6 +63,27 @@ def test_an_optimizer_that_is_one_kernel_on_a_gpu_goes_on_on_a_cpu() -> None:
         group['fused'] = True
     other.load_state_dict(state)
     assert not any(group['fused'] for group in other.optimizer.param_groups)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'reason'),
+    [
+        (dict(), None),
+        (dict(amp=True, amp_dtype='bfloat16', nan='skip', clip_grad=1.0, torchcompile='inductor'), None),
+        (dict(amp=True), '--amp-dtype bfloat16'),
+        (dict(grad_accum_steps=2), 'accumulated'),
+        (dict(grad_checkpointing=True), 'computed again'),
+        (dict(torchcompile='inductor', torchcompile_mode='reduce-overhead'), 'graphs of its own'),
+        (dict(cuda_graph='none'), 'not asked for'),
+    ],
+)
+def test_why_steps_are_not_recorded(changes: dict[str, object], reason: str | None) -> None:
+    recipe = Recipe(model='test_resnet', **changes)
+    found = unrecordable(recipe, torch.device('cuda'), 1, False)
+    assert found is None if reason is None else reason in found
+    assert unrecordable(recipe, torch.device('cuda'), 2, False) is not None
+    assert unrecordable(recipe, torch.device('cuda'), 1, True) is not None
+    assert unrecordable(recipe, torch.device('cpu'), 1, False) is not None
 
 
 def test_nothing_is_recorded_on_a_cpu() -> None:

@@ -10,6 +10,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import timm.optim
 import torch
@@ -17,11 +18,45 @@ from torch import nn
 
 from ..errors import UserError, first_line
 
-__all__ = ['REHEARSALS', 'Recorder']
+if TYPE_CHECKING:
+    from .recipe import Recipe
+
+__all__ = ['REHEARSALS', 'Recorder', 'is_scaled', 'unrecordable']
 
 REHEARSALS = 3  # eager steps of a shape before it is recorded: memory is allocated, kernels are loaded or compiled
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def is_scaled(recipe: Recipe, device: torch.device) -> bool:
+    """Whether gradients need a scaler."""
+    return recipe.amp and recipe.amp_dtype == 'float16' and device.type == 'cuda'
+
+
+def unrecordable(recipe: Recipe, device: torch.device, processes: int, second_order: bool) -> str | None:
+    """Why a run's steps can't be recorded, None where they can: a step is one batch on one GPU, and nothing waits.
+
+    Args:
+        recipe: Its options.
+        device: Where it is trained.
+        processes: How many train it.
+        second_order: Whether its optimizer differentiates gradients.
+    """
+    if recipe.cuda_graph == 'none' or device.type != 'cuda':
+        return 'not asked for'
+    if processes > 1:
+        return 'there are several processes'
+    if recipe.grad_accum_steps > 1:
+        return 'gradients are accumulated'
+    if is_scaled(recipe, device):
+        return 'float16 needs a gradient scaler, which waits for the GPU: --amp-dtype bfloat16 needs none'
+    if recipe.grad_checkpointing:
+        return 'activations are computed again'
+    if second_order:
+        return f'--opt {recipe.opt} differentiates gradients'
+    if recipe.torchcompile == 'cudagraphs' or recipe.torchcompile_mode in ('reduce-overhead', 'max-autotune'):
+        return 'the compiled model has graphs of its own'
+    return None
 
 
 class Recorder:

@@ -25,7 +25,7 @@ from ..layers.norm_act import fuse_norm_act
 from .build import autocast, place
 from .compilation import compiled
 from .distributed import World
-from .graph import Recorder
+from .graph import Recorder, is_scaled, unrecordable
 from .options import nearest
 from .recipe import Recipe
 
@@ -96,8 +96,11 @@ class Learner:
         self.loss_fn = loss_function(recipe).to(world.device)
         self.optimizer = self._make_optimizer()
         self.scheduler, self.epochs = self._make_scheduler(updates_per_epoch)
-        self.scaler = NativeScaler() if self._is_scaled else None
-        if self._is_recorded and recipe.channels_last:  # unrecorded, the more launches cost more than they save
+        self.scaler = NativeScaler() if is_scaled(recipe, world.device) else None
+        obstacle = unrecordable(recipe, world.device, world.size, self._is_second_order)
+        if obstacle is not None and world.device.type == 'cuda' and recipe.cuda_graph != 'none':
+            tell(f'cuda-graph auto: off ({obstacle})')
+        if obstacle is None and recipe.channels_last:  # unrecorded, the more launches cost more than they save
             fuse_norm_act(model, plain=True)
             speed_up_blur(model)
         self.ema = (
@@ -118,7 +121,7 @@ class Learner:
             self.fast = DistributedDataParallel(self.fast, device_ids=ids)
             self.plain = self.fast  # two wrappers of one model would not agree on what to synchronise
         updates = recipe.nan != 'skip' and recipe.clip_grad is None
-        self.recorder = Recorder(model, self.optimizer, updates, tell) if self._is_recorded else None
+        self.recorder = Recorder(model, self.optimizer, updates, tell) if obstacle is None else None
         self.updates = 0
         self.skipped = 0  # steps in a row that were left out
         self._buffers: list[torch.Tensor] = []
@@ -131,7 +134,7 @@ class Learner:
             raise UserError(f'--opt: unknown optimizer {recipe.opt!r}{nearest(recipe.opt, known)}')
         kwargs = {**optimizer_kwargs(recipe), 'lr': learning_rate(recipe, self.world.size), **recipe.opt_kwargs}
         one_kernel = timm.optim.get_optimizer_info(name).opt_class in _FUSED and 'foreach' not in kwargs
-        if one_kernel and self.world.device.type == 'cuda' and not self._is_scaled:
+        if one_kernel and self.world.device.type == 'cuda' and not is_scaled(recipe, self.world.device):
             kwargs.setdefault('fused', True)
         try:
             return create_optimizer_v2(self.model, **kwargs)
@@ -149,26 +152,6 @@ class Learner:
         if scheduler is None and recipe.sched != 'none':
             raise UserError(f'--sched {recipe.sched}: this timm does not have it: upgrade timm')
         return scheduler, epochs
-
-    @property
-    def _is_scaled(self) -> bool:
-        return self.recipe.amp and self.recipe.amp_dtype == 'float16' and self.world.device.type == 'cuda'
-
-    @property
-    def _is_recorded(self) -> bool:
-        """Where a step is one batch on one GPU, and nothing within it waits."""
-        recipe, world = self.recipe, self.world
-        return not (
-            recipe.cuda_graph == 'none'
-            or world.device.type != 'cuda'
-            or world.size > 1
-            or recipe.grad_accum_steps > 1
-            or self._is_scaled
-            or recipe.grad_checkpointing
-            or self._is_second_order
-            or recipe.torchcompile == 'cudagraphs'  # has graphs of its own, like these modes
-            or recipe.torchcompile_mode in ('reduce-overhead', 'max-autotune')
-        )
 
     @property
     def eval_model(self) -> nn.Module:

@@ -87,6 +87,14 @@ def _tile(eighths):
 
 
 @triton.jit
+def _keep(sums, part, channels, count, inside, first, second):
+    """The two sums of each channel over a part of the rows."""
+    place = sums + part * 2 * count + channels
+    tl.store(place, tl.sum(first, 0), inside)
+    tl.store(place + count, tl.sum(second, 0), inside)
+
+
+@triton.jit
 def _added_up(sums, parts, channels, count, inside):
     """The two sums of each channel over all parts of the rows."""
     first = tl.zeros((_ROWS, _CHANNELS), tl.float32)
@@ -115,9 +123,7 @@ def _norm_sums(x, sums, rows, span, eighths):
         value = tl.where(mask, value - origin[None, :], 0.0)
         first += value
         second += value * value
-    place = sums + part * 2 * count + channels
-    tl.store(place, tl.sum(first, 0), inside)
-    tl.store(place + count, tl.sum(second, 0), inside)
+    _keep(sums, part, channels, count, inside, first, second)
 
 
 @_jit
@@ -174,9 +180,7 @@ def _norm_backward_sums(grad, x, found, sums, rows, span, eighths, KIND: tl.cons
         dz = tl.where(mask, dz, 0.0)
         first += dz
         second += dz * (value - mean)
-    place = sums + part * 2 * count + channels
-    tl.store(place, tl.sum(first, 0), inside)
-    tl.store(place + count, tl.sum(second, 0), inside)
+    _keep(sums, part, channels, count, inside, first, second)
 
 
 @_jit

@@ -124,7 +124,7 @@ def test_a_recorded_step_is_the_eager_one(
 @pytest.mark.parametrize('name', ['mbv2_mish_maxblur_imagenette', 'seresnet18d_mish_maxblur_imagenette', 'resnet34'])
 def test_fused_layers_are_torchs(name: str, amp: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Gradients as near to float64's as torch's are."""
-    assert kernels.gpu_kernels(torch.device('cuda', 0)) is gpu_kernels
+    assert kernels.triton_kernels(torch.device('cuda', 0)) is gpu_kernels
     launched = []
     forward = gpu_kernels.norm_act_forward
     monkeypatch.setattr(gpu_kernels, 'norm_act_forward', lambda *args: launched.append(args[2]) or forward(*args))

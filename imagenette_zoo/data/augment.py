@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from timm.data import Mixup
 
-from ..layers.kernels import are_kernels_for, call, gpu_kernels
+from ..layers.kernels import are_kernels_for, call, triton_kernels
 from .seeding import stream_seed
 
 __all__ = [
@@ -192,7 +192,7 @@ def _crop_resize_dense(pixels: torch.Tensor, index: torch.Tensor, draws: Draws, 
     """The same as two matrix products an image, rows and columns: a few kernels for a whole batch on a GPU."""
     side = pixels.shape[1]
     top, left, height, width = draws.boxes.unbind(1)
-    gpu = gpu_kernels(pixels.device) if pixels.is_cuda else None
+    gpu = triton_kernels(pixels.device) if pixels.is_cuda else None
     make = _filter if gpu is None else gpu.resize_filter
     dtype = torch.float16 if pixels.is_cuda else torch.float32  # as exact as TF32 and half of the bytes
     rows = make(top, height, side, size[0], draws.bicubic, draws.flips[:, 0]).to(dtype)

@@ -10,7 +10,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from timm.layers import BlurPool2d
 
-from imagenette_zoo.layers.kernels import are_images, are_kernels_for, call, gpu_kernels, is_plain
+from imagenette_zoo.layers.kernels import are_images, are_kernels_for, call, is_plain, triton_kernels
 
 __all__ = ['MaxBlurPool2d', 'speed_up_blur']
 
@@ -121,7 +121,7 @@ class _Blur(torch.autograd.Function):
         ctx.sizes, ctx.plain = (images, channels, height, width, maximum, reflect), plain
         ctx.save_for_backward(x)
         if x.is_cuda:
-            return gpu_kernels(x.device).blur_forward(x, maximum, reflect)
+            return triton_kernels(x.device).blur_forward(x, maximum, reflect)
         shape = (images, channels, (height + 1) // 2, (width + 1) // 2)
         y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
         call('blur_forward', ctx.sizes, x, y)
@@ -138,7 +138,7 @@ class _Blur(torch.autograd.Function):
                 return dx, None, None, None
         grad, x = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (grad, x))
         if x.is_cuda:
-            return gpu_kernels(x.device).blur_backward(grad, x, *ctx.sizes[4:]), None, None, None
+            return triton_kernels(x.device).blur_backward(grad, x, *ctx.sizes[4:]), None, None, None
         dx = torch.empty_like(x)
         call('blur_backward', ctx.sizes, grad, x, dx)
         return dx, None, None, None

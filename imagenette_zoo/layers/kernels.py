@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.nn as nn
 
-__all__ = ['LANES', 'are_images', 'are_kernels_for', 'call', 'gpu_kernels', 'is_plain']
+__all__ = ['LANES', 'are_images', 'are_kernels_for', 'call', 'is_plain', 'triton_kernels']
 
 LANES = 16  # elements that are computed at a time
 FLAGS = ['-ffp-contract=fast']  # besides inductor's
@@ -58,23 +58,23 @@ def are_images(x: torch.Tensor) -> bool:
 
 
 def are_kernels_for(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether :func:`call` can be used, on a GPU :func:`gpu_kernels`; the first time this compiles, where it is not for
-    nothing."""
+    """Whether :func:`call` can be used, on a GPU :func:`triton_kernels`; the first time this compiles, where it is not
+    for nothing."""
     if device.type == 'cuda':
-        return dtype in (torch.float32, torch.bfloat16, torch.float16) and gpu_kernels(device) is not None
+        return dtype in (torch.float32, torch.bfloat16, torch.float16) and triton_kernels(device) is not None
     return device.type == 'cpu' and dtype in _NAMES and _library() is not None
 
 
 @cache
-def gpu_kernels(device: torch.device) -> Any:
-    """The module of that name, checked on this device; None without CUDA or a Triton that works."""
+def triton_kernels(device: torch.device) -> Any:
+    """The module `gpu_kernels`, checked on this device; None without CUDA or a Triton that works."""
     if torch.version.cuda is None:
         return None
     try:
-        from imagenette_zoo.layers import gpu_kernels as kernels  # here: Triton is slow to import, and may be missing
+        from imagenette_zoo.layers import gpu_kernels  # here: Triton is slow to import, and may be missing
 
-        kernels.check(device)
-        return kernels
+        gpu_kernels.check(device)
+        return gpu_kernels
     except Exception:  # no compiler for the launchers, an old GPU, ...: torch's own is always right
         _logger.debug('no Triton kernels', exc_info=True)
         return None

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from timm.layers import BatchNormAct2d
 from torch import nn
 
-from imagenette_zoo.layers.kernels import are_images, are_kernels_for, call, gpu_kernels, is_plain
+from imagenette_zoo.layers.kernels import are_images, are_kernels_for, call, is_plain, triton_kernels
 from imagenette_zoo.layers.mish import Mish
 
 __all__ = ['fuse_norm_act']
@@ -187,7 +187,7 @@ def _gradients(
 
 
 def _gpu(x: torch.Tensor) -> Any:
-    return gpu_kernels(x.device) if x.is_cuda else None
+    return triton_kernels(x.device) if x.is_cuda else None
 
 
 def _sizes(x: torch.Tensor) -> tuple[int, int]:

@@ -101,6 +101,7 @@ def compiled(model: nn.Module, options: ComputeOptions, shapes: int = 1) -> nn.M
     """
     if options.torchcompile in (None, 'auto', 'none'):
         return model
+    torch.compiler.reset()  # else the models of a sweep use up what one process may compile
     known = torch._dynamo.list_backends(exclude_tags=())
     if options.torchcompile not in known:
         raise UserError(f'--torchcompile: no backend {options.torchcompile!r}{nearest(options.torchcompile, known)}')

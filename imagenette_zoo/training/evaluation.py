@@ -195,8 +195,6 @@ def _validate_one(
     model = build.place(model, world.device, options.channels_last)
     normalize = Normalize(config['mean'], config['std'], world.device, options.channels_last)
     batches = build.eval_batches(options, images, config, options.batch_size, world, console)
-    if options.torchcompile not in (None, 'none', 'auto'):
-        torch.compiler.reset()
     fast = compiled(model, options)
     scores = evaluate(model, batches, normalize, images, options, world, console, fast, options.batch_size)
     consistency = (

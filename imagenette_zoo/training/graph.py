@@ -35,6 +35,7 @@ def is_scaled(recipe: Recipe, device: torch.device) -> bool:
 
 def unrecordable(recipe: Recipe, device: torch.device, processes: int, second_order: bool) -> str | None:
     """Why a run's steps can't be recorded, None where they can: a step is one batch on one GPU, and nothing waits.
+    Empty where nobody expects it.
 
     Args:
         recipe: Its options.
@@ -43,7 +44,7 @@ def unrecordable(recipe: Recipe, device: torch.device, processes: int, second_or
         second_order: Whether its optimizer differentiates gradients.
     """
     if recipe.cuda_graph == 'none' or device.type != 'cuda':
-        return 'not asked for'
+        return ''
     if processes > 1:
         return 'there are several processes'
     if recipe.grad_accum_steps > 1:

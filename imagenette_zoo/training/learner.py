@@ -98,7 +98,7 @@ class Learner:
         self.scheduler, self.epochs = self._make_scheduler(updates_per_epoch)
         self.scaler = NativeScaler() if is_scaled(recipe, world.device) else None
         obstacle = unrecordable(recipe, world.device, world.size, self._is_second_order)
-        if obstacle is not None and world.device.type == 'cuda' and recipe.cuda_graph != 'none':
+        if obstacle:
             tell(f'cuda-graph auto: off ({obstacle})')
         if obstacle is None and recipe.channels_last:  # unrecorded, the more launches cost more than they save
             fuse_norm_act(model, plain=True)

@@ -137,8 +137,6 @@ def prepare(recipe: Recipe, folder: RunFolder, state: bytes | None, world: World
         build.probe(model, recipe.model, (config['input_size'][0], side, side))
     build.probe(model, recipe.model, config['input_size'])
     own = resolve(recipe, model, len(train_images), world.device, console)
-    if own.torchcompile:
-        torch.compiler.reset()  # else the models of a sweep use up what one process may compile
     updates = -(-len(data.train_batches) // recipe.grad_accum_steps)
     learner = Learner(own, model, world, updates, console.line)
     if own.torchcompile:

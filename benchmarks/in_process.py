@@ -48,7 +48,7 @@ def ready_run(args: argparse.Namespace, **options: Any) -> Run:
     recipe = Recipe.load(
         'mbv2_mish', data_dir=str(args.data_dir), device=args.device, img_size=args.img_size, epochs=100,
         batch_size=args.batch_size, output=str(args.scratch), overwrite=True, experiment='in-process',
-        amp=args.amp, amp_dtype='bfloat16', **options,
+        amp=args.amp, **{'amp_dtype': 'bfloat16', **options},
     )  # fmt: skip
     folder, state, _ = open_folder(recipe)
     run = prepare(recipe, folder, state, World(torch.device(args.device)), Console(quiet=True))

@@ -15,6 +15,7 @@ from imagenette_zoo.data.augment import Augmentation, crop_resize
 from imagenette_zoo.layers import kernels
 from imagenette_zoo.layers.blurpool import speed_up_blur
 from imagenette_zoo.layers.norm_act import fuse_norm_act
+from imagenette_zoo.layers.unplanned import speed_up_convolutions
 from imagenette_zoo.training import learner
 from imagenette_zoo.training.build import place
 from imagenette_zoo.training.evaluation import validate
@@ -36,10 +37,10 @@ def replays(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
     """The shapes of the batches that a recorded step was replayed for."""
     shapes, replay = [], Recorder.replay
 
-    def spy(self: Recorder, loss: object, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor | None:
-        found = replay(self, loss, images, targets)
+    def spy(self: Recorder, loss: object, backward: object, *batch: torch.Tensor) -> torch.Tensor | None:
+        found = replay(self, loss, backward, *batch)
         if found is not None:
-            shapes.append(images.shape)
+            shapes.append(batch[0].shape)
         return found
 
     monkeypatch.setattr(Recorder, 'replay', spy)
@@ -66,7 +67,9 @@ def losses(run: Path) -> list[float]:
         (True, dict(model='mbv2_mish_maxblur_imagenette', model_ema=True, model_ema_force_cpu=True)),
         (True, dict(model='mbv2_mish_mp2_imagenette', channels_last=True)),
         (True, dict(model='googlenet', img_size=64)),
-        (False, dict(amp=True)),  # a gradient scaler waits
+        (True, dict(amp=True, channels_last=True, model='mbv2_mish_imagenette')),
+        (True, dict(amp=True, opt='sgd', nan='skip', clip_grad=1.0)),
+        (True, dict(amp=True, opt='nmuon', channels_last=True)),
         (False, dict(grad_accum_steps=2)),
         (False, dict(grad_checkpointing=True)),
         (False, dict(torchcompile='inductor', torchcompile_mode='reduce-overhead')),
@@ -87,6 +90,7 @@ def place_fused(model: nn.Module, device: torch.device, channels_last: bool) -> 
     model = place(model, device, channels_last)
     fuse_norm_act(model, plain=True)
     speed_up_blur(model)
+    speed_up_convolutions(model)
     return model
 
 
@@ -95,6 +99,7 @@ def place_fused(model: nn.Module, device: torch.device, channels_last: bool) -> 
     [
         (dict(), 1e-4),
         (dict(channels_last=True, model='mbv2_mish_maxblur_imagenette', lr=0.01), 1e-4),
+        (dict(amp=True, channels_last=True), 1e-2),
         (dict(opt='nmuon', lr=0.01, channels_last=True), 0.15),  # its step rounds otherwise, and it amplifies that
     ],
 )
@@ -133,6 +138,7 @@ def test_fused_layers_are_torchs(name: str, amp: bool, monkeypatch: pytest.Monke
     fused, exact = copy.deepcopy(plain), copy.deepcopy(plain).double()
     fuse_norm_act(fused, plain=True)
     speed_up_blur(fused)
+    speed_up_convolutions(fused)
     images = torch.randn(16, 3, 96, 96, device='cuda').contiguous(memory_format=torch.channels_last)
 
     def gradients(model: nn.Module) -> torch.Tensor:

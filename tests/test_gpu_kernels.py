@@ -140,6 +140,42 @@ def test_blur_sees_nan_and_infinity(gpu: ModuleType, kind: str) -> None:
     assert dx.eq(0).all()
 
 
+@pytest.mark.parametrize('dtype', TOLERANCES)
+@pytest.mark.parametrize('stride', [1, 2])
+@pytest.mark.parametrize('shape', [(3, 24, 5, 8), (2, 8, 1, 1), (1, 40, 2, 3), (2, 8, 40, 33), (1, 776, 3, 3)])
+def test_depthwise_is_torchs(
+    gpu: ModuleType, shape: tuple[int, ...], stride: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few and many rows, in one part and in several, channels that fill no tile."""
+    if shape[1] == 8:
+        monkeypatch.setattr(gpu, '_PROGRAMS', 9)
+    x = images(*shape, dtype=dtype)
+    torch.manual_seed(1)
+    weight = torch.randn(shape[1], 1, 3, 3, device=DEVICE)
+    inputs = [tensor.double().requires_grad_() for tensor in (x, weight)]
+    wanted = nn.functional.conv2d(*inputs, None, stride, 1, groups=shape[1])
+    taps = weight.flatten(1).t().contiguous()
+    y = gpu.depthwise_forward(x, taps, stride)
+    grad = torch.randn_like(y)
+    dx = gpu.depthwise_input_gradient(grad, taps, stride, shape[2:])
+    dweight = gpu.depthwise_weight_gradient(grad, x, stride)
+    gradients = torch.autograd.grad(wanted, inputs, grad.double())
+    for got, want in zip((y, dx, dweight), (wanted.detach(), *gradients), strict=True):
+        size = want.abs().max().clamp(min=1)
+        torch.testing.assert_close(got.double() / size, want / size, **TOLERANCES[dtype])
+    assert (y.dtype, dx.dtype, dweight.dtype) == (dtype, dtype, torch.float32)
+
+
+def test_depthwise_sees_nan_and_infinity(gpu: ModuleType) -> None:
+    x = images(1, 8, 6, 6)
+    x[0, 0, 2, 3], x[0, 1, 5, 5] = float('nan'), float('inf')
+    y = gpu.depthwise_forward(x, torch.ones(9, 8, device=DEVICE), 1)
+    assert y[0, 0, 1:4, 2:5].isnan().all()
+    assert y[0, 1, 4:, 4:].isinf().all()
+    assert int((~y.isfinite()).sum()) == 9 + 4
+    assert gpu.depthwise_weight_gradient(torch.ones_like(y), x, 1)[0].isnan().any()
+
+
 def test_resize_filter(gpu: ModuleType) -> None:
     start, length = torch.tensor([[0, 48], [5, 20], [40, 8], [1, 47], [47, 1]], device=DEVICE).unbind(1)
     bicubic, flip = (torch.tensor(values, device=DEVICE).bool() for values in ([0, 1, 0, 1, 1], [0, 0, 1, 1, 0]))
@@ -149,9 +185,24 @@ def test_resize_filter(gpu: ModuleType) -> None:
         torch.testing.assert_close(found.float(), wanted, rtol=1e-3, atol=1e-3)
 
 
-def test_the_check_sees_a_wrong_kernel(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def one_by_one(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     if DEVICE.type == 'cpu':  # the interpreter is for one thread
         monkeypatch.setattr(gpu, 'ThreadPoolExecutor', partial(ThreadPoolExecutor, 1))
+
+
+@pytest.mark.parametrize('name', ['depthwise_forward', 'depthwise_input_gradient', 'depthwise_weight_gradient'])
+def test_the_check_sees_a_wrong_depthwise_kernel(
+    gpu: ModuleType, one_by_one: None, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    gpu.check_depthwise(DEVICE)
+    kernel = getattr(gpu, name)
+    monkeypatch.setattr(gpu, name, lambda *args: kernel(*args).roll(1, 0))
+    with pytest.raises(AssertionError):
+        gpu.check_depthwise(DEVICE)
+
+
+def test_the_check_sees_a_wrong_kernel(gpu: ModuleType, one_by_one: None, monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.inference_mode(), torch.autocast(DEVICE.type, torch.bfloat16):  # wherever a model is first run
         gpu.check(DEVICE)
     forward = gpu.norm_act_forward

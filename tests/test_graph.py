@@ -70,7 +70,7 @@ def test_an_optimizer_that_is_one_kernel_on_a_gpu_goes_on_on_a_cpu() -> None:
     [
         (dict(), None),
         (dict(amp=True, amp_dtype='bfloat16', nan='skip', clip_grad=1.0, torchcompile='inductor'), None),
-        (dict(amp=True), '--amp-dtype bfloat16'),
+        (dict(amp=True), None),
         (dict(grad_accum_steps=2), 'accumulated'),
         (dict(grad_checkpointing=True), 'computed again'),
         (dict(torchcompile='inductor', torchcompile_mode='reduce-overhead'), 'graphs of its own'),

@@ -1,5 +1,6 @@
 """The training loop at its public surface: what a run's folder holds, reproducibility, resuming, bad input."""
 
+import copy
 import csv
 import json
 import os
@@ -15,7 +16,6 @@ import timm
 import torch
 import yaml
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
-from timm.utils import NativeScaler
 
 import imagenette_zoo
 from imagenette_zoo import train
@@ -273,11 +273,31 @@ def test_a_run_may_move_to_a_device_with_a_gradient_scaler(recipe: MakeRecipe) -
     started = recipe(epochs=1)
     here = learner.Learner(started, timm.create_model('test_resnet', num_classes=3), World(torch.device('cpu')), 1)
     state = here.state_dict()
-    here.scaler = NativeScaler('cpu')
+    here.scaler = torch.amp.GradScaler('cpu')
     here.load_state_dict(state)
     assert here.scaler.state_dict()['scale'] > 0
     with pytest.raises((TypeError, AttributeError)):
         here.load_state_dict({**state, 'scheduler': None})
+
+
+@pytest.mark.parametrize('clip_grad', [None, 0.1])
+def test_a_gradient_scaler_changes_nothing_but_overflows(recipe: MakeRecipe, clip_grad: float | None) -> None:
+    torch.manual_seed(0)
+    options = recipe(opt='adamw', lr=0.01, nan='skip', clip_grad=clip_grad)
+    plain = learner.Learner(options, timm.create_model('test_resnet', num_classes=3), World(torch.device('cpu')), 1)
+    scaled = copy.deepcopy(plain)
+    scaled.scaler = torch.amp.GradScaler('cpu')
+    images, targets = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 0])
+    for _ in range(3):
+        assert torch.equal(plain.step(images, targets), scaled.step(images, targets))
+        for a, b in zip(plain.model.parameters(), scaled.model.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+    before = copy.deepcopy(scaled.model.state_dict())
+    scaled.scaler = torch.amp.GradScaler('cpu', init_scale=3e38)
+    scaled.step(images * 1e3, targets)
+    assert scaled.skipped == 1
+    assert scaled.scaler.get_scale() < 3e38
+    assert same(before, scaled.model.state_dict())
 
 
 def test_what_batchnorm_was_trained_with_stays_with_the_model(recipe: MakeRecipe) -> None:

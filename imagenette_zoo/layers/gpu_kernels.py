@@ -1,4 +1,5 @@
-"""What training on a GPU gains by, in Triton: BatchNorm with its activation, blur pooling, the filters of crops.
+"""What training on a GPU gains by, in Triton: BatchNorm with its activation, blur pooling, depthwise convolutions, the
+filters of crops.
 
 Images are channels-last: rows of channels, one row a pixel. Where Triton is missing, importing this fails.
 """
@@ -15,6 +16,10 @@ __all__ = [
     'blur_backward',
     'blur_forward',
     'check',
+    'check_depthwise',
+    'depthwise_forward',
+    'depthwise_input_gradient',
+    'depthwise_weight_gradient',
     'norm_act_backward',
     'norm_act_forward',
     'norm_stats',
@@ -25,6 +30,7 @@ ALIGNMENT = 8  # channels are a multiple of it: 16 bytes in half precision, whic
 _CHANNELS = tl.constexpr(32)  # of a tile
 _ROWS = tl.constexpr(128)
 _PIXELS = tl.constexpr(32)  # of a tile of blur pooling, which keeps more of each
+_SPOTS = tl.constexpr(64)  # of a tile of a depthwise convolution
 _PROGRAMS = 528  # that add up rows at a time: four for each of an H200's multiprocessors
 _AS_THEY_COME = ['rows', 'span', 'parts', 'height', 'width', 'eighths']  # not compiled anew for each number
 
@@ -240,12 +246,13 @@ def norm_stats(
         their standard deviation.
     """
     rows, channels, eighths = _sizes(x)
-    sums, span, grid = _parts(x, rows, channels)
+    parts, span, grid = _parts(rows, channels, _ROWS.value)
+    sums = x.new_empty(parts, 2, channels, dtype=torch.float32)
     found = x.new_empty(4, channels, dtype=torch.float32)
     with torch.cuda.device_of(x):
         _norm_sums[grid](x, sums, rows, span, eighths)
         _norm_finish[_tiles(1, channels)](
-            x, sums, weight, bias, running_mean, running_var, batches, found, momentum, eps, rows, len(sums), eighths
+            x, sums, weight, bias, running_mean, running_var, batches, found, momentum, eps, rows, parts, eighths
         )
     return found
 
@@ -277,12 +284,13 @@ def norm_act_backward(
         kind: The activation's number.
     """
     rows, channels, eighths = _sizes(x)
-    sums, span, grid = _parts(x, rows, channels)
+    parts, span, grid = _parts(rows, channels, _ROWS.value)
+    sums = x.new_empty(parts, 2, channels, dtype=torch.float32)
     dx = torch.empty_like(x)
     terms, (dweight, dbias) = torch.empty_like(found[:2]), torch.empty_like(found[:2])
     with torch.cuda.device_of(x):
         _norm_backward_sums[grid](grad, x, found, sums, rows, span, eighths, KIND=kind)
-        _norm_backward_finish[_tiles(1, channels)](sums, found, terms, dweight, dbias, rows, len(sums), eighths)
+        _norm_backward_finish[_tiles(1, channels)](sums, found, terms, dweight, dbias, rows, parts, eighths)
         _norm_backward[_tiles(rows, channels)](grad, x, dx, found, terms, rows, eighths, KIND=kind)
     return dx, dweight, dbias
 
@@ -292,13 +300,13 @@ def _sizes(x: torch.Tensor) -> tuple[int, int, int]:
     return x.numel() // x.shape[1], x.shape[1], x.shape[1] // ALIGNMENT
 
 
-def _parts(x: torch.Tensor, rows: int, channels: int) -> tuple[torch.Tensor, int, tuple[int]]:
-    """Room for two sums of each channel by parts of the rows, the rows of a part, and the grid of all parts."""
-    tiles = math.ceil(channels / _CHANNELS.value)
-    parts = max(1, min(_PROGRAMS // tiles, math.ceil(rows / _ROWS.value)))
-    span = math.ceil(math.ceil(rows / parts) / _ROWS.value) * _ROWS.value
+def _parts(rows: int, channels: int, high: int, each: int = 1) -> tuple[int, int, tuple[int]]:
+    """Into how many parts rows are divided, the rows of a part, whole tiles, and the grid of so many programs each."""
+    tiles = math.ceil(channels / _CHANNELS.value) * each
+    parts = max(1, min(_PROGRAMS // tiles, math.ceil(rows / high)))
+    span = math.ceil(math.ceil(rows / parts) / high) * high
     parts = math.ceil(rows / span)
-    return x.new_empty(parts, 2, channels, dtype=torch.float32), span, (tiles * parts,)
+    return parts, span, (tiles * parts,)
 
 
 def _tiles(rows: int, channels: int, high: int = _ROWS.value) -> tuple[int]:
@@ -447,6 +455,134 @@ def blur_backward(grad: torch.Tensor, x: torch.Tensor, maximum: bool, reflect: b
     return dx
 
 
+@_jit
+def _depthwise_forward(x, taps, y, rows, height, width, eighths, STRIDE: tl.constexpr):
+    part, channels, count, inside = _tile(eighths)
+    down, across = (height - 1) // STRIDE + 1, (width - 1) // STRIDE + 1
+    row = part * _SPOTS + tl.arange(0, _SPOTS)
+    image, upper, left = row // (down * across), row // across % down * STRIDE - 1, row % across * STRIDE - 1
+    mask = (row < rows)[:, None] & inside[None, :]
+    corner = x + ((image * height + upper) * width + left)[:, None] * count + channels[None, :]
+    found = tl.zeros((_SPOTS, _CHANNELS), tl.float32)
+    for a in tl.static_range(3):
+        for b in tl.static_range(3):
+            seen = _is_in(upper + a, height) & _is_in(left + b, width)
+            value = tl.load(corner + (a * width + b) * count, mask & seen[:, None], 0.0).to(tl.float32)
+            found += value * tl.load(taps + (3 * a + b) * count + channels, inside, 0.0)[None, :]
+    tl.store(y + row[:, None] * count + channels[None, :], found, mask)
+
+
+@triton.jit
+def _is_in(i, size):
+    return (i >= 0) & (i < size)
+
+
+@_jit
+def _depthwise_input_gradient(grad, taps, dx, rows, height, width, eighths, STRIDE: tl.constexpr):
+    part, channels, count, inside = _tile(eighths)
+    down, across = (height - 1) // STRIDE + 1, (width - 1) // STRIDE + 1
+    row = part * _SPOTS + tl.arange(0, _SPOTS)
+    image, line, column = row // (height * width), row // width % height, row % width
+    mask = (row < rows)[:, None] & inside[None, :]
+    found = tl.zeros((_SPOTS, _CHANNELS), tl.float32)
+    for a in tl.static_range(3):
+        i = line + 1 - a
+        for b in tl.static_range(3):
+            j = column + 1 - b
+            seen = (i >= 0) & (j >= 0) & (i % STRIDE == 0) & (j % STRIDE == 0)
+            seen = seen & (i // STRIDE < down) & (j // STRIDE < across)
+            known = mask & seen[:, None]
+            value = _pixel(grad, image, i // STRIDE, j // STRIDE, down, across, channels, count, known)
+            found += value * tl.load(taps + (3 * a + b) * count + channels, inside, 0.0)[None, :]
+    tl.store(dx + row[:, None] * count + channels[None, :], found, mask)
+
+
+@_jit
+def _depthwise_weight_gradient(grad, x, sums, rows, height, width, span, eighths, STRIDE: tl.constexpr):
+    """A line of each channel's kernel, added up over a part of the rows of grad."""
+    part, channels, count, inside = _tile(eighths)
+    a, part = part % 3, part // 3
+    down, across = (height - 1) // STRIDE + 1, (width - 1) // STRIDE + 1
+    first = tl.zeros((_SPOTS, _CHANNELS), tl.float32)
+    second = tl.zeros((_SPOTS, _CHANNELS), tl.float32)
+    third = tl.zeros((_SPOTS, _CHANNELS), tl.float32)
+    start = part * span
+    for begin in range(start, tl.minimum(start + span, rows), _SPOTS):
+        row = begin + tl.arange(0, _SPOTS)
+        image, i, j = row // (down * across), row // across % down * STRIDE - 1 + a, row % across * STRIDE - 1
+        mask = (row < rows)[:, None] & inside[None, :]
+        value = tl.load(grad + row[:, None] * count + channels[None, :], mask, 0.0).to(tl.float32)
+        mask = mask & _is_in(i, height)[:, None]
+        first += value * _pixel(x, image, i, j, height, width, channels, count, mask & (j >= 0)[:, None])
+        second += value * _pixel(x, image, i, j + 1, height, width, channels, count, mask)
+        third += value * _pixel(x, image, i, j + 2, height, width, channels, count, mask & (j + 2 < width)[:, None])
+    place = sums + (3 * part + a) * 3 * count + channels
+    tl.store(place, tl.sum(first, 0), inside)
+    tl.store(place + count, tl.sum(second, 0), inside)
+    tl.store(place + 2 * count, tl.sum(third, 0), inside)
+
+
+def depthwise_forward(x: torch.Tensor, taps: torch.Tensor, stride: int) -> torch.Tensor:
+    """A depthwise convolution by kernels of 3 x 3 and a padding of 1.
+
+    Args:
+        x: ``(N, C, H, W)``, channels-last.
+        taps: ``(9, C)`` float32, the kernels.
+        stride: Both ways.
+
+    Returns:
+        ``(N, C, ceil(H / stride), ceil(W / stride))``, channels-last.
+    """
+    images, channels, height, width = x.shape
+    shape = (images, channels, math.ceil(height / stride), math.ceil(width / stride))
+    y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    rows, channels, eighths = _sizes(y)
+    with torch.cuda.device_of(x):
+        _depthwise_forward[_tiles(rows, channels, _SPOTS.value)](
+            x, taps, y, rows, height, width, eighths, STRIDE=stride
+        )
+    return y
+
+
+def depthwise_input_gradient(
+    grad: torch.Tensor, taps: torch.Tensor, stride: int, size: tuple[int, int]
+) -> torch.Tensor:  # fmt: skip
+    """The gradient of x.
+
+    Args:
+        grad: Of the result, channels-last.
+        taps: As :func:`depthwise_forward` had them.
+        stride: As above.
+        size: Of x, ``(H, W)``.
+    """
+    shape = (*grad.shape[:2], *size)
+    dx = torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last)
+    rows, channels, eighths = _sizes(dx)
+    with torch.cuda.device_of(grad):
+        _depthwise_input_gradient[_tiles(rows, channels, _SPOTS.value)](
+            grad, taps, dx, rows, *size, eighths, STRIDE=stride
+        )
+    return dx
+
+
+def depthwise_weight_gradient(grad: torch.Tensor, x: torch.Tensor, stride: int) -> torch.Tensor:
+    """The gradient of the kernels, ``(C, 1, 3, 3)`` float32.
+
+    Args:
+        grad: Of the result, channels-last.
+        x: As :func:`depthwise_forward` had it.
+        stride: As above.
+    """
+    rows, channels, eighths = _sizes(grad)
+    parts, span, grid = _parts(rows, channels, _SPOTS.value, 3)
+    sums = x.new_empty(parts, 9, channels, dtype=torch.float32)
+    with torch.cuda.device_of(x):
+        _depthwise_weight_gradient[grid](grad, x, sums, rows, *x.shape[2:], span, eighths, STRIDE=stride)
+    found = x.new_empty(channels, 1, 3, 3, dtype=torch.float32)
+    torch.sum(sums, 0, out=found.view(channels, 9).t())
+    return found
+
+
 @triton.jit(do_not_specialize=['side', 'size', 'step'])
 def _resize_filter(start, length, step, bicubic, flip, out, side, size, LINES: tl.constexpr, SIDE: tl.constexpr):
     image = tl.program_id(0)
@@ -521,3 +657,26 @@ def check(device: torch.device) -> None:
     torch.testing.assert_close(filters, torch.ones_like(filters))
     torch.testing.assert_close(blurred, torch.ones_like(blurred))  # of ones
     torch.testing.assert_close(spread.float().sum(), torch.tensor(float(blurred.numel()), device=device))
+
+
+def check_depthwise(device: torch.device) -> None:
+    """As :func:`check`, for depthwise convolutions."""
+    channels = 2 * ALIGNMENT
+    with ThreadPoolExecutor() as pool, torch.inference_mode(False), torch.enable_grad():
+        x = torch.linspace(-3, 3, 70 * channels).view(2, 5, 7, channels).sin().permute(0, 3, 1, 2)
+        weight = torch.linspace(-2, 2, 9 * channels).view(channels, 1, 3, 3).cos()
+        taps = weight.view(channels, 9).t().contiguous().to(device)
+        jobs: list[tuple[Future[Any], torch.Tensor]] = []
+        for stride in (1, 2):
+            inputs = [tensor.clone().requires_grad_() for tensor in (x, weight)]
+            y = torch.nn.functional.conv2d(inputs[0], inputs[1], None, stride, 1, groups=channels)
+            dx, dweight = torch.autograd.grad(y, inputs, y)
+            here, grad = (t.detach().to(device, torch.bfloat16, memory_format=torch.channels_last) for t in (x, y))
+            jobs += [
+                (pool.submit(depthwise_forward, here, taps, stride), y.detach()),
+                (pool.submit(depthwise_input_gradient, grad, taps, stride, (5, 7)), dx),
+                (pool.submit(depthwise_weight_gradient, grad, here, stride), dweight),
+            ]
+        for job, wanted in jobs:
+            found = job.result().float().cpu()
+            torch.testing.assert_close(found, wanted, rtol=0.02, atol=0.02 * float(wanted.abs().max()))

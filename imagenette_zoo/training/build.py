@@ -29,6 +29,7 @@ from ..layers.mish import speed_up_mish
 from ..layers.norm_act import fuse_norm_act
 from ..layers.squeeze import speed_up_squeeze
 from ..layers.strided import subsample_before
+from ..layers.unplanned import plan_later
 from .console import Console
 from .distributed import World
 from .options import nearest
@@ -145,9 +146,11 @@ def eval_batches(
 
 
 def place(model: nn.Module, device: torch.device, channels_last: bool) -> nn.Module:
-    """Moves a model to a device and into a memory layout, and fuses there what trains and validates alike."""
+    """Moves a model to a device and into a memory layout, and makes it fast there, in training and validation alike."""
     model.to(device)
     speed_up_mish(model)
+    if device.type == 'cuda':
+        plan_later(model)
     if device.type == 'cpu' and channels_last:
         fuse_norm_act(model)
         speed_up_blur(model)

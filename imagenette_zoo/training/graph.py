@@ -26,6 +26,7 @@ __all__ = ['REHEARSALS', 'Recorder', 'is_scaled', 'unrecordable']
 REHEARSALS = 3  # eager steps of a shape before it is recorded: memory is allocated, kernels are loaded or compiled
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Backward = Callable[[torch.Tensor], None]
 
 
 def is_scaled(recipe: Recipe, device: torch.device) -> bool:
@@ -49,8 +50,6 @@ def unrecordable(recipe: Recipe, device: torch.device, processes: int, second_or
         return 'there are several processes'
     if recipe.grad_accum_steps > 1:
         return 'gradients are accumulated'
-    if is_scaled(recipe, device):
-        return 'float16 needs a gradient scaler, which waits for the GPU: --amp-dtype bfloat16 needs none'
     if recipe.grad_checkpointing:
         return 'activations are computed again'
     if second_order:
@@ -109,12 +108,15 @@ class Recorder:
             self.off = True
             self.tell('cuda-graph auto: off (a step of this model waits for the GPU)')
 
-    def replay(self, loss: Loss, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor | None:
+    def replay(
+        self, loss: Loss, backward: Backward, images: torch.Tensor, targets: torch.Tensor
+    ) -> torch.Tensor | None:
         """The loss of a batch, detached, None where it is to be rehearsed. The parameters have its gradients, or where
         :attr:`updates` are updated.
 
         Args:
             loss: Images and targets to the loss; it is recorded once for a shape.
+            backward: The loss to the gradients, likewise.
             images: ``(N, 3, H, W)``.
             targets: ``(N,)`` or ``(N, classes)``.
 
@@ -125,7 +127,7 @@ class Recorder:
             return None
         recorded = self._recorded.get(images.shape)
         if recorded is None:
-            recorded = self._recorded[images.shape] = self._record(loss, images, targets)
+            recorded = self._recorded[images.shape] = self._record(loss, backward, images, targets)
         recorded.images.copy_(images)
         recorded.targets.copy_(targets)
         for rate, group in zip(recorded.rates, self.optimizer.param_groups, strict=True):
@@ -136,7 +138,7 @@ class Recorder:
                 parameter.grad = gradient
         return recorded.loss.clone()
 
-    def _record(self, loss: Loss, images: torch.Tensor, targets: torch.Tensor) -> _Recorded:
+    def _record(self, loss: Loss, backward: Backward, images: torch.Tensor, targets: torch.Tensor) -> _Recorded:
         recorded = _Recorded(images.clone(), targets.clone(), self.optimizer, images.device)
         if self.updates:
             _make_capturable(self.optimizer)
@@ -145,7 +147,7 @@ class Recorder:
         try:
             with stay, torch.cuda.graph(recorded.graph, self._pool, self._stream, capture_error_mode='thread_local'):
                 found = loss(recorded.images, recorded.targets)
-                found.backward()
+                backward(found)
                 if self.updates:
                     _set_rates(self.optimizer, recorded.rates)
                     self.optimizer.step()

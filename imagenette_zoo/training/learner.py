@@ -14,7 +14,7 @@ from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTarget
 from timm.models import model_parameters
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
-from timm.utils import ModelEmaV3, NativeScaler, dispatch_clip_grad, distribute_bn
+from timm.utils import ModelEmaV3, dispatch_clip_grad, distribute_bn
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -22,6 +22,7 @@ from ..errors import UserError, first_line
 from ..layers.blurpool import speed_up_blur
 from ..layers.depthwise import speed_up_depthwise
 from ..layers.norm_act import fuse_norm_act
+from ..layers.unplanned import speed_up_convolutions
 from .build import autocast, place
 from .compilation import compiled
 from .distributed import World
@@ -96,13 +97,14 @@ class Learner:
         self.loss_fn = loss_function(recipe).to(world.device)
         self.optimizer = self._make_optimizer()
         self.scheduler, self.epochs = self._make_scheduler(updates_per_epoch)
-        self.scaler = NativeScaler() if is_scaled(recipe, world.device) else None
+        self.scaler = torch.amp.GradScaler('cuda') if is_scaled(recipe, world.device) else None
         obstacle = unrecordable(recipe, world.device, world.size, self._is_second_order)
         if obstacle:
             tell(f'cuda-graph auto: off ({obstacle})')
         if obstacle is None and recipe.channels_last:  # unrecorded, the more launches cost more than they save
             fuse_norm_act(model, plain=True)
             speed_up_blur(model)
+            speed_up_convolutions(model)
         self.ema = (
             ModelEmaV3(
                 model,
@@ -120,7 +122,7 @@ class Learner:
             ids = [world.device.index] if world.device.type == 'cuda' else None
             self.fast = DistributedDataParallel(self.fast, device_ids=ids)
             self.plain = self.fast  # two wrappers of one model would not agree on what to synchronise
-        updates = recipe.nan != 'skip' and recipe.clip_grad is None
+        updates = recipe.nan != 'skip' and recipe.clip_grad is None and self.scaler is None
         self.recorder = Recorder(model, self.optimizer, updates, tell) if obstacle is None else None
         self.updates = 0
         self.skipped = 0  # steps in a row that were left out
@@ -134,7 +136,7 @@ class Learner:
             raise UserError(f'--opt: unknown optimizer {recipe.opt!r}{nearest(recipe.opt, known)}')
         kwargs = {**optimizer_kwargs(recipe), 'lr': learning_rate(recipe, self.world.size), **recipe.opt_kwargs}
         one_kernel = timm.optim.get_optimizer_info(name).opt_class in _FUSED and 'foreach' not in kwargs
-        if one_kernel and self.world.device.type == 'cuda' and not is_scaled(recipe, self.world.device):
+        if one_kernel and self.world.device.type == 'cuda':
             kwargs.setdefault('fused', True)
         try:
             return create_optimizer_v2(self.model, **kwargs)
@@ -197,18 +199,17 @@ class Learner:
             self._buffers = [buffer.clone() for buffer in self.model.buffers()]
         whole = len(images) == self.recipe.batch_size
         recorder = self.recorder if whole else None
-        updated: bool | None
-        if recorder and (replayed := recorder.replay(self._loss, images, targets)) is not None:
-            loss, updated = replayed, recorder.updates or None
+        if recorder and (replayed := recorder.replay(self._loss, self._backward, images, targets)) is not None:
+            loss, updated = replayed, recorder.updates
         else:
             model = self.fast if whole else self.plain
             waiting = model.no_sync() if isinstance(model, DistributedDataParallel) and not update else nullcontext()
             with waiting, recorder.rehearsal(images.shape) if recorder else nullcontext():
                 loss = self._loss(images, targets, model)
-                updated = self._backward(loss * share, update)
-        if updated is None:
-            updated = self._update()
+                self._backward(loss * share)
+            updated = False
         if update:
+            updated = updated or self._update()
             self.optimizer.zero_grad()
             self.updates += 1
             if skips:
@@ -261,34 +262,29 @@ class Learner:
         """Goes on with the model as it is."""
         self.fast, self.eval_fast = self.model, None
 
-    def _backward(self, loss: torch.Tensor, update: bool) -> bool | None:
-        """Adds up the gradients; whether the optimizer's step was taken with them, None where that is still to be
-        done."""
-        recipe, second_order = self.recipe, self._is_second_order
-        if self.scaler is None:
-            loss.backward(create_graph=second_order)
-            return None if update else False
-        before = self.scaler.state_dict()['scale'] if recipe.nan == 'skip' else 0.0
-        self.scaler(
-            loss,
-            self.optimizer,
-            clip_grad=recipe.clip_grad,
-            clip_mode=recipe.clip_mode,
-            parameters=self._clipped(),
-            create_graph=second_order,
-            need_update=update,
-        )  # leaves out a step without finite gradients, and then lowers its scale
-        return recipe.nan != 'skip' or self.scaler.state_dict()['scale'] >= before
+    def _backward(self, loss: torch.Tensor) -> None:
+        """Adds up the gradients, scaled where there is a scaler."""
+        if self.scaler is not None:
+            loss = self.scaler.scale(loss)
+        loss.backward(create_graph=self._is_second_order)
 
     def _update(self) -> bool:
         """Takes the optimizer's step with the gradients as they are; whether it did."""
-        recipe = self.recipe
-        if recipe.nan == 'skip' and not self._gradients_are_finite():
+        recipe, scaler = self.recipe, self.scaler
+        skips = recipe.nan == 'skip'
+        if scaler is None and skips and not self._gradients_are_finite():
             return False
+        before = scaler.get_scale() if scaler is not None and skips else 0.0
         if recipe.clip_grad is not None:
+            if scaler is not None:
+                scaler.unscale_(self.optimizer)
             dispatch_clip_grad(self._clipped(), recipe.clip_grad, mode=recipe.clip_mode)
-        self.optimizer.step()
-        return True
+        if scaler is None:
+            self.optimizer.step()
+            return True
+        scaler.step(self.optimizer)  # leaves out a step without finite gradients,
+        scaler.update()  # and then lowers the scale
+        return not skips or scaler.get_scale() >= before
 
     def _clipped(self) -> Iterator[nn.Parameter]:
         return model_parameters(self.model, exclude_head='agc' in self.recipe.clip_mode)  # type: ignore[return-value]

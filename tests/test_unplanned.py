@@ -1,0 +1,175 @@
+"""Convolutions of a GPU that need no plans. Without a GPU their layers are made to take the CPU's tensors."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn as nn
+from timm.layers import Conv2dSame
+
+from imagenette_zoo.layers import unplanned
+from imagenette_zoo.layers.kernels import is_plain
+from imagenette_zoo.layers.unplanned import plan_later, speed_up_convolutions
+
+DEVICE = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+
+
+@pytest.fixture(autouse=True)
+def _any_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip('triton')
+    from imagenette_zoo.layers import gpu_kernels
+
+    if DEVICE.type == 'cpu':
+        monkeypatch.setattr(unplanned, 'is_plain', lambda x, devices: is_plain(x))
+        monkeypatch.setattr(unplanned, 'triton_kernels', lambda device: gpu_kernels)
+        monkeypatch.setattr(unplanned, '_kernels', lambda device: gpu_kernels)
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, 2, 1, bias=False),
+        nn.Conv2d(16, 16, 3, 1, 1, groups=16, bias=False),
+        nn.Conv2d(16, 32, 1, bias=False),
+        nn.Mish(),
+        nn.Conv2d(32, 32, 3, 2, 1, groups=32, bias=False),
+        nn.Conv2d(32, 8, 1),
+    ).to(DEVICE, memory_format=torch.channels_last)
+
+
+def images(*shape: int) -> torch.Tensor:
+    torch.manual_seed(1)
+    return torch.randn(shape or (3, 3, 15, 18), device=DEVICE).contiguous(memory_format=torch.channels_last)
+
+
+def gradients(model: nn.Module, x: torch.Tensor, amp: bool = False) -> torch.Tensor:
+    x = x.clone().requires_grad_()
+    with torch.autocast('cuda', torch.bfloat16, enabled=amp):
+        y = model(x)
+    (y.double() * torch.linspace(-1, 1, y.numel(), device=DEVICE).view_as(y)).sum().backward()
+    found = [y.detach(), x.grad, *(parameter.grad for parameter in model.parameters())]
+    return torch.cat([tensor.double().flatten() for tensor in found])
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, 'autocast'])
+def test_gradients(dtype: torch.dtype | str) -> None:
+    """As near to float64's as torch's are."""
+    if dtype == 'autocast' and DEVICE.type == 'cpu':
+        pytest.skip('the GPU has its own')
+    plain, amp = network(), dtype == 'autocast'
+    exact, ours, x = copy.deepcopy(plain).double(), copy.deepcopy(plain), images()
+    if not amp:
+        plain, ours, x = plain.to(dtype), ours.to(dtype), x.to(dtype)
+        exact.load_state_dict(plain.state_dict())
+    speed_up_convolutions(ours)
+    assert list(ours.state_dict()) == list(plain.state_dict())
+    wanted, torchs, found = gradients(exact, x.double()), gradients(plain, x, amp), gradients(ours, x, amp)
+    assert (found - wanted).norm() < 1.5 * (torchs - wanted).norm() + 1e-6 * wanted.norm()
+    for a, b in zip(ours.parameters(), plain.parameters(), strict=True):
+        assert a.grad.dtype == b.grad.dtype
+
+
+def test_which_layers_change() -> None:
+    layers = {
+        'depthwise': nn.Conv2d(16, 16, 3, 1, 1, groups=16, bias=False),
+        'strided': nn.Conv2d(16, 16, 3, 2, 1, groups=16, bias=False),
+        'product': nn.Conv2d(16, 8, 1),
+    }
+    others = {
+        'with a bias': nn.Conv2d(16, 16, 3, 1, 1, groups=16),
+        'large': nn.Conv2d(16, 16, 5, 1, 2, groups=16, bias=False),
+        'unpadded': nn.Conv2d(16, 16, 3, 1, 0, groups=16, bias=False),
+        'by words': nn.Conv2d(16, 16, 3, 1, 'same', groups=16, bias=False),
+        'dilated': nn.Conv2d(16, 16, 3, 1, 1, dilation=2, groups=16, bias=False),
+        'mirrored': nn.Conv2d(16, 16, 3, 1, 1, groups=16, bias=False, padding_mode='reflect'),
+        'multiplied': nn.Conv2d(16, 32, 3, 1, 1, groups=16, bias=False),
+        'in groups': nn.Conv2d(16, 16, 3, 1, 1, groups=4, bias=False),
+        'strides': nn.Conv2d(16, 16, 3, (2, 1), 1, groups=16, bias=False),
+        'all channels': nn.Conv2d(16, 16, 3, 1, 1, bias=False),
+        'strided product': nn.Conv2d(16, 8, 1, 2),
+        'product in groups': nn.Conv2d(16, 8, 1, groups=2),
+        'padded product': nn.Conv2d(16, 8, 1, padding=1),
+        'derived': Conv2dSame(16, 16, 3, groups=16, bias=False),
+    }
+    model = nn.ModuleDict({**layers, **others}).to(DEVICE)
+    plain = copy.deepcopy(model)
+    speed_up_convolutions(model)
+    changed = {name for name in model if type(model[name]) is not type(plain[name])}
+    assert changed == set(layers)
+    later = copy.deepcopy(plain)
+    plan_later(later)
+    speed_up_convolutions(later)
+    assert all(type(later[name]) is type(model[name]) for name in layers)
+
+
+def test_others_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Channels that fill no vector, images in another layout, a sample of no batch, a transform: to the bit torch's."""
+    torch.backends.cudnn.deterministic = True
+    try:
+        for shape, memory_format in (
+            ((2, 20, 5, 5), torch.channels_last),
+            ((2, 16, 5, 5), torch.contiguous_format),
+            ((16, 5, 5), torch.contiguous_format),
+        ):
+            layer = nn.Conv2d(shape[-3], shape[-3], 3, 1, 1, groups=shape[-3], bias=False).to(DEVICE)
+            ours, x = copy.deepcopy(layer), images(2, 20, 5, 5)[: len(shape) > 3 or 1].new_ones(shape).cumsum(-1).sin()
+            x = x.to(memory_format=memory_format)
+            speed_up_convolutions(ours)
+            assert type(ours) is not nn.Conv2d
+            assert torch.equal(gradients(ours, x), gradients(layer, x))
+    finally:
+        torch.backends.cudnn.deterministic = False
+    ours, plain = network(), network()
+    speed_up_convolutions(ours)
+    x = images()
+    found, wanted = (torch.func.vmap(model)(x[None]) for model in (ours, plain))
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_second_derivatives() -> None:
+    layer = nn.Conv2d(16, 16, 3, 2, 1, groups=16, bias=False).to(DEVICE)
+    ours = copy.deepcopy(layer)
+    speed_up_convolutions(ours)
+    found = []
+    for each in (layer, ours):
+        x = images(2, 16, 6, 5).requires_grad_()
+        (gradient,) = torch.autograd.grad((each(x) ** 3).sum(), x, create_graph=True)
+        gradient.square().sum().backward()
+        found.append(torch.cat([x.grad.flatten(), each.weight.grad.flatten()]))
+    torch.testing.assert_close(found[1] / found[0].norm(), found[0] / found[0].norm(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_first_batches_need_no_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unplanned, '_FEW', 2)
+    planned, forward = [], nn.Conv2d._conv_forward
+
+    def spy(self: nn.Conv2d, *args: torch.Tensor) -> torch.Tensor:
+        planned.append(torch.backends.cudnn.enabled)
+        return forward(self, *args)
+
+    monkeypatch.setattr(nn.Conv2d, '_conv_forward', spy)
+    ours, plain = network(), network()
+    plan_later(ours)
+    x = images()
+    wanted = plain(x)
+    planned.clear()
+    ours(x).sum().backward()
+    assert planned == [True] * 5, 'in training they are'
+    for each in (False, False, True):
+        planned.clear()
+        with torch.inference_mode():
+            torch.testing.assert_close(ours(x), wanted, rtol=1e-3, atol=1e-3)
+        assert planned == [True, each, True, each, True]
+
+
+def test_a_kernel_that_fails_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    from imagenette_zoo.layers import gpu_kernels
+
+    monkeypatch.undo()
+    monkeypatch.setattr(unplanned, 'triton_kernels', lambda device: gpu_kernels)
+    monkeypatch.setattr(gpu_kernels, 'check_depthwise', lambda device: 1 / 0)
+    unplanned._kernels.cache_clear()
+    model = network()
+    speed_up_convolutions(model)
+    unplanned._kernels.cache_clear()
+    assert [type(layer).__name__ for layer in model] == ['Conv2d', 'Conv2d', '_Product', 'Mish', 'Conv2d', '_Product']

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,10 +38,10 @@ def replays(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
     """The shapes of the batches that a recorded step was replayed for."""
     shapes, replay = [], Recorder.replay
 
-    def spy(self: Recorder, loss: object, backward: object, *batch: torch.Tensor) -> torch.Tensor | None:
-        found = replay(self, loss, backward, *batch)
+    def spy(self: Recorder, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor | None:
+        found = replay(self, images, targets)
         if found is not None:
-            shapes.append(batch[0].shape)
+            shapes.append(images.shape)
         return found
 
     monkeypatch.setattr(Recorder, 'replay', spy)
@@ -100,6 +101,7 @@ def place_fused(model: nn.Module, device: torch.device, channels_last: bool) -> 
         (dict(), 1e-4),
         (dict(channels_last=True, model='mbv2_mish_maxblur_imagenette', lr=0.01), 1e-4),
         (dict(amp=True, channels_last=True), 1e-2),
+        (dict(amp=True, amp_dtype='bfloat16', channels_last=True, model='mbv2_mish_imagenette', lr=0.01), 1e-2),
         (dict(opt='nmuon', lr=0.01, channels_last=True), 0.15),  # its step rounds otherwise, and it amplifies that
     ],
 )
@@ -130,9 +132,14 @@ def test_a_recorded_step_is_the_eager_one(
 def test_fused_layers_are_torchs(name: str, amp: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Gradients as near to float64's as torch's are."""
     assert kernels.triton_kernels(torch.device('cuda', 0)) is gpu_kernels
-    launched = []
-    forward = gpu_kernels.norm_act_forward
-    monkeypatch.setattr(gpu_kernels, 'norm_act_forward', lambda *args: launched.append(args[2]) or forward(*args))
+    launched: list[str] = []
+
+    def spy(name: str) -> None:
+        kernel = getattr(gpu_kernels, name)
+        monkeypatch.setattr(gpu_kernels, name, lambda *args: launched.append(name) or kernel(*args))
+
+    spy('norm_act_forward')
+    spy('depthwise_weight_gradient')
     torch.manual_seed(0)
     plain = timm.create_model(name, num_classes=10).to('cuda', memory_format=torch.channels_last)
     fused, exact = copy.deepcopy(plain), copy.deepcopy(plain).double()
@@ -148,7 +155,9 @@ def test_fused_layers_are_torchs(name: str, amp: bool, monkeypatch: pytest.Monke
         return torch.cat([parameter.grad.double().flatten() for parameter in model.parameters()])
 
     wanted, torchs, ours = gradients(exact), gradients(plain), gradients(fused)
-    assert len(launched) == sum(isinstance(layer, nn.BatchNorm2d) for layer in plain.modules())
+    norms = sum(isinstance(layer, nn.BatchNorm2d) for layer in plain.modules())
+    depthwise = sum(isinstance(layer, nn.Conv2d) and layer.groups > 1 for layer in plain.modules())
+    assert Counter(launched) == Counter(norm_act_forward=norms, depthwise_weight_gradient=depthwise)
     assert (ours - wanted).norm() < 1.3 * (torchs - wanted).norm() + 1e-3 * wanted.norm()
     for (key, found), expected in zip(fused.named_buffers(), plain.buffers(), strict=True):
         torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05, msg=key)

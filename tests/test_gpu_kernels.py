@@ -16,6 +16,7 @@ from imagenette_zoo.layers.norm_act import _ACTIVATIONS
 
 DEVICE = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
 TOLERANCES = {torch.float32: {'rtol': 1e-4, 'atol': 1e-4}, torch.bfloat16: {'rtol': 2e-2, 'atol': 3e-2}}
+TOLERANCES_16 = {**TOLERANCES, torch.float16: {'rtol': 3e-3, 'atol': 4e-3}}
 SPECIAL = [0.0, -0.0, 6.0, 1e-30, 20.0, -20.0, 87.0, -87.0, 88.0, -88.0, 1e4, -1e4, 1e38, -1e38, float('nan')]
 
 
@@ -140,7 +141,7 @@ def test_blur_sees_nan_and_infinity(gpu: ModuleType, kind: str) -> None:
     assert dx.eq(0).all()
 
 
-@pytest.mark.parametrize('dtype', TOLERANCES)
+@pytest.mark.parametrize('dtype', TOLERANCES_16)
 @pytest.mark.parametrize('stride', [1, 2])
 @pytest.mark.parametrize('shape', [(3, 24, 5, 8), (2, 8, 1, 1), (1, 40, 2, 3), (2, 8, 40, 33), (1, 776, 3, 3)])
 def test_depthwise_is_torchs(
@@ -162,7 +163,7 @@ def test_depthwise_is_torchs(
     gradients = torch.autograd.grad(wanted, inputs, grad.double())
     for got, want in zip((y, dx, dweight), (wanted.detach(), *gradients), strict=True):
         size = want.abs().max().clamp(min=1)
-        torch.testing.assert_close(got.double() / size, want / size, **TOLERANCES[dtype])
+        torch.testing.assert_close(got.double() / size, want / size, **TOLERANCES_16[dtype])
     assert (y.dtype, dx.dtype, dweight.dtype) == (dtype, dtype, torch.float32)
 
 

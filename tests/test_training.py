@@ -281,11 +281,16 @@ def test_a_run_may_move_to_a_device_with_a_gradient_scaler(recipe: MakeRecipe) -
 
 
 @pytest.mark.parametrize('clip_grad', [None, 0.1])
-def test_a_gradient_scaler_changes_nothing_but_overflows(recipe: MakeRecipe, clip_grad: float | None) -> None:
+@pytest.mark.parametrize(
+    ('opt', 'fused'), [('adamw', False), ('adamw', True), ('lookahead_adam', True), ('sgd', False)]
+)
+def test_a_gradient_scaler_changes_nothing_but_overflows(
+    recipe: MakeRecipe, opt: str, fused: bool, clip_grad: float | None
+) -> None:
     torch.manual_seed(0)
-    options = recipe(opt='adamw', lr=0.01, nan='skip', clip_grad=clip_grad)
-    plain = learner.Learner(options, timm.create_model('test_resnet', num_classes=3), World(torch.device('cpu')), 1)
-    scaled = copy.deepcopy(plain)
+    options = recipe(opt=opt, opt_kwargs={'fused': True} if fused else {}, lr=0.01, nan='skip', clip_grad=clip_grad)
+    model, world = timm.create_model('test_resnet', num_classes=3), World(torch.device('cpu'))
+    plain, scaled = (learner.Learner(options, copy.deepcopy(model), world, 1) for _ in range(2))
     scaled.scaler = torch.amp.GradScaler('cpu')
     images, targets = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 0])
     for _ in range(3):

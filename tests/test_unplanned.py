@@ -1,6 +1,7 @@
 """Convolutions of a GPU that need no plans. Without a GPU their layers are made to take the CPU's tensors."""
 
 import copy
+from collections import Counter
 
 import pytest
 import torch
@@ -11,18 +12,30 @@ from imagenette_zoo.layers import unplanned
 from imagenette_zoo.layers.kernels import is_plain
 from imagenette_zoo.layers.unplanned import plan_later, speed_up_convolutions
 
+KERNELS = ('depthwise_forward', 'depthwise_input_gradient', 'depthwise_weight_gradient')
 DEVICE = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
 
 
 @pytest.fixture(autouse=True)
-def _any_device(monkeypatch: pytest.MonkeyPatch) -> None:
+def launched(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often the kernels and products were asked for."""
     pytest.importorskip('triton')
     from imagenette_zoo.layers import gpu_kernels
 
+    found: Counter[str] = Counter()
+
+    def spy(owner: object, name: str) -> None:
+        kernel = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *args: found.update([name]) or kernel(*args))
+
+    for name in KERNELS:
+        spy(gpu_kernels, name)
+    spy(nn.functional, 'linear')
     if DEVICE.type == 'cpu':
         monkeypatch.setattr(unplanned, 'is_plain', lambda x, devices: is_plain(x))
         monkeypatch.setattr(unplanned, 'triton_kernels', lambda device: gpu_kernels)
         monkeypatch.setattr(unplanned, '_kernels', lambda device: gpu_kernels)
+    return found
 
 
 def network() -> nn.Sequential:
@@ -52,7 +65,7 @@ def gradients(model: nn.Module, x: torch.Tensor, amp: bool = False) -> torch.Ten
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, 'autocast'])
-def test_gradients(dtype: torch.dtype | str) -> None:
+def test_gradients(dtype: torch.dtype | str, launched: Counter[str]) -> None:
     """As near to float64's as torch's are."""
     if dtype == 'autocast' and DEVICE.type == 'cpu':
         pytest.skip('the GPU has its own')
@@ -63,7 +76,11 @@ def test_gradients(dtype: torch.dtype | str) -> None:
         exact.load_state_dict(plain.state_dict())
     speed_up_convolutions(ours)
     assert list(ours.state_dict()) == list(plain.state_dict())
-    wanted, torchs, found = gradients(exact, x.double()), gradients(plain, x, amp), gradients(ours, x, amp)
+    wanted, torchs = gradients(exact, x.double()), gradients(plain, x, amp)
+    assert not launched
+    found = gradients(ours, x, amp)
+    products = {} if dtype == torch.float32 else {'linear': 2}
+    assert launched == {**dict.fromkeys(KERNELS, 2), **products}
     assert (found - wanted).norm() < 1.5 * (torchs - wanted).norm() + 1e-6 * wanted.norm()
     for a, b in zip(ours.parameters(), plain.parameters(), strict=True):
         assert a.grad.dtype == b.grad.dtype
@@ -102,18 +119,19 @@ def test_which_layers_change() -> None:
     assert all(type(later[name]) is type(model[name]) for name in layers)
 
 
-def test_others_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Channels that fill no vector, images in another layout, a sample of no batch, a transform: to the bit torch's."""
+def test_others_are_left_to_torch(launched: Counter[str]) -> None:
+    """Channels that fill no vector, images in another layout, a sample of no batch, no image: to the bit torch's."""
     torch.backends.cudnn.deterministic = True
     try:
         for shape, memory_format in (
             ((2, 20, 5, 5), torch.channels_last),
             ((2, 16, 5, 5), torch.contiguous_format),
             ((16, 5, 5), torch.contiguous_format),
+            ((0, 16, 5, 5), torch.channels_last),
         ):
             layer = nn.Conv2d(shape[-3], shape[-3], 3, 1, 1, groups=shape[-3], bias=False).to(DEVICE)
-            ours, x = copy.deepcopy(layer), images(2, 20, 5, 5)[: len(shape) > 3 or 1].new_ones(shape).cumsum(-1).sin()
-            x = x.to(memory_format=memory_format)
+            ours = copy.deepcopy(layer)
+            x = torch.ones(shape, device=DEVICE).cumsum(-1).sin().to(memory_format=memory_format)
             speed_up_convolutions(ours)
             assert type(ours) is not nn.Conv2d
             assert torch.equal(gradients(ours, x), gradients(layer, x))
@@ -124,6 +142,27 @@ def test_others_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     x = images()
     found, wanted = (torch.func.vmap(model)(x[None]) for model in (ours, plain))
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
+    with pytest.raises(RuntimeError, match='channels'):
+        ours[1](images(2, 32, 5, 5))
+    assert not launched
+
+
+def test_gradients_of_many_at_once() -> None:
+    ours, plain = network()[1], network()[1]
+    speed_up_convolutions(ours)
+    x = images(2, 16, 6, 5).requires_grad_()
+    grads = torch.randn(3, 2, 16, 6, 5, device=DEVICE)
+    found, wanted = (torch.autograd.grad(model(x), x, grads, is_grads_batched=True)[0] for model in (ours, plain))
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_saved_images_may_come_back_in_another_layout() -> None:
+    ours, plain = network(), network()
+    speed_up_convolutions(ours)
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor.contiguous(), lambda tensor: tensor):
+        found = gradients(ours, images())
+    wanted = gradients(plain, images())
+    assert (found - wanted).norm() < 1e-3 * wanted.norm()
 
 
 def test_second_derivatives() -> None:

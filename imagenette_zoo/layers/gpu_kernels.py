@@ -489,8 +489,7 @@ def _depthwise_input_gradient(grad, taps, dx, rows, height, width, eighths, STRI
         i = line + 1 - a
         for b in tl.static_range(3):
             j = column + 1 - b
-            seen = (i >= 0) & (j >= 0) & (i % STRIDE == 0) & (j % STRIDE == 0)
-            seen = seen & (i // STRIDE < down) & (j // STRIDE < across)
+            seen = _is_in(i, down * STRIDE) & _is_in(j, across * STRIDE) & (i % STRIDE == 0) & (j % STRIDE == 0)
             known = mask & seen[:, None]
             value = _pixel(grad, image, i // STRIDE, j // STRIDE, down, across, channels, count, known)
             found += value * tl.load(taps + (3 * a + b) * count + channels, inside, 0.0)[None, :]

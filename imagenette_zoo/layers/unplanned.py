@@ -5,6 +5,7 @@ bfloat16 and 250 for its gradients, ten times a ResNet's (docs/performance.md).
 """
 
 import logging
+import threading
 from functools import cache
 from typing import Any
 
@@ -18,11 +19,12 @@ __all__ = ['plan_later', 'speed_up_convolutions']
 
 _FEW = 100  # batches: for more a plan, which halves the time of the flagship's, pays
 _HALVES = (torch.bfloat16, torch.float16)
+_without_cudnn = threading.Lock()
 _logger = logging.getLogger(__name__)
 
 
 def plan_later(model: nn.Module) -> None:
-    """Makes depthwise convolutions on a GPU torch's own for their first batches in evaluation, then cuDNN's as before.
+    """Makes depthwise convolutions on a GPU torch's own for their first batches without gradients, then cuDNN's.
 
     State dicts are unaffected.
 
@@ -37,7 +39,7 @@ def plan_later(model: nn.Module) -> None:
 def speed_up_convolutions(model: nn.Module) -> None:
     """For recorded steps: makes 3×3 depthwise convolutions Triton's, and in half precision 1×1 convolutions products.
 
-    That is for channels-last images, channels in multiples of 8. State dicts are unaffected.
+    That is for channels-last images, of depthwise ones with channels in multiples of 8. State dicts are unaffected.
 
     Args:
         model: The model, on its GPU; such layers are changed in place.
@@ -80,11 +82,17 @@ class _PlannedLater(nn.Conv2d):
     _batches = 0
 
     def _conv_forward(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        if not is_plain(x, ('cuda',)) or torch.is_grad_enabled() or self._batches >= _FEW:
+        known = is_plain(x, ('cuda',)) and x.numel() < 2**31
+        if not known or torch.is_grad_enabled() or self._batches >= _FEW:
             return super()._conv_forward(x, weight, bias)
         self._batches += 1
-        with torch.backends.cudnn.flags(enabled=False):
-            return super()._conv_forward(x, weight, bias)
+        with _without_cudnn:
+            enabled = torch.backends.cudnn.enabled
+            torch.backends.cudnn.enabled = False  # alone: torch's context manager would set the precision, too
+            try:
+                return super()._conv_forward(x, weight, bias)
+            finally:
+                torch.backends.cudnn.enabled = enabled
 
 
 _PLAIN = (nn.Conv2d, _PlannedLater)
@@ -100,11 +108,14 @@ class _Product(nn.Conv2d):
 
 class _Depthwise(nn.Conv2d):
     def _conv_forward(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        dtype = _dtype(x)
-        known = is_plain(x, ('cuda',)) and are_images(x) and is_plain(weight, ('cuda',))
-        if not known or dtype == torch.float64 or not (dtype == weight.dtype or torch.is_autocast_enabled('cuda')):
+        known = is_plain(x, ('cuda',)) and are_images(x) and is_plain(weight, ('cuda',)) and x.numel() > 0
+        if not known or x.shape[1] != self.in_channels or not _is_for(dtype := _dtype(x), weight):
             return super()._conv_forward(x, weight, bias)
         return _Convolution.apply(x.to(dtype), weight, self.stride[0])
+
+
+def _is_for(dtype: torch.dtype, weight: torch.Tensor) -> bool:
+    return dtype != torch.float64 and (dtype == weight.dtype or torch.is_autocast_enabled('cuda'))
 
 
 def _dtype(x: torch.Tensor) -> torch.dtype:
@@ -123,11 +134,12 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        if torch.is_grad_enabled():  # create_graph: to be differentiated once more
+        plain = is_plain(grad, ('cuda',)) and is_plain(x, ('cuda',))
+        if not plain or torch.is_grad_enabled():  # create_graph: to be differentiated once more
             geometry = [ctx.stride] * 2, [1, 1], [1, 1], False, [0, 0], len(weight), [True, True, False]
             dx, dweight, _ = torch.ops.aten.convolution_backward(grad, x, weight.to(x.dtype), None, *geometry)
             return dx, dweight.to(weight.dtype), None
         gpu = triton_kernels(x.device)
-        grad = grad.contiguous(memory_format=torch.channels_last)
+        grad, x = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (grad, x))  # hooks may change x
         dx = gpu.depthwise_input_gradient(grad, ctx.taps, ctx.stride, x.shape[2:])
         return dx, gpu.depthwise_weight_gradient(grad, x, ctx.stride).to(weight.dtype), None

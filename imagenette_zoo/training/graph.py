@@ -21,17 +21,12 @@ from ..errors import UserError, first_line
 if TYPE_CHECKING:
     from .recipe import Recipe
 
-__all__ = ['REHEARSALS', 'Recorder', 'is_scaled', 'unrecordable']
+__all__ = ['REHEARSALS', 'Recorder', 'unrecordable']
 
 REHEARSALS = 3  # eager steps of a shape before it is recorded: memory is allocated, kernels are loaded or compiled
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Backward = Callable[[torch.Tensor], None]
-
-
-def is_scaled(recipe: Recipe, device: torch.device) -> bool:
-    """Whether gradients need a scaler."""
-    return recipe.amp and recipe.amp_dtype == 'float16' and device.type == 'cuda'
 
 
 def unrecordable(recipe: Recipe, device: torch.device, processes: int, second_order: bool) -> str | None:
@@ -68,6 +63,8 @@ class Recorder:
     Args:
         model: The model, on its GPU.
         optimizer: Its optimizer.
+        loss: Images and targets to the loss; it is recorded once for a shape.
+        backward: The loss to the gradients, likewise.
         updates: Whether the optimizer's step may be recorded: nothing comes between it and the backward pass.
         tell: Who is told that a model can't be recorded.
     """
@@ -76,11 +73,14 @@ class Recorder:
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
+        loss: Loss,
+        backward: Backward,
         updates: bool,
         tell: Callable[[str], object],
     ) -> None:
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = optimizer
+        self.loss, self.backward = loss, backward
         self.updates = updates and is_recordable(optimizer)
         self.tell = tell
         self.off = False
@@ -108,15 +108,11 @@ class Recorder:
             self.off = True
             self.tell('cuda-graph auto: off (a step of this model waits for the GPU)')
 
-    def replay(
-        self, loss: Loss, backward: Backward, images: torch.Tensor, targets: torch.Tensor
-    ) -> torch.Tensor | None:
+    def replay(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor | None:
         """The loss of a batch, detached, None where it is to be rehearsed. The parameters have its gradients, or where
         :attr:`updates` are updated.
 
         Args:
-            loss: Images and targets to the loss; it is recorded once for a shape.
-            backward: The loss to the gradients, likewise.
             images: ``(N, 3, H, W)``.
             targets: ``(N,)`` or ``(N, classes)``.
 
@@ -127,7 +123,7 @@ class Recorder:
             return None
         recorded = self._recorded.get(images.shape)
         if recorded is None:
-            recorded = self._recorded[images.shape] = self._record(loss, backward, images, targets)
+            recorded = self._recorded[images.shape] = self._record(images, targets)
         recorded.images.copy_(images)
         recorded.targets.copy_(targets)
         for rate, group in zip(recorded.rates, self.optimizer.param_groups, strict=True):
@@ -138,7 +134,7 @@ class Recorder:
                 parameter.grad = gradient
         return recorded.loss.clone()
 
-    def _record(self, loss: Loss, backward: Backward, images: torch.Tensor, targets: torch.Tensor) -> _Recorded:
+    def _record(self, images: torch.Tensor, targets: torch.Tensor) -> _Recorded:
         recorded = _Recorded(images.clone(), targets.clone(), self.optimizer, images.device)
         if self.updates:
             _make_capturable(self.optimizer)
@@ -146,8 +142,8 @@ class Recorder:
         stay = torch.cuda.stream(torch.cuda.current_stream(images.device))  # a recording that fails leaves another one
         try:
             with stay, torch.cuda.graph(recorded.graph, self._pool, self._stream, capture_error_mode='thread_local'):
-                found = loss(recorded.images, recorded.targets)
-                backward(found)
+                found = self.loss(recorded.images, recorded.targets)
+                self.backward(found)
                 if self.updates:
                     _set_rates(self.optimizer, recorded.rates)
                     self.optimizer.step()

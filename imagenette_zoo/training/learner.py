@@ -26,7 +26,7 @@ from ..layers.unplanned import speed_up_convolutions
 from .build import autocast, place
 from .compilation import compiled
 from .distributed import World
-from .graph import Recorder, is_scaled, unrecordable
+from .graph import Recorder, unrecordable
 from .options import nearest
 from .recipe import Recipe
 
@@ -97,7 +97,8 @@ class Learner:
         self.loss_fn = loss_function(recipe).to(world.device)
         self.optimizer = self._make_optimizer()
         self.scheduler, self.epochs = self._make_scheduler(updates_per_epoch)
-        self.scaler = torch.amp.GradScaler('cuda') if is_scaled(recipe, world.device) else None
+        scaled = recipe.amp and recipe.amp_dtype == 'float16' and world.device.type == 'cuda'
+        self.scaler = torch.amp.GradScaler('cuda') if scaled else None
         obstacle = unrecordable(recipe, world.device, world.size, self._is_second_order)
         if obstacle:
             tell(f'cuda-graph auto: off ({obstacle})')
@@ -123,7 +124,9 @@ class Learner:
             self.fast = DistributedDataParallel(self.fast, device_ids=ids)
             self.plain = self.fast  # two wrappers of one model would not agree on what to synchronise
         updates = recipe.nan != 'skip' and recipe.clip_grad is None and self.scaler is None
-        self.recorder = Recorder(model, self.optimizer, updates, tell) if obstacle is None else None
+        self.recorder = (
+            Recorder(model, self.optimizer, self._loss, self._backward, updates, tell) if obstacle is None else None
+        )
         self.updates = 0
         self.skipped = 0  # steps in a row that were left out
         self._buffers: list[torch.Tensor] = []
@@ -199,7 +202,7 @@ class Learner:
             self._buffers = [buffer.clone() for buffer in self.model.buffers()]
         whole = len(images) == self.recipe.batch_size
         recorder = self.recorder if whole else None
-        if recorder and (replayed := recorder.replay(self._loss, self._backward, images, targets)) is not None:
+        if recorder and (replayed := recorder.replay(images, targets)) is not None:
             loss, updated = replayed, recorder.updates
         else:
             model = self.fast if whole else self.plain

@@ -191,6 +191,7 @@ VARIANTS = (
         'mbv2_mish_maxblur_imagenette',
         'MobileNetV2 with Mish, max-blur-pooled where it is subsampled',
         {'act_layer': Mish, 'aa_layer': MaxBlurPool2d},
+        packaged_weights('mbv2_mish_maxblur_imagenette'),
     ),
     Variant(
         'mbv2_mish_mp2_imagenette',

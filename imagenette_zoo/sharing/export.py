@@ -182,6 +182,10 @@ def _silence() -> Iterator[None]:
         yield
 
 
+def _any_batch() -> Any:
+    return ({0: torch.export.Dim('batch', max=2**20)},)  # torch 2.6 asks for a bound where a model pools
+
+
 @torch.no_grad()
 def _write_onnx(model: nn.Module, images: Images, metadata: str) -> bytes:
     import onnx
@@ -191,7 +195,7 @@ def _write_onnx(model: nn.Module, images: Images, metadata: str) -> bytes:
         (images,),
         dynamo=True,
         opset_version=OPSET,
-        dynamic_shapes=({0: torch.export.Dim('batch')},),
+        dynamic_shapes=_any_batch(),
         input_names=['images'],
         output_names=['logits'],
         verbose=False,
@@ -212,8 +216,7 @@ def _read_onnx(data: bytes) -> Network:
 
 @torch.no_grad()
 def _write_torch_export(model: nn.Module, images: Images, metadata: str) -> bytes:
-    shapes = ({0: torch.export.Dim('batch')},)
-    program = torch.export.export(model, (images,), dynamic_shapes=shapes, strict=False)
+    program = torch.export.export(model, (images,), dynamic_shapes=_any_batch(), strict=False)
     file = io.BytesIO()
     torch.export.save(program, file, extra_files={KEY: metadata})
     return file.getvalue()

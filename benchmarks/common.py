@@ -56,7 +56,7 @@ def report(
     for what, value in ratios.items():
         print(f'{what}: {value:.2f}')
     print(flush=True)
-    options = {key: str(value) for key, value in vars(args).items()}
+    options = {key: str(value).removeprefix(f'{ROOT}/') for key, value in vars(args).items()}
     result = {
         'benchmark': name, 'unit': unit, 'rounds': found, 'median_ratios': ratios, 'details': details,
         'options': options,

@@ -119,24 +119,21 @@ def test_which_layers_change() -> None:
     assert all(type(later[name]) is type(model[name]) for name in layers)
 
 
-def test_others_are_left_to_torch(launched: Counter[str]) -> None:
+def test_others_are_left_to_torch(launched: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Channels that fill no vector, images in another layout, a sample of no batch, no image: to the bit torch's."""
-    torch.backends.cudnn.deterministic = True
-    try:
-        for shape, memory_format in (
-            ((2, 20, 5, 5), torch.channels_last),
-            ((2, 16, 5, 5), torch.contiguous_format),
-            ((16, 5, 5), torch.contiguous_format),
-            ((0, 16, 5, 5), torch.channels_last),
-        ):
-            layer = nn.Conv2d(shape[-3], shape[-3], 3, 1, 1, groups=shape[-3], bias=False).to(DEVICE)
-            ours = copy.deepcopy(layer)
-            x = torch.ones(shape, device=DEVICE).cumsum(-1).sin().to(memory_format=memory_format)
-            speed_up_convolutions(ours)
-            assert type(ours) is not nn.Conv2d
-            assert torch.equal(gradients(ours, x), gradients(layer, x))
-    finally:
-        torch.backends.cudnn.deterministic = False
+    monkeypatch.setattr(torch.backends.cudnn, 'deterministic', True)
+    for shape, memory_format in (
+        ((2, 20, 5, 5), torch.channels_last),
+        ((2, 16, 5, 5), torch.contiguous_format),
+        ((16, 5, 5), torch.contiguous_format),
+        ((0, 16, 5, 5), torch.channels_last),
+    ):
+        layer = nn.Conv2d(shape[-3], shape[-3], 3, 1, 1, groups=shape[-3], bias=False).to(DEVICE)
+        ours = copy.deepcopy(layer)
+        x = torch.ones(shape, device=DEVICE).cumsum(-1).sin().to(memory_format=memory_format)
+        speed_up_convolutions(ours)
+        assert type(ours) is not nn.Conv2d
+        assert torch.equal(gradients(ours, x), gradients(layer, x))
     ours, plain = network(), network()
     speed_up_convolutions(ours)
     x = images()

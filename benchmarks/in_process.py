@@ -6,6 +6,7 @@ import argparse
 import itertools
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import nn
 
 from imagenette_zoo import fuse
 from imagenette_zoo.layers import Mish
+from imagenette_zoo.training.build import place
 from imagenette_zoo.training.console import Console
 from imagenette_zoo.training.distributed import World
 from imagenette_zoo.training.graph import REHEARSALS
@@ -184,6 +186,28 @@ def fused(args: argparse.Namespace) -> None:
         {'as trained': lambda: images_per_second(model), 'fused': lambda: images_per_second(short)}, args.rounds
     )
     report('fused', 'images/s', found, {'fused / as trained': ratio(found, 'fused', 'as trained')}, args)
+
+
+def layout(args: argparse.Namespace) -> None:
+    """Models in evaluation in channels-last layout, which our scripts take on a CPU, and in torch's own."""
+    device = torch.device(args.device)
+    images = torch.randn(args.batch_size, 3, args.img_size, args.img_size, device=device)
+    found, ratios = {}, {}
+
+    def images_per_second(model: nn.Module, batch: torch.Tensor) -> float:
+        with torch.inference_mode(), torch.autocast(args.device, torch.bfloat16, enabled=args.amp):
+            return 1e9 * rate(lambda: model(batch), args.batch_size, args)
+
+    for name in args.models:
+        ways = {name: torch.contiguous_format, f'{name}, channels-last': torch.channels_last}
+        contestants = {}
+        for way, memory_format in ways.items():
+            model = place(timm.create_model(name, num_classes=10).eval(), device, memory_format == torch.channels_last)
+            batch = images.contiguous(memory_format=memory_format)
+            contestants[way] = partial(images_per_second, model, batch)
+        found |= in_turns(contestants, args.rounds)
+        ratios[name] = ratio(found, f'{name}, channels-last', name)
+    report('layout', 'images/s', found, ratios, args)
 
 
 def mish(args: argparse.Namespace) -> None:

@@ -8,6 +8,7 @@ python benchmarks/run.py --only loaders --data-dir DIR                  top-1 wi
 python benchmarks/run.py --only export --device cpu --data-dir DIR      onnxruntime beside PyTorch, eager and compiled
 python benchmarks/run.py --only recorded --device cuda --data-dir DIR   steps as CUDA graphs beside eager ones
 python benchmarks/run.py --only compiled --amp --data-dir DIR           compiled steps beside eager ones
+python benchmarks/run.py --only layout --img-size 224 --data-dir DIR    evaluation channels-last and not
 
 TIMM is a checkout of timm, DIR a folder with train/ and val/.
 """
@@ -35,6 +36,7 @@ BENCHMARKS = {
     'recorded': in_process.recorded,
     'compiled': in_process.compiled,
     'fused': in_process.fused,
+    'layout': in_process.layout,
     'mish': in_process.mish,
     'export': export.export,
     'ablation': against_timm.ablation,
@@ -43,7 +45,7 @@ BENCHMARKS = {
     'accuracy': against_timm.accuracy,
     'loaders': against_timm.loaders,
 }
-NOT_ALL = ('accuracy', 'loaders', 'export', 'recorded', 'compiled')  # long, or in need of the extra [onnx] or of a GPU
+NOT_ALL = ('accuracy', 'loaders', 'export', 'recorded', 'compiled', 'layout')  # long, or need the extra [onnx] or a GPU
 NEED_TIMM = {'train', 'validate', 'accuracy'}
 
 

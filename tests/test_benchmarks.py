@@ -24,7 +24,7 @@ def run(tmp_path: Path, *words: str) -> Path:
 
 
 def test_benchmarks_within_a_process(tmp_path: Path) -> None:
-    names = ['machine', 'decode', 'pipeline', 'loop', 'fused']
+    names = ['machine', 'decode', 'pipeline', 'loop', 'fused', 'layout']
     results = run(tmp_path, '--only', *names)
     for name in names:
         result = json.loads((results / f'{name}.json').read_text())

@@ -18,7 +18,7 @@ from imagenette_zoo.cli import main
 from imagenette_zoo.data.imagenette import list_images
 from imagenette_zoo.errors import UserError
 from imagenette_zoo.sharing.gradcam import grad_cam
-from imagenette_zoo.sharing.loading import load_trained
+from imagenette_zoo.sharing.loading import TrainedModel, load_trained
 from imagenette_zoo.sharing.predict import Prediction, PredictOptions, draw, look_at
 from imagenette_zoo.training import build
 from imagenette_zoo.training.checkpoint import save_model_folder
@@ -123,6 +123,28 @@ def test_predictions_are_those_of_validate(recipe: Callable[..., Recipe], folder
     assert iz.predict(str(folder / 'val' / 'class2' / '3*'), f'{run}/best')[0].top[0][1] == pytest.approx(
         found[-1].probability, rel=1e-5
     )
+
+
+def test_many_images_on_a_cpu_are_in_channels_last_layout(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, model = sys.modules['imagenette_zoo.sharing.predict'], model_folder(tmp_path / 'model')
+    layouts = []
+
+    def spy(trained: TrainedModel, pixels: torch.Tensor, *others: Any, **named: Any) -> list[Prediction]:
+        for tensor in trained.normalize(pixels), next(trained.model.parameters()):
+            layouts.append(tensor.is_contiguous(memory_format=torch.channels_last))
+        return look_at(trained, pixels, *others, **named)
+
+    monkeypatch.setattr(module, 'look_at', spy)
+    few = iz.predict(folder / 'val', model, device='cpu')
+    assert not any(layouts)
+    layouts.clear()
+    monkeypatch.setattr(module, 'MANY', 12)
+    many = iz.predict(folder / 'val', model, device='cpu')
+    assert len(many) == 12
+    assert all(layouts)
+    assert [each.probability for each in many] == pytest.approx([each.probability for each in few], rel=1e-5)
 
 
 def test_what_is_printed(tmp_path: Path, image: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
@@ -83,7 +84,15 @@ def test_a_recipe_survives_its_own_yaml(tmp_path: Path) -> None:
 
 def test_a_flag_turns_off_what_the_recipe_turned_on() -> None:
     assert parse('--channels-last').channels_last
-    assert not parse('--channels-last', '--no-channels-last').channels_last
+    assert parse('--channels-last', '--no-channels-last').channels_last is False
+
+
+def test_where_nothing_is_said_layout_is_channels_last_on_a_cpu() -> None:
+    cases = ((), True, False), (('--channels-last',), True, True), (('--no-channels-last',), False, False)
+    for flags, on_cpu, on_gpu in cases:
+        recipe = parse(*flags)
+        assert recipe.is_channels_last(torch.device('cpu')) is on_cpu
+        assert recipe.is_channels_last(torch.device('cuda')) is on_gpu
 
 
 @pytest.mark.parametrize(

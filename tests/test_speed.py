@@ -183,16 +183,26 @@ def test_each_size_is_compiled_once(recipe: MakeRecipe) -> None:
     assert not [reason for reason in counters.get('unimplemented', {}) if 'limit' in reason]
 
 
-def test_freed_memory_is_kept() -> None:
-    """A second large tensor of the same size costs no more page faults; without the call it costs them all again."""
+TENSOR = 'torch.ones(2**25)'  # 128 MiB
+LARGE = 'p = libc.malloc(9 << 28); libc.memset(p, 1, 9 << 28); libc.free(p)'  # 2.25 GiB
+
+
+@pytest.mark.parametrize('code', [TENSOR, LARGE], ids=['tensor', 'above 2 GiB'])
+def test_freed_memory_is_kept(code: str) -> None:
+    """A second piece of memory of the same size costs no more page faults; without the call it costs them all again."""
     code = (
-        'import resource, sys, torch\n'
+        'import ctypes, resource, sys, torch\n'
         'from imagenette_zoo.training.memory import keep_freed_memory\n'
         'torch.set_num_threads(1)\n'
+        'libc = ctypes.CDLL(None)\n'
+        'libc.malloc.restype = ctypes.c_void_p\n'
+        'libc.memset.argtypes = ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t\n'
+        'libc.malloc.argtypes = libc.memset.argtypes[2:]\n'
+        'libc.free.argtypes = libc.memset.argtypes[:1]\n'
         'if sys.argv[1] == "keep": keep_freed_memory()\n'
-        'for _ in range(6):\n'
+        'for _ in range(4):\n'
         '    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n'
-        '    torch.ones(2**25)\n'
+        f'    {code}\n'
         'print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)\n'
     )
 

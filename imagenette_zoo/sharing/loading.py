@@ -94,8 +94,13 @@ class TrainedModel:
         return np.asarray(self.transform(image))  # a tensor in some versions of timm
 
 
-def load_trained(options: UseOptions, device: torch.device) -> TrainedModel:
+def load_trained(options: UseOptions, device: torch.device, channels_last: bool = False) -> TrainedModel:
     """The model that the options name, ready for use.
+
+    Args:
+        options: Which model, and with which weights.
+        device: Where it computes.
+        channels_last: Also in channels-last layout, for many images on a CPU.
 
     Raises:
         UserError: There is no such model, it has no weights or no classifier, its class names are not those of its
@@ -109,10 +114,10 @@ def load_trained(options: UseOptions, device: torch.device) -> TrainedModel:
     try:
         config = build.input_config(options, model, use_test_size=True)
         transform = build.eval_transform(config)
-        normalize = Normalize(config['mean'], config['std'], device)
+        normalize = Normalize(config['mean'], config['std'], device, channels_last)
     except (TypeError, ValueError, AttributeError, KeyError, AssertionError) as error:  # whatever a config may hold
         raise UserError(f"{name}: its config doesn't tell how images are prepared ({error})") from None
-    model = build.place(model, device, channels_last=False)
+    model = build.place(model, device, channels_last)
     build.probe(model, name, (3, *config['input_size'][1:]))
     return TrainedModel(name, model, config, names, transform, normalize)
 

@@ -29,6 +29,7 @@ __all__ = ['PredictOptions', 'Prediction', 'describe', 'look_at', 'predict', 'pr
 
 FIGURES = ('.png', '.svg')
 BAR = 20  # characters at 100 %
+MANY = 500  # images from which on kernels are worth compiling, which takes seconds, once
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,8 @@ def predict_each(places: Sequence[str | Path], options: PredictOptions, console:
     paths = list_images(places)
     figures = _figure_files(paths, options.save_figure)
     keep_freed_memory()
-    trained = load_trained(options, choose_device(options.device))
+    device = choose_device(options.device)
+    trained = load_trained(options, device, channels_last=device.type == 'cpu' and len(paths) >= MANY)
     with console.progress('predict', len(paths)) as progress:
         pixels = _pixels(trained, paths)
         for start in range(0, len(paths), options.batch_size):

@@ -98,7 +98,7 @@ def analyse(folder: Path, console: Console, data_dir: str | None = None, device:
     recipe = recipe.replace(**place, torchcompile='none', torchcompile_mode=None)
     shared = (ValidationOptions.names() & Recipe.names()) - {'pretrained', 'model', 'model_kwargs', 'gp', 'num_classes'}
     given = {name: getattr(recipe, name) for name in shared}
-    given['batch_size'] = recipe.validation_batch_size or recipe.batch_size
+    given['batch_size'] = batch_size = recipe.validation_batch_size or recipe.batch_size
     options = ValidationOptions(**given)
     world = World(choose_device(options.device))
     keep_freed_memory()
@@ -108,12 +108,12 @@ def analyse(folder: Path, console: Console, data_dir: str | None = None, device:
     some = evenly(train_images, TRAINING_IMAGES)
     model = load_model(str(folder / 'last'), options, images)
     config = build.input_config(options, model, use_test_size=True)
-    model = build.place(model, world.device, options.channels_last)
-    normalize = Normalize(config['mean'], config['std'], world.device, options.channels_last)
-    batches = build.eval_batches(options, images, config, options.batch_size, world, console)
+    model = build.place(model, world.device, options.is_channels_last(world.device))
+    normalize = Normalize(config['mean'], config['std'], world.device, options.is_channels_last(world.device))
+    batches = build.eval_batches(options, images, config, batch_size, world, console)
     scores = evaluate(model, batches, normalize, images, options, world, console)
     probabilities = scores.logits.softmax(1)
-    train_batches = build.eval_batches(options, some, config, options.batch_size, world, console)
+    train_batches = build.eval_batches(options, some, config, batch_size, world, console)
     passes = []
     if any(isinstance(module, MultiPass) and len(module.passes) > 1 for module in model.modules()):
         asked = {name: value for name, value in given.items() if name in PassesOptions.names()}

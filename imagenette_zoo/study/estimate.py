@@ -60,7 +60,7 @@ def seconds_per_epoch(recipe: Recipe, counts: tuple[int, int, int]) -> float:
 
 
 def _batch(learner: Learner, batch: int, channels: int, side: int) -> torch.Tensor:
-    layout = torch.channels_last if learner.recipe.channels_last else torch.contiguous_format
+    layout = torch.channels_last if learner.recipe.is_channels_last(learner.world.device) else torch.contiguous_format
     return torch.randn(batch, channels, side, side, device=learner.world.device).to(memory_format=layout)
 
 

@@ -113,9 +113,9 @@ def compare_passes(options: PassesOptions, *, quiet: bool = False) -> PassesRepo
     if not blocks:
         raise UserError(f'{options.model}: has no MultiPass block of several passes')
     config = build.input_config(options, model, use_test_size=True)
-    model = build.place(model, world.device, options.channels_last)
+    model = build.place(model, world.device, options.is_channels_last(world.device))
     build.probe(model, options.model, config['input_size'])
-    normalize = Normalize(config['mean'], config['std'], world.device, options.channels_last)
+    normalize = Normalize(config['mean'], config['std'], world.device, options.is_channels_last(world.device))
     batches = build.eval_batches(options, images, config, options.batch_size, world, console)
 
     def top1() -> float:

@@ -85,7 +85,8 @@ class Learner:
             if world.device.type != 'cuda' or world.size == 1:
                 raise UserError('--sync-bn: needs CUDA and several processes (torchrun): leave it out')
             model = convert_sync_batchnorm(model)
-        model = place(model, world.device, recipe.channels_last)
+        channels_last = recipe.is_channels_last(world.device)
+        model = place(model, world.device, channels_last)
         if recipe.grad_checkpointing:
             try:
                 model.set_grad_checkpointing(True)  # type: ignore[operator]
@@ -102,7 +103,7 @@ class Learner:
         obstacle = unrecordable(recipe, world.device, world.size, self._is_second_order)
         if obstacle:
             tell(f'cuda-graph auto: off ({obstacle})')
-        if obstacle is None and recipe.channels_last:  # unrecorded, the more launches cost more than they save
+        if obstacle is None and channels_last:  # unrecorded, the more launches cost more than they save
             fuse_norm_act(model, plain=True)
             speed_up_blur(model)
             speed_up_convolutions(model)
@@ -249,7 +250,7 @@ class Learner:
         target = torch.zeros(self.recipe.batch_size, dtype=torch.long, device=self.world.device)
         if self.recipe.mixes:
             target = nn.functional.one_hot(target, int(self.model.num_classes)).float()  # type: ignore[arg-type]
-        layout = torch.channels_last if self.recipe.channels_last else torch.contiguous_format
+        layout = torch.channels_last if self.recipe.is_channels_last(self.world.device) else torch.contiguous_format
         self.model.train()
         try:
             for side in sides:

@@ -25,7 +25,7 @@ def keep_freed_memory() -> None:
     except (OSError, AttributeError):
         return
     mallopt(M_MMAP_MAX, 0)
-    mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    mallopt(M_TRIM_THRESHOLD, -1)  # never, also above 2 GiB
     mallopt(M_TOP_PAD, 64 * 2**20)
 
 

@@ -313,7 +313,7 @@ def _load_batches(
     console: Console,
 ) -> Data:
     mixup = _make_mixup(recipe, len(train_images.classes))
-    normalize = Normalize(config['mean'], config['std'], world.device, recipe.channels_last)
+    normalize = Normalize(config['mean'], config['std'], world.device, recipe.is_channels_last(world.device))
     reprob = 0.0 if recipe.no_aug else recipe.reprob
     transform = BatchTransform(normalize, reprob, recipe.remode, recipe.recount, mixup)
     train_batches = _train_batches(recipe, train_images, config, world, console, multiple=2 if mixup else 1)

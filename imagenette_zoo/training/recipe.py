@@ -10,11 +10,14 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..data import DATASETS
 from ..errors import UserError
 from .options import Options, nearest, option, read_yaml
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ['Recipe', 'ValidationOptions', 'find_recipe', 'recipe_names', 'shipped', 'study_names']
 
@@ -79,7 +82,9 @@ class ComputeOptions(Options):
     device: str = option('auto', 'auto (CUDA where there is one), cpu, cuda, cuda:1, mps')
     amp: bool = option(False, 'automatic mixed precision')
     amp_dtype: str = option('float16', 'type that mixed precision computes in', choices=('float16', 'bfloat16'))
-    channels_last: bool = option(False, 'channels-last memory layout')
+    channels_last: bool | None = option(
+        None, 'channels-last memory layout (--no-channels-last: another; if neither is given: on a CPU)'
+    )
     torchcompile: str | None = option(
         'auto',
         'compile the model with this backend (inductor when no backend is named; none: do not; auto: in training on a '
@@ -99,6 +104,10 @@ class ComputeOptions(Options):
         super().check()
         if self.torchcompile_mode and self.torchcompile in self.eager:
             raise UserError('--torchcompile-mode has no effect without --torchcompile')
+
+    def is_channels_last(self, device: torch.device) -> bool:
+        """Whether models and images on this device are in channels-last layout."""
+        return device.type == 'cpu' if self.channels_last is None else self.channels_last
 
 
 OWN_OPTION = {  # arguments of models that are not for model_kwargs
@@ -493,7 +502,7 @@ class ValidationOptions(ComputeOptions, InputOptions, ArchitectureOptions, Weigh
         short=('-m',),
         metavar='MODEL',
     )
-    batch_size: int = option(256, 'images a step', low=1, short=('-b',))
+    batch_size: int | None = option(None, 'images a step (if not given: 64 on a CPU, else 256)', low=1, short=('-b',))
     reparam: bool = option(False, 'fuse blocks and norms for inference first (imagenette_zoo.fuse)')
     shift_consistency: bool = option(
         False, 'also report the share of images whose prediction survives a random shift of up to 1/8 of the side'

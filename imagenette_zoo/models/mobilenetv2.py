@@ -186,6 +186,7 @@ VARIANTS = (
         'mbv2_mish_blur_imagenette',
         'MobileNetV2 with Mish, blurred before it is subsampled',
         {'act_layer': Mish, 'aa_layer': BlurPool2d},
+        packaged_weights('mbv2_mish_blur_imagenette'),
     ),
     Variant(
         'mbv2_mish_maxblur_imagenette',

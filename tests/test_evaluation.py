@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -73,6 +74,22 @@ def test_a_run_its_best_and_local_dir_are_the_same(run: Path, recipe: MakeRecipe
     assert {result.top1 for result in results} == {recorded['best_top1']}
     assert [result.model for result in results] == list(names)
     assert torch.tensor(results[0].confusion).sum() == 12
+
+
+@pytest.mark.parametrize(('given', 'taken'), [({}, 64), ({'batch_size': 70}, 70)])
+def test_a_cpu_takes_64_images_at_a_time(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], taken: int
+) -> None:
+    network, sizes = type(timm.create_model('test_resnet')), []
+    forward = network.forward
+
+    def spy(model: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(images))
+        return forward(model, images)
+
+    monkeypatch.setattr(network, 'forward', spy)
+    validate(run, make_folder(tmp_path / 'data', val=30), device='cpu', quiet=True, **given)
+    assert sizes[-2:] == [taken, 90 - taken]
 
 
 def test_a_larger_test_size_of_the_published_weights_is_not_that_of_a_run(recipe: MakeRecipe) -> None:

@@ -76,20 +76,24 @@ def test_a_run_its_best_and_local_dir_are_the_same(run: Path, recipe: MakeRecipe
     assert torch.tensor(results[0].confusion).sum() == 12
 
 
-@pytest.mark.parametrize(('given', 'taken'), [({}, 64), ({'batch_size': 70}, 70)])
-def test_a_cpu_takes_64_images_at_a_time(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], taken: int
+@pytest.mark.parametrize(
+    ('given', 'taken', 'last'), [({}, 64, True), ({'batch_size': 70, 'channels_last': False}, 70, False)]
+)
+def test_a_cpu_takes_64_images_at_a_time_channels_last(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], taken: int, last: bool
 ) -> None:
-    network, sizes = type(timm.create_model('test_resnet')), []
+    network, seen = type(timm.create_model('test_resnet')), []
     forward = network.forward
 
     def spy(model: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
-        sizes.append(len(images))
+        tensors = images, next(model.parameters())
+        layouts = {tensor.is_contiguous(memory_format=torch.channels_last) for tensor in tensors}
+        seen.append((len(images), layouts))
         return forward(model, images)
 
     monkeypatch.setattr(network, 'forward', spy)
     validate(run, make_folder(tmp_path / 'data', val=30), device='cpu', quiet=True, **given)
-    assert sizes[-2:] == [taken, 90 - taken]
+    assert seen[-2:] == [(taken, {last}), (90 - taken, {last})]
 
 
 def test_a_larger_test_size_of_the_published_weights_is_not_that_of_a_run(recipe: MakeRecipe) -> None:

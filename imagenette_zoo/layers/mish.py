@@ -19,9 +19,9 @@ from imagenette_zoo.layers.kernels import are_kernels_for, call, is_plain
 
 __all__ = ['Mish', 'much_inference', 'speed_up_mish']
 
-# Elements from which on the kernels are worth compiling, and at which their 32-bit indices end. A person who classifies
-# a picture or two is not to wait for a compiler.
-FUSED_SIZES = {'training': range(2**19, 2**30), 'inference': range(2**22, 2**30)}
+# Elements from which on the kernels are used, and at which their 32-bit indices end. In training they are faster from
+# the first of these on; a person who classifies a picture or two is not to wait for a compiler.
+FUSED_SIZES = {'training': range(2**12, 2**30), 'inference': range(2**22, 2**30)}
 _FORMATS = (torch.contiguous_format, torch.channels_last, torch.channels_last_3d)
 
 Kernel = Callable[..., None]
@@ -45,7 +45,7 @@ class Mish(nn.Mish):
     """`x * tanh(softplus(x))`, element by element, for a tensor of any shape.
 
     For `act_layer=` of any timm model. Costs one exponential instead of three transcendental functions in compiled
-    models and, from half a million elements in training and 4 million in inference on (`FUSED_SIZES`), in eager ones
+    models and, from 4,096 elements in training and 4 million in inference on (`FUSED_SIZES`), in eager ones
     on a CPU; elsewhere, and in scripted, traced and exported models, it is torch's own, which on a GPU is one kernel
     each way, too. The eager kernels are compiled at their first use: those of `kernels.cpp` (float32 and bfloat16) in
     about two seconds, once a machine; others by inductor in about 14 s, and 4 s in later processes. Without a working

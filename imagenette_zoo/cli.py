@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import io
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +18,7 @@ from .version import __version__
 
 __all__ = ['main', 'train_main', 'validate_main']
 
+UNUSABLE = (errno.EACCES, errno.ENAMETOOLONG)  # names of files that nobody looked at before
 LONGEST_NAME = 100  # of a folder that nobody chose
 
 
@@ -34,6 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # as in `imagenette-zoo list | head`
         sys.stderr.close()
         return 0
+    except OSError as error:
+        if error.filename is None or error.errno not in UNUSABLE:
+            raise
+        print(f'error: {error.filename}: {error.strerror}', file=sys.stderr)
+        return 2
 
 
 def train_main(argv: Sequence[str] | None = None) -> int:
@@ -95,13 +103,8 @@ def _train(args: argparse.Namespace) -> int:
     base = args.config
     if base is None and 'resume' in flags:
         run = resumed_run(flags['resume'], flags.get('output', Recipe.output), flags.get('experiment'))
-        if Path(flags.get('experiment', run)).name != run.name:
-            raise UserError(
-                f'--resume goes on with {run}, in its own folder: leave --experiment out; to start another run from '
-                f'its weights: --initial-checkpoint {run}'
-            )
         file = run / 'args.yaml'
-        base = file if file.is_file() else None
+        base = file if os.path.isfile(file) else None
     if base is None and 'model' not in flags:
         base = FLAGSHIP
     train(Recipe.load(base, **flags) if base else Recipe(**flags))
@@ -413,7 +416,7 @@ USAGE = {
     'report': ' PATH…',
     'passes': ' MODEL',
     'predict': ' IMAGE…',
-    'export': ' MODEL',
+    'export': ' [MODEL]',
     'publish': ' RUN|FOLDER REPO_ID',
     'demo': ' [MODEL…]',
     'data': ' ACTION',

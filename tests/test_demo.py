@@ -100,12 +100,13 @@ def test_the_probabilities_are_the_models(folders: list[str], image: Path) -> No
         assert found == pytest.approx(dict(zip(CLASSES, expected, strict=True)), abs=1e-5)
 
 
-@pytest.mark.parametrize('name', ['test_vit', 'mbv2_mish_imagenette'])
+@pytest.mark.parametrize('name', ['test_vit', 'crossvit_tiny_240', 'mbv2_mish_imagenette'])
 def test_any_model_of_timms_is_explained(name: str, image: Path) -> None:
     """One without a map of features gets the picture alone."""
     model: Any = timm.create_model(name)
-    names = ['same'] * model.num_classes
-    found = demo.explain(trained(model, names), Image.open(image).convert('RGB'))
+    ours = trained(model, ['same'] * model.num_classes)
+    found = demo.explain(ours, Image.open(image).convert('RGB'))
+    assert ours.has_maps == (name == 'mbv2_mish_imagenette')
     assert len(found.probabilities) == model.num_classes
     assert sum(found.probabilities.values()) == pytest.approx(1, abs=1e-4)
     assert found.picture.size[0] == found.picture.size[1]

@@ -207,6 +207,15 @@ def test_what_a_model_folder_says_itself(run: Path, recipe: MakeRecipe, given: d
         validate(run, recipe().data_dir, workers=0, quiet=True, **given)
 
 
+def test_the_arguments_in_a_config(tmp_path: Path) -> None:
+    config = {'architecture': 'test_resnet', 'pretrained_cfg': {}, 'model_args': {'output_stride': 8}}
+    (tmp_path / 'config.json').write_text(json.dumps(config))
+    assert build.source_args(f'local-dir:{tmp_path}') == {'output_stride': 8}
+    del config['model_args']
+    (tmp_path / 'config.json').write_text(json.dumps(config))
+    assert build.source_args(f'local-dir:{tmp_path}') == build.source_args('test_resnet') == {}
+
+
 @pytest.mark.parametrize('args', [{'checkpoint_path': 'evil.pth'}, {'pretrained_cfg': {'file': 'evil.pth'}}])
 def test_a_config_that_names_files_is_refused(run: Path, recipe: MakeRecipe, args: dict[str, object]) -> None:
     path = run / 'best' / 'config.json'

@@ -85,6 +85,7 @@ def test_a_file_computes_what_the_model_does(
             images = torch.randn(batch, 3, 32, 32)
             torch.testing.assert_close(network(images), of_folder(folder)(images), rtol=0, atol=1e-4)
     config = json.loads((folder / 'config.json').read_text())['pretrained_cfg']
+    assert metadata['model'] == 'test_resnet'
     assert metadata['label_names'] == NAMES
     assert metadata['input_size'] == [3, 32, 32]
     for name in ('mean', 'std', 'interpolation', 'crop_pct', 'crop_mode'):

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from imagenette_zoo.data import commands, imagenette, resolve_dataset
+from imagenette_zoo.data import commands, imagenette, resolve_dataset, validation_images
 from imagenette_zoo.errors import UserError
 
 WNIDS = list(imagenette.IMAGENETTE)
@@ -203,6 +203,33 @@ def test_resolve_dataset(tmp_path: Path) -> None:
         resolve_dataset('cifar', root)
     with pytest.raises(UserError, match='contradict'):
         resolve_dataset('synthette', root)
+
+
+def test_splits_of_other_names(tmp_path: Path) -> None:
+    root = make_imagenette(tmp_path / 'parent' / 'data', val='Testing')
+    (root / 'train').rename(root / 'Training')
+    for splits in (('Training', 'Testing'), ('Training[:85%]', 'Training[85%:]'), ('Testing',)):
+        for place in (root, root.parent):
+            assert imagenette.find_root(place, *splits) == resolve_dataset('folder', place, *splits) == root
+    archive = make_archive(tmp_path / 'set.tar', root)
+    assert len(imagenette.load_split(imagenette.find_root(archive, 'Training', 'Testing'), 'Testing')) == 4
+    for splits, message in {
+        (): r'holds no train/ and val/ \(found: Testing, Training\): .* --train-split and --val-split$',
+        ('Training', 'val'): r'has Training/ but no val/ \(or validation/\): add it or give another folder$',
+        ('Learning', 'Testing'): r'has Testing/ but no Learning/: add it',
+    }.items():
+        with pytest.raises(UserError, match=message) as error:
+            imagenette.find_root(root, *splits)
+        assert_one_line(error)
+
+
+def test_validation_images_need_no_training_images(tmp_path: Path) -> None:
+    """Where these are there the classes are theirs."""
+    root = make_imagenette(tmp_path / 'data')
+    shutil.rmtree(root / 'val' / WNIDS[0])
+    assert validation_images('', root, 'val').classes == tuple(WNIDS[:2])
+    shutil.rmtree(root / 'train')
+    assert validation_images('', root, 'val').classes == (WNIDS[1],)
 
 
 # --- archives ---------------------------------------------------------------------------------------------------------

@@ -101,9 +101,10 @@ def test_every_model_of_the_zoo_has_heat_maps(name: str) -> None:
     assert all(weight.grad is None for weight in model.parameters())
 
 
-def test_a_model_without_a_feature_map_has_none() -> None:
+@pytest.mark.parametrize(('name', 'side'), [('test_vit', 160), ('crossvit_tiny_240', 240)])  # that one has a list
+def test_a_model_without_a_feature_map_has_none(name: str, side: int) -> None:
     with pytest.raises(UserError, match='needs a feature map'):
-        grad_cam(create('test_vit'), torch.randn(1, 3, 160, 160))
+        grad_cam(create(name), torch.randn(1, 3, side, side))
 
 
 def test_predictions_are_those_of_validate(recipe: Callable[..., Recipe], folder: Path) -> None:
@@ -206,6 +207,15 @@ def test_the_figure_shows_the_heat() -> None:
     assert quarter(0.6, 0.3).sum() > 2 * quarter(0.9, 0.8).sum()
 
 
+@pytest.mark.parametrize('kind', ['png', 'svg'])
+def test_a_class_whose_name_is_no_unicode_is_drawn(kind: str) -> None:
+    pytest.importorskip('matplotlib')
+    seen, heat = np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), np.float32)
+    pictures = [draw(Prediction('', [(name, 0.5)], seen, heat), kind) for name in ('caf\udce9', 'caf\ufffd')]
+    assert pictures[0][:4] == pictures[1][:4]
+    assert len(pictures[0]) == len(pictures[1])
+
+
 def test_heat_maps_are_of_the_image_and_end_at_one(tmp_path: Path, image: str) -> None:
     trained = load_trained(PredictOptions(model=str(model_folder(tmp_path / 'm'))), torch.device('cpu'))
     pixels = torch.from_numpy(trained.pixels(Image.open(image).convert('RGB')))[None]
@@ -226,11 +236,27 @@ def test_no_image_is_overwritten(tmp_path: Path, image: str, capsys: pytest.Capt
     (place / 'a.png').write_bytes(Path(image).read_bytes())
     for figure in (place, place / 'a.png'):
         assert main(['predict', str(place), '-m', model, '--save-figure', str(figure)]) == 2
-        assert 'would overwrite the image' in capsys.readouterr().err
+        assert f'would overwrite {place / "a.png"}' in capsys.readouterr().err
     assert (place / 'a.png').read_bytes() == Path(image).read_bytes()
     (place / 'a.jpg').write_bytes(Path(image).read_bytes())
     assert main(['predict', str(place), '-m', model, '--save-figure', str(tmp_path / 'f')]) == 0
     assert {path.name for path in (tmp_path / 'f').iterdir()} == {'a.png.png', 'a.jpg.png'}
+
+
+def test_no_other_file_among_the_images_is_overwritten(
+    tmp_path: Path, image: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip('matplotlib')
+    model = str(model_folder(tmp_path / 'm'))
+    Image.open(image).save(tmp_path / 'a.jpg')
+    (tmp_path / 'a.png').write_bytes(b'of the user')
+    words = ['predict', str(tmp_path / 'a.jpg'), '-m', model, '--save-figure']
+    assert main([*words, str(tmp_path)]) == 2
+    assert f'would overwrite {tmp_path / "a.png"}' in capsys.readouterr().err
+    assert (tmp_path / 'a.png').read_bytes() == b'of the user'
+    for _ in range(2):  # where a file is named, it is meant
+        assert main([*words, str(tmp_path / 'figure.png')]) == 0
+        assert main([*words, str(tmp_path / 'figures')]) == 0
 
 
 def bad_image(place: Path, kind: str) -> Path:
@@ -339,9 +365,19 @@ def test_names_that_a_config_leaves_open(tmp_path: Path, image: str) -> None:
     assert {name for name, _ in iz.predict(image, unnamed)[0].top} == {'class 0', 'class 1', 'class 2'}
     gaps = model_folder(tmp_path / 'gaps', {'label_names': {'0': 'ant', '2': 'cow'}})
     assert {name for name, _ in iz.predict(image, gaps)[0].top} == {'ant', 'class 1', 'cow'}
-    torch.save(timm.create_model('mbv2_mish_imagenette', num_classes=3).state_dict(), tmp_path / 'w.pth')
-    options = dict(checkpoint=str(tmp_path / 'w.pth'), num_classes=3, img_size=64)
-    assert iz.predict(image, **options)[0].label.startswith('class '), "the zoo's names are of ten classes"
+    torch.save(timm.create_model('mbv2_mish_imagenette').state_dict(), tmp_path / 'w.pth')
+    [found] = iz.predict(image, checkpoint=str(tmp_path / 'w.pth'), img_size=64)
+    assert found.label.startswith('class '), "the zoo's names are those of its own weights"
+
+
+def test_the_names_of_a_checkpoint_lie_beside_it(tmp_path: Path, image: str) -> None:
+    def names(checkpoint: Path) -> set[str]:
+        [found] = iz.predict(image, 'test_resnet', checkpoint=str(checkpoint), num_classes=3, img_size=32)
+        return {name for name, _ in found.top}
+
+    beside = model_folder(tmp_path / 'm') / 'model.safetensors'
+    assert names(beside) == {'ant', 'bee', 'cow'}
+    assert names(beside.rename(tmp_path / 'alone.safetensors')) == {'class 0', 'class 1', 'class 2'}
 
 
 def test_a_model_that_gives_no_numbers(tmp_path: Path, image: str) -> None:

@@ -14,6 +14,10 @@ import torch
 
 import imagenette_zoo as iz
 from imagenette_zoo.cli import main
+from imagenette_zoo.training import build
+from imagenette_zoo.training.checkpoint import save_model_folder
+from imagenette_zoo.training.evaluation import load_folder, open_model
+from imagenette_zoo.training.recipe import ValidationOptions
 
 from .conftest import make_folder
 
@@ -71,7 +75,7 @@ def test_config_is_that_of_the_training_run(name: str) -> None:
     cfg, run = timm.get_pretrained_cfg(name), results(name)['run']
     side = run['img_size']
     assert cfg.input_size == (3, side, side)
-    assert (cfg.test_input_size, cfg.test_crop_pct) == (None, None)
+    assert (cfg.test_input_size, cfg.test_crop_pct, cfg.crop_mode) == (None, None, 'squash')
     config = timm.data.resolve_model_data_config(timm.create_model(name), use_test_size=True)
     for key in ('crop_pct', 'interpolation'):
         assert config[key] == results(name)['packaged'][key]
@@ -122,6 +126,21 @@ def test_fine_tuning_starts_from_them(tmp_path: Path) -> None:
     config = json.loads((tmp_path / 'tuned' / 'last' / 'config.json').read_text())
     assert 'file' not in config['pretrained_cfg']
     assert config['pretrained_cfg']['input_size'] == [3, 64, 64]
+    assert config['pretrained_cfg']['crop_mode'] == 'center'  # by which it was validated
+
+
+def test_only_these_weights_are_shown_squeezed_images(tmp_path: Path) -> None:
+    """Neither a checkpoint of the same architecture nor a folder whose config says nothing of it."""
+    model = timm.create_model(NAME)
+    config = {'architecture': NAME, 'num_classes': 10, 'pretrained_cfg': {'num_classes': 10}}
+    save_model_folder(tmp_path, config, model.state_dict())
+    options = {
+        'squash': ValidationOptions(model=(NAME,), pretrained=True),
+        'center': ValidationOptions(model=(NAME,), checkpoint=str(tmp_path / 'model.safetensors')),
+    }
+    for crop_mode, each in options.items():
+        assert build.input_config(each, open_model(NAME, each, 10))['crop_mode'] == crop_mode
+    assert build.input_config(options['center'], load_folder(tmp_path))['crop_mode'] == 'center'
 
 
 @pytest.mark.parametrize('command', ['predict', 'export'])

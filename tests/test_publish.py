@@ -313,6 +313,30 @@ def test_names_in_a_card_are_no_markup(run: Path) -> None:
     assert '| a\\|b &lt;i> | 50.0 |' in card
 
 
+def test_names_that_are_no_unicode(copy: Path, tmp_path: Path) -> None:
+    """As those of folders may be; what can't be written is a ?."""
+    for file in (copy / 'result.json', copy / 'last' / 'config.json'):
+        file.write_text(file.read_text().replace('"class1"', '"caf\\udce9"'))
+    text = written(copy, tmp_path / 'out')
+    assert re.search(r'\| caf\? \| \d', text)
+    assert 'class0, caf?, class2' in text
+
+
+def test_a_model_that_was_built_from_a_folder_is_named_by_its_architecture(copy: Path, tmp_path: Path) -> None:
+    result = json.loads((copy / 'result.json').read_text())
+    result['recipe']['model'] = result['model'] = 'local-dir:/some/path'
+    (copy / 'result.json').write_text(json.dumps(result))
+    text = written(copy, tmp_path / 'out')
+    assert 'model: mbv2_mish_imagenette\n' in text
+    assert '/some/path' not in text
+
+
+def test_a_folder_is_published_from_inside(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run / 'best')
+    assert 'model-index' in metadata(written(Path('.'), tmp_path / 'out'))
+    assert torch.equal(logits(tmp_path / 'out'), logits(run / 'best'))
+
+
 def test_imagenette_is_named_as_the_data(run: Path) -> None:
     config = {**json.loads((run / 'last' / 'config.json').read_text()), 'label_names': list(LABEL_NAMES)}
     data = model_card(CardFacts('me/small', config, 1, None, 'mit', read_trained(run, 'last'))).data.to_dict()

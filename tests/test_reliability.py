@@ -3,14 +3,17 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,8 +23,8 @@ from safetensors.torch import load_file
 
 from imagenette_zoo.cli import main
 from imagenette_zoo.errors import UserError
-from imagenette_zoo.training import trainer
-from imagenette_zoo.training.checkpoint import ProcessLock, read_weights
+from imagenette_zoo.training import prepare, trainer
+from imagenette_zoo.training.checkpoint import ProcessLock, RunFolder, read_weights
 from imagenette_zoo.training.distributed import World
 from imagenette_zoo.training.faults import Stopped, explained
 from imagenette_zoo.training.learner import Learner
@@ -114,6 +117,24 @@ def test_a_run_that_was_killed_before_its_first_checkpoint(recipe: MakeRecipe, l
     assert content(train(recipe(resume=str(run)), quiet=True).folder) == content(whole.folder)
 
 
+@pytest.mark.parametrize(('accumulated', 'saved', 'told'), [(1, [2, 4, 0], [2, 4, 6]), (2, [4, 0], [4])])
+def test_intervals_count_updates(
+    recipe: MakeRecipe,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    accumulated: int,
+    saved: list[int],
+    told: list[int],
+) -> None:
+    """24 images make six steps; after the last the next epoch's first is the one to go on with."""
+    states: list[Mapping[str, Any]] = []
+    monkeypatch.setattr(RunFolder, 'save_state', lambda _, state: states.append(state))
+    intervals = dict(recovery_interval=2, log_interval=2)
+    train(recipe(epochs=1, batch_size=4, grad_accum_steps=accumulated, **intervals))
+    assert [state['position']['step'] for state in states] == saved
+    assert re.findall(r'^epoch 0 (\d)/6: ', capsys.readouterr().out, re.MULTILINE) == [str(step) for step in told]
+
+
 # --- Signals ----------------------------------------------------------------------------------------------------------
 
 
@@ -183,6 +204,18 @@ def test_a_folder_has_one_writer(recipe: MakeRecipe, monkeypatch: pytest.MonkeyP
     before_step(monkeypatch, 1, meanwhile)
     train(recipe(), quiet=True)
     train(recipe(overwrite=True), quiet=True)
+
+
+def test_unnamed_runs_of_the_same_second_get_a_folder_each(recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each looks for a free name before the other has taken it."""
+    monkeypatch.setattr(prepare, 'datetime', SimpleNamespace(now=lambda: datetime(2026, 1, 2, 3, 4, 5)))
+    unnamed = recipe(experiment=None)
+    folders = [prepare.open_folder(unnamed)[0] for _ in range(3)]
+    for folder in folders:
+        folder.start(unnamed)
+        folder.unlock()
+    name = '20260102-030405-test_resnet-32'
+    assert [folder.path.name for folder in folders] == [name, f'{name}-2', f'{name}-3']
 
 
 @pytest.mark.skipif(sys.platform == 'win32', reason='no fork')
@@ -355,6 +388,10 @@ def test_full_memory_is_one_line(folder: Path, tmp_path: Path) -> None:
         ),
         (MemoryError(), r'out of memory.*or --grad-checkpointing$'),
         (RuntimeError('[../third_party/gloo] Connection closed by peer'), 'lost another process of the group'),
+        (
+            RuntimeError('DataLoader worker (pid 1) is killed by signal: Bus error. It is possible that …'),
+            r'lost a data worker \(DataLoader worker \(pid 1\) is killed by signal: Bus error.*fewer --workers',
+        ),
     ],
 )
 def test_what_torch_raises_is_explained(recipe: MakeRecipe, error: Exception, expected: str) -> None:

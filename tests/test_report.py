@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from imagenette_zoo.cli import main
 from imagenette_zoo.data.imagenette import load_split
 from imagenette_zoo.errors import UserError
 from imagenette_zoo.study.analysis import Analysis
@@ -215,6 +216,19 @@ def test_nothing_is_left_of_an_earlier_report_with_more_runs(tmp_path: Path) -> 
     assert 'confusion-1.png' in names
     assert 'mine.png' in names
     assert 'confusion-2.png' not in names
+
+
+def test_only_figures_of_an_earlier_report_are_removed(tmp_path: Path) -> None:
+    figures = tmp_path / 'figures'
+    figures.mkdir()
+    mine, stale = {'passes.png', 'curves-final.png'}, 'curves-9.png'
+    for name in (*mine, stale):
+        (figures / name).write_bytes(b'kept')
+    write_report(tmp_path, make_records()[:1])
+    assert (figures / stale).exists(), 'there was no report'
+    write_report(tmp_path, make_records()[:1])
+    assert not (figures / stale).exists()
+    assert all((figures / name).read_bytes() == b'kept' for name in mine)
 
 
 def test_hostile_names_are_only_text(tmp_path: Path) -> None:
@@ -466,6 +480,11 @@ def test_without_a_package_the_user_is_told_which(tmp_path: Path, monkeypatch: p
     with pytest.raises(UserError, match=r'needs matplotlib: pip install "imagenette-zoo\[report\]"'):
         write_report(tmp_path / 'out', make_records())
     assert not (tmp_path / 'out').exists()
+
+
+def test_a_name_that_no_file_can_have_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(['report', 'a' * 300]) == 2
+    assert capsys.readouterr().err == f'error: {"a" * 300}: File name too long\n'
 
 
 def test_nothing_to_report_and_nowhere_to_write_are_user_errors(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,9 +17,11 @@ from imagenette_zoo.cli import main
 from imagenette_zoo.errors import UserError
 from imagenette_zoo.study import commands, on_ray
 from imagenette_zoo.study.plan import read_study
-from imagenette_zoo.study.runner import Place, Trials, environment
+from imagenette_zoo.study.runner import Place, Trials, environment, state_of
 from imagenette_zoo.training.checkpoint import ProcessLock
 from imagenette_zoo.training.trainer import train
+
+from .conftest import make_folder
 
 ROOT = Path(__file__).parent.parent
 
@@ -142,6 +145,18 @@ def test_trainings_share_the_gpus(monkeypatch: pytest.MonkeyPatch, visible: str 
         monkeypatch.setenv('CUDA_VISIBLE_DEVICES', visible)
     monkeypatch.setattr('torch.cuda.device_count', lambda: 2)
     assert [environment(3, slot)['CUDA_VISIBLE_DEVICES'] for slot in range(3)] == expected
+    assert environment(2, 1, 'cuda:1').get('CUDA_VISIBLE_DEVICES') == visible, 'who names one has chosen'
+
+
+def test_a_training_on_other_images_is_not_of_the_study(place: Path, folder: Path) -> None:
+    trial = read_study('rates.yaml').trials()[0]
+    train(trial.recipe.replace(data_dir=str(folder), output='runs', experiment=trial.name), quiet=True)
+    there = Place(Path('runs'), data_dir=str(folder))
+    assert state_of(trial, there) == 'begun', 'it is not analysed yet'
+    assert state_of(trial, replace(there, data_dir='/nowhere')) == 'begun', 'images that are not at hand tell nothing'
+    other = make_folder(place / 'flowers')
+    with pytest.raises(UserError, match=f'was trained on {folder.name}, the data folder is flowers'):
+        state_of(trial, replace(there, data_dir=str(other)))
 
 
 def test_one_study_a_folder(place: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from imagenette_zoo.errors import UserError
-from imagenette_zoo.study.analysis import Analysis, analyse, read_analysis
+from imagenette_zoo.study.analysis import FILES, Analysis, analyse, read_analysis
 from imagenette_zoo.study.plan import Claim, Comparison, dump_study, find_study, read_study
 from imagenette_zoo.study.records import Record, by_run, group_runs, read_record, sample, samples_of
 from imagenette_zoo.study.statistics import Sample, compare, interval, judge
+from imagenette_zoo.training.checkpoint import RunFolder
 from imagenette_zoo.training.console import Console
 from imagenette_zoo.training.recipe import Recipe, study_names
 from imagenette_zoo.training.result import Result
@@ -114,6 +115,7 @@ def test_the_order_that_a_claim_expects(tmp_path: Path, order: str, extra: str, 
         ('fast > plain', 'fast > plain\n    margin: 1', 16, 'a margin goes with >= and <='),
         ('    order: fast > plain\n', '', 14, 'a claim needs order'),
         ('metric: top1', 'metric: epochs_to_N', 15, "metric: 'epochs_to_N' is not one of"),
+        ('claim: Faster is better.', 'claim:', 14, 'claim: a sentence is needed'),
         ('order: fast > plain', 'order: []', 16, 'order: at least one is needed'),
         ('runs:', 'claims: []\nruns:', 14, "'claims' is given twice"),
         ('title: A question', 'title: &a [*a]', 1, 'not valid YAML'),
@@ -136,6 +138,12 @@ def test_the_studies_that_come_with_the_package(name: str) -> None:
     assert study.claims
     for claim in study.claims:
         assert claim.comparisons
+
+
+def test_words_that_are_empty_are_as_not_given(tmp_path: Path) -> None:
+    text = STUDY.replace('title: A question', 'title:\nlimits:').replace('- claim:', '- name:\n    claim:')
+    study = read_study(study_file(tmp_path, text))
+    assert (study.title, study.limits, study.claims[0].name) == ('question', '', 'claim 1')
 
 
 def test_a_study_file_that_needs_no_other(tmp_path: Path) -> None:
@@ -430,6 +438,23 @@ def test_the_analysis_of_a_run(recipe: Callable[..., Recipe], capsys: pytest.Cap
     (run.folder / 'predictions.safetensors').write_bytes(b'torn')
     with pytest.raises(UserError, match='not the analysis of a run'):
         read_analysis(run.folder)
+
+
+def test_other_images_than_those_of_the_run_are_not_analysed(tmp_path: Path, recipe: Callable[..., Recipe]) -> None:
+    run = train(recipe(epochs=1), quiet=True).folder
+    other = make_folder(tmp_path / 'other', val=5)
+    with pytest.raises(UserError, match=r'has 15 validation images, .* was trained with 12'):
+        analyse(run, Console(quiet=True), str(other))
+    assert read_analysis(run) is None
+
+
+def test_the_analysis_is_overwritten_with_its_run(tmp_path: Path, recipe: Callable[..., Recipe]) -> None:
+    for name in (*FILES, 'notes.txt'):
+        (tmp_path / name).touch()
+    run = RunFolder(tmp_path)
+    run.start(recipe(overwrite=True))
+    run.unlock()
+    assert {path.name for path in tmp_path.iterdir() if not path.name.startswith('.')} == {'args.yaml', 'notes.txt'}
 
 
 def test_accuracies_are_compared_over_the_same_images(recipe: Callable[..., Recipe]) -> None:

@@ -20,18 +20,21 @@ from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 import imagenette_zoo
 from imagenette_zoo import train
 from imagenette_zoo.cli import main
+from imagenette_zoo.data.imagenette import load_split
 from imagenette_zoo.errors import UserError
-from imagenette_zoo.training import learner, trainer
+from imagenette_zoo.training import build, learner, trainer
 from imagenette_zoo.training.checkpoint import RunFolder
+from imagenette_zoo.training.console import Console
 from imagenette_zoo.training.distributed import World
 from imagenette_zoo.training.evaluation import load_folder
 from imagenette_zoo.training.learner import learning_rate
-from imagenette_zoo.training.prepare import check_alike, open_folder
+from imagenette_zoo.training.prepare import _load_batches, check_alike, open_folder
 from imagenette_zoo.training.recipe import Recipe
 
 from .conftest import changed, interrupted, make_folder, needs_local_dir
 
 MakeRecipe = Callable[..., Recipe]
+LONG = 'a' * 300  # for any file system
 
 
 def weights(run: Path, which: str = 'last') -> dict[str, torch.Tensor]:
@@ -108,13 +111,19 @@ def test_training_learns_and_its_weights_load_in_timm(recipe: MakeRecipe) -> Non
 
 
 @needs_local_dir
-def test_model_kwargs_travel_with_the_weights(recipe: MakeRecipe) -> None:
+def test_model_kwargs_travel_with_the_weights(recipe: MakeRecipe, tmp_path: Path) -> None:
     result = train(
         recipe(model='mbv2_mish_imagenette', epochs=1, model_kwargs={'passes': [1, 1, 1, 1, 1, 1, 2]}, gp='max'),
         quiet=True,
     )
-    model = timm.create_model(f'local-dir:{result.folder}/best', pretrained=True)
+    source = f'local-dir:{result.folder}/best'
+    model = timm.create_model(source, pretrained=True)
     assert same(model.state_dict(), weights(result.folder, 'best'))
+    assert model.global_pool.pool_type == 'max'
+    other = make_folder(tmp_path / 'other', classes=2)
+    tuned = train(recipe(model=source, data_dir=str(other), epochs=1, pretrained=True, experiment='tuned'), quiet=True)
+    model = timm.create_model(f'local-dir:{tuned.folder}/best', pretrained=True)
+    assert same(model.state_dict(), weights(tuned.folder, 'best'))
     assert model.global_pool.pool_type == 'max'
 
 
@@ -429,6 +438,10 @@ def expect_error(capsys: pytest.CaptureFixture[str], words: list[str], *parts: s
         (dict(aa='nonsense'), ['--aa nonsense']),
         (dict(initial_checkpoint='/nowhere.pth'), ['/nowhere.pth', 'no such checkpoint']),
         (dict(resume='/nowhere'), ['/nowhere', 'no run to resume']),
+        (dict(output='.', experiment=LONG), ["can't write: File name too long"]),
+        (dict(initial_checkpoint=LONG), ['no such checkpoint']),
+        (dict(resume=LONG), ['no run to resume']),
+        (dict(config=LONG), ['no recipe']),
         (dict(sync_bn=True), ['--sync-bn']),
         (dict(torchcompile='inductr'), ["no backend 'inductr'", 'inductor']),
         (dict(label_noise=5), ['noisy_imagenette.csv']),
@@ -443,6 +456,16 @@ def test_bad_input_is_one_line(
     flags: Callable[..., list[str]], capsys: pytest.CaptureFixture[str], changes: dict[str, object], parts: list[str]
 ) -> None:
     expect_error(capsys, ['train', *flags(**changes)], *parts)
+
+
+@pytest.mark.parametrize(
+    ('words', 'part'),
+    [(['--checkpoint', LONG], 'no such checkpoint'), (['--results-file', f'{LONG}/x.csv'], 'no such folder')],
+)
+def test_names_that_are_too_long_to_validate(
+    folder: Path, capsys: pytest.CaptureFixture[str], words: list[str], part: str
+) -> None:
+    expect_error(capsys, ['validate', '--model', 'test_resnet', '--data-dir', str(folder), *words], part)
 
 
 def test_without_data_the_line_tells_how_to_get_them(
@@ -562,14 +585,55 @@ def test_a_run_that_came_and_went_meanwhile_is_kept(recipe: MakeRecipe) -> None:
 def test_processes_that_would_train_something_else() -> None:
     first = Recipe(seed=7, output='here')
     check_alike(first.replace(output='there', workers=1), first.as_dict())
-    with pytest.raises(UserError, match='seed is 8 in this process and 7 in the first'):
-        check_alike(first.replace(seed=8), first.as_dict())
+    for option, value in {'seed': 8, 'recovery_interval': 5, 'nan': 'skip', 'nan_limit': 3}.items():
+        then = getattr(first, option)
+        with pytest.raises(UserError, match=f'{option} is {value} in this process and {then} in the first'):
+            check_alike(first.replace(**{option: value}), first.as_dict())
 
 
 def test_resuming_is_not_branching(recipe: MakeRecipe, capsys: pytest.CaptureFixture[str]) -> None:
     folder = train(recipe(), quiet=True).folder
     assert main(['train', '--resume', str(folder), '--experiment', 'other']) == 2
     assert '--initial-checkpoint' in capsys.readouterr().err
+
+
+def test_resuming_with_a_recipe_is_not_branching_either(
+    recipe: MakeRecipe, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    run = RunFolder(tmp_path / 'runs' / 'run')
+    run.start(recipe())
+    run.unlock()
+    words = ['train', '--resume', str(run.path), '-c', str(run['args.yaml']), '--experiment', 'other']
+    expect_error(capsys, words, 'leave --experiment out', f'--initial-checkpoint {run.path}')
+
+
+def test_an_option_that_cant_be_written_costs_no_earlier_run(recipe: MakeRecipe, tmp_path: Path) -> None:
+    (tmp_path / 'result.json').touch()
+    (tmp_path / 'best').mkdir()
+    bad = recipe(overwrite=True, model_kwargs={'act_layer': torch.nn.SiLU})
+    with pytest.raises(UserError, match=r"model_kwargs: can't write down .*SiLU"):
+        RunFolder(tmp_path).start(bad)
+    assert {path.name for path in tmp_path.iterdir()} == {'result.json', 'best'}
+
+
+def test_splits_of_other_names(recipe: MakeRecipe, tmp_path: Path) -> None:
+    data = make_folder(tmp_path / 'data')
+    (data / 'train').rename(data / 'Training')
+    (data / 'val').rename(data / 'Testing')
+    splits = dict(train_split='Training[:75%]', val_split='Testing')
+    result = train(recipe(epochs=1, data_dir=str(data), **splits), quiet=True)
+    assert (result.dataset['train'], result.dataset['val']) == (18, 12)
+    [validation] = imagenette_zoo.validate(result.folder, data, val_split='Testing', workers=0, quiet=True)
+    assert validation.top1 == result.top1
+
+
+def test_more_processes_than_validation_images(recipe: MakeRecipe, folder: Path) -> None:
+    own = recipe(batch_size=1)
+    config = build.input_config(own, timm.create_model(own.model))
+    images = load_split(folder), load_split(folder, 'val')
+    world = World(torch.device('cpu'), size=13)
+    with pytest.raises(UserError, match='13 processes for 12 validation images: start fewer'):
+        _load_batches(own, *images, config, world, Console(quiet=True))
 
 
 def test_validation_images_that_are_trained_on(recipe: MakeRecipe, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,20 +3,21 @@
 from pathlib import Path
 
 from ..errors import UserError
-from .imagenette import find_root
+from .imagenette import ImageSet, find_root, load_split
 
-__all__ = ['DATASETS', 'resolve_dataset']
+__all__ = ['DATASETS', 'resolve_dataset', 'validation_images']
 
 DATASETS = ('imagenette', 'folder', 'synthette')
 
 
-def resolve_dataset(dataset: str = '', data_dir: str | Path | None = None) -> Path:
-    """The folder that holds `train/` and `val/`.
+def resolve_dataset(dataset: str = '', data_dir: str | Path | None = None, *splits: str) -> Path:
+    """The folder that holds the splits.
 
     Args:
         dataset: `imagenette`, `folder` or nothing: the folder or archive at `data_dir`, else the Imagenette that
             `find_root` finds. `synthette`: the embedded data set, drawn on first use.
         data_dir: where the data are.
+        *splits: what it must hold; `train` and `val` if not given.
 
     Raises:
         UserError: an unknown name, no data, or a `data_dir` with `synthette`, which needs none.
@@ -24,9 +25,19 @@ def resolve_dataset(dataset: str = '', data_dir: str | Path | None = None) -> Pa
     if dataset not in ('', *DATASETS):
         raise UserError(f'dataset {dataset!r} is unknown: expected one of {", ".join(DATASETS)}')
     if dataset != 'synthette':
-        return find_root(data_dir)
+        return find_root(data_dir, *splits)
     if data_dir:
         raise UserError(f'--data-dir {data_dir} and --dataset synthette contradict each other: give one of them')
     from .synthette import make  # needs numpy
 
     return make()
+
+
+def validation_images(dataset: str, data_dir: str | Path | None, split: str) -> ImageSet:
+    """The images of one split; classes are those of `train/`, where it is there.
+
+    Raises:
+        UserError: as `resolve_dataset` and `load_split`.
+    """
+    root = resolve_dataset(dataset, data_dir, split)
+    return load_split(root, split, load_split(root).classes if (root / 'train').is_dir() else None)

@@ -82,6 +82,7 @@ SIZES: dict[str, str] = {  # shorter side in pixels, as published → name of th
 
 T = TypeVar('T')
 
+_SPLITS = ('train', 'val')
 _ARCHIVE_SUFFIXES = ('.tgz', '.tar.gz', '.tar')
 _DAY = 24 * 60 * 60  # seconds
 _ORIENTATION = 0x0112  # EXIF tag
@@ -166,23 +167,25 @@ def _remove_leftovers(target: Path) -> None:
                     shutil.rmtree(path, ignore_errors=True)
 
 
-def find_root(data_dir: str | Path | None) -> Path:
-    """The folder that holds `train/` and `val/` (or `validation/`).
+def find_root(data_dir: str | Path | None, *splits: str) -> Path:
+    """The folder that holds the splits: `train/` and `val/` (or `validation/`) where no others are asked for.
 
     Args:
         data_dir: that folder, its parent, or an archive (`.tgz`, `.tar.gz`, `.tar`), which is unpacked once into the
             user cache. None stands for `$IMAGENETTE_DIR`, else what `fetch` put into the user cache, the largest first.
+        *splits: what it must hold, as `load_split` takes them.
 
     Raises:
         UserError: nothing there, not a data set, several data sets, or a bad archive.
     """
+    needed = tuple(dict.fromkeys(_slice(split)[0] for split in splits)) or _SPLITS
     if data_dir is not None and str(data_dir):
-        return _root_at(Path(os.path.expanduser(data_dir)), 'data folder')
+        return _root_at(Path(os.path.expanduser(data_dir)), 'data folder', needed)
     variable = os.environ.get('IMAGENETTE_DIR')
     if variable:
-        return _root_at(Path(os.path.expanduser(variable)), 'IMAGENETTE_DIR')
+        return _root_at(Path(os.path.expanduser(variable)), 'IMAGENETTE_DIR', needed)
     for folder in reversed(SIZES.values()):
-        if _holds_splits(cache_dir() / folder):
+        if _holds_splits(cache_dir() / folder, needed):
             return cache_dir() / folder
     raise UserError(
         'no Imagenette found: run "imagenette-zoo data fetch --size 160" (100 MB), or give --data-dir, or set '
@@ -190,41 +193,46 @@ def find_root(data_dir: str | Path | None) -> Path:
     )
 
 
-def _root_at(place: Path, what: str) -> Path:
+def _root_at(place: Path, what: str, splits: Sequence[str] = _SPLITS) -> Path:
+    both = ' and '.join(f'{_spellings(split)[0]}/' for split in splits)
     if os.path.isfile(place):
         if not place.name.lower().endswith(_ARCHIVE_SUFFIXES):
             raise UserError(
-                f'{what} {place} is a file and no archive: expected a folder with train/ and val/, or one of '
+                f'{what} {place} is a file and no archive: expected a folder with {both}, or one of '
                 f'{", ".join(_ARCHIVE_SUFFIXES)}',
             )
-        return _unpacked(place)
+        return _unpacked(place, splits)
     if not os.path.isdir(place):
-        raise UserError(f'{what} {place} does not exist: give the folder that holds train/ and val/')
-    if _holds_splits(place):
+        raise UserError(f'{what} {place} does not exist: give the folder that holds {both}')
+    if _holds_splits(place, splits):
         return place
     try:
         children = sorted(child for child in place.iterdir() if os.path.isdir(child) and not child.name.startswith('.'))
     except OSError as error:
         raise UserError(f'{what} {place} cannot be read: {_reason(error)}') from error
-    roots = [child for child in children if _holds_splits(child)]
+    roots = [child for child in children if _holds_splits(child, splits)]
     if len(roots) == 1:
         return roots[0]
     if roots:
         raise UserError(
             f'{what} {place} holds {len(roots)} data sets ({", ".join(root.name for root in roots)}): give one of them',
         )
-    if os.path.isdir(place / 'train'):
-        raise UserError(f'{what} {place} has train/ but no val/ (or validation/): add it or give another folder')
-    if any(os.path.isdir(place / name) for name in _spellings('val')):
-        raise UserError(f'{what} {place} has val/ but no train/: add it or give another folder')
+    missing = [split for split in splits if not _holds_splits(place, [split])]
+    if len(missing) < len(splits):
+        there = next(split for split in splits if split not in missing)
+        lacks = ' (or '.join(f'{name}/' for name in _spellings(missing[0])) + ')' * (len(_spellings(missing[0])) - 1)
+        raise UserError(f'{what} {place} has {_spellings(there)[0]}/ but no {lacks}: add it or give another folder')
     if not any(place.iterdir()):
-        raise UserError(f'{what} {place} is empty: expected a folder that holds train/ and val/')
+        raise UserError(f'{what} {place} is empty: expected a folder that holds {both}')
     found = ', '.join(child.name for child in children[:5]) or 'no folders'
-    raise UserError(f'{what} {place} holds no train/ and val/ (found: {found}): give the folder that does')
+    raise UserError(
+        f'{what} {place} holds no {both} (found: {found}): give the folder that does, or (to train) '
+        '--train-split and --val-split',
+    )
 
 
-def _holds_splits(folder: Path) -> bool:
-    return os.path.isdir(folder / 'train') and any(os.path.isdir(folder / name) for name in _spellings('val'))
+def _holds_splits(folder: Path, splits: Sequence[str] = _SPLITS) -> bool:
+    return all(any(os.path.isdir(folder / name) for name in _spellings(split)) for split in splits)
 
 
 def _spellings(split: str) -> tuple[str, ...]:
@@ -252,7 +260,7 @@ def _torchvision_size(size: str) -> str:
     return size if size == 'full' else f'{size}px'
 
 
-def _unpacked(archive: Path) -> Path:
+def _unpacked(archive: Path, splits: Sequence[str]) -> Path:
     """Unpack an archive once into the user cache, under a name made from its content."""
     try:
         if archive.stat().st_size == 0:
@@ -268,15 +276,15 @@ def _unpacked(archive: Path) -> Path:
         with whole_folder(target) as folder:
             _extract(archive, folder)
             try:
-                _root_at(folder, 'archive')
+                _root_at(folder, 'archive', splits)
             except UserError as error:
                 message = str(error).replace(str(folder), str(archive))
                 raise UserError(message) from None
     try:
-        return _root_at(target, 'unpacked archive')
+        return _root_at(target, 'unpacked archive', splits)
     except UserError as error:
         raise UserError(
-            f'{target}, unpacked from {archive}, no longer holds train/ and val/: remove {target} to unpack it again',
+            f'{target}, unpacked from {archive}, has no {" and ".join(splits)}: remove {target} to unpack it again',
         ) from error
 
 

@@ -37,10 +37,12 @@ class Variant:
 def packaged_weights(name: str) -> dict[str, Any]:
     """Entries of timm's pretrained config of a model whose weights come with this package.
 
+    They were trained on images squeezed to squares, so photos are to be squeezed, too.
+
     Args:
         name: The model's name; its file is made by `tools/pack_weights.py`.
     """
-    return {'file': str(Path(__file__).parent / 'weights' / f'{name}.safetensors')}
+    return {'file': str(Path(__file__).parent / 'weights' / f'{name}.safetensors'), 'crop_mode': 'squash'}
 
 
 def imagenette_cfg(variant: Variant, **family: Any) -> dict[str, Any]:

@@ -103,7 +103,8 @@ def read_trained(run: Path, weights: str) -> Trained:
 
 def model_card(facts: CardFacts) -> ModelCard:
     """The card: metadata in the Hub's form, with the accuracies as its ``model-index``, and the text."""
-    return ModelCard(f'---\n{_metadata(facts).to_yaml()}\n---\n\n{_text(facts)}')
+    text = f'---\n{_metadata(facts).to_yaml()}\n---\n\n{_text(facts)}'
+    return ModelCard(text.encode(errors='replace').decode())  # names of folders may be no Unicode
 
 
 def _metadata(facts: CardFacts) -> ModelCardData:
@@ -225,6 +226,10 @@ def _training(facts: CardFacts, trained: Trained) -> Iterator[str]:
         for name, value in result.recipe.items()
         if name in defaults and name not in UNTOLD and value != defaults[name]
     }
+    if str(recipe.get('model')).startswith('local-dir:'):  # a path, too
+        recipe['model'] = facts.config['architecture']
+        if args := facts.config.get('model_args'):
+            recipe['model_kwargs'] = args
     yield f'```yaml\n{yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)}```'
 
 

@@ -129,9 +129,9 @@ def _output_file(options: ExportOptions, kind: _Format) -> Path:
     name = options.model.removeprefix('local-dir:')
     folder = Path(name).resolve()
     folder = folder.parent if folder.name in ('best', 'last') else folder
-    file = Path(options.output or (folder.name if folder.is_dir() else safe_model_name(name)) + kind.suffix)
-    if file.is_dir() or not file.absolute().parent.is_dir():
-        raise UserError(f'--output {file}: {"is a folder" if file.is_dir() else "no such folder"}: give a file')
+    file = Path(options.output or (folder.name if os.path.isdir(folder) else safe_model_name(name)) + kind.suffix)
+    if os.path.isdir(file) or not os.path.isdir(file.absolute().parent):
+        raise UserError(f'--output {file}: {"is a folder" if os.path.isdir(file) else "no such folder"}: give a file')
     if not os.access(file.absolute().parent, os.W_OK):
         raise UserError(f"--output {file}: can't write to {file.absolute().parent}: choose another place")
     return file
@@ -140,8 +140,9 @@ def _output_file(options: ExportOptions, kind: _Format) -> Path:
 def _metadata(trained: TrainedModel, to: str) -> dict[str, Any]:
     """What a program needs to know that uses the file; pixels are 0–1 before mean and std."""
     names = ('input_size', 'interpolation', 'crop_pct', 'crop_mode', 'mean', 'std')
+    model: Any = trained.model
     return {
-        'model': trained.name,
+        'model': model.pretrained_cfg['architecture'],  # trained.name may be a path
         'label_names': trained.class_names,
         **{name: trained.config[name] for name in names},
         **({'opset': OPSET} if to == 'onnx' else {}),

@@ -40,7 +40,7 @@ def grad_cam(
         UserError: The model has no feature map.
     """
     features = model.forward_features(images) if hasattr(model, 'forward_features') else images.new_empty(0)
-    if features.ndim != 4:
+    if not isinstance(features, torch.Tensor) or features.ndim != 4:  # some give a list
         raise UserError(
             f'Grad-CAM needs a feature map, which {type(model).__name__} has not: take a convolutional network'
         )

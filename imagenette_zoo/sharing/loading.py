@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from ..data.augment import Normalize
 from ..errors import UserError
 from ..training import build
 from ..training.checkpoint import model_folder
-from ..training.evaluation import open_model
+from ..training.evaluation import open_model, read_config
 from ..training.options import option
 from ..training.recipe import ArchitectureOptions, InputOptions
 
@@ -78,7 +79,8 @@ class TrainedModel:
             return False
         with torch.inference_mode():
             model: Any = self.model
-            return model.forward_features(self.normalize.mean.new_zeros(1, *self.config['input_size'])).ndim == 4
+            features = model.forward_features(self.normalize.mean.new_zeros(1, *self.config['input_size']))
+            return isinstance(features, torch.Tensor) and features.ndim == 4
 
     def pixels(self, image: Image.Image) -> npt.NDArray[np.uint8]:
         """What the model is shown of an RGB image: `(3, H, W)`.
@@ -123,16 +125,16 @@ def load_trained(options: UseOptions, device: torch.device, channels_last: bool 
 
 
 def _class_names(model: Any, options: UseOptions) -> list[str]:
-    """The names in the model's config, else those of the ImageNet that its number of classes tells, else numbers."""
+    """The names in the model's config, or in that beside its checkpoint, else those of the ImageNet that its number of
+    classes tells, else numbers."""
     count, name = model.num_classes, options.model
     if count < 1:
         raise UserError(f'{name}: has no classifier (num_classes 0): it makes features, and tells no classes apart')
-    names = model.pretrained_cfg.get('label_names')
+    # the model's own are those of its published weights
+    names = _names_beside(Path(options.checkpoint)) if options.checkpoint else model.pretrained_cfg.get('label_names')
     if isinstance(names, Mapping):  # timm's way where indices are missing
         listed = [names.get(str(index), names.get(index, f'class {index}')) for index in range(count)]
         names = listed if {*map(str, names)} <= {*map(str, range(count))} else list(names.values())
-    if options.checkpoint and names and len(names) != count:
-        names = None  # those of the architecture's published weights
     if names:
         if not (isinstance(names, (list, tuple)) and all(isinstance(each, str) for each in names)):
             raise UserError(f'{name}: label_names in its config are {str(names)[:40]!r}, not a list of {count} names')
@@ -147,3 +149,11 @@ def _class_names(model: Any, options: UseOptions) -> list[str]:
         return [f'class {index}' for index in range(count)]
     info = ImageNetInfo(subset)
     return [info.index_to_description(index) for index in range(count)]
+
+
+def _names_beside(checkpoint: Path) -> Any:
+    """The class names in the model folder of a checkpoint, where it lies in one."""
+    try:
+        return read_config(checkpoint.parent).get('label_names')
+    except UserError:  # it lies in none
+        return None

@@ -17,6 +17,7 @@ import torch
 
 from ..data.imagenette import decoded, list_images
 from ..errors import UserError, require
+from ..study.contents import plain as printable
 from ..training.checkpoint import write_atomic
 from ..training.console import Console
 from ..training.distributed import choose_device
@@ -202,7 +203,7 @@ def draw(prediction: Prediction, kind: str) -> bytes:
         for axis, title in ((plain, 'what the model sees'), (under, 'what speaks for it (Grad-CAM)')):
             axis.set_title(title, fontsize=9)
             axis.set_axis_off()
-        figure.suptitle(f'{prediction.label}  {100 * prediction.probability:.1f} %', fontsize=11)
+        figure.suptitle(f'{printable(prediction.label)}  {100 * prediction.probability:.1f} %', fontsize=11)
         file = io.BytesIO()
         figure.savefig(file, format=kind, dpi=150, metadata={'Software': None} if kind == 'png' else {'Date': None})
     return file.getvalue()
@@ -235,9 +236,10 @@ def _figure_files(images: Sequence[Path], place: str | None) -> list[Path]:
             for path in relative
         ]
     inputs = {path.resolve() for path in images}
+    beside = {path.parent.resolve() for path in (*images, *inputs)} if files != [target] else ()
     for file in files:
-        if file.resolve() in inputs:
-            raise UserError(f'--save-figure {place}: would overwrite the image {file}: choose another folder')
+        if file.resolve() in inputs or (os.path.exists(file) and file.resolve().parent in beside):
+            raise UserError(f'--save-figure {place}: would overwrite {file}: choose another folder')
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:

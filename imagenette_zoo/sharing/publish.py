@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,13 +119,13 @@ def _branch(options: PublishOptions) -> str | None:
 
 def _find(source: str) -> tuple[Path, Trained | None]:
     """The model folder that is meant, and what its run says about it where it belongs to one."""
-    path = Path(source.removeprefix('local-dir:'))
-    run = next((each for each in (path, *path.absolute().parents[:2]) if RunFolder(each).started), None)
+    path = Path(os.path.abspath(source.removeprefix('local-dir:')))  # without '..'
+    run = next((each for each in (path, *path.parents[:2]) if RunFolder(each).started), None)
     if run is not None and not RunFolder(run).finished:
         raise UserError(
             f'{run}: this run is not finished (no result.json): imagenette-zoo train --resume {run} continues it'
         )
-    folder = path / 'last' if run == path else model_folder(source)
+    folder = path / 'last' if run == path else model_folder(path)
     if folder is None:
         raise UserError(f"{source}: no such folder: a finished run's or a model's is expected, as runs/NAME")
     return folder, read_trained(run, folder.name) if run is not None else None

@@ -24,6 +24,7 @@ from ..training.evaluation import evaluate, load_model, shift_consistency
 from ..training.memory import keep_freed_memory
 from ..training.options import read_yaml
 from ..training.recipe import Recipe, ValidationOptions
+from ..training.result import read_result
 from .passes import BlockPasses, PassesOptions, compare_passes
 
 __all__ = ['FILES', 'TENSORS', 'Analysis', 'analyse', 'read_analysis']
@@ -102,9 +103,11 @@ def analyse(folder: Path, console: Console, data_dir: str | None = None, device:
     options = ValidationOptions(**given)
     world = World(choose_device(options.device))
     keep_freed_memory()
-    root = resolve_dataset(options.dataset, options.data_dir)
+    root = resolve_dataset(options.dataset, options.data_dir, recipe.train_split, options.val_split)
     train_images = load_split(root, recipe.train_split)
     images = load_split(root, options.val_split, train_images.classes)
+    if (count := read_result(folder).dataset.get('val')) not in (None, len(images)):
+        raise UserError(f'{root}: has {len(images)} validation images, {folder} was trained with {count}: other data')
     some = evenly(train_images, TRAINING_IMAGES)
     model = load_model(str(folder / 'last'), options, images)
     config = build.input_config(options, model, use_test_size=True)

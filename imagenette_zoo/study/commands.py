@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -211,7 +212,7 @@ def report_command(
     """
     first = Path(paths[0])
     study = None
-    if len(paths) == 1 and (first / 'study.yaml').is_file():
+    if len(paths) == 1 and os.path.isfile(first / 'study.yaml'):
         study = read_study(first / 'study.yaml')
         records = study_records(study, first)
     else:
@@ -239,7 +240,7 @@ def report_command(
 def _run_folders(paths: Sequence[str]) -> list[Path]:
     found = []
     for path in map(Path, paths):
-        if (path / 'result.json').is_file():
+        if os.path.isfile(path / 'result.json'):
             found.append(path)
             continue
         inside = sorted(file.parent for file in path.glob('*/result.json'))

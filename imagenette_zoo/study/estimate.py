@@ -26,7 +26,7 @@ STEPS = 3  # of which the first is not counted
 def image_counts(recipe: Recipe, data_dir: str | None) -> tuple[int, int, int]:
     """``(training images, validation images, classes)``, those of Imagenette where the data are not at hand."""
     try:
-        root = resolve_dataset(recipe.dataset, data_dir or recipe.data_dir)
+        root = resolve_dataset(recipe.dataset, data_dir or recipe.data_dir, recipe.train_split, recipe.val_split)
         train = load_split(root, recipe.train_split)
         return len(train), len(load_split(root, recipe.val_split, train.classes)), len(train.classes)
     except UserError:
@@ -48,7 +48,7 @@ def seconds_per_epoch(recipe: Recipe, counts: tuple[int, int, int]) -> float:
     world = World(choose_device(recipe.device))
     keep_freed_memory()
     model = make_model(recipe, classes)
-    config = build.input_config(recipe, model)
+    config = build.input_config(recipe, model, crop_mode='center')
     learner = Learner(recipe, model, world, 1)
     channels, _, side = config['input_size']
     sides = recipe.train_img_sizes or (side,)

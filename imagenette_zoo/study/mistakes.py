@@ -82,8 +82,9 @@ def find_images(records: Sequence[Record], data_dir: str | None = None) -> Image
         if record.analysis and (dataset, train, val, place) not in tried:
             tried.add((dataset, train, val, place))
             try:
-                root = resolve_dataset(dataset, place)
-                images = load_split(root, val or 'validation', load_split(root, train or 'train').classes)
+                train, val = train or 'train', val or 'validation'
+                root = resolve_dataset(dataset, place, train, val)
+                images = load_split(root, val, load_split(root, train).classes)
             except (UserError, OSError):
                 continue
             if list(images.targets) == record.analysis.targets.tolist():

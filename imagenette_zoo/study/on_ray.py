@@ -93,7 +93,7 @@ def _collect(ray: Any, chosen: list[Trial], states: dict[str, str], place: Place
         elif states[trial.name] != 'done':
             waiting.append(trial)
     task = ray.remote(max_retries=RETRIES, **_resources(ray))(_train_there)
-    there = replace(place, output=Path(), data_dir=place.data_dir and str(Path(place.data_dir).absolute()))
+    there = replace(place, output=Path(), data_dir=place.data_dir and str(Path(place.data_dir).expanduser().absolute()))
     asked = {task.remote(trial, there): trial for trial in waiting}
     nodes = sum(node['Alive'] for node in ray.nodes())
     console.line(f'{len(chosen)} trainings: {len(found.done)} done, {len(waiting)} sent to {nodes} nodes')

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..data import resolve_dataset
+from ..data import validation_images
 from ..data.augment import Normalize
-from ..data.imagenette import evenly, load_split
+from ..data.imagenette import evenly
 from ..errors import UserError, require
 from ..layers import MultiPass
 from ..training import build
@@ -106,8 +106,7 @@ def compare_passes(options: PassesOptions, *, quiet: bool = False) -> PassesRepo
     console = Console(quiet)
     world = World(choose_device(options.device))
     keep_freed_memory()
-    root = resolve_dataset(options.dataset, options.data_dir)
-    images = evenly(load_split(root, options.val_split, load_split(root).classes), options.images)
+    images = evenly(validation_images(options.dataset, options.data_dir, options.val_split), options.images)
     model = load_model(options.model, options, images)
     blocks = {name: m for name, m in model.named_modules() if isinstance(m, MultiPass) and len(m.passes) > 1}
     if not blocks:

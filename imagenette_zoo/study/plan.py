@@ -244,7 +244,8 @@ class _Reader:
         )
 
     def words(self, parts: Mapping[str, tuple[Any, Any]], name: str) -> str:
-        return str(self.plain(parts[name][1])).strip() if name in parts else ''
+        value = self.plain(parts[name][1]) if name in parts else None
+        return '' if value is None else str(value).strip()
 
     def base(self, node: Any) -> dict[str, Any]:
         name = self.plain(node)
@@ -339,6 +340,8 @@ class _Reader:
         for name in ('claim', 'metric', 'order'):
             if name not in parts:
                 raise self.fail(node, f'a claim needs {name}')
+        if not (sentence := self.words(parts, 'claim')):
+            raise self.fail(parts['claim'][0], 'claim: a sentence is needed')
         metric = str(self.plain(parts['metric'][1]))
         if (metric not in METRICS or metric.endswith('_N')) and not THRESHOLD.fullmatch(metric):
             raise self.fail(
@@ -358,8 +361,8 @@ class _Reader:
             raise self.fail(parts['order'][1], 'order: at least one is needed')
         comparisons = [part for order in orders for part in self.order(parts['order'][1], order, bounds, runs)]
         return Claim(
-            str(self.plain(parts['name'][1])) if 'name' in parts else f'claim {number}',
-            str(self.plain(parts['claim'][1])),
+            self.words(parts, 'name') or f'claim {number}',
+            sentence,
             metric,
             tuple(map(str, orders)),
             tuple(comparisons),

@@ -26,7 +26,7 @@ TEMPLATES = Path(__file__).parent / 'templates'
 NEEDED = ('matplotlib', 'scipy', 'jinja2')
 MOST_FIGURES = 12  # of a kind; the rest is in report.json
 MOST_CLASSES = 60  # in a table or figure
-OWN_FIGURE = re.compile(r'(curves|cost|classes|confusion|passes)(-\w+)?\.(png|svg)')
+OWN_FIGURE = re.compile(rf'((curves|confusion|passes)-\d+|cost-({"|".join(COSTS)})|classes)\.(png|svg)')
 
 
 @dataclass(frozen=True)
@@ -258,8 +258,9 @@ def _write(
     place = folder / 'figures'
     try:
         place.mkdir(parents=True, exist_ok=True)
-        for path in place.iterdir():  # of an earlier report
-            if OWN_FIGURE.fullmatch(path.name) and path.name not in files:
+        earlier = (folder / 'report.json').is_file()
+        for path in place.iterdir():
+            if earlier and OWN_FIGURE.fullmatch(path.name) and path.name not in files:
                 path.unlink()
     except OSError as error:
         raise UserError(f"{place}: can't write a report here: {error.strerror}") from None

@@ -20,6 +20,7 @@ import timm
 import torch
 import yaml
 
+from ..data import resolve_dataset
 from ..data.imagenette import available_cores
 from ..errors import UserError
 from ..training.checkpoint import RunFolder, write_atomic
@@ -28,7 +29,7 @@ from ..training.faults import Stopped
 from ..training.options import nearest
 from ..training.prepare import check_resumable
 from ..training.recipe import Recipe
-from ..training.result import read_result
+from ..training.result import Result, read_result
 from .analysis import FILES
 from .plan import Study, Trial, differing, dump_study
 from .records import check_recipe
@@ -89,7 +90,7 @@ def state_of(trial: Trial, place: Place) -> str:
     """``done``, ``begun`` or ``new``.
 
     Raises:
-        UserError: Its folder holds a training by another recipe.
+        UserError: Its folder holds a training by another recipe, or on other images.
     """
     folder = RunFolder(place.output / trial.name)
     if not folder.started:
@@ -98,8 +99,30 @@ def state_of(trial: Trial, place: Place) -> str:
         return 'new'
     check_resumable(trial.recipe.replace(resume='auto'), folder)
     if folder.finished:
-        check_recipe(read_result(folder.path), trial)
+        result = read_result(folder.path)
+        check_recipe(result, trial)
+        _check_images(result, trial, place)
     return 'done' if folder.finished and all(folder[name].is_file() for name in FILES) else 'begun'
+
+
+def _check_images(result: Result, trial: Trial, place: Place) -> None:
+    """Raises :class:`UserError` where a finished training is not on the images that are at hand now."""
+    recipe = trial.recipe
+    now = _data_name(recipe.dataset, place.data_dir or recipe.data_dir, recipe.train_split, recipe.val_split)
+    then = result.dataset.get('name')
+    if None not in (now, then) and now != then:
+        raise UserError(
+            f'{result.folder}: was trained on {then}, the data folder is {now}: give the former --data-dir, or start '
+            f'anew elsewhere (--output)'
+        )
+
+
+def _data_name(dataset: str, data_dir: str | None, *splits: str) -> str | None:
+    """The name of the data folder; None where it is not at hand."""
+    try:
+        return resolve_dataset(dataset, data_dir, *splits).name
+    except UserError:
+        return None
 
 
 def commands(trial: Trial, place: Place) -> list[list[str]]:
@@ -127,7 +150,7 @@ class _Job:
         self.log = place.output / 'logs' / f'{trial.name}.log'
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self._commands = deque(commands(trial, place))
-        self._environment = environment(place.jobs, slot)
+        self._environment = environment(place.jobs, slot, place.device or trial.recipe.device)
         self._mode = 'wb'
         self._start()
 
@@ -153,12 +176,12 @@ class _Job:
         return code
 
 
-def environment(jobs: int, slot: int) -> dict[str, str]:
-    """Cores and GPUs are shared out where several run at the same time."""
+def environment(jobs: int, slot: int, device: str = 'auto') -> dict[str, str]:
+    """Cores, and GPUs where the device is none of them, are shared out where several run at the same time."""
     own = {'PYTHONPATH': os.pathsep.join(filter(None, sys.path))}
     if jobs > 1:
         own['OMP_NUM_THREADS'] = os.environ.get('OMP_NUM_THREADS', str(max(1, available_cores() // jobs)))
-        if (count := torch.cuda.device_count()) > 1:
+        if (count := torch.cuda.device_count()) > 1 and ':' not in device:
             visible = os.environ.get('CUDA_VISIBLE_DEVICES') or ','.join(map(str, range(count)))
             own['CUDA_VISIBLE_DEVICES'] = visible.split(',')[slot % count]
     return {**os.environ, **own}

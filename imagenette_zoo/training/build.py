@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import platform
 import shlex
 import sys
@@ -17,7 +18,7 @@ from typing import Any
 import timm
 import torch
 from timm.data import create_transform, resolve_data_config
-from timm.models._hub import save_config_for_hf
+from timm.models._hub import load_model_config_from_hf, load_model_config_from_path, save_config_for_hf
 from torch import nn
 
 from ..data.cache import content_hash, eval_pixels, names_hash
@@ -46,6 +47,7 @@ __all__ = [
     'model_config',
     'place',
     'probe',
+    'source_args',
     'this_command',
     'uses_cache',
     'versions',
@@ -66,7 +68,7 @@ def build_model(name: str, **kwargs: Any) -> Any:
             take.
     """
     source = name.split(':', 1)[0] if ':' in name else None
-    if source == 'local-dir' and kwargs.get('pretrained') and not Path(name[10:], 'model.safetensors').is_file():
+    if source == 'local-dir' and kwargs.get('pretrained') and not os.path.isfile(f'{name[10:]}/model.safetensors'):
         raise UserError(f'model {name}: no model.safetensors in it')  # older timm would run what a pickle says
     if source not in ('local-dir', 'hf-hub', 'hf_hub') and not timm.is_model(name.split('.')[0]):
         raise UserError(f'unknown model {name!r}{nearest(name, timm.list_models())} (imagenette-zoo list shows ours)')
@@ -81,9 +83,30 @@ def build_model(name: str, **kwargs: Any) -> Any:
         raise UserError(f'model {name}: {reason if len(reason) <= 200 else reason[:200] + "…"}') from None
 
 
-def input_config(options: InputOptions, model: nn.Module, use_test_size: bool = False) -> dict[str, Any]:
-    """timm's data config: ``input_size``, ``interpolation``, ``mean``, ``std``, ``crop_pct``, ``crop_mode``."""
+def source_args(name: str) -> dict[str, Any]:
+    """What the config of a ``local-dir:`` or ``hf-hub:`` model has timm build it with, beside the number of classes."""
+    source, _, place = name.partition(':')
+    args: dict[str, Any] = {}
+    if source == 'local-dir':
+        args = load_model_config_from_path(place)[2]
+    elif source in ('hf-hub', 'hf_hub'):
+        args = load_model_config_from_hf(place)[2]
+    return {key: value for key, value in args.items() if key != 'num_classes'}
+
+
+def input_config(
+    options: InputOptions, model: nn.Module, use_test_size: bool = False, crop_mode: str | None = None
+) -> dict[str, Any]:
+    """timm's data config: ``input_size``, ``interpolation``, ``mean``, ``std``, ``crop_pct``, ``crop_mode``.
+
+    Args:
+        options: What is asked for instead of the model's own.
+        model: The model.
+        use_test_size: Its size for tests, where it has one.
+        crop_mode: Instead of its own. Trainings validate by ``center``, as timm's do.
+    """
     given = {name: getattr(options, name) for name in ('img_size', 'crop_pct', 'interpolation', 'mean', 'std')}
+    given['crop_mode'] = crop_mode
     config = resolve_data_config(given, model=model, use_test_size=use_test_size)
     return {name: tuple(value) if isinstance(value, list) else value for name, value in config.items()}
 

@@ -47,10 +47,14 @@ __all__ = [
     'read_weights',
     'resumed_run',
     'save_model_folder',
+    'unused',
     'write_atomic',
 ]
 
-OWN_FILES = ('result.json', 'state.pt', 'args.yaml', 'summary.csv', 'metrics.jsonl')  # first what marks a run
+OWN_FILES = (  # first what marks a run, last what `imagenette-zoo analyse` adds
+    *('result.json', 'state.pt', 'args.yaml', 'summary.csv', 'metrics.jsonl'),
+    *('analysis.json', 'predictions.safetensors'),
+)
 OWN_FOLDERS = ('last', 'best', 'checkpoints', 'tensorboard', 'wandb')
 
 
@@ -178,7 +182,7 @@ def read_weights(path: Path, use_ema: bool = True) -> dict[str, torch.Tensor]:
     Raises:
         UserError: There is no such file, it is truncated, it is no checkpoint, or it holds more than weights.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path's own may raise
         raise UserError(f'{path}: no such checkpoint file')
     try:
         if path.suffix == '.safetensors':
@@ -247,7 +251,7 @@ def resumed_run(resume: str, output: str, experiment: str | None) -> Path:
         raise UserError('--resume: say which run: --resume runs/NAME, or --experiment NAME')
     path = Path(output, str(experiment)) if resume == 'auto' else Path(resume)
     path = path.parent if path.name == 'state.pt' else path
-    if resume != 'auto' and not (path / 'args.yaml').is_file():
+    if resume != 'auto' and not os.path.isfile(path / 'args.yaml'):
         raise UserError(f'{path}: no run to resume here (no args.yaml)')
     return path
 
@@ -267,15 +271,26 @@ def model_folder(name: str | Path) -> Path | None:
     return None
 
 
+def unused(path: Path) -> Path:
+    """The path, with a number behind it where something is there."""
+    found, number = path, 1
+    while os.path.exists(found):
+        number += 1
+        found = path.with_name(f'{path.name}-{number}')
+    return found
+
+
 class RunFolder:
     """Where a run's files are kept.
 
     Args:
         path: The folder.
+        own_name: Nobody chose it: a new run takes another where it is taken by then.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, own_name: bool = False) -> None:
         self.path = path
+        self.own_name = own_name
         self._lock: ProcessLock | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:  # what another process gets: the place, not the lock
@@ -287,12 +302,12 @@ class RunFolder:
     @property
     def finished(self) -> bool:
         """Whether it holds the result of a run."""
-        return self['result.json'].is_file()
+        return os.path.isfile(self['result.json'])
 
     @property
     def started(self) -> bool:
         """Whether it holds a run, be it one that was killed before its first checkpoint."""
-        return self['args.yaml'].is_file()
+        return os.path.isfile(self['args.yaml'])
 
     def check_unused(self) -> None:
         """Looks whether a new run may be written here, without touching anything.
@@ -300,7 +315,7 @@ class RunFolder:
         Raises:
             UserError: It holds a run already, or another run is being written.
         """
-        if self['.lock'].exists():
+        if os.path.exists(self['.lock']):
             self.lock()
         try:
             self._check_empty()
@@ -313,7 +328,7 @@ class RunFolder:
             raise UserError(
                 f'{self.path}: holds a finished run: choose another --experiment, or --overwrite to replace it'
             )
-        own = [name for name in (*OWN_FILES[1:], *OWN_FOLDERS) if self[name].exists()]
+        own = [name for name in (*OWN_FILES[1:], *OWN_FOLDERS) if os.path.exists(self[name])]
         if own == ['args.yaml'] or not own:
             return
         if self.started:
@@ -346,8 +361,16 @@ class RunFolder:
         Raises:
             UserError: Another process writes here, or it can't be written.
         """
+        text = _as_yaml(recipe)  # first: an option that can't be written is not to cost an earlier run
         with _one_line(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            while self.own_name:  # runs that start in the same second
+                try:
+                    self.path.mkdir()
+                    break
+                except FileExistsError:
+                    self.path = unused(self.path)
+            self.path.mkdir(exist_ok=True)
         if self._lock is None:
             self.lock()
             if not recipe.overwrite:
@@ -358,12 +381,7 @@ class RunFolder:
             for name in OWN_FOLDERS:
                 if self[name].is_dir():
                     shutil.rmtree(self[name])
-        self.save_recipe(recipe)
-
-    def save_recipe(self, recipe: Recipe) -> None:
-        """Writes ``args.yaml``, all options: a recipe to train from again."""
-        options = recipe.replace(overwrite=False, resume=None, wandb_resume_id=None).as_dict()
-        write_atomic(self['args.yaml'], yaml.safe_dump(options, sort_keys=False).encode())
+        write_atomic(self['args.yaml'], text)
 
     def save_state(self, state: Mapping[str, Any]) -> None:
         """Writes ``state.pt``, what :meth:`parse_state` gives back."""
@@ -444,3 +462,19 @@ class RunFolder:
     def save_result(self, result: Mapping[str, Any]) -> None:
         """Writes ``result.json``, which ends the run."""
         write_atomic(self['result.json'], (json.dumps(result, indent=2) + '\n').encode())
+
+
+def _as_yaml(recipe: Recipe) -> bytes:
+    """The content of ``args.yaml``, all options: a recipe to train from again.
+
+    Raises:
+        UserError: A value is no plain one.
+    """
+    options = recipe.replace(overwrite=False, resume=None, wandb_resume_id=None).as_dict()
+    for name, value in options.items():
+        try:
+            yaml.safe_dump(value)
+        except yaml.YAMLError:
+            shown = ' '.join(str(value).split())[:80]
+            raise UserError(f"{name}: can't write down {shown}: numbers, words, lists and mappings can be") from None
+    return yaml.safe_dump(options, sort_keys=False).encode()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,9 +16,9 @@ import timm
 import torch
 from torch import nn
 
-from ..data import resolve_dataset
+from ..data import validation_images
 from ..data.augment import Normalize, shift_batch
-from ..data.imagenette import ImageSet, load_split
+from ..data.imagenette import ImageSet
 from ..data.loaders import Batches
 from ..data.seeding import stream_seed
 from ..errors import UserError
@@ -160,13 +161,12 @@ def validate(
         model = ValidationOptions(model=names, data_dir=str(data_dir) if data_dir else None, **options)
     if not model.model:
         raise UserError('--model: say what to validate, as in --model runs/NAME')
-    if model.results_file and not Path(model.results_file).absolute().parent.is_dir():
+    if model.results_file and not os.path.isdir(Path(model.results_file).absolute().parent):
         raise UserError(f'--results-file {model.results_file}: no such folder')
     console = Console(quiet)
     world = World(choose_device(model.device))
     keep_freed_memory()
-    root = resolve_dataset(model.dataset, model.data_dir)
-    images = load_split(root, model.val_split, load_split(root).classes)
+    images = validation_images(model.dataset, model.data_dir, model.val_split)
     found = []
     for name in model.model:
         found.append(_validate_one(name, model, images, world, console))
@@ -270,6 +270,8 @@ def open_model(name: str, options: Any, classes: int | None = None) -> Any:
         state_dict = read_weights(Path(options.checkpoint), options.use_ema)
         model = build.build_model(name, num_classes=options.num_classes or classes, **kwargs)
         load_weights(model, state_dict, options.checkpoint)
+        if model.pretrained_cfg.get('file'):  # of the weights in the package, like how images are cropped for them
+            model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, 'crop_mode': None}
         return model
     if name.startswith(('hf-hub:', 'hf_hub:')) or options.pretrained:
         model = build.build_model(name, pretrained=True, num_classes=options.num_classes, **kwargs)
@@ -306,8 +308,8 @@ def load_folder(folder: Path, **kwargs: Any) -> Any:
     model_args = {**config.get('model_args', {}), **given, 'num_classes': classes}
     model = build.build_model(config['architecture'], **model_args)
     load_weights(model, read_weights(folder / 'model.safetensors'), folder)
-    published = dict.fromkeys(('label_names', 'test_input_size', 'test_crop_pct', 'test_pool_size'))  # not those
-    own = {**published, **config['pretrained_cfg']}
+    published = ('label_names', 'crop_mode', 'test_input_size', 'test_crop_pct', 'test_pool_size')  # not those
+    own = {**dict.fromkeys(published), **config['pretrained_cfg']}
     if names is not None:
         own['label_names'] = names
     model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, **own}

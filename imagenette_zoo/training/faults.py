@@ -114,6 +114,10 @@ def explained(recipe: Recipe, world: World) -> Iterator[None]:
         # the CPU's allocator, oneDNN
         if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text or 'std::bad_alloc' in text:
             raise _out_of_memory(recipe, world) from error
+        if 'DataLoader worker' in text:
+            raise UserError(
+                f'lost a data worker ({first_line(error)[:120]}): fewer --workers need less memory, 0 no shared memory'
+            ) from error
         if world.size > 1 and (isinstance(error, dist.DistError) or 'gloo' in text):
             raise UserError(
                 f'lost another process of the group ({first_line(error)[:120]}); the same command with '

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -20,7 +20,7 @@ from ..data.loaders import Batches, CachedTrainBatches, EpochBatches, SizeSchedu
 from ..data.seeding import seed_everything
 from ..errors import UserError, first_line
 from . import build
-from .checkpoint import RunFolder, load_weights, model_folder, read_weights, resumed_run
+from .checkpoint import RunFolder, load_weights, model_folder, read_weights, resumed_run, unused
 from .compilation import resolve
 from .console import Console
 from .distributed import World
@@ -131,7 +131,7 @@ def prepare(recipe: Recipe, folder: RunFolder, state: bytes | None, world: World
     seed_everything(recipe.seed, 'model')
     start = recipe if state is None else recipe.replace(pretrained=False, initial_checkpoint=None)
     model = make_model(start, len(train_images.classes))
-    config = build.input_config(recipe, model)
+    config = build.input_config(recipe, model, crop_mode='center')
     data = _load_batches(recipe, train_images, val_images, config, world, console)
     for side in recipe.train_img_sizes or ():
         build.probe(model, recipe.model, (config['input_size'][0], side, side))
@@ -172,7 +172,8 @@ def open_folder(recipe: Recipe) -> tuple[RunFolder, bytes | None, bool]:
         UserError: It is in use, holds another run, or was started with another recipe.
     """
     if not recipe.resume:
-        folder = RunFolder(Path(recipe.output, recipe.experiment) if recipe.experiment else _unused_path(recipe))
+        named = Path(recipe.output, recipe.experiment) if recipe.experiment else None
+        folder = RunFolder(named or unused(_own_name(recipe)), own_name=named is None)
         if not recipe.overwrite:
             folder.check_unused()
         return folder, None, False
@@ -195,37 +196,41 @@ def check_alike(recipe: Recipe, first: Mapping[str, Any]) -> None:
     Raises:
         UserError: An option that decides what is trained differs.
     """
-    for option, value, other in _differing(recipe, first):
+    together = FREE_ON_RESUME - {'recovery_interval', 'nan', 'nan_limit'}
+    for option, value, other in _differing(recipe, first, together):
         raise UserError(f'{option} is {value} in this process and {other} in the first: give all the same')
 
 
-def _differing(recipe: Recipe, other: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """The options that decide what is trained and differ, with both values."""
+def _differing(
+    recipe: Recipe, other: Mapping[str, Any], free: Collection[str] = FREE_ON_RESUME
+) -> Iterator[tuple[str, Any, Any]]:
+    """The options that are not free to differ and do, with both values."""
     for option, value in recipe.as_dict().items():
-        if option not in FREE_ON_RESUME and value != other[option]:
+        if option not in free and value != other[option]:
             yield option, value, other[option]
 
 
 def check_resumable(recipe: Recipe, folder: RunFolder) -> None:
+    started = Recipe(**read_yaml(folder['args.yaml'], Recipe.names()))
+    if recipe.resume != 'auto' and recipe.experiment not in (None, folder.path.name, started.experiment):
+        raise UserError(
+            f'--resume goes on with {folder.path}, in its own folder: leave --experiment out; to start another run '
+            f'from its weights: --initial-checkpoint {folder.path}'
+        )
     if folder.finished and recipe.resume != 'auto':
         raise UserError(f'{folder.path}: this run is finished; there is nothing to resume')
-    started = Recipe(**read_yaml(folder['args.yaml'], Recipe.names())).as_dict()
-    for option, value, then in _differing(recipe, started):
+    for option, value, then in _differing(recipe, started.as_dict()):
         raise UserError(
             f'{folder.path}: was started with {option} {then}, not {value}: leave the option out to resume, or start '
             f'another run'
         )
 
 
-def _unused_path(recipe: Recipe) -> Path:
+def _own_name(recipe: Recipe) -> Path:
     """A folder named by time, model and size, as timm's script names it."""
     stamp = datetime.now().strftime('%Y%m%d-%H%M%S')
     name = '-'.join([stamp, safe_model_name(recipe.model), *([str(recipe.img_size)] if recipe.img_size else [])])
-    path, number = Path(recipe.output, name), 1
-    while path.exists():
-        number += 1
-        path = path.with_name(f'{name}-{number}')
-    return path
+    return Path(recipe.output, name)
 
 
 def _resume(run: Run, data: bytes) -> None:
@@ -252,7 +257,7 @@ def _resume(run: Run, data: bytes) -> None:
 
 
 def _load_images(recipe: Recipe) -> tuple[ImageSet, ImageSet]:
-    root = resolve_dataset(recipe.dataset, recipe.data_dir)
+    root = resolve_dataset(recipe.dataset, recipe.data_dir, recipe.train_split, recipe.val_split)
     train_images = load_split(root, recipe.train_split)
     val_images = load_split(root, recipe.val_split, train_images.classes)
     classes = len(train_images.classes)
@@ -317,6 +322,8 @@ def _load_batches(
     reprob = 0.0 if recipe.no_aug else recipe.reprob
     transform = BatchTransform(normalize, reprob, recipe.remode, recipe.recount, mixup)
     train_batches = _train_batches(recipe, train_images, config, world, console, multiple=2 if mixup else 1)
+    if world.size > len(val_images):
+        raise UserError(f'{world.size} processes for {len(val_images)} validation images: start fewer')
     batch_size = recipe.validation_batch_size or recipe.batch_size
     val_batches = build.eval_batches(recipe, val_images, config, batch_size, world, console)
     return Data(train_images, val_images, train_batches, val_batches, transform)

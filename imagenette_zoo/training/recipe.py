@@ -8,6 +8,7 @@ Where an option exists in timm's ``train.py`` it has that script's name, meaning
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -83,7 +84,7 @@ class ComputeOptions(Options):
     amp: bool = option(False, 'automatic mixed precision')
     amp_dtype: str = option('float16', 'type that mixed precision computes in', choices=('float16', 'bfloat16'))
     channels_last: bool | None = option(
-        None, 'channels-last memory layout (--no-channels-last: another; if neither is given: on a CPU)'
+        None, "channels-last memory layout (default: on a CPU; --no-channels-last: torch's own)"
     )
     torchcompile: str | None = option(
         'auto',
@@ -557,7 +558,7 @@ def shipped(name: str | Path, kind: str, *folders: str) -> Path:
     Raises:
         UserError: There is none; the line names the nearest ones.
     """
-    if Path(name).is_file():
+    if os.path.isfile(name):  # Path's own may raise
         return Path(name)
     files = _shipped(*folders)
     for known, file in files.items():

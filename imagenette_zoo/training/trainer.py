@@ -89,7 +89,9 @@ def _run(run: Run, console: Console) -> Result:
     )
     console.line(f'run folder: {run.folder.path}' + (f', continued at {run.place}' if run.begun else ''))
     own = {'global_pool': recipe.gp, 'bn_eps': recipe.bn_eps}
-    model_args = {**recipe.model_kwargs, **{name: value for name, value in own.items() if value is not None}}
+    recorded = hasattr(learner.model, '_model_args')  # by timm itself, since 1.0.31
+    model_args = {**({} if recorded else build.source_args(recipe.model)), **recipe.model_kwargs}
+    model_args |= {name: value for name, value in own.items() if value is not None}
     model_config = build.model_config(learner.model, run.config, data.train.class_names, model_args)
     if learner.world.device.type == 'cuda':
         torch.cuda.reset_peak_memory_stats(learner.world.device)
@@ -154,7 +156,7 @@ def _train_epoch(epoch: int, run: Run, stop: StopSignals, console: Console) -> N
     meter = Meter(position, epoch, world, stops=recipe.nan == 'stop')
     looks = LOOKS.get(world.device.type, LOOKS['cuda'])
     saved = position.step
-    with console.progress(f'epoch {epoch}', len(batches), recipe.log_interval, position.step) as progress:
+    with console.progress(f'epoch {epoch}', len(batches), recipe.log_interval * accumulate, position.step) as progress:
         for step, (images, targets) in enumerate(batches, position.step):
             seed_everything(recipe.seed, 'step', epoch, step, world.rank)
             images, targets = data.transform(images, targets)
@@ -174,7 +176,7 @@ def _train_epoch(epoch: int, run: Run, stop: StopSignals, console: Console) -> N
             if (step + 1) % looks == 0:
                 meter.check()
             stopping = stop.wished()
-            due = 0 < recipe.recovery_interval <= step + 1 - saved
+            due = 0 < recipe.recovery_interval * accumulate <= step + 1 - saved
             if (stopping or due) and step + 1 < len(batches):
                 meter.settle(learner)
                 if stopping:

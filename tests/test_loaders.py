@@ -324,6 +324,15 @@ def test_streams_differ() -> None:
     assert len(seeds) == 3 * 2 * 400
 
 
+def test_the_gpu_of_a_mac_is_seeded_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+    monkeypatch.setattr(torch.mps, 'manual_seed', seeds.append)
+    for there in (False, True):
+        monkeypatch.setattr(torch.backends.mps, 'is_available', lambda there=there: there)
+        seed_everything(1)
+    assert seeds == [torch.initial_seed()]
+
+
 def test_batches_of_one_side_are_cropped_together() -> None:
     batches = [(torch.arange(4) + 4 * number, side) for number, side in enumerate([32, 32, 32, 48, 48, 32])]
     together = [(index.tolist(), side) for index, side in loaders._together(iter(batches), 8)]

@@ -18,7 +18,7 @@ from .version import __version__
 
 __all__ = ['main', 'train_main', 'validate_main']
 
-UNUSABLE = (errno.EACCES, errno.ENAMETOOLONG)  # names of files that nobody looked at before
+UNUSABLE = (errno.EACCES, errno.ENAMETOOLONG)  # what the system says of a name that no command has looked at
 LONGEST_NAME = 100  # of a folder that nobody chose
 
 

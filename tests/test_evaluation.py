@@ -208,12 +208,13 @@ def test_what_a_model_folder_says_itself(run: Path, recipe: MakeRecipe, given: d
 
 
 def test_the_arguments_in_a_config(tmp_path: Path) -> None:
-    config = {'architecture': 'test_resnet', 'pretrained_cfg': {}, 'model_args': {'output_stride': 8}}
+    config = {'architecture': 'test_resnet', 'pretrained_cfg': {}, 'model_args': {'num_classes': 3, 'output_stride': 8}}
     (tmp_path / 'config.json').write_text(json.dumps(config))
-    assert build.source_args(f'local-dir:{tmp_path}') == {'output_stride': 8}
+    model, source = torch.nn.Module(), f'local-dir:{tmp_path}'
+    assert build.source_args(source, model) == {'output_stride': 8}
     del config['model_args']
     (tmp_path / 'config.json').write_text(json.dumps(config))
-    assert build.source_args(f'local-dir:{tmp_path}') == build.source_args('test_resnet') == {}
+    assert build.source_args(source, model) == build.source_args('test_resnet', model) == {}
 
 
 @pytest.mark.parametrize('args', [{'checkpoint_path': 'evil.pth'}, {'pretrained_cfg': {'file': 'evil.pth'}}])
@@ -288,6 +289,8 @@ def test_accuracy_equals_timms_script_to_the_image(imagenette_dir: Path, tmp_pat
             str(tmp_path / 'w.pth'),
             '--img-size',
             '64',
+            '--crop-mode',
+            'center',
             '--device',
             'cpu',
             '--workers',

@@ -326,8 +326,14 @@ def test_a_model_that_was_built_from_a_folder_is_named_by_its_architecture(copy:
     result = json.loads((copy / 'result.json').read_text())
     result['recipe']['model'] = result['model'] = 'local-dir:/some/path'
     (copy / 'result.json').write_text(json.dumps(result))
+    config = json.loads((copy / 'last' / 'config.json').read_text())
+    config['model_args'] |= {'num_classes': 3, 'global_pool': 'max'}  # as timm writes them
+    (copy / 'last' / 'config.json').write_text(json.dumps(config))
     text = written(copy, tmp_path / 'out')
-    assert 'model: mbv2_mish_imagenette\n' in text
+    (tmp_path / 'recipe.yaml').write_text(re.search(r'```yaml\n(.*?)```', text, re.DOTALL)[1])  # type: ignore[index]
+    recipe = Recipe.load(tmp_path / 'recipe.yaml')
+    assert (recipe.model, recipe.gp) == ('mbv2_mish_imagenette', 'max')
+    assert recipe.model_kwargs['channel_multiplier'] == 0.35
     assert '/some/path' not in text
 
 

@@ -402,8 +402,9 @@ def test_what_torch_raises_is_explained(recipe: MakeRecipe, error: Exception, ex
     larger = recipe(validation_batch_size=2 * recipe().batch_size)
     with pytest.raises(UserError, match='or a smaller --validation-b'), explained(larger, World(torch.device('cpu'))):
         raise torch.OutOfMemoryError
-    with pytest.raises(RuntimeError, match='a bug'), explained(recipe(), World(torch.device('cpu'))):
-        raise RuntimeError('a bug')
+    for bug in ('a bug', 'Caught RuntimeError in DataLoader worker process 0.'):
+        with pytest.raises(RuntimeError, match=bug), explained(recipe(), World(torch.device('cpu'))):
+            raise RuntimeError(bug)
 
 
 # --- Hostile files ----------------------------------------------------------------------------------------------------

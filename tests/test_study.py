@@ -443,7 +443,7 @@ def test_the_analysis_of_a_run(recipe: Callable[..., Recipe], capsys: pytest.Cap
 def test_other_images_than_those_of_the_run_are_not_analysed(tmp_path: Path, recipe: Callable[..., Recipe]) -> None:
     run = train(recipe(epochs=1), quiet=True).folder
     other = make_folder(tmp_path / 'other', val=5)
-    with pytest.raises(UserError, match=r'has 15 validation images, .* was trained with 12'):
+    with pytest.raises(UserError, match=r'has 15 validation images, .* validated on 12: give the former --data-dir'):
         analyse(run, Console(quiet=True), str(other))
     assert read_analysis(run) is None
 

@@ -20,15 +20,13 @@ from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 import imagenette_zoo
 from imagenette_zoo import train
 from imagenette_zoo.cli import main
-from imagenette_zoo.data.imagenette import load_split
 from imagenette_zoo.errors import UserError
-from imagenette_zoo.training import build, learner, trainer
+from imagenette_zoo.training import learner, trainer
 from imagenette_zoo.training.checkpoint import RunFolder
-from imagenette_zoo.training.console import Console
 from imagenette_zoo.training.distributed import World
 from imagenette_zoo.training.evaluation import load_folder
 from imagenette_zoo.training.learner import learning_rate
-from imagenette_zoo.training.prepare import _load_batches, check_alike, open_folder
+from imagenette_zoo.training.prepare import _load_images, check_alike, open_folder
 from imagenette_zoo.training.recipe import Recipe
 
 from .conftest import changed, interrupted, make_folder, needs_local_dir
@@ -627,13 +625,10 @@ def test_splits_of_other_names(recipe: MakeRecipe, tmp_path: Path) -> None:
     assert validation.top1 == result.top1
 
 
-def test_more_processes_than_validation_images(recipe: MakeRecipe, folder: Path) -> None:
-    own = recipe(batch_size=1)
-    config = build.input_config(own, timm.create_model(own.model))
-    images = load_split(folder), load_split(folder, 'val')
+def test_more_processes_than_validation_images(recipe: MakeRecipe) -> None:
     world = World(torch.device('cpu'), size=13)
     with pytest.raises(UserError, match='13 processes for 12 validation images: start fewer'):
-        _load_batches(own, *images, config, world, Console(quiet=True))
+        _load_images(recipe(), world)
 
 
 def test_validation_images_that_are_trained_on(recipe: MakeRecipe, capsys: pytest.CaptureFixture[str]) -> None:

@@ -185,7 +185,7 @@ def find_root(data_dir: str | Path | None, *splits: str) -> Path:
     if variable:
         return _root_at(Path(os.path.expanduser(variable)), 'IMAGENETTE_DIR', needed)
     for folder in reversed(SIZES.values()):
-        if _holds_splits(cache_dir() / folder, needed):
+        if _holds_splits(cache_dir() / folder):
             return cache_dir() / folder
     raise UserError(
         'no Imagenette found: run "imagenette-zoo data fetch --size 160" (100 MB), or give --data-dir, or set '
@@ -193,17 +193,17 @@ def find_root(data_dir: str | Path | None, *splits: str) -> Path:
     )
 
 
-def _root_at(place: Path, what: str, splits: Sequence[str] = _SPLITS) -> Path:
-    both = ' and '.join(f'{_spellings(split)[0]}/' for split in splits)
+def _root_at(place: Path, what: str, splits: Sequence[str]) -> Path:
+    wanted = _named(splits)
     if os.path.isfile(place):
         if not place.name.lower().endswith(_ARCHIVE_SUFFIXES):
             raise UserError(
-                f'{what} {place} is a file and no archive: expected a folder with {both}, or one of '
+                f'{what} {place} is a file and no archive: expected a folder with {wanted}, or one of '
                 f'{", ".join(_ARCHIVE_SUFFIXES)}',
             )
         return _unpacked(place, splits)
     if not os.path.isdir(place):
-        raise UserError(f'{what} {place} does not exist: give the folder that holds {both}')
+        raise UserError(f'{what} {place} does not exist: give the folder that holds {wanted}')
     if _holds_splits(place, splits):
         return place
     try:
@@ -211,6 +211,7 @@ def _root_at(place: Path, what: str, splits: Sequence[str] = _SPLITS) -> Path:
     except OSError as error:
         raise UserError(f'{what} {place} cannot be read: {_reason(error)}') from error
     roots = [child for child in children if _holds_splits(child, splits)]
+    roots = [root for root in roots if _holds_splits(root)] or roots
     if len(roots) == 1:
         return roots[0]
     if roots:
@@ -223,16 +224,20 @@ def _root_at(place: Path, what: str, splits: Sequence[str] = _SPLITS) -> Path:
         lacks = ' (or '.join(f'{name}/' for name in _spellings(missing[0])) + ')' * (len(_spellings(missing[0])) - 1)
         raise UserError(f'{what} {place} has {_spellings(there)[0]}/ but no {lacks}: add it or give another folder')
     if not any(place.iterdir()):
-        raise UserError(f'{what} {place} is empty: expected a folder that holds {both}')
+        raise UserError(f'{what} {place} is empty: expected a folder that holds {wanted}')
     found = ', '.join(child.name for child in children[:5]) or 'no folders'
     raise UserError(
-        f'{what} {place} holds no {both} (found: {found}): give the folder that does, or (to train) '
+        f'{what} {place} holds no {wanted} (found: {found}): give the folder that does, or (to train) '
         '--train-split and --val-split',
     )
 
 
 def _holds_splits(folder: Path, splits: Sequence[str] = _SPLITS) -> bool:
     return all(any(os.path.isdir(folder / name) for name in _spellings(split)) for split in splits)
+
+
+def _named(splits: Sequence[str]) -> str:
+    return ' and '.join(f'{_spellings(split)[0]}/' for split in splits)
 
 
 def _spellings(split: str) -> tuple[str, ...]:
@@ -284,7 +289,8 @@ def _unpacked(archive: Path, splits: Sequence[str]) -> Path:
         return _root_at(target, 'unpacked archive', splits)
     except UserError as error:
         raise UserError(
-            f'{target}, unpacked from {archive}, has no {" and ".join(splits)}: remove {target} to unpack it again',
+            f'{target}, unpacked from {archive}, does not hold {_named(splits)}: ask for other splits, or remove it to '
+            'unpack it again',
         ) from error
 
 

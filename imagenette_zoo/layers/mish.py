@@ -19,8 +19,8 @@ from imagenette_zoo.layers.kernels import are_kernels_for, call, is_plain
 
 __all__ = ['Mish', 'much_inference', 'speed_up_mish']
 
-# Elements from which on the kernels are used, and at which their 32-bit indices end. In training they are faster from
-# the first of these on; a person who classifies a picture or two is not to wait for a compiler.
+# Elements from which on the kernels are used, and at which their 32-bit indices end. In training they are as fast as
+# torch's at the first of these; a person who classifies a picture or two is not to wait for a compiler.
 FUSED_SIZES = {'training': range(2**12, 2**30), 'inference': range(2**22, 2**30)}
 _FORMATS = (torch.contiguous_format, torch.channels_last, torch.channels_last_3d)
 

@@ -16,7 +16,7 @@ from ..models.variants import LABEL_NAMES
 from ..study.records import Record, read_record
 from ..study.report import escape_markdown
 from ..training.console import duration
-from ..training.recipe import Recipe
+from ..training.recipe import OWN_OPTION, Recipe
 from ..training.result import FREE_TO_DIFFER
 
 __all__ = ['CardFacts', 'Trained', 'model_card', 'read_trained']
@@ -228,8 +228,11 @@ def _training(facts: CardFacts, trained: Trained) -> Iterator[str]:
     }
     if str(recipe.get('model')).startswith('local-dir:'):  # a path, too
         recipe['model'] = facts.config['architecture']
-        if args := facts.config.get('model_args'):
-            recipe['model_kwargs'] = args
+        args = facts.config.get('model_args', {})
+        if own := {name: value for name, value in args.items() if name not in OWN_OPTION}:
+            recipe['model_kwargs'] = own
+        if 'global_pool' in args:
+            recipe.setdefault('gp', args['global_pool'])
     yield f'```yaml\n{yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)}```'
 
 

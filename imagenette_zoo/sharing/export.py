@@ -153,7 +153,7 @@ def _metadata(trained: TrainedModel, to: str) -> dict[str, Any]:
 def _real_images(trained: TrainedModel, data_dir: str | None) -> tuple[str, Images]:
     """Where the images are from (the data set at hand, else drawn), and what the model takes: `(N, 3, H, W)`."""
     try:
-        found = load_split(find_root(data_dir), 'validation')
+        found = load_split(find_root(data_dir, 'validation'), 'validation')
         source = f'{found.root.name}/{found.split}'
         images = [open_image(found.root / path) for path in evenly(found, IMAGES).paths]
     except UserError:

@@ -107,7 +107,9 @@ def analyse(folder: Path, console: Console, data_dir: str | None = None, device:
     train_images = load_split(root, recipe.train_split)
     images = load_split(root, options.val_split, train_images.classes)
     if (count := read_result(folder).dataset.get('val')) not in (None, len(images)):
-        raise UserError(f'{root}: has {len(images)} validation images, {folder} was trained with {count}: other data')
+        raise UserError(
+            f'{root} has {len(images)} validation images, {folder} was validated on {count}: give the former --data-dir'
+        )
     some = evenly(train_images, TRAINING_IMAGES)
     model = load_model(str(folder / 'last'), options, images)
     config = build.input_config(options, model, use_test_size=True)

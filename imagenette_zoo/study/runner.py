@@ -110,7 +110,7 @@ def _check_images(result: Result, trial: Trial, place: Place) -> None:
     recipe = trial.recipe
     now = _data_name(recipe.dataset, place.data_dir or recipe.data_dir, recipe.train_split, recipe.val_split)
     then = result.dataset.get('name')
-    if None not in (now, then) and now != then:
+    if now and then and now != then:
         raise UserError(
             f'{result.folder}: was trained on {then}, the data folder is {now}: give the former --data-dir, or start '
             f'anew elsewhere (--output)'
@@ -120,7 +120,7 @@ def _check_images(result: Result, trial: Trial, place: Place) -> None:
 def _data_name(dataset: str, data_dir: str | None, *splits: str) -> str | None:
     """The name of the data folder; None where it is not at hand."""
     try:
-        return resolve_dataset(dataset, data_dir, *splits).name
+        return Path(os.path.abspath(resolve_dataset(dataset, data_dir, *splits))).name
     except UserError:
         return None
 

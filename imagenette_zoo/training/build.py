@@ -83,11 +83,14 @@ def build_model(name: str, **kwargs: Any) -> Any:
         raise UserError(f'model {name}: {reason if len(reason) <= 200 else reason[:200] + "…"}') from None
 
 
-def source_args(name: str) -> dict[str, Any]:
-    """What the config of a ``local-dir:`` or ``hf-hub:`` model has timm build it with, beside the number of classes."""
+def source_args(name: str, model: nn.Module) -> dict[str, Any]:
+    """What the config of a ``local-dir:`` or ``hf-hub:`` model has timm build it with, beside the number of classes;
+    nothing where timm keeps account of that in the model."""
     source, _, place = name.partition(':')
     args: dict[str, Any] = {}
-    if source == 'local-dir':
+    if hasattr(model, '_model_args'):  # since timm 1.0.31
+        pass
+    elif source == 'local-dir':
         args = load_model_config_from_path(place)[2]
     elif source in ('hf-hub', 'hf_hub'):
         args = load_model_config_from_hf(place)[2]

@@ -274,7 +274,7 @@ def model_folder(name: str | Path) -> Path | None:
 def unused(path: Path) -> Path:
     """The path, with a number behind it where something is there."""
     found, number = path, 1
-    while os.path.exists(found):
+    while os.path.lexists(found):
         number += 1
         found = path.with_name(f'{path.name}-{number}')
     return found

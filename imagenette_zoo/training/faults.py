@@ -114,7 +114,7 @@ def explained(recipe: Recipe, world: World) -> Iterator[None]:
         # the CPU's allocator, oneDNN
         if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text or 'std::bad_alloc' in text:
             raise _out_of_memory(recipe, world) from error
-        if 'DataLoader worker' in text:
+        if 'DataLoader worker (pid' in text:
             raise UserError(
                 f'lost a data worker ({first_line(error)[:120]}): fewer --workers need less memory, 0 no shared memory'
             ) from error

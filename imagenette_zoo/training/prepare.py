@@ -125,7 +125,7 @@ def prepare(recipe: Recipe, folder: RunFolder, state: bytes | None, world: World
         UserError: Anything that the recipe names is wrong or missing.
     """
     world.share(lambda: check_trackers(recipe))
-    train_images, val_images = _load_images(recipe)
+    train_images, val_images = _load_images(recipe, world)
     if shared := len(set(train_images.paths) & set(val_images.paths)):
         console.line(f'note: {shared:,} of the {len(val_images):,} validation images are training images, too')
     seed_everything(recipe.seed, 'model')
@@ -214,8 +214,8 @@ def check_resumable(recipe: Recipe, folder: RunFolder) -> None:
     started = Recipe(**read_yaml(folder['args.yaml'], Recipe.names()))
     if recipe.resume != 'auto' and recipe.experiment not in (None, folder.path.name, started.experiment):
         raise UserError(
-            f'--resume goes on with {folder.path}, in its own folder: leave --experiment out; to start another run '
-            f'from its weights: --initial-checkpoint {folder.path}'
+            f'--resume goes on with {folder.path}, in its own folder: leave --experiment {recipe.experiment} out; to '
+            f'start another run from its weights: --initial-checkpoint {folder.path}'
         )
     if folder.finished and recipe.resume != 'auto':
         raise UserError(f'{folder.path}: this run is finished; there is nothing to resume')
@@ -256,7 +256,7 @@ def _resume(run: Run, data: bytes) -> None:
         raise UserError(f'{run.folder["state.pt"]}: not the state of this run ({reason})') from None
 
 
-def _load_images(recipe: Recipe) -> tuple[ImageSet, ImageSet]:
+def _load_images(recipe: Recipe, world: World) -> tuple[ImageSet, ImageSet]:
     root = resolve_dataset(recipe.dataset, recipe.data_dir, recipe.train_split, recipe.val_split)
     train_images = load_split(root, recipe.train_split)
     val_images = load_split(root, recipe.val_split, train_images.classes)
@@ -266,6 +266,8 @@ def _load_images(recipe: Recipe) -> tuple[ImageSet, ImageSet]:
             f'--num-classes {recipe.num_classes} disagrees with the {classes} classes of {root}: '
             f'--num-classes {classes} is theirs'
         )
+    if world.size > len(val_images):
+        raise UserError(f'{world.size} processes for {len(val_images)} validation images: start fewer')
     if recipe.label_noise:
         train_images = with_label_noise(train_images, recipe.label_noise)
     return train_images, val_images
@@ -322,8 +324,6 @@ def _load_batches(
     reprob = 0.0 if recipe.no_aug else recipe.reprob
     transform = BatchTransform(normalize, reprob, recipe.remode, recipe.recount, mixup)
     train_batches = _train_batches(recipe, train_images, config, world, console, multiple=2 if mixup else 1)
-    if world.size > len(val_images):
-        raise UserError(f'{world.size} processes for {len(val_images)} validation images: start fewer')
     batch_size = recipe.validation_batch_size or recipe.batch_size
     val_batches = build.eval_batches(recipe, val_images, config, batch_size, world, console)
     return Data(train_images, val_images, train_batches, val_batches, transform)

@@ -375,13 +375,13 @@ class RunOptions(Options):
     val_interval: int = option(1, 'epochs between validations', low=1)
     checkpoint_hist: int = option(10, 'number of best epochs whose weights are kept', low=1)
     recovery_interval: int = option(
-        0, 'steps between checkpoints within an epoch; 0 keeps only those at its end', low=0
+        0, 'updates between checkpoints within an epoch; 0 keeps only those at its end', low=0
     )
     nan: str = option(
         'stop', 'what an infinite or NaN loss does: stop the run, or skip the step and go on', choices=('stop', 'skip')
     )
     nan_limit: int = option(10, 'most steps in a row that --nan skip leaves out', low=1)
-    log_interval: int = option(50, 'steps between plain progress lines where there is no terminal', low=1)
+    log_interval: int = option(50, 'updates between plain progress lines where there is no terminal', low=1)
     sync_bn: bool = option(False, 'BatchNorm statistics over all processes (CUDA, under torchrun)')
     cuda_graph: str = option(
         'auto',

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import types
 import typing
 from collections.abc import Sequence
@@ -133,7 +134,7 @@ def differences(then: Result, run: Run) -> list[str]:
 
 def _dataset(run: Run) -> dict[str, Any]:
     train, val = run.data.train, run.data.val
-    return {'name': train.root.name, 'train': len(train), 'val': len(val), 'hash': run.data_hash}
+    return {'name': Path(os.path.abspath(train.root)).name, 'train': len(train), 'val': len(val), 'hash': run.data_hash}
 
 
 def ranking(history: Sequence[dict[str, Any]], recipe: Recipe) -> list[int]:

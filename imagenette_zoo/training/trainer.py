@@ -89,8 +89,7 @@ def _run(run: Run, console: Console) -> Result:
     )
     console.line(f'run folder: {run.folder.path}' + (f', continued at {run.place}' if run.begun else ''))
     own = {'global_pool': recipe.gp, 'bn_eps': recipe.bn_eps}
-    recorded = hasattr(learner.model, '_model_args')  # by timm itself, since 1.0.31
-    model_args = {**({} if recorded else build.source_args(recipe.model)), **recipe.model_kwargs}
+    model_args = {**build.source_args(recipe.model, learner.model), **recipe.model_kwargs}
     model_args |= {name: value for name, value in own.items() if value is not None}
     model_config = build.model_config(learner.model, run.config, data.train.class_names, model_args)
     if learner.world.device.type == 'cuda':

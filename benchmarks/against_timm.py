@@ -15,6 +15,8 @@ from typing import Any
 from common import ROOT, in_turns, ratio, report, run_process, subset
 from step import VARIANTS
 
+from imagenette_zoo.training.recipe import Recipe
+
 RECIPE = ROOT / 'hparams' / 'mbv2_mish.yaml'
 EPOCHS = 2  # the last is measured
 TIMMS_MISH = ['--model', 'mobilenetv2_100', '--model-kwargs', 'act_layer=mish']  # mbv2_mish_imagenette without our Mish
@@ -128,7 +130,8 @@ def validate(args: argparse.Namespace) -> None:
 
 def accuracy(args: argparse.Namespace) -> None:
     """Seconds from the start of the process, nothing decoded or compiled before, to the accuracy asked for, for each
-    seed; timm's script has timm's model with its own Mish. A run is stopped when it is there."""
+    seed; of the flagship timm's script has timm's own, with its own Mish. A run is stopped when it is there."""
+    model = Recipe.load(args.recipe).model
     seconds: dict[str, list[float]] = {name: [] for name in args.order}
     curves: dict[str, list[Any]] = {name: [] for name in args.order}
     for seed in range(args.first_seed, args.first_seed + args.seeds):
@@ -139,7 +142,8 @@ def accuracy(args: argparse.Namespace) -> None:
             words += ['--amp', '--amp-dtype', 'bfloat16'] if args.amp else []
             cold = {variable: f'{folder}-{variable}' for variable in CACHES}
             if name == 'timm':
-                words = [args.timm_dir / 'train.py', *words, *TIMMS_MISH, '-j', args.workers]
+                words = [args.timm_dir / 'train.py', '--device-modules', 'imagenette_zoo', *words, '-j', args.workers]
+                words += TIMMS_MISH if model == 'mbv2_mish_imagenette' else []
             else:
                 words = [ROOT / 'train.py', *words]
             curve: list[dict[str, float]] = []

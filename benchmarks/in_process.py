@@ -6,6 +6,8 @@ import argparse
 import itertools
 import time
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from torch import nn
 
 from imagenette_zoo import fuse
 from imagenette_zoo.layers import Mish
+from imagenette_zoo.layers.mish import much_inference
 from imagenette_zoo.training.build import place
 from imagenette_zoo.training.console import Console
 from imagenette_zoo.training.distributed import World
@@ -171,21 +174,26 @@ def _steps(args: argparse.Namespace, **options: str) -> Callable[[], float]:
 
 
 def fused(args: argparse.Namespace) -> None:
-    """``mbv2_mish_mp3_imagenette`` in evaluation, as trained and fused."""
+    """``mbv2_mish_mp3_imagenette`` in evaluation, as trained and fused: as timm makes it, and as our scripts run it."""
     device = torch.device(args.device)
-    model = timm.create_model('mbv2_mish_mp3_imagenette').eval().to(device, memory_format=torch.channels_last)
+    model = timm.create_model('mbv2_mish_mp3_imagenette').eval()
+    networks = {'as trained': model, 'fused': fuse(model)}
+    placed = {f'{way}, validate.py': place(deepcopy(each), device, True) for way, each in networks.items()}
+    networks = {way: each.to(device, memory_format=torch.channels_last) for way, each in networks.items()} | placed
     images = torch.randn(args.batch_size, 3, args.img_size, args.img_size, device=device)
     images = images.contiguous(memory_format=torch.channels_last)
 
-    def images_per_second(network: nn.Module) -> float:
-        with torch.inference_mode(), torch.autocast(args.device, torch.bfloat16, enabled=args.amp):
-            return 1e9 * rate(lambda: network(images), args.batch_size, args)
+    def images_per_second(way: str) -> float:
+        many = much_inference() if way in placed else nullcontext()
+        with torch.inference_mode(), torch.autocast(args.device, torch.bfloat16, enabled=args.amp), many:
+            return 1e9 * rate(lambda: networks[way](images), args.batch_size, args)
 
-    short = fuse(model)
-    found = in_turns(
-        {'as trained': lambda: images_per_second(model), 'fused': lambda: images_per_second(short)}, args.rounds
-    )
-    report('fused', 'images/s', found, {'fused / as trained': ratio(found, 'fused', 'as trained')}, args)
+    found = in_turns({way: partial(images_per_second, way) for way in networks}, args.rounds)
+    ratios = {
+        'fused / as trained': ratio(found, 'fused', 'as trained'),
+        'in validate.py': ratio(found, 'fused, validate.py', 'as trained, validate.py'),
+    }
+    report('fused', 'images/s', found, ratios, args)
 
 
 def layout(args: argparse.Namespace) -> None:

@@ -17,6 +17,7 @@ from torchvision.models.feature_extraction import create_feature_extractor, get_
 
 import imagenette_zoo
 from imagenette_zoo.layers import BlurPool2d, MaxBlurPool2d, Mish
+from imagenette_zoo.training.build import place
 
 from .conftest import ZOO
 
@@ -344,9 +345,37 @@ def test_googlenet_loads_torchvisions_weights(
     assert_same(model(normalise(pixels, cfg.mean[:in_chans], cfg.std[:in_chans])), expected)
 
 
+@pytest.mark.parametrize('prune_head', [True, False])
+def test_a_pruned_googlenet_takes_a_head_of_its_width(prune_head: bool) -> None:
+    model = create('googlenet')
+    model.prune_intermediate_layers([3], prune_head=prune_head)
+    assert model(images()).shape == (1, 832, SIDE // 16, SIDE // 16)
+    model.reset_classifier(7, 'avg')
+    assert model(images()).shape == (1, 7)
+
+
+def test_a_googlenet_from_the_meta_device_transforms_its_input() -> None:
+    model = create('googlenet', transform_input=True)
+    with torch.device('meta'):
+        empty = timm.create_model('googlenet', transform_input=True).eval()
+    empty.to_empty(device='cpu').transform_input.init_non_persistent_buffers()  # as timm's does for all layers
+    empty.load_state_dict(model.state_dict())
+    torch.testing.assert_close(empty(images()), model(images()))
+
+
 def test_googlenet_refuses_to_transform_grey_images() -> None:
     with pytest.raises(ValueError, match='3 channels'):
         create('googlenet', transform_input=True, in_chans=1)
+
+
+@pytest.mark.parametrize('name', ZOO)
+def test_a_model_costs_the_same_where_it_was_made_fast(name: str) -> None:
+    model = create(name)
+    cost = imagenette_zoo.models.model_cost(model, (3, SIDE, SIDE))
+    assert cost[1] is not None
+    assert (
+        imagenette_zoo.models.model_cost(place(model, torch.device('cpu'), channels_last=True), (3, SIDE, SIDE)) == cost
+    )
 
 
 def test_model_cost() -> None:

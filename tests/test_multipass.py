@@ -11,11 +11,13 @@ import torch
 import torch.nn as nn
 from timm.layers import BlurPool2d, SqueezeExcite
 from timm.models._efficientnet_blocks import DepthwiseSeparableConv, EdgeResidual, InvertedResidual
+from timm.models._efficientnet_builder import decode_arch_def
 from timm.models.resnet import BasicBlock
 from timm.utils import reparameterize_model
 
 import imagenette_zoo
 from imagenette_zoo.layers import MaxBlurPool2d, Mish, MultiPass, WideInvertedResidual, multipass
+from imagenette_zoo.models.mobilenetv2 import MobileNetV2
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 
@@ -78,7 +80,8 @@ def test_rejects() -> None:
 
 def test_feature_info_is_that_of_the_first_pass() -> None:
     multi_pass = MultiPass([InvertedResidual(8, 16, exp_ratio=2.0) for _ in range(2)])
-    assert multi_pass.feature_info('bottleneck') == {'module': '', 'num_chs': 16}
+    fused: Any = multi_pass.eval().fuse()
+    assert fused.feature_info('bottleneck') == multi_pass.feature_info('bottleneck') == {'module': '', 'num_chs': 16}
     info = multi_pass.feature_info('expansion')
     assert multi_pass.get_submodule(info['module']).in_channels == info['num_chs'] == 16
 
@@ -294,6 +297,14 @@ def test_one_pass_is_the_plain_block(name: str, settings: dict[str, Any], of_kin
 
 def passes_of(stage: nn.Module) -> set[int]:
     return {len(block.passes) if isinstance(block, MultiPass) else 1 for block in stage.children()}
+
+
+def test_the_class_alone_takes_passes() -> None:
+    """Without what `create_model` would give it."""
+    stages = [['ds_r1_k3_s1_c16'], ['ir_r2_k3_s2_e6_c24']]
+    model = MobileNetV2(decode_arch_def(stages), passes=2, num_classes=3)
+    assert [passes_of(stage) for stage in model.blocks] == [{1}, {2}]
+    assert model.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
 
 
 def test_passes_by_stage() -> None:

@@ -83,7 +83,8 @@ class _Fast(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         plain = super().forward
-        if torch.compiler.is_compiling() or not _is_fused(cast := _autocast(x)):
+        known = not torch.compiler.is_compiling() and x.device.type in _DEVICES  # meta has no autocast
+        if not known or not _is_fused(cast := _autocast(x)):
             return plain(x)
 
         def uncast(x: torch.Tensor) -> torch.Tensor:

@@ -96,6 +96,10 @@ class WideInvertedResidual(nn.Module):
         self.project = project
         self.has_skip = has_skip
 
+    def feature_info(self, location: str) -> dict[str, Any]:
+        """As :class:`MultiPass` tells it to timm; only the output's place is known."""
+        return {'module': '', 'num_chs': self.project.out_channels}
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.project(self.depthwise(self.expand(x)))
         return y + x if self.has_skip else y

@@ -79,12 +79,18 @@ class _TransformInput(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self.register_buffer('scale', torch.empty(1, 3, 1, 1), persistent=False)
+        self.register_buffer('shift', torch.empty(1, 3, 1, 1), persistent=False)
+        self.init_non_persistent_buffers()
+
+    def init_non_persistent_buffers(self) -> None:
+        """Fills what no state dict has: timm asks for it where a model comes from the meta device."""
         mean, std, new_mean, new_std = (
             torch.tensor(value).view(1, 3, 1, 1)
             for value in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD)
         )
-        self.register_buffer('scale', std / new_std, persistent=False)
-        self.register_buffer('shift', (mean - new_mean) / new_std, persistent=False)
+        self.scale.copy_(std / new_std)
+        self.shift.copy_((mean - new_mean) / new_std)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x * self.scale + self.shift
@@ -233,7 +239,8 @@ class GoogLeNet(nn.Module):
         for names in _STAGES[max_index + 1 :]:
             for name in names:
                 setattr(self, name, nn.Identity())
-        if prune_head:
+        self.num_features = _STAGE_CHANNELS[max_index]
+        if prune_head or max_index < len(_STAGES) - 1:  # it does not fit any more
             self.reset_classifier(0, '')
         return take_indices
 

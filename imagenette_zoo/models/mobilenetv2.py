@@ -75,7 +75,8 @@ class MobileNetV2(EfficientNet):
             for block in stage if n > 1 else []:
                 block['passes'] = [_pass_args(block, n, i, pass_kernel_sizes, pass_dilations, split) for i in range(n)]
         # The same trunk once more: timm's EfficientNet takes no builder. Features keep their places and sizes.
-        builder = _MultiPassBuilder(merge, **{name: kwargs[name] for name in _BUILDER_ARGS if name in kwargs})
+        given = {name: kwargs[name] for name in _BUILDER_ARGS if kwargs.get(name) is not None}
+        builder = _MultiPassBuilder(merge, **{'act_layer': nn.ReLU, 'norm_layer': nn.BatchNorm2d, **given})
         self.blocks = nn.Sequential(*builder(self.conv_stem.out_channels, block_args))
         efficientnet_init_weights(self.blocks)
 

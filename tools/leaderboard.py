@@ -17,7 +17,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import timm
+
 from imagenette_zoo.errors import UserError
+from imagenette_zoo.models import model_cost
 from imagenette_zoo.study.records import FREE, Record, by_run, read_record
 from imagenette_zoo.training.checkpoint import write_atomic
 from imagenette_zoo.training.recipe import Recipe
@@ -111,7 +114,10 @@ def _cells(runs: Sequence[Record], row: str) -> Iterator[str]:
     yield f'{mean:.2f}{spread}'
     yield str(len(runs)) + ('' if len(runs) >= RUNS else f' of {RUNS}')
     yield from (f'{record:.2f}', f'{mean - record:+.2f}') if record is not None else ('', '')
-    yield from (f'{result.params / 1e6:.2f}', f'{result.gmacs:.2f}' if result.gmacs is not None else '')
+    gmacs = result.gmacs
+    if gmacs is None:  # a while they were not counted in models with blur pooling
+        gmacs = model_cost(timm.create_model(result.model), (3, result.img_size, result.img_size))[1]
+    yield from (f'{result.params / 1e6:.2f}', f'{gmacs:.2f}' if gmacs is not None else '')
     yield f'{statistics.mean(float(run.result.seconds["total"] or 0) for run in runs) / 60:.1f}'
     hardware = result.hardware
     yield hardware['gpu'] or f'{hardware["threads"]} threads, {hardware["cpu"]}'

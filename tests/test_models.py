@@ -169,6 +169,7 @@ def test_torchscript_of_features(name: str) -> None:
 
 
 @pytest.mark.parametrize('name', ZOO)
+@torch.no_grad()  # with gradients Mish is our kernel, which rounds otherwise
 def test_fx(name: str) -> None:
     model, x = settle(create(name)), images()
     settings = {
@@ -270,6 +271,7 @@ def test_anti_aliased_mobilenet(name: str, layer: type[nn.Module]) -> None:
 
 
 @pytest.mark.parametrize('name', [name for name in ZOO if '_maxblur_' in name and name.startswith('resnet')])
+@torch.no_grad()
 def test_max_blur_resnet_differs_from_timms_in_the_stem_pool(name: str) -> None:
     model = settle(create(name))
     base = name.split('_')[0]

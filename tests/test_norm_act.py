@@ -222,7 +222,7 @@ def test_a_trained_bias_in_evaluation(calls: list[str]) -> None:
         layer.eval().weight.requires_grad_(False)
         layer(x.to(layer.weight)).sum().backward()
     torch.testing.assert_close(ours.bias.grad.double(), theirs.bias.grad, rtol=1e-4, atol=1e-4)
-    assert not calls
+    assert calls == ['mish_forward', 'mish_backward']
 
 
 @needs_compiler
@@ -311,7 +311,9 @@ def test_a_step_of_training_is_torchs(name: str, calls: list[str]) -> None:
     x, targets = images(4, 3, 64, 64), torch.tensor([1, 2, 3, 4])
     for model in (plain, fused):
         F.cross_entropy(model(x), targets).backward()
-    assert len(calls) == 3 * sum(type(n) is BatchNormAct2d and n.num_features % 16 == 0 for n in plain.modules())
+    assert sum(call.startswith('norm') for call in calls) == 3 * sum(
+        type(n) is BatchNormAct2d and n.num_features % 16 == 0 for n in plain.modules()
+    )
     assert fused.state_dict().keys() == plain.state_dict().keys()
     largest = max(parameter.grad.abs().max() for parameter in plain.parameters())
     for theirs, ours in zip(plain.parameters(), fused.parameters(), strict=True):

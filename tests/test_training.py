@@ -602,7 +602,7 @@ def test_resuming_with_a_recipe_is_not_branching_either(
     run.start(recipe())
     run.unlock()
     words = ['train', '--resume', str(run.path), '-c', str(run['args.yaml']), '--experiment', 'other']
-    expect_error(capsys, words, 'leave --experiment out', f'--initial-checkpoint {run.path}')
+    expect_error(capsys, words, 'leave --experiment other out', f'--initial-checkpoint {run.path}')
 
 
 def test_an_option_that_cant_be_written_costs_no_earlier_run(recipe: MakeRecipe, tmp_path: Path) -> None:

@@ -45,8 +45,9 @@ Written by `python tools/leaderboard.py` from the files in [results/leaderboard]
 those of the [public leaderboard](https://github.com/fastai/imagenette#leaderboard) and one of ours, the last: random
 initial weights, no test-time augmentation, validation size not above training size, the mean of runs with different
 seeds; the weights of the final epoch. Recipes were fixed before these runs; what was tried for them was judged by
-training images that were held out ([log.md](log.md)). Images are Imagenette v2 stored as 224×224 JPEGs; the public
-rows have them in their true aspect ratio. A mean ± the standard deviation over its runs.
+training images that were held out, but for mixup at 20 epochs, which was added after a run without it
+([log.md](log.md)). Images are Imagenette v2 stored as 224×224 JPEGs; the public rows have them in their true aspect
+ratio. A mean ± the standard deviation over its runs.
 
 """
 

@@ -17,6 +17,7 @@ from torchvision.models.feature_extraction import create_feature_extractor, get_
 
 import imagenette_zoo
 from imagenette_zoo.layers import BlurPool2d, MaxBlurPool2d, Mish
+from imagenette_zoo.models import model_cost
 from imagenette_zoo.training.build import place
 
 from .conftest import ZOO
@@ -373,24 +374,22 @@ def test_googlenet_refuses_to_transform_grey_images() -> None:
 @pytest.mark.parametrize('name', ZOO)
 def test_a_model_costs_the_same_where_it_was_made_fast(name: str) -> None:
     model = create(name)
-    cost = imagenette_zoo.models.model_cost(model, (3, SIDE, SIDE))
+    cost = model_cost(model, (3, SIDE, SIDE))
     assert cost[1] is not None
-    assert (
-        imagenette_zoo.models.model_cost(place(model, torch.device('cpu'), channels_last=True), (3, SIDE, SIDE)) == cost
-    )
+    assert model_cost(place(model, torch.device('cpu'), channels_last=True), (3, SIDE, SIDE)) == cost
 
 
 def test_model_cost() -> None:
     """Known figures, and the model is left as it is."""
     model = create('resnet34', num_classes=1000).train()
     before = copy.deepcopy(model.state_dict())
-    parameters, gmacs = imagenette_zoo.models.model_cost(model, (3, 224, 224))
+    parameters, gmacs = model_cost(model, (3, 224, 224))
     assert parameters == 21_797_672
     assert math.isclose(gmacs, 3.66, abs_tol=0.02)
     assert model.training
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     vit = create('vit_tiny_patch16_224')
-    assert math.isclose(imagenette_zoo.models.model_cost(vit, (3, 224, 224))[1], 1.26, abs_tol=0.1)
+    assert math.isclose(model_cost(vit, (3, 224, 224))[1], 1.26, abs_tol=0.1)
 
 
 def test_list_models() -> None:

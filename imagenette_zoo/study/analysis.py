@@ -17,6 +17,7 @@ from ..data.imagenette import evenly, load_split
 from ..errors import UserError, first_line
 from ..layers import MultiPass
 from ..training import build
+from ..training.checkpoint import ANALYSIS_FILES as FILES
 from ..training.checkpoint import write_atomic
 from ..training.console import Console
 from ..training.distributed import World, choose_device
@@ -29,7 +30,6 @@ from .passes import BlockPasses, PassesOptions, compare_passes
 
 __all__ = ['FILES', 'TENSORS', 'Analysis', 'analyse', 'read_analysis']
 
-FILES = ('analysis.json', 'predictions.safetensors')
 TRAINING_IMAGES = 2000  # that the training accuracy is measured on
 PASSES_IMAGES = 500
 LARGEST_FILE = 64 * 2**20  # bytes

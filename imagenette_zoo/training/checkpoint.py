@@ -39,6 +39,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 __all__ = [
+    'ANALYSIS_FILES',
     'ProcessLock',
     'RunFolder',
     'link_model_folder',
@@ -51,10 +52,8 @@ __all__ = [
     'write_atomic',
 ]
 
-OWN_FILES = (  # first what marks a run, last what `imagenette-zoo analyse` adds
-    *('result.json', 'state.pt', 'args.yaml', 'summary.csv', 'metrics.jsonl'),
-    *('analysis.json', 'predictions.safetensors'),
-)
+ANALYSIS_FILES = ('analysis.json', 'predictions.safetensors')  # what `imagenette-zoo analyse` adds to a run
+OWN_FILES = ('result.json', 'state.pt', 'args.yaml', 'summary.csv', 'metrics.jsonl', *ANALYSIS_FILES)  # first its mark
 OWN_FOLDERS = ('last', 'best', 'checkpoints', 'tensorboard', 'wandb')
 
 

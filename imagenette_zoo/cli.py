@@ -348,9 +348,10 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         'models',
         nargs='*',
-        default=[DEFAULT],
+        default=[*DEFAULT],
         metavar='MODEL',
-        help=f"a run, a model folder, hf-hub:NAME or a model's name (default: {DEFAULT}); two are shown side by side",
+        help="a run, a model folder, hf-hub:NAME or a model's name; two are shown side by side (default: "
+        f'{" and ".join(DEFAULT)})',
     )
     parser.add_argument('--port', type=_positive, metavar='N', help='on this port (default: the first free from 7860)')
 
@@ -385,7 +386,7 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(dest='action', required=True, metavar='ACTION')
+    actions = parser.add_subparsers(prog='imagenette-zoo data', dest='action', required=True, metavar='ACTION')
     fetch = actions.add_parser('fetch', help='download Imagenette into the user cache')
     from .data.imagenette import SIZES
 

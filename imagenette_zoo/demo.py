@@ -2,8 +2,8 @@
 
 ``imagenette-zoo demo MODEL…`` serves it on loopback. The same file is the ``app.py`` of a Hugging Face Space, which
 needs beside it ``requirements.txt`` (imagenette-zoo with its extra ``demo``), in its ``README.md`` ``sdk: gradio`` and
-``app_file: app.py``, and among its variables ``DEMO_MODELS``, as in ``hf-hub:me/one hf-hub:me/two``; without it the
-flagship is shown.
+``app_file: app.py``, and among its variables ``DEMO_MODELS``, as in ``hf-hub:me/one hf-hub:me/two``; without it two
+models are shown whose weights come with the package.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from imagenette_zoo.sharing.predict import look_at
 
 __all__ = ['Explained', 'build', 'explain', 'main', 'serve']
 
-DEFAULT = UseOptions.model
+DEFAULT = (UseOptions.model, 'mbv2_mish_maxblur_imagenette')
 MOST_CLASSES = 5  # that are shown
 LARGEST_UPLOAD = '50mb'
 
@@ -139,7 +139,7 @@ def serve(models: Sequence[str], port: int | None = None) -> None:
 def main() -> None:
     """A Space's entry: the models of ``DEMO_MODELS``."""
     try:
-        serve((os.environ.get('DEMO_MODELS') or DEFAULT).split())
+        serve(os.environ.get('DEMO_MODELS', '').split() or DEFAULT)
     except UserError as error:
         raise SystemExit(f'error: {error}') from None
 

@@ -40,8 +40,8 @@ class Repo:
 class Hub(ThreadingHTTPServer):
     """The server; ``broken`` says how requests that begin so fail, as in ``{'PUT /lfs': 'drop'}``.
 
-    ``drop`` hangs up in the middle, ``deaf`` does as asked and hangs up, ``echo`` repeats the token in what it says; a
-    number is the status that it answers with.
+    ``drop`` hangs up in the middle, ``deaf`` does as asked and hangs up, ``twice`` does as asked and answers as to one
+    who asks again, ``echo`` repeats the token in what it says; a number is the status that it answers with.
     """
 
     daemon_threads = True
@@ -100,6 +100,8 @@ class _Handler(BaseHTTPRequestHandler):
                     self.connection.close()
                     self.close_connection = True
                     return None
+                if way == 'twice':
+                    return self._answer(412, {'error': 'A commit has happened since'})
                 return self._answer(status, content, **headers)
         return self._answer(404, {'error': f'no such page: {request}'})
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import filelock
 import numpy as np
 import pytest
 import torch
@@ -334,7 +335,7 @@ def test_processes_make_the_same(images: ImageSet, decodes: list[str], monkeypat
     done: list[int] = []
     monkeypatch.setattr(Progress, 'advance', lambda self, count: done.append(count))
     assert np.array_equal(train_pixels(images, 48, QUIET), squashed(images, 48))
-    assert sum(done) == len(images)
+    assert done == [1] * len(images), 'a step of the bar is an image'
     assert not decodes, 'not in this process'
 
 
@@ -491,6 +492,26 @@ def test_what_was_about_to_become_an_entry_is_none(images: ImageSet, home: Path)
     assert cache.entries() == []
     assert cache.clear()[0] > 24 * 48 * 48 * 3
     assert names(home) == []
+
+
+def test_entries_of_another_user_do_not_keep_ones_own(
+    images: ImageSet, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_pixels(images, 48, QUIET)
+    train_pixels(images, 40, QUIET)
+    theirs = names(home)[0]
+    acquire = filelock.FileLock.acquire
+
+    def refuse(lock: filelock.FileLock, *args: Any, **options: Any) -> Any:
+        if theirs in str(lock.lock_file):
+            raise PermissionError(13, 'Permission denied')
+        return acquire(lock, *args, **options)
+
+    monkeypatch.setattr(filelock.FileLock, 'acquire', refuse)
+    assert 24 * 40 * 40 * 3 < cache.clear()[0] < 24 * (40 * 40 + 48 * 48) * 3
+    assert names(home) == [theirs]
+    with pytest.raises(UserError, match=r'cannot clear .*Permission denied'):
+        cache.clear()
 
 
 # --- Room -------------------------------------------------------------------------------------------------------------

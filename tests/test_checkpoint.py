@@ -15,7 +15,14 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from imagenette_zoo.errors import UserError
-from imagenette_zoo.training.checkpoint import load_weights, read_weights, save_model_folder, write_atomic
+from imagenette_zoo.training.checkpoint import (
+    file_stem,
+    load_weights,
+    model_folder,
+    read_weights,
+    save_model_folder,
+    write_atomic,
+)
 
 from .conftest import needs_local_dir
 
@@ -52,6 +59,30 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
     (tmp_path / '.x.tmp').symlink_to('/dev/full')
     with pytest.raises(UserError, match='No space left'):
         write_atomic(tmp_path / 'x', b'data')
+
+
+def test_a_folder_does_not_hide_the_model_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `runs/` has one after `imagenette-zoo run mbv2_mish_imagenette`, which is no run itself."""
+    monkeypatch.chdir(tmp_path)
+    for name in ('mbv2_mish_imagenette', 'other'):
+        (tmp_path / name).mkdir()
+    assert model_folder('mbv2_mish_imagenette') is None
+    for name in ('other', 'local-dir:mbv2_mish_imagenette'):
+        with pytest.raises(UserError, match=r'no config\.json'):
+            model_folder(name)
+
+
+@pytest.mark.parametrize(
+    ('model', 'stem'),
+    [
+        ('resnet18.a1_in1k', 'resnet18_a1_in1k'),
+        ('local-dir:runs/my run', 'my_run'),
+        ('hf-hub:timm/a', 'a'),
+        ('x:', 'model'),
+    ],
+)
+def test_a_models_name_in_a_files(model: str, stem: str) -> None:
+    assert file_stem(model) == stem
 
 
 @needs_local_dir

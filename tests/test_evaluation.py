@@ -22,7 +22,9 @@ from imagenette_zoo.data.augment import Normalize
 from imagenette_zoo.data.imagenette import load_split
 from imagenette_zoo.data.loaders import eval_loader
 from imagenette_zoo.errors import UserError
+from imagenette_zoo.study.analysis import analyse
 from imagenette_zoo.training import build
+from imagenette_zoo.training.console import Console
 from imagenette_zoo.training.metrics import Scores
 from imagenette_zoo.training.recipe import Recipe
 
@@ -168,6 +170,28 @@ def test_a_damaged_model_folder(run: Path, recipe: MakeRecipe) -> None:
     (run / 'last' / 'config.json').write_text(json.dumps({**config, 'architecture': 'resnet_none'}))
     with pytest.raises(UserError, match='a known architecture'):
         validate(run / 'last', recipe().data_dir, workers=0, quiet=True)
+
+
+def test_classes_are_those_of_the_training_split(recipe: MakeRecipe, tmp_path: Path) -> None:
+    """With a `train/` of other classes beside it, and one class without validation images."""
+    root = make_folder(tmp_path / 'two', classes=2)
+    for split, name in (('train', 'learning'), ('val', 'testing')):
+        shutil.copytree(recipe().data_dir + '/' + split, root / name)
+    shutil.rmtree(root / 'testing' / 'class1')
+    splits = {'train_split': 'learning', 'val_split': 'testing'}
+    result = train(recipe(data_dir=str(root), epochs=1, model='mbv2_mish_mp2_imagenette', **splits), quiet=True)
+    [scores] = validate(result.folder / 'last', root, workers=0, quiet=True, **splits)
+    assert scores.top1 == result.top1
+    assert analyse(result.folder, Console(quiet=True)).top1 == result.top1
+
+
+def test_a_model_for_grey_images(recipe: MakeRecipe, tmp_path: Path) -> None:
+    model = timm.create_model('test_resnet', num_classes=3, in_chans=1)
+    config = {'num_classes': 3, 'input_size': (1, 32, 32), 'label_names': [f'class{index}' for index in range(3)]}
+    timm.models.save_for_hf(model, tmp_path / 'grey', config, {'in_chans': 1}, safe_serialization=True)
+    for loader in ('cache', 'timm'):
+        with pytest.raises(UserError, match='is for images of 1 channels: expected one for 3'):
+            validate(tmp_path / 'grey', recipe().data_dir, workers=0, quiet=True, loader=loader)
 
 
 def test_other_classes_of_the_same_number(run: Path, tmp_path: Path) -> None:

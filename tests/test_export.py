@@ -192,6 +192,8 @@ def test_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
         (['export', model, '--to', 'torchscript', '--output', str(tmp_path)], 'is a folder'),
         (['export', model, '--to', 'torchscript', '--output', '/nowhere/x.pt'], 'no such folder'),
         (['export', str(tmp_path), '--to', 'torchscript'], 'no config.json'),
+        (['export', 'runs/typo', '--to', 'torchscript'], 'runs/typo'),
+        (['export', 'hf-hub:', '--to', 'torchscript'], 'hf-hub:'),
         (['export', 'mbv2_mish_mp3_imagenette', '--to', 'torchscript'], 'no weights are published'),
         (['export', model, '--to', 'torchscript', '--use-ema'], '--use-ema has no effect'),
     ):

@@ -548,13 +548,16 @@ def test_fetch(
     captured = capsys.readouterr()
     assert str(cache / 'imagenette2-160') in captured.out
     assert captured.err == ''
+    assert 'imagenette-zoo train finds it there' in captured.out
     root = imagenette.find_root(None)
     assert root == cache / 'imagenette2-160'
     assert sorted(path.name for path in root.iterdir()) == ['train', 'val']
     assert len(imagenette.load_split(root)) == 20
 
     archive.unlink()
-    assert imagenette.fetch('160') == root  # no second download
+    monkeypatch.setenv('IMAGENETTE_DIR', str(make_imagenette(cache / 'mine')))
+    assert commands.fetch_command('160') == 0  # no second download
+    assert f'mine is what is used without --data-dir; give --data-dir {root}' in capsys.readouterr().out
     shutil.rmtree(root / 'val')
     with pytest.raises(UserError, match='imagenette2-160 exists but does not hold train/ and val/: remove it'):
         imagenette.fetch('160')

@@ -1,5 +1,6 @@
 """Mish compiled, in eager's fused kernels, and wherever it has to be torch's own."""
 
+import contextvars
 import copy
 import multiprocessing
 import pickle
@@ -60,6 +61,23 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
     monkeypatch.setattr(mish, '_launch', spy)
     monkeypatch.setattr(mish, 'FUSED_SIZES', dict.fromkeys(mish.FUSED_SIZES, range(1, 2**30)))
     return written
+
+
+def test_much_inference_is_each_threads_own() -> None:
+    """And ends in any order."""
+    x = torch.zeros(2**13)
+    first, second = mish.much_inference(), mish.much_inference()
+    found = []
+    with first:
+        context = contextvars.Context()
+        context.run(second.__enter__)
+        found.append(context.run(mish._is_large, x))
+        thread = threading.Thread(target=lambda: found.append(mish._is_large(x)))
+        thread.start()
+        thread.join()
+    found += [mish._is_large(x), context.run(mish._is_large, x)]
+    context.run(second.__exit__, None, None, None)
+    assert found == [True, False, False, True]
 
 
 @pytest.mark.parametrize('inplace', [False, True])

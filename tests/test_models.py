@@ -115,8 +115,9 @@ def test_every_parameter_gets_a_gradient(name: str) -> None:
     assert not [key for key, weight in model.named_parameters() if weight.grad is None]
 
 
-@pytest.mark.parametrize('name', ZOO)
-def test_gradient_checkpointing_changes_nothing(name: str) -> None:
+@pytest.mark.parametrize(('name', 'reentrant'), [*((name, False) for name in ZOO), ('googlenet', True)])
+def test_gradient_checkpointing_changes_nothing(name: str, reentrant: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timm.layers.config, '_USE_REENTRANT_CKPT', reentrant)
     model = create(name).train()
     twin = copy.deepcopy(model)
     twin.set_grad_checkpointing()

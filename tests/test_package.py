@@ -1,8 +1,12 @@
 """The package's front: what importing it costs and gives."""
 
 import pickle
+import re
+import shutil
 import subprocess
 import sys
+import zipfile
+from pathlib import Path
 
 import pytest
 import timm
@@ -10,6 +14,8 @@ import timm
 import imagenette_zoo
 from imagenette_zoo.errors import first_line
 from imagenette_zoo.models import googlenet, mobilenetv2, resnets
+
+ROOT = Path(__file__).parents[1]
 
 
 def modules_after(statement: str) -> set[str]:
@@ -59,3 +65,45 @@ def test_models_pickle() -> None:
 def test_an_error_without_a_message_has_a_line_too() -> None:
     assert first_line(ValueError('\nwhat\nwhere')) == 'what'
     assert first_line(AssertionError()) == 'AssertionError'
+
+
+def test_readmes_table_is_that_of_the_models() -> None:
+    table = re.findall(
+        r'^\| `(\w+)` \| (.*) \| (\d+\.\d\d) \| (\d+\.\d\d) \|$', (ROOT / 'README.md').read_text(), re.MULTILINE
+    )
+    models = imagenette_zoo.list_models()
+    assert table == [(m.name, m.description, f'{m.parameters / 1e6:.2f}', f'{m.gmacs:.2f}') for m in models]
+
+
+def test_a_wheel_has_all_that_is_needed(tmp_path: Path) -> None:
+    """Recipes, studies, templates, the kernels' source and the packaged weights, outside of a checkout."""
+    pytest.importorskip('setuptools')
+    source, place = tmp_path / 'source', tmp_path / 'installed'
+    source.mkdir()
+    for name in ('imagenette_zoo', 'hparams'):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns('__pycache__'))
+    for name in ('setup.cfg', 'pyproject.toml', 'README.md', 'LICENSE'):
+        shutil.copy(ROOT / name, source)
+    pip = [sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-deps', '--no-build-isolation', '-w', str(tmp_path)]
+    subprocess.run([*pip, str(source)], check=True)
+    [wheel] = tmp_path.glob('*.whl')
+    zipfile.ZipFile(wheel).extractall(place)
+    code = (
+        'import timm, imagenette_zoo\n'
+        'from importlib import resources\n'
+        'from imagenette_zoo.training.recipe import Recipe, recipe_names, study_names\n'
+        'print(imagenette_zoo.__file__, len([Recipe.load(name) for name in recipe_names()]), *study_names())\n'
+        'timm.create_model("mbv2_mish_imagenette", pretrained=True)\n'
+        'print(len(resources.files("imagenette_zoo.layers").joinpath("kernels.cpp").read_bytes()))\n'
+        'print(*sorted(file.name for file in resources.files("imagenette_zoo.study").joinpath("templates").iterdir()))'
+    )
+    script = [sys.executable, '-c', code]
+    done = subprocess.run(script, cwd=place, capture_output=True, text=True, check=True).stdout.splitlines()
+    file, count, *studies = done[0].split()
+    assert file == str(place / 'imagenette_zoo' / '__init__.py')
+    assert int(count) == len(list((ROOT / 'hparams').glob('*.yaml'))) + len(
+        list((ROOT / 'hparams').glob('leaderboard/*.yaml'))
+    )
+    assert set(studies) == {file.stem for file in (ROOT / 'hparams' / 'studies').glob('*.yaml')}
+    assert int(done[1]) == (ROOT / 'imagenette_zoo' / 'layers' / 'kernels.cpp').stat().st_size
+    assert done[2].split() == ['report.html', 'report.md', 'table.md']

@@ -193,6 +193,15 @@ def test_a_commit_that_nobody_heard_of_is_not_made_twice(client: Client, hub: Hu
     assert hub.repos['me/small'].commits == ['Add the model']
 
 
+def test_a_commit_that_the_client_sent_twice_is_made(client: Client, hub: Hub, run: Path) -> None:
+    """As huggingface_hub does by itself with hf_xet, where only the answer was lost."""
+    hub.broken['POST /api/models/me/small/commit'] = 'twice'
+    assert 'published' in client('publish', str(run), 'me/small')['out']
+    assert hub.repos['me/small'].commits == ['Add the model']
+    hub.broken['POST /api/models/me/other/commit'] = 412
+    assert 'refuses (412)' in one_line(client('publish', str(run), 'me/other'))
+
+
 def test_an_ill_hub_is_one_line(client: Client, hub: Hub, run: Path) -> None:
     hub.broken['POST /api/models/me/small/preupload'] = 503
     assert 'trouble (503: as it was asked to)' in one_line(client('publish', str(run), 'me/small'))
@@ -273,6 +282,22 @@ def test_the_example_in_the_card_runs(run: Path, tmp_path: Path, folder: Path) -
     assert re.fullmatch(r'\d+\.\d%', str(said[1]))
 
 
+@pytest.mark.parametrize('names', [None, {'0': 'cat', '2': 'dog'}])
+def test_the_example_of_a_model_without_a_list_of_names(run: Path, tmp_path: Path, folder: Path, names: Any) -> None:
+    source = shutil.copytree(run / 'last', tmp_path / 'a' / 'b' / 'm')
+    config = json.loads((source / 'config.json').read_text())
+    config['pretrained_cfg'].pop('label_names', None)
+    (source / 'config.json').write_text(json.dumps({**config, 'label_names': names}))
+    text = written(source, tmp_path / 'out')
+    assert ('cat, class 1, dog' in text) == bool(names)
+    said: list[object] = []
+    code = re.search(r'```python\n(.*?)```', text, re.DOTALL)[1]  # type: ignore[index]
+    code = code.replace("'image.jpg'", repr(str(next((folder / 'val' / 'class1').iterdir()))))
+    code = code.replace("timm.create_model('hf-hub:me/small', pretrained=True)", 'load_folder(path)')
+    exec(code, {'load_folder': load_folder, 'path': source, 'print': lambda *args: said.extend(args)})
+    assert said[0] in {0, 1, 2}
+
+
 def test_the_best_weights_bear_their_own_numbers(copy: Path, tmp_path: Path) -> None:
     """Also in a run whose best epoch is not its last."""
     rows = [json.loads(line) for line in (copy / 'metrics.jsonl').read_text().splitlines()]
@@ -309,7 +334,7 @@ def test_names_in_a_card_are_no_markup(run: Path) -> None:
     trained = read_trained(run, 'last')
     trained.per_class['a|b <i>'] = 50.0
     config = json.loads((run / 'last' / 'config.json').read_text())
-    card = str(model_card(CardFacts('me/small', config, 1, None, 'mit', trained)))
+    card = str(model_card(CardFacts('me/small', config, config['label_names'], 1, None, 'mit', trained)))
     assert '| a\\|b &lt;i> | 50.0 |' in card
 
 
@@ -345,7 +370,9 @@ def test_a_folder_is_published_from_inside(run: Path, tmp_path: Path, monkeypatc
 
 def test_imagenette_is_named_as_the_data(run: Path) -> None:
     config = {**json.loads((run / 'last' / 'config.json').read_text()), 'label_names': list(LABEL_NAMES)}
-    data = model_card(CardFacts('me/small', config, 1, None, 'mit', read_trained(run, 'last'))).data.to_dict()
+    data = model_card(
+        CardFacts('me/small', config, config['label_names'], 1, None, 'mit', read_trained(run, 'last'))
+    ).data.to_dict()
     assert data['datasets'] == ['frgfm/imagenette']
     assert data['model-index'][0]['results'][0]['dataset']['type'] == 'frgfm/imagenette'
 
@@ -377,6 +404,9 @@ def test_an_unfinished_run(copy: Path, capsys: Any) -> None:
         (None, 'no config.json'),
         ({'architecture': 'resnet_of_tomorrow'}, 'a known architecture'),
         ({'label_names': ['a', 'b']}, 'names 2 classes, the head has 3'),
+        ({'label_names': {'0': 'a', '3': 'b'}}, 'names 2 classes, its classifier has 3'),
+        ({'pretrained_cfg': {'label_names': ['a', 'b'], 'input_size': [3, 32, 32]}, 'label_names': None}, 'names 2 cl'),
+        ({'pretrained_cfg': {'input_size': ['3', '32', '32']}}, "can't take images"),
         ({'num_classes': 4, 'label_names': None}, 'another model'),
         ({'model_args': {'channel_multiplier': 0.5}}, 'another model'),
     ],
@@ -396,6 +426,16 @@ def test_a_folder_that_holds_no_model(run: Path, tmp_path: Path, capsys: Any, ch
 def test_sources_that_are_none(tmp_path: Path, capsys: Any) -> None:
     assert 'no such folder' in refused(capsys, tmp_path / 'missing')
     assert 'no such folder' in refused(capsys, 'mbv2_mish_imagenette')
+
+
+def test_no_way_to_a_token(run: Path, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+    def refuse() -> str:
+        raise LookupError('no identity')
+
+    monkeypatch.setattr(module, 'get_token', refuse)
+    assert main(['publish', str(run), 'me/small', '--output', str(tmp_path / 'out')]) == 2
+    assert capsys.readouterr().err == 'error: me/small: no token: no identity\n'
+    written(run, tmp_path / 'out')
 
 
 def test_no_token_in_this_process(run: Path, capsys: Any, monkeypatch: Any) -> None:

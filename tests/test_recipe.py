@@ -187,7 +187,10 @@ def test_shipped_recipes_have_only_what_timms_script_knows() -> None:
     ours = {
         'cuda_graph',
         'label_noise',
+        'loader',
         'log_tensorboard',
+        'nan',
+        'nan_limit',
         'overwrite',
         'data_dir',
         'dataset',

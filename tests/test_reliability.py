@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -161,7 +162,7 @@ def test_a_signal_stops_after_the_step(
     output = capsys.readouterr().out
     accumulated = step + 1 + (step + 1) % options.get('grad_accum_steps', 1)
     assert f'{signal.Signals(number).name}: stopped at epoch 1, step {accumulated} of 6; all of it is saved' in output
-    assert f'to continue: python train.py --resume {run}' in output
+    assert f'to continue: imagenette-zoo train --resume {run}' in output
     assert main(['train', '--resume', str(run)]) == 0
     assert content(run) == content(whole.folder)
 
@@ -214,6 +215,7 @@ def test_unnamed_runs_of_the_same_second_get_a_folder_each(recipe: MakeRecipe, m
     for folder in folders:
         folder.start(unnamed)
         folder.unlock()
+    assert prepare._own_name(recipe(model='local-dir:runs/x')).name == '20260102-030405-x-32'
     name = '20260102-030405-test_resnet-32'
     assert [folder.path.name for folder in folders] == [name, f'{name}-2', f'{name}-3']
 
@@ -380,6 +382,24 @@ def test_full_memory_is_one_line(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ('options', 'advice'),
+    [
+        ({'batch_size': 50, 'mixup': 0.2}, 'try --batch-size 10 --grad-accum-steps 5'),
+        ({'batch_size': 50, 'grad_accum_steps': 2}, 'try --batch-size 25 --grad-accum-steps 4'),
+        ({'batch_size': 2, 'mixup': 0.2}, 'a smaller --img-size'),
+        ({'batch_size': 7}, 'try --batch-size 1 --grad-accum-steps 7'),
+    ],
+)
+@pytest.mark.parametrize('text', ['MPS backend out of memory (…)', 'not enough memory: you tried to allocate 9 bytes.'])
+def test_what_is_advised_against_full_memory(
+    recipe: MakeRecipe, options: dict[str, Any], advice: str, text: str
+) -> None:
+    made = recipe(**options)
+    with pytest.raises(UserError, match=advice), explained(made, World(torch.device('cpu'))):
+        raise RuntimeError(text)
+
+
+@pytest.mark.parametrize(
     ('error', 'expected'),
     [
         (
@@ -531,6 +551,12 @@ def torchrun(recipe: Recipe, file: Path, *launcher: str, env: dict[str, str] | N
     )
 
 
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(('127.0.0.1', 0))
+        return int(sock.getsockname()[1])
+
+
 def finished(*processes: Any) -> list[str]:
     outputs = [process.communicate(timeout=200)[0] for process in processes]
     assert all(process.returncode == 0 for process in processes), '\n'.join(outputs)
@@ -591,11 +617,12 @@ def test_a_killed_worker_under_torchrun_is_started_again(
 def test_two_nodes_without_a_common_disk(two_processes: tuple[Callable[..., Recipe], Path], tmp_path: Path) -> None:
     make, whole = two_processes
     nodes = []
+    port = free_port()
     for rank in (0, 1):
         place = tmp_path / f'node{rank}'
         place.mkdir()
         launcher = ['--nnodes=2', f'--node-rank={rank}', '--nproc-per-node=1', '--master-addr=127.0.0.1']
-        launcher += ['--master-port=29631', f'--local-addr=127.0.0.{rank + 1}']
+        launcher += [f'--master-port={port}', f'--local-addr=127.0.0.{rank + 1}']
         env = {'IMAGENETTE_ZOO_CACHE': str(place / 'cache')}
         nodes.append(torchrun(make(output=str(place)), place / 'r.yaml', *launcher, env=env))
     outputs = finished(*nodes)
@@ -605,6 +632,20 @@ def test_two_nodes_without_a_common_disk(two_processes: tuple[Callable[..., Reci
     assert 'epoch  0 of 12' not in outputs[1]
     for rank in (0, 1):
         assert list((tmp_path / f'node{rank}' / 'cache' / 'decoded').glob('*/rows.bin')), 'each decodes for itself'
+
+
+@pytest.mark.parametrize('other', [{'seed': 1}, {'train': 6}], ids=['other pixels', 'fewer images'])
+def test_processes_with_other_images(recipe: MakeRecipe, tmp_path: Path, other: dict[str, int]) -> None:
+    """Of the same names; with fewer images one would wait for the other forever."""
+    place = make_folder(tmp_path / 'other', **other)
+    nodes, port = [], free_port()
+    for rank, data_dir in enumerate((recipe().data_dir, str(place))):
+        launcher = ['--nnodes=2', f'--node-rank={rank}', '--nproc-per-node=1', '--master-addr=127.0.0.1']
+        launcher += [f'--master-port={port}']
+        nodes.append(torchrun(recipe(data_dir=data_dir), tmp_path / f'{rank}.yaml', *launcher))
+    for output in [node.communicate(timeout=100)[0] for node in nodes]:
+        assert 'error: the images differ from process to process: all must have the same' in output
+    assert not Path(recipe().output, 'run', 'args.yaml').exists()
 
 
 def test_a_signal_stops_all_processes_together(

@@ -363,6 +363,10 @@ def test_front_has_what_nothing_cheaper_beats(tmp_path: Path) -> None:
     numbers = json.loads((tmp_path / 'report.json').read_text())
     names = {run['number']: run['run'] for run in numbers['runs']}
     assert [names[number] for number in numbers['front']['gmacs']] == ['cheap', 'dear']
+    assert (tmp_path / 'figures' / 'cost-train_seconds.png').is_file()
+    records[0].result.hardware['threads'] = 1
+    write_report(tmp_path, records)
+    assert not (tmp_path / 'figures' / 'cost-train_seconds.png').exists(), 'times of two machines do not compare'
 
 
 def test_best_two_of_different_models_are_beside_each_other_unless_told(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -194,6 +195,7 @@ def wait_for(path: Path, process: Any) -> None:
         assert process.poll() is None, process.communicate()[0]
 
 
+@pytest.mark.skipif(not shutil.which('pgrep'), reason='no pgrep')
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGKILL])
 def test_a_study_that_was_stopped_goes_on(place: Path, folder: Path, number: signal.Signals) -> None:
     """Stopped in the middle of a training, it ends with the same weights."""

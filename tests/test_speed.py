@@ -226,6 +226,20 @@ def test_mapped_files_are_no_memory_of_the_process(tmp_path: Path) -> None:
     assert peak_memory(CPU) - before < 64
 
 
+@pytest.mark.skipif(not Path('/proc/self/clear_refs').exists(), reason='the peak can not be reset')
+def test_the_memory_of_a_run_is_not_that_of_the_one_before_it() -> None:
+    code = (
+        'import torch\nfrom imagenette_zoo.training.memory import keep_freed_memory, peak_memory, reset_peak_memory\n'
+        'keep_freed_memory()\ncpu = torch.device("cpu")\nbefore = peak_memory(cpu)\n'
+        'blocks = [torch.ones(2**24) for _ in range(8)]\ndel blocks\nprint(peak_memory(cpu) - before)\n'
+        'reset_peak_memory(cpu)\nprint(peak_memory(cpu) - before)'
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    first, second = map(float, done.stdout.split())
+    assert first > 500
+    assert second < 100
+
+
 @needs_compiler
 @pytest.mark.parametrize('amp', [False, True])
 def test_training_on_a_cpu_uses_the_kernels(recipe: MakeRecipe, calls: list[str], amp: bool) -> None:

@@ -21,7 +21,7 @@ import imagenette_zoo
 from imagenette_zoo import train
 from imagenette_zoo.cli import main
 from imagenette_zoo.errors import UserError
-from imagenette_zoo.training import learner, trainer
+from imagenette_zoo.training import build, learner, trainer
 from imagenette_zoo.training.checkpoint import RunFolder
 from imagenette_zoo.training.distributed import World
 from imagenette_zoo.training.evaluation import load_folder
@@ -203,7 +203,7 @@ def test_an_interrupted_run_is_resumed_from_the_command_line(
     file.write_text(yaml.safe_dump(changed(started)))
     with interrupted(monkeypatch, epoch=1):
         assert main(['train', '-c', str(file)]) == 130
-    assert f'train.py --resume {run}' in capsys.readouterr().out
+    assert f'to continue: imagenette-zoo train --resume {run}\n' in capsys.readouterr().out
     assert main(['train', *(word.replace('RUNS', started.output).replace('RUN', str(run)) for word in words)]) == 0
     assert (run / 'result.json').exists()
 
@@ -429,7 +429,7 @@ def expect_error(capsys: pytest.CaptureFixture[str], words: list[str], *parts: s
         (dict(batch_size=25), ['--batch-size 25', '24 images']),
         (dict(device='cuda'), ['--device cuda', 'cpu']),
         (dict(device='quantum'), ['--device quantum']),
-        (dict(opt='adamx'), ["unknown optimizer 'adamx'", 'adam']),
+        (dict(opt='adamx'), ["has no optimizer 'adamx'", 'adam']),
         (dict(output='/proc/nowhere'), ['/proc/nowhere', "can't write"]),
         (dict(model_kwargs='colour=red'), ['colour']),
         (dict(model_kwargs='in_chans=1'), ['in_chans=1', 'three channels']),
@@ -629,6 +629,34 @@ def test_more_processes_than_validation_images(recipe: MakeRecipe) -> None:
     world = World(torch.device('cpu'), size=13)
     with pytest.raises(UserError, match='13 processes for 12 validation images: start fewer'):
         _load_images(recipe(), world)
+
+
+def test_noisy_labels_are_trained_on(recipe: MakeRecipe, folder: Path, tmp_path: Path) -> None:
+    """Here all are wrong, by one class; the validation images keep theirs."""
+    data = shutil.copytree(folder, tmp_path / 'data')
+    rows = ['path,noisy_labels_5,is_valid']
+    for path in sorted(data.glob('*/*/*.png')):
+        wrong = (int(path.parent.name[-1]) + 1) % 3
+        rows.append(f'{path.relative_to(data).as_posix()},class{wrong},{path.parts[-3] == "val"}')
+    (data / 'noisy_imagenette.csv').write_text('\n'.join(rows))
+    options = dict(data_dir=str(data), epochs=20, batch_size=4, lr=0.05, opt='momentum')
+    clean, noisy = (
+        train(recipe(**options, label_noise=noise, experiment=f'noise{noise}'), quiet=True) for noise in (0, 5)
+    )
+    train_images, val_images = _load_images(recipe(**options, label_noise=5), World(torch.device('cpu')))
+    assert train_images.targets == tuple(target for target in (1, 2, 0) for _ in range(8))
+    assert val_images.targets == tuple(target for target in (0, 1, 2) for _ in range(4))
+    assert clean.dataset['hash'] != noisy.dataset['hash']
+    assert clean.top1 > 60 > 30 > noisy.top1
+
+
+@pytest.mark.parametrize('from_scratch', [True, False])
+def test_whose_licence_a_trained_model_has(from_scratch: bool) -> None:
+    """That of the published weights where it began with them."""
+    model = timm.create_model('googlenet', num_classes=2)
+    config = timm.data.resolve_data_config(model=model)
+    cfg = build.model_config(model, config, ['a', 'b'], {}, from_scratch)['pretrained_cfg']
+    assert ('license' in cfg, 'origin_url' in cfg) == (not from_scratch, not from_scratch)
 
 
 def test_validation_images_that_are_trained_on(recipe: MakeRecipe, capsys: pytest.CaptureFixture[str]) -> None:

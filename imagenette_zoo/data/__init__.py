@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ..errors import UserError
-from .imagenette import ImageSet, find_root, load_split
+from .imagenette import ImageSet, find_root, holds_splits, load_split
 
 __all__ = ['DATASETS', 'resolve_dataset', 'validation_images']
 
@@ -33,11 +33,12 @@ def resolve_dataset(dataset: str = '', data_dir: str | Path | None = None, *spli
     return make()
 
 
-def validation_images(dataset: str, data_dir: str | Path | None, split: str) -> ImageSet:
-    """The images of one split; classes are those of `train/`, where it is there.
+def validation_images(dataset: str, data_dir: str | Path | None, split: str, train_split: str = 'train') -> ImageSet:
+    """The images of one split; classes are those of the training split, where it is there.
 
     Raises:
         UserError: as `resolve_dataset` and `load_split`.
     """
     root = resolve_dataset(dataset, data_dir, split)
-    return load_split(root, split, load_split(root).classes if (root / 'train').is_dir() else None)
+    has_classes = holds_splits(root, [train_split.split('[')[0]])
+    return load_split(root, split, load_split(root, train_split).classes if has_classes else None)

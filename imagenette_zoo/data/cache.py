@@ -31,8 +31,8 @@ from .imagenette import ImageSet, available_cores, cache_dir, decoded, image_siz
 from .processes import NoProcesses, in_processes, worth_processes
 
 __all__ = [
-    'Entry', 'Watcher', 'clear', 'content_hash', 'entries', 'eval_pixels', 'home', 'names_hash', 'train_pixels',
-    'train_side',
+    'Entry', 'Watcher', 'clear', 'content_hash', 'entries', 'eval_pixels', 'home', 'names_hash', 'stored_side',
+    'train_pixels', 'train_side',
 ]  # fmt: skip
 
 FORMAT = 1
@@ -66,7 +66,12 @@ def train_side(images: ImageSet, img_size: int, watcher: Watcher) -> tuple[int, 
     """
     rows = _rows(images, 'sizes', {}, (2,), np.dtype(np.int32), lambda paths, _: map(_size_row, paths), watcher)
     sizes = np.array(rows)
-    return min(max(224, 32 * math.ceil(1.5 * img_size / 32)), int(sizes.max())), sizes
+    return min(stored_side(img_size), int(sizes.max())), sizes
+
+
+def stored_side(img_size: int) -> int:
+    """The side in pixels that training images are stored at where they are not smaller."""
+    return max(224, 32 * math.ceil(1.5 * img_size / 32))
 
 
 def train_pixels(images: ImageSet, side: int, watcher: Watcher) -> np.ndarray:
@@ -265,7 +270,8 @@ def _make(folder: Path, meta: dict[str, Any], paths: Sequence[Path], make: Make,
         with writing as file, disk, bar as progress:
             written, synced, sync = 0, 0, disk.submit(file.flush)
             for rows in _write(file, paths, make, size // count):
-                progress.advance(rows)
+                for _ in range(rows):
+                    progress.advance(1)
                 written += rows * (size // count)
                 if written - synced >= WRITTEN_BEHIND and sync.done():
                     sync.result()  # a failure is told only once
@@ -355,6 +361,7 @@ def clear() -> tuple[int, Sequence[str]]:
         UserError: the folder can't be written.
     """
     freed, busy = 0, []
+    refused: OSError | None = None
     try:
         names = sorted({path.name.strip('.').split('.')[0] for path in home().iterdir()}) if home().is_dir() else []
         for name in names:
@@ -364,12 +371,18 @@ def clear() -> tuple[int, Sequence[str]]:
             except filelock.Timeout:
                 busy.append(name)
                 continue
+            except OSError as error:  # another user's
+                refused = error
+                continue
             for folder in [home() / name, *home().glob(f'.{name}.*')]:
-                freed += sum(path.stat().st_size for path in folder.glob('*'))
+                size = sum(path.stat().st_size for path in folder.glob('*'))
                 shutil.rmtree(folder, ignore_errors=True)
+                freed += 0 if folder.exists() else size
             with suppress(OSError):  # before the release: who gets the lock next sees that its file is gone
                 (home() / f'{name}.lock').unlink(missing_ok=True)
             lock.release()
     except OSError as error:
-        raise UserError(f'cannot clear {home()}: {error.strerror}') from error
+        refused = error
+    if refused and not freed:
+        raise UserError(f'cannot clear {home()}: {refused.strerror}') from refused
     return freed, busy

@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from ..training.console import table
 from . import cache, resolve_dataset
-from .imagenette import CheckReport, ClassReport, check, fetch
+from .imagenette import CheckReport, ClassReport, check, fetch, find_root
 
 __all__ = ['cache_command', 'check_command', 'fetch_command']
 
@@ -17,7 +17,11 @@ def fetch_command(size: str) -> int:
     """Download Imagenette (`160`, `320` or `full`) into the user cache and say where it is; returns the exit code."""
     root = fetch(size)
     print(f'Imagenette ({size}) is in {root}')
-    print('train.py finds it there; "imagenette-zoo data check" verifies every image.')
+    first = find_root(None)
+    if first == root:
+        print('imagenette-zoo train finds it there; "imagenette-zoo data check" verifies every image.')
+    else:
+        print(f'{first} is what is used without --data-dir; give --data-dir {root} to use and to check this one.')
     return 0
 
 

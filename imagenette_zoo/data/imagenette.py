@@ -185,7 +185,7 @@ def find_root(data_dir: str | Path | None, *splits: str) -> Path:
     if variable:
         return _root_at(Path(os.path.expanduser(variable)), 'IMAGENETTE_DIR', needed)
     for folder in reversed(SIZES.values()):
-        if _holds_splits(cache_dir() / folder):
+        if holds_splits(cache_dir() / folder):
             return cache_dir() / folder
     raise UserError(
         'no Imagenette found: run "imagenette-zoo data fetch --size 160" (100 MB), or give --data-dir, or set '
@@ -204,21 +204,21 @@ def _root_at(place: Path, what: str, splits: Sequence[str]) -> Path:
         return _unpacked(place, splits)
     if not os.path.isdir(place):
         raise UserError(f'{what} {place} does not exist: give the folder that holds {wanted}')
-    if _holds_splits(place, splits):
+    if holds_splits(place, splits):
         return place
     try:
         children = sorted(child for child in place.iterdir() if os.path.isdir(child) and not child.name.startswith('.'))
     except OSError as error:
         raise UserError(f'{what} {place} cannot be read: {_reason(error)}') from error
-    roots = [child for child in children if _holds_splits(child, splits)]
-    roots = [root for root in roots if _holds_splits(root)] or roots
+    roots = [child for child in children if holds_splits(child, splits)]
+    roots = [root for root in roots if holds_splits(root)] or roots
     if len(roots) == 1:
         return roots[0]
     if roots:
         raise UserError(
             f'{what} {place} holds {len(roots)} data sets ({", ".join(root.name for root in roots)}): give one of them',
         )
-    missing = [split for split in splits if not _holds_splits(place, [split])]
+    missing = [split for split in splits if not holds_splits(place, [split])]
     if len(missing) < len(splits):
         there = next(split for split in splits if split not in missing)
         lacks = ' (or '.join(f'{name}/' for name in _spellings(missing[0])) + ')' * (len(_spellings(missing[0])) - 1)
@@ -232,7 +232,8 @@ def _root_at(place: Path, what: str, splits: Sequence[str]) -> Path:
     )
 
 
-def _holds_splits(folder: Path, splits: Sequence[str] = _SPLITS) -> bool:
+def holds_splits(folder: Path, splits: Sequence[str] = _SPLITS) -> bool:
+    """Whether a folder has all of these splits, named as `load_split` takes them, but no slices."""
     return all(any(os.path.isdir(folder / name) for name in _spellings(split)) for split in splits)
 
 
@@ -391,7 +392,7 @@ def fetch(size: str) -> Path:
     if size not in SIZES:
         raise UserError(f'size {size!r} is unknown: expected one of {", ".join(SIZES)}')
     target = cache_dir() / SIZES[size]
-    if _holds_splits(target):
+    if holds_splits(target):
         return target
     if os.path.exists(target):
         raise UserError(f'{target} exists but does not hold train/ and val/: remove it and fetch again')
@@ -421,7 +422,7 @@ def fetch(size: str) -> Path:
         for child in (download / Path(name).stem).iterdir():
             child.rename(folder / child.name)
         shutil.rmtree(download)
-        if not _holds_splits(folder):
+        if not holds_splits(folder):
             raise UserError(f'{url} holds no train/ and val/: try another size, or give --data-dir')
     return target
 

@@ -106,12 +106,21 @@ def _library() -> ctypes.CDLL | None:
 def _compile() -> ctypes.CDLL | None:
     """The library, compiled for this processor and checked; None where that failed."""
     try:
-        library = ctypes.CDLL(str(_built(resources.files(__package__).joinpath('kernels.cpp').read_bytes())))
-        _check(library)
-        return library
+        source = resources.files(__package__).joinpath('kernels.cpp').read_bytes()
+        try:
+            return _loaded(_built(source))
+        except Exception:  # torn by a crash, or made by another system's compiler
+            _built(source).unlink()
+            return _loaded(_built(source))
     except Exception:  # no compiler, a full disk, ...: torch's own is always right
         _logger.debug('no C++ kernels', exc_info=True)
         return None
+
+
+def _loaded(path: Path) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(path))
+    _check(library)
+    return library
 
 
 def _built(source: bytes) -> Path:

@@ -8,6 +8,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -27,18 +28,18 @@ _FORMATS = (torch.contiguous_format, torch.channels_last, torch.channels_last_3d
 Kernel = Callable[..., None]
 _kernels: dict[tuple[torch.device, torch.dtype, int], tuple[Kernel, Kernel] | None] = {}
 _lock = threading.Lock()
+_much: ContextVar[bool] = ContextVar('much inference', default=False)
 _logger = logging.getLogger(__name__)
 
 
 @contextmanager
 def much_inference() -> Iterator[None]:
     """Within it the kernels are worth compiling from the sizes of training on, also for inference."""
-    former = FUSED_SIZES['inference']
-    FUSED_SIZES['inference'] = FUSED_SIZES['training']
+    token = _much.set(True)
     try:
         yield
     finally:
-        FUSED_SIZES['inference'] = former
+        _much.reset(token)
 
 
 class Mish(nn.Mish):
@@ -133,7 +134,7 @@ def _launch(kernel: Kernel, *inputs: torch.Tensor, out: torch.Tensor) -> torch.T
 
 
 def _is_large(x: torch.Tensor) -> bool:
-    return x.numel() in FUSED_SIZES['training' if _is_trained(x) else 'inference']
+    return x.numel() in FUSED_SIZES['training' if _much.get() or _is_trained(x) else 'inference']
 
 
 def _is_trained(x: torch.Tensor) -> bool:

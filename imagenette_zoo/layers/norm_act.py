@@ -75,6 +75,7 @@ class _Fused(nn.BatchNorm2d):
         return (
             is_plain(x, _DEVICES)
             and are_images(x)
+            and x.shape[1] == self.num_features
             and self.affine
             and self.track_running_stats
             and self.momentum is not None

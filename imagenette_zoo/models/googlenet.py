@@ -247,7 +247,9 @@ class GoogLeNet(nn.Module):
     @torch.jit.ignore
     def _run(self, names: tuple[str, ...], x: torch.Tensor) -> torch.Tensor:
         layers = [getattr(self, name) for name in names]
-        return checkpoint_seq(layers, x) if self.grad_checkpointing else nn.Sequential(*layers)(x)
+        if self.grad_checkpointing and x.requires_grad:  # re-entrant, images that need no gradient would end it
+            return checkpoint_seq(layers, x)
+        return nn.Sequential(*layers)(x)
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """Unpooled features `(N, 1024, H / 32, W / 32)`."""

@@ -52,6 +52,7 @@ class CardFacts:
     Args:
         repo_id: ``OWNER/NAME`` on the Hub, with ``@REVISION`` where it is not the main branch.
         config: The model's ``config.json``.
+        labels: The names of its classes, where they are known.
         params: Number of its parameters.
         gmacs: 10^9 multiply-accumulates for one image, None where unknown.
         license: The Hub's name of the weights' licence.
@@ -61,15 +62,12 @@ class CardFacts:
 
     repo_id: str
     config: dict[str, Any]
+    labels: Sequence[str]
     params: int
     gmacs: float | None
     license: str
     trained: Trained | None
     figures: Sequence[tuple[str, str]] = ()
-
-    @property
-    def labels(self) -> list[str]:
-        return list(self.config.get('label_names') or ())
 
     @property
     def on_imagenette(self) -> bool:
@@ -172,6 +170,8 @@ def _head(facts: CardFacts) -> Iterator[str]:
 def _usage(facts: CardFacts) -> Iterator[str]:
     ours = timm.models.model_entrypoint(facts.config['architecture']).__module__.startswith('imagenette_zoo')
     registers = 'import imagenette_zoo  # registers the architecture with timm\n' if ours else ''
+    names = facts.config.get('label_names') or facts.config['pretrained_cfg'].get('label_names')
+    label = "model.pretrained_cfg['label_names'][index]" if isinstance(names, list) else 'index.item()'
     needs = 'Needs timm and imagenette-zoo.\n\n' if ours else ''
     yield f"""## Use
 
@@ -186,7 +186,7 @@ transform = timm.data.create_transform(**config)
 with torch.inference_mode():
     logits = model(transform(Image.open('image.jpg').convert('RGB'))[None])
 probability, index = logits.softmax(1)[0].max(0)
-print(model.pretrained_cfg['label_names'][index], f'{{probability:.1%}}')
+print({label}, f'{{probability:.1%}}')
 ```
 
 `num_classes=N` gives it a new head to train, `features_only=True` makes a backbone of it."""

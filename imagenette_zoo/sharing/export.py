@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from timm.models import safe_model_name
 from torch import nn
 
 from ..data.imagenette import evenly, find_root, load_split, open_image
@@ -24,7 +23,7 @@ from ..data.synthette import draw as draw_image
 from ..errors import UserError, first_line, require
 from ..layers import fuse
 from ..training import build
-from ..training.checkpoint import write_atomic
+from ..training.checkpoint import file_stem, write_atomic
 from ..training.console import Console
 from ..training.options import option
 from .loading import TrainedModel, UseOptions, load_trained
@@ -129,7 +128,7 @@ def _output_file(options: ExportOptions, kind: _Format) -> Path:
     name = options.model.removeprefix('local-dir:')
     folder = Path(name).resolve()
     folder = folder.parent if folder.name in ('best', 'last') else folder
-    file = Path(options.output or (folder.name if os.path.isdir(folder) else safe_model_name(name)) + kind.suffix)
+    file = Path(options.output or (folder.name if os.path.isdir(folder) else file_stem(name)) + kind.suffix)
     if os.path.isdir(file) or not os.path.isdir(file.absolute().parent):
         raise UserError(f'--output {file}: {"is a folder" if os.path.isdir(file) else "no such folder"}: give a file')
     if not os.access(file.absolute().parent, os.W_OK):

@@ -24,7 +24,7 @@ from ..training.evaluation import open_model, read_config
 from ..training.options import option
 from ..training.recipe import ArchitectureOptions, InputOptions
 
-__all__ = ['TrainedModel', 'UseOptions', 'load_trained']
+__all__ = ['TrainedModel', 'UseOptions', 'listed_names', 'load_trained']
 
 MOST_ELONGATED = 100  # times as long as wide: resizing a longer image would make gigabytes of it
 
@@ -132,6 +132,26 @@ def _class_names(model: Any, options: UseOptions) -> list[str]:
         raise UserError(f'{name}: has no classifier (num_classes 0): it makes features, and tells no classes apart')
     # the model's own are those of its published weights
     names = _names_beside(Path(options.checkpoint)) if options.checkpoint else model.pretrained_cfg.get('label_names')
+    if named := listed_names(names, count, name):
+        return named
+    subset = infer_imagenet_subset(model)
+    if subset is None:
+        return [f'class {index}' for index in range(count)]
+    info = ImageNetInfo(subset)
+    return [info.index_to_description(index) for index in range(count)]
+
+
+def listed_names(names: Any, count: int, name: str) -> list[str]:
+    """What a config has as ``label_names``, as a list; empty where it has none.
+
+    Args:
+        names: A list, or a mapping from the classes' indices.
+        count: Number of classes.
+        name: Whose config it is, for messages.
+
+    Raises:
+        UserError: They are no names, or not so many.
+    """
     if isinstance(names, Mapping):  # timm's way where indices are missing
         listed = [names.get(str(index), names.get(index, f'class {index}')) for index in range(count)]
         names = listed if {*map(str, names)} <= {*map(str, range(count))} else list(names.values())
@@ -143,12 +163,7 @@ def _class_names(model: Any, options: UseOptions) -> list[str]:
                 f'{name}: its config names {len(names)} classes, its classifier has {count}: correct label_names in '
                 f'config.json, or remove them'
             )
-        return list(names)
-    subset = infer_imagenet_subset(model)
-    if subset is None:
-        return [f'class {index}' for index in range(count)]
-    info = ImageNetInfo(subset)
-    return [info.index_to_description(index) for index in range(count)]
+    return list(names or ())
 
 
 def _names_beside(checkpoint: Path) -> Any:

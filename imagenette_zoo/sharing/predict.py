@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from ..data.imagenette import decoded, list_images
-from ..errors import UserError, require
+from ..errors import UserError, first_line, require
 from ..study.contents import plain as printable
 from ..training.checkpoint import write_atomic
 from ..training.console import Console
@@ -227,7 +227,10 @@ def _figure_files(images: Sequence[Path], place: str | None) -> list[Path]:
         files = [target]
     else:
         absolute = [Path(os.path.abspath(path)) for path in images]  # without '..'
-        base = Path(os.path.commonpath([path.parent for path in absolute]))
+        try:
+            base = Path(os.path.commonpath([path.parent for path in absolute]))
+        except ValueError as error:  # Windows
+            raise UserError(f'--save-figure {place}: {first_line(error)}: give the images of one drive') from None
         relative = [path.relative_to(base) for path in absolute]
         stems = Counter(path.with_suffix('') for path in relative)
         files = [

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, ModelCard, constants, get_token
+from huggingface_hub import HfApi, ModelCard, ModelInfo, constants, get_token
 from huggingface_hub.utils import (
     HfHubHTTPError,
     HFValidationError,
@@ -29,6 +29,7 @@ from ..training.console import Console
 from ..training.evaluation import load_folder, read_config
 from ..version import __version__
 from .card import CardFacts, Trained, model_card, read_trained
+from .loading import listed_names
 
 __all__ = ['PublishOptions', 'publish', 'write_folder']
 
@@ -85,7 +86,7 @@ def publish(source: str, repo_id: str, options: PublishOptions | None = None, *,
         raise UserError(f'REPO_ID {repo_id}: {first_line(error)}') from None
     if '/' not in repo_id:
         raise UserError(f'REPO_ID {repo_id}: OWNER/NAME is expected, as in me/{repo_id}')
-    token = get_token()
+    token = None if options.dry_run else _token(repo_id)
     if token is None and not options.dry_run:
         raise UserError(
             f'{repo_id}: no token for {constants.ENDPOINT}: get one that may write, then log in (hf auth login) or '
@@ -107,6 +108,13 @@ def publish(source: str, repo_id: str, options: PublishOptions | None = None, *,
     console.line(f'{"published" if news else "nothing to do, all of it is there already"}: {where}')
     console.line(f'timm.create_model("hf-hub:{_named(repo_id, options)}", pretrained=True)')
     return output
+
+
+def _token(repo_id: str) -> str | None:
+    try:
+        return get_token()
+    except Exception as error:  # whatever the ways are by which huggingface_hub gets one
+        raise UserError(f'{repo_id}: no token: {first_line(error)}') from None
 
 
 def _named(repo_id: str, options: PublishOptions) -> str:
@@ -159,13 +167,15 @@ def write_folder(
     input_size = model.pretrained_cfg['input_size']
     build.probe(model, str(folder), input_size)
     params, gmacs = model_cost(model, input_size)
+    names = config.get('label_names') or model.pretrained_cfg.get('label_names')
+    labels = listed_names(names, config['num_classes'], str(folder))
     link_model_folder(folder, output)
     pictures = _pictures(trained, console) if trained is not None else []
     for picture in pictures:
         write_atomic(output / f'{picture.name}.png', picture.png)
     license_ = options.license or model.pretrained_cfg.get('license') or 'apache-2.0'
     shown = [(f'{picture.name}.png', picture.title) for picture in pictures]
-    card = model_card(CardFacts(_named(repo_id, options), config, params, gmacs, license_, trained, shown))
+    card = model_card(CardFacts(_named(repo_id, options), config, labels, params, gmacs, license_, trained, shown))
     write_atomic(output / 'README.md', str(card).encode())
     if ModelCard.load(output / 'README.md').data.to_dict() != card.data.to_dict():
         raise AssertionError(f'{output}: huggingface_hub reads the card otherwise than it was written')
@@ -197,8 +207,7 @@ def _send(folder: Path, files: list[str], repo_id: str, options: PublishOptions,
     api.create_repo(repo_id, exist_ok=True, **private)
     if branch := _branch(options):
         api.create_branch(repo_id, branch=branch, exist_ok=True)
-    info = api.model_info(repo_id, revision=options.revision, files_metadata=True)
-    there = {file.rfilename: file for file in info.siblings or ()}
+    info, there = _there(api, repo_id, options)
     old = [name for name in files if name in there and not _same(folder / name, there[name])]
     own = not branch or info.sha != api.model_info(repo_id).sha  # else the branch has but what it began with
     if old and own and not options.overwrite:
@@ -208,15 +217,26 @@ def _send(folder: Path, files: list[str], repo_id: str, options: PublishOptions,
         )
     if not old and there.keys() >= set(files):
         return False
-    api.upload_folder(
-        repo_id=repo_id,
-        folder_path=folder,
-        allow_patterns=files,
-        revision=options.revision,
-        commit_message='Update the model' if old else 'Add the model',
-        parent_commit=info.sha,
-    )
+    try:
+        api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            allow_patterns=files,
+            revision=options.revision,
+            commit_message='Update the model' if old else 'Add the model',
+            parent_commit=info.sha,
+        )
+    except HfHubHTTPError:  # also where only the answer to the commit was lost, and it was sent again
+        _, there = _there(api, repo_id, options)
+        if not all(name in there and _same(folder / name, there[name]) for name in files):
+            raise
     return True
+
+
+def _there(api: HfApi, repo_id: str, options: PublishOptions) -> tuple[ModelInfo, dict[str, Any]]:
+    """The branch on the Hub, and its files by name."""
+    info = api.model_info(repo_id, revision=options.revision, files_metadata=True)
+    return info, {file.rfilename: file for file in info.siblings or ()}
 
 
 def _same(file: Path, there: Any) -> bool:

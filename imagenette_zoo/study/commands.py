@@ -6,6 +6,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from ..errors import UserError
 from ..training.console import Console, duration, table
 from ..training.options import nearest
@@ -156,7 +158,7 @@ def dry_run(
         shown = [str(states.count(state)) for state in ('done', 'begun')]
         rows.append((name, recipe.model, size, str(recipe.epochs), str(len(trials)), *shown, f'{hours:.2f}'))
     console.line(table(rows))
-    wall = total / place.jobs
+    wall = total / min(place.jobs, max(1, torch.cuda.device_count()))  # several on one device share it
     console.line(f'\nabout {duration(3600 * wall)} to go, by a few steps of each on this machine, without set-up')
     if (limit := budget or study.budget) is not None:
         console.line(f'the budget is {limit:g} h of training and validation, what is done included')

@@ -13,7 +13,7 @@ from ..training.options import nearest
 from ..training.recipe import Recipe
 from .passes import BlockPasses
 from .plan import METRICS, Study
-from .records import FREE, Record, by_run, distinct, sample, samples_of
+from .records import Record, by_run, distinct, options_of, sample, samples_of
 from .statistics import Finding, Interval, Verdict, interval, judge
 
 __all__ = ['COSTS', 'THRESHOLDS', 'contents', 'front', 'plain']
@@ -53,7 +53,8 @@ def contents(
         'compared': _compared(runs, compare),
         'options': _options(runs),
     }
-    found['front'] = {cost: front(found['runs'], cost) for cost in COSTS}
+    comparable = COSTS if len(found['setup']['hardware']) == 1 else ('gmacs',)  # times of several machines are not
+    found['front'] = {cost: front(found['runs'], cost) if cost in comparable else [] for cost in COSTS}
     return plain(found)
 
 
@@ -140,10 +141,7 @@ def _unfinished(records: Sequence[Record], study: Study | None) -> list[str]:
 
 def _options(runs: Runs) -> dict[str, Any]:
     """What all runs have in common beside the defaults, and what tells them apart."""
-    recipes = {
-        name: {key: value for key, value in each[0].result.recipe.items() if key not in FREE}
-        for name, each in runs.items()
-    }
+    recipes = {name: options_of(each[0].result) for name, each in runs.items()}
     keys = distinct([key for recipe in recipes.values() for key in recipe])
     apart = [key for key in keys if len(distinct([recipe.get(key) for recipe in recipes.values()])) > 1]
     first, defaults = next(iter(recipes.values())), Recipe().as_dict()

@@ -32,7 +32,7 @@ __all__ = ['BlockPasses', 'PassesOptions', 'PassesReport', 'compare_passes']
 
 @dataclass(frozen=True)
 class PassesOptions(ComputeOptions, InputOptions, ArchitectureOptions, WeightsOptions, DataOptions):
-    """Everything that decides a comparison of passes."""
+    """Comparison"""
 
     model: str = option('', "a run's folder or its best/, local-dir:FOLDER, hf-hub:NAME, or a name with --checkpoint")
     batch_size: int = option(64, 'images a step', low=1, short=('-b',))
@@ -106,7 +106,8 @@ def compare_passes(options: PassesOptions, *, quiet: bool = False) -> PassesRepo
     console = Console(quiet)
     world = World(choose_device(options.device))
     keep_freed_memory()
-    images = evenly(validation_images(options.dataset, options.data_dir, options.val_split), options.images)
+    split = options.val_split, options.train_split
+    images = evenly(validation_images(options.dataset, options.data_dir, *split), options.images)
     model = load_model(options.model, options, images)
     blocks = {name: m for name, m in model.named_modules() if isinstance(m, MultiPass) and len(m.passes) > 1}
     if not blocks:
@@ -148,6 +149,11 @@ def compare_passes(options: PassesOptions, *, quiet: bool = False) -> PassesRepo
     return report
 
 
+def _exact(output: torch.Tensor) -> torch.Tensor:
+    """In float64, which MPS has not."""
+    return (output.cpu() if output.device.type == 'mps' else output).double()
+
+
 class _Likeness:
     """Adds up, over batches, what the likeness of n passes follows from."""
 
@@ -160,7 +166,7 @@ class _Likeness:
 
     def add(self, outputs: Sequence[torch.Tensor]) -> None:
         """Takes what the passes made of a batch, ``(N, C, H, W)`` each."""
-        each = torch.stack([output.double() for output in outputs])  # (n, N, C, H, W)
+        each = torch.stack([_exact(output) for output in outputs])  # (n, N, C, H, W)
         features = each.permute(0, 1, 3, 4, 2).flatten(1, 3)  # (n, examples, C)
         self.examples += features.shape[1]
         self.images += each.shape[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import re
@@ -277,7 +278,7 @@ class _Reader:
         for name, (key, value) in self.mapping(node, 'runs').items():
             for full, changes in self.grid(name, value):
                 if not NAME.fullmatch(full):
-                    raise self.fail(key, f'{full!r}: a run is named by letters, digits and . _ + = -')
+                    raise self.fail(key, f'{full!r}: a run is named by at most 80 letters, digits and . _ + = -')
                 if full in names:
                     raise self.fail(key, f'there are two runs {full!r}')
                 names.add(full)
@@ -394,6 +395,8 @@ class _Reader:
 
     def number(self, node: Any, needed: str) -> float:
         value = self.plain(node)
+        with contextlib.suppress(ValueError):  # YAML takes 5e-1 for text
+            value = float(value) if isinstance(value, str) else value
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
             raise self.fail(node, needed)
         return float(value)

@@ -180,7 +180,12 @@ def group_runs(folders: Sequence[Path]) -> list[Record]:
 def _recipe(result: Result) -> dict[str, Any]:
     """What decides about a run: its options, and the images by their name and the hash of all."""
     data = {'data': result.dataset.get('name'), 'data_hash': result.dataset.get('hash')}
-    return {**{option: value for option, value in result.recipe.items() if option not in FREE}, **data}
+    return {**options_of(result), **data}
+
+
+def options_of(result: Result) -> dict[str, Any]:
+    """The options that decide about a run; one that its version did not have yet is at its default."""
+    return {key: value for key, value in {**Recipe().as_dict(), **result.recipe}.items() if key not in FREE}
 
 
 def _name(recipe: Mapping[str, Any], all_of_them: Sequence[Mapping[str, Any]]) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from ..errors import UserError, require
 from ..training.checkpoint import write_atomic
@@ -115,7 +116,7 @@ def write_report(
         'options': wording.options_table(content),
     }
     markdown = markdown or folder / 'report.md'
-    view['figures'] = Path(os.path.relpath(folder / 'figures', markdown.parent)).as_posix()
+    view['figures'] = quote(Path(os.path.relpath(folder / 'figures', markdown.parent)).as_posix())
     pictures = [each.picture for section in sections for each in section.figures if each.picture]
     _write(folder, markdown, content, view, pictures)
     return folder / 'report.html'

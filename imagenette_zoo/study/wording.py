@@ -475,10 +475,11 @@ def how(content: Content) -> list[tuple[str, str]]:
 _HOW_VERDICTS = (
     'A claim must hold for other seeds and for other images of the same kind. Final top-1 is therefore compared with '
     'both as sources of chance: the variance of a difference is that between the seeds of each run plus that between '
-    'images of the paired difference (each image’s share of right answers under one run minus that under the other), '
-    'with Welch’s and Satterthwaite’s degrees of freedom: Clark’s quasi-F test (1973). Other metrics, and top-1 where '
-    'not all seeds were looked at image by image, have seeds only: Welch’s t-test. McNemar’s test would compare two '
-    'trainings, not two ideas. The p-values of all claims are corrected together by Holm’s method: supported or '
+    'images of the paired difference (each image’s share of right answers under one run minus that under the other). '
+    'Other metrics, and top-1 where not all seeds were looked at image by image, have seeds only. Half of an '
+    'interval’s width is the root of the sum of the squares of each part’s own, by Student’s t (Banerjee 1960), which '
+    'holds however much the runs’ spreads differ. McNemar’s test would compare two trainings, not two ideas. The '
+    'p-values of all claims are corrected together by Holm’s method: supported or '
     f'contradicted is what stays at or below {LEVEL:g}, so that chance alone decides a claim in one study of twenty '
     'at most; all else is undecided, which is not the same as no effect. A claim of several comparisons is supported '
     'if all hold, and contradicted if one is found the other way. The 95 % interval of a single difference is not '
@@ -486,7 +487,8 @@ _HOW_VERDICTS = (
 )
 _HOW_SEEDS = (
     'How many more seeds would decide a claim: as many as give the test a power of 80 %, if the difference and the '
-    'spread are what they seem. More seeds do not help where the images are too few.'
+    'spread are what they seem. Choose the number once: who adds seeds until a claim is decided errs more often than '
+    f'{LEVEL:.0%}. More seeds do not help where the images are too few.'
 )
 _HOW_PASSES = (
     'Linear CKA compares what two passes of a block add to its input (or put out, where that can’t be told apart), '

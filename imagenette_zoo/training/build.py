@@ -21,7 +21,7 @@ from timm.data import create_transform, resolve_data_config
 from timm.models._hub import load_model_config_from_hf, load_model_config_from_path, save_config_for_hf
 from torch import nn
 
-from ..data.cache import content_hash, eval_pixels, names_hash
+from ..data.cache import content_hash, eval_pixels, names_hash, stored_side
 from ..data.imagenette import ImageSet, available_cores
 from ..data.loaders import Batches, CachedEvalBatches, Transform, eval_loader
 from ..errors import UserError, first_line
@@ -107,10 +107,15 @@ def input_config(
         model: The model.
         use_test_size: Its size for tests, where it has one.
         crop_mode: Instead of its own. Trainings validate by ``center``, as timm's do.
+
+    Raises:
+        UserError: The model takes no images of three channels.
     """
     given = {name: getattr(options, name) for name in ('img_size', 'crop_pct', 'interpolation', 'mean', 'std')}
     given['crop_mode'] = crop_mode
     config = resolve_data_config(given, model=model, use_test_size=use_test_size)
+    if config['input_size'][0] != 3:
+        raise UserError(f'the model is for images of {config["input_size"][0]} channels: expected one for 3')
     return {name: tuple(value) if isinstance(value, list) else value for name, value in config.items()}
 
 
@@ -132,14 +137,14 @@ def uses_cache(options: DataOptions, images: ImageSet, side: int, console: Conso
     Args:
         options: ``loader``.
         images: The images.
-        side: The side in pixels that they are used at.
+        side: The side in pixels that they are kept at, at most.
         console: Who is told.
     """
-    size = len(images) * max(224, 1.5 * side) ** 2 * 3
+    size = len(images) * side**2 * 3
     if options.loader == 'auto' and size > LARGEST_CACHE:
         console.line(
-            f'{len(images):,} images of {images.root / images.split} would take {size / 2**30:.0f} GiB decoded: they '
-            f'are decoded every epoch (--loader cache keeps them all the same)'
+            f'{len(images):,} images of {images.root / images.split} would take up to {size / 2**30:.0f} GiB decoded: '
+            f'they are decoded every epoch (--loader cache keeps them all the same)'
         )
         return False
     return options.loader != 'timm'
@@ -147,7 +152,7 @@ def uses_cache(options: DataOptions, images: ImageSet, side: int, console: Conso
 
 def data_hash(options: DataOptions, sets: Sequence[ImageSet], side: int, console: Console) -> str:
     """What tells these data from others: of their bytes where they are decoded into the cache, else of their names."""
-    if all(uses_cache(options, images, side, Console(quiet=True)) for images in sets):
+    if all(uses_cache(options, images, stored_side(side), Console(quiet=True)) for images in sets):
         return 'content:' + '+'.join(content_hash(images, console) for images in sets)
     return 'names:' + '+'.join(map(names_hash, sets))
 
@@ -162,7 +167,7 @@ def eval_batches(
 ) -> Batches:
     """This process's share of the images as timm's evaluation transform makes them, from the cache or the files."""
     transform = eval_transform(config)
-    if uses_cache(options, images, config['input_size'][-1], console):
+    if uses_cache(options, images, max(config['input_size'][1:]), console):
         names = ['input_size', 'interpolation', 'crop_pct', 'crop_mode']
         names += ['mean'] if config['crop_mode'] == 'border' else []
         pixels = eval_pixels(images, transform, {name: config[name] for name in names}, console)
@@ -196,8 +201,10 @@ def probe(model: nn.Module, name: str, input_size: tuple[int, int, int]) -> None
     try:
         with torch.inference_mode():
             model(torch.zeros(2, *input_size, device=weight.device, dtype=weight.dtype))
-    except (AssertionError, RuntimeError, ValueError) as error:
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         reason = first_line(error)
+        if getattr(model, 'pretrained_cfg', {}).get('fixed_input_size'):
+            reason += f' (also give --model-kwargs img_size={input_size[-1]})'
         raise UserError(f"model {name} can't take images of {input_size[-1]} px (--img-size): {reason}") from None
 
 
@@ -211,6 +218,7 @@ def model_config(
     config: dict[str, Any],
     class_names: Sequence[str],
     model_args: dict[str, Any],
+    from_scratch: bool = False,
 ) -> dict[str, Any]:
     """``config.json`` of a trained model in timm's Hub layout; the model's own config becomes the same.
 
@@ -219,9 +227,12 @@ def model_config(
         config: The data config that it was evaluated with.
         class_names: A name for each output.
         model_args: Arguments that ``timm.create_model`` must be given to build the same model.
+        from_scratch: The weights were random at first: licence and origin of the published ones are not theirs.
     """
     old = dict(model.pretrained_cfg)
     for name in ('url', 'file', 'hf_hub_id', 'source', 'tag', 'test_input_size', 'test_crop_pct', 'test_pool_size'):
+        old.pop(name, None)
+    for name in ('license', 'origin_url') if from_scratch else ():
         old.pop(name, None)
     new = {name: config[name] for name in ('input_size', 'interpolation', 'mean', 'std', 'crop_pct', 'crop_mode')}
     if old.get('pool_size'):

@@ -15,6 +15,7 @@ import io
 import json
 import os
 import pickle
+import re
 import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -24,6 +25,7 @@ from typing import Any, ClassVar
 import filelock
 import safetensors
 import safetensors.torch
+import timm
 import torch
 import yaml
 from timm.models import clean_state_dict
@@ -42,6 +44,7 @@ __all__ = [
     'ANALYSIS_FILES',
     'ProcessLock',
     'RunFolder',
+    'file_stem',
     'link_model_folder',
     'load_weights',
     'model_folder',
@@ -259,15 +262,20 @@ def model_folder(name: str | Path) -> Path | None:
     """The model folder that a name means: a run's ``best/``, the folder itself, or None if it is no folder.
 
     Raises:
-        UserError: It is a folder, but without a model.
+        UserError: It is a folder, but without a model, and no model of timm's is named so.
     """
     path = Path(str(name).removeprefix('local-dir:'))
     for folder in (path / 'best', path):
         if os.path.isfile(folder / 'config.json'):  # Path's own may raise
             return folder
-    if str(name).startswith('local-dir:') or os.path.isdir(path):
+    if str(name).startswith('local-dir:') or (os.path.isdir(path) and not timm.is_model(str(name))):
         raise UserError(f'{path}: no model folder (no config.json in it or in its best/)')
     return None
+
+
+def file_stem(model: str) -> str:
+    """A model's name, or the last part of where it is, as a part of a file's name."""
+    return re.sub(r'[^A-Za-z0-9_]', '_', Path(model.rpartition(':')[2]).name) or 'model'
 
 
 def unused(path: Path) -> Path:

@@ -80,6 +80,16 @@ class World:
             raise parts[0]
         return parts[0]  # type: ignore[return-value]
 
+    def agreed(self, what: str, value: T) -> T:
+        """The value.
+
+        Raises:
+            UserError: In all of them, where it is not the same in all.
+        """
+        if self.anywhere(value != self.share(lambda: value)):
+            raise UserError(f'{what} differ from process to process: all must have the same')
+        return value
+
     def leave(self) -> None:
         """Ends the group."""
         if self.size > 1:

@@ -166,7 +166,7 @@ def validate(
     console = Console(quiet)
     world = World(choose_device(model.device))
     keep_freed_memory()
-    images = validation_images(model.dataset, model.data_dir, model.val_split)
+    images = validation_images(model.dataset, model.data_dir, model.val_split, model.train_split)
     found = []
     for name in model.model:
         found.append(_validate_one(name, model, images, world, console))

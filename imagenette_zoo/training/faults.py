@@ -19,6 +19,7 @@ from .recipe import Recipe
 
 __all__ = ['StopSignals', 'Stopped', 'explained']
 
+FULL = ("can't allocate memory", 'std::bad_alloc', 'out of memory', 'not enough memory')  # CPU, oneDNN, MPS, Windows
 REPEATED = 2.0  # seconds within which torchrun passes on the Ctrl-C that a terminal sends to all
 
 
@@ -111,8 +112,7 @@ def explained(recipe: Recipe, world: World) -> Iterator[None]:
         raise UserError(f'--torchcompile {recipe.torchcompile}: {first_line(error)}') from error
     except RuntimeError as error:
         text = str(error)
-        # the CPU's allocator, oneDNN
-        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text or 'std::bad_alloc' in text:
+        if isinstance(error, torch.OutOfMemoryError) or any(part in text for part in FULL):
             raise _out_of_memory(recipe, world) from error
         if 'DataLoader worker (pid' in text:
             raise UserError(
@@ -127,11 +127,12 @@ def explained(recipe: Recipe, world: World) -> Iterator[None]:
 
 
 def _out_of_memory(recipe: Recipe, world: World) -> UserError:
-    half = recipe.batch_size // 2
+    parts = [n for n in range(2, recipe.batch_size + 1) if recipe.batch_size % n == 0]
+    parts = [n for n in parts if not (recipe.mixes and recipe.batch_size // n % 2)]  # mixing pairs the images
     advice = (
-        f'try --batch-size {half} --grad-accum-steps {2 * recipe.grad_accum_steps}, which makes the same updates but '
-        f'for BatchNorm'
-        if half
+        f'try --batch-size {recipe.batch_size // parts[0]} --grad-accum-steps {parts[0] * recipe.grad_accum_steps}, '
+        f'which makes the same updates but for BatchNorm'
+        if parts
         else 'a smaller --img-size takes less'
     )
     also = ['--grad-checkpointing']

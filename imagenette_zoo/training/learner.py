@@ -137,7 +137,9 @@ class Learner:
         known = timm.optim.list_optimizers()
         name = recipe.opt.lower().removeprefix('lookahead_')
         if name not in known:
-            raise UserError(f'--opt: unknown optimizer {recipe.opt!r}{nearest(recipe.opt, known)}')
+            raise UserError(
+                f'--opt: timm {timm.__version__} has no optimizer {recipe.opt!r}{nearest(recipe.opt, known)}'
+            )
         kwargs = {**optimizer_kwargs(recipe), 'lr': learning_rate(recipe, self.world.size), **recipe.opt_kwargs}
         one_kernel = timm.optim.get_optimizer_info(name).opt_class in _FUSED and 'foreach' not in kwargs
         if one_kernel and self.world.device.type == 'cuda':

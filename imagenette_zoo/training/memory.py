@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
-__all__ = ['keep_freed_memory', 'peak_memory']
+__all__ = ['keep_freed_memory', 'peak_memory', 'reset_peak_memory']
 
 # mallopt(3) of glibc
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
@@ -29,8 +30,18 @@ def keep_freed_memory() -> None:
     mallopt(M_TOP_PAD, 64 * 2**20)
 
 
+def reset_peak_memory(device: torch.device) -> None:
+    """Lets the peak begin now; where the system can't do that it stays that of the process."""
+    if device.type == 'cuda':
+        torch.cuda.reset_peak_memory_stats(device)
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL('libc.so.6').malloc_trim(0)  # what a run before this one has left
+        Path('/proc/self/clear_refs').write_text('5')
+
+
 def peak_memory(device: torch.device) -> float:
-    """MiB: of the device on CUDA, else of this process, without the files that it has mapped where that is known."""
+    """MiB: of the device on CUDA, else of this process, without the files that it has mapped where that is known; since
+    :func:`reset_peak_memory`, on Linux and CUDA."""
     if device.type == 'cuda':
         return torch.cuda.max_memory_allocated(device) / 2**20
     status = Path('/proc/self/status')

@@ -67,6 +67,7 @@ class Meter:
 
     def add(self, loss: torch.Tensor, images: int, lr: float) -> None:
         """Counts a batch: its mean loss, its images in this process, the learning rate that it is trained at."""
+        loss = loss.float()  # that of a CPU in bfloat16 would count in bfloat16
         finite = loss.isfinite()
         self._sums += torch.stack([torch.where(finite, loss, 0.0), finite]) * images
         self._first_bad = torch.where(finite, self._first_bad, self._first_bad.clamp(max=self._step))

@@ -10,17 +10,16 @@ from typing import Any
 
 import torch
 from timm.data import Mixup, create_transform
-from timm.models import safe_model_name
 
 from ..data import resolve_dataset
 from ..data.augment import Augmentation, BatchTransform, Normalize
-from ..data.cache import train_pixels, train_side
+from ..data.cache import stored_side, train_pixels, train_side
 from ..data.imagenette import ImageSet, load_split, with_label_noise
 from ..data.loaders import Batches, CachedTrainBatches, EpochBatches, SizeSchedule, Transform, train_loader
 from ..data.seeding import seed_everything
 from ..errors import UserError, first_line
 from . import build
-from .checkpoint import RunFolder, load_weights, model_folder, read_weights, resumed_run, unused
+from .checkpoint import RunFolder, file_stem, load_weights, model_folder, read_weights, resumed_run, unused
 from .compilation import resolve
 from .console import Console
 from .distributed import World
@@ -142,7 +141,8 @@ def prepare(recipe: Recipe, folder: RunFolder, state: bytes | None, world: World
     if own.torchcompile:
         _compile(recipe, learner, config, console)
     sets = (train_images, val_images)
-    data_hash = world.share(lambda: build.data_hash(recipe, sets, config['input_size'][-1], console))
+    data_hash = build.data_hash(recipe, sets, config['input_size'][-1], console)
+    world.agreed('the images', [data_hash, *map(len, sets), train_images.classes])  # else all would wait forever
     run = Run(recipe, folder, data, learner, config, data_hash)
     if state is not None:
         _resume(run, state)
@@ -229,7 +229,7 @@ def check_resumable(recipe: Recipe, folder: RunFolder) -> None:
 def _own_name(recipe: Recipe) -> Path:
     """A folder named by time, model and size, as timm's script names it."""
     stamp = datetime.now().strftime('%Y%m%d-%H%M%S')
-    name = '-'.join([stamp, safe_model_name(recipe.model), *([str(recipe.img_size)] if recipe.img_size else [])])
+    name = '-'.join([stamp, file_stem(recipe.model), *([str(recipe.img_size)] if recipe.img_size else [])])
     return Path(recipe.output, name)
 
 
@@ -363,7 +363,7 @@ def _train_batches(
     missing = _not_batched(recipe, config)
     if missing and recipe.loader == 'cache':
         raise UserError(f'--loader cache: can not do {missing}: use --loader timm')
-    if not missing and build.uses_cache(recipe, images, max(sides), console):
+    if not missing and build.uses_cache(recipe, images, stored_side(max(sides)), console):
         side, sizes = train_side(images, max(sides), console)
         pixels = torch.from_numpy(train_pixels(images, side, console))
         return CachedTrainBatches(

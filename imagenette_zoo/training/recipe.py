@@ -1,8 +1,8 @@
 """Every option of training and validation, declared once, by timm's names and with timm's defaults.
 
 Where an option exists in timm's ``train.py`` it has that script's name, meaning and default, so that a recipe in
-``hparams/`` drives both. Our own are ``label_noise``, ``overwrite``, ``nan``, ``cuda_graph``, ``log_tensorboard``,
-``shift_consistency`` and the values ``dataset: synthette`` and ``device: auto``.
+``hparams/`` drives both. Our own are ``label_noise``, ``loader``, ``overwrite``, ``nan``, ``nan_limit``,
+``cuda_graph``, ``log_tensorboard``, ``shift_consistency`` and the values ``dataset: synthette`` and ``device: auto``.
 """
 
 from __future__ import annotations
@@ -40,6 +40,9 @@ class DataOptions(Options):
         '',
         'what is trained on: imagenette or any image folder, or synthette, the embedded drawn data set',
         choices=('', *DATASETS),
+    )
+    train_split: str = option(
+        'train', "name of the training split, or a slice of it: train[:85%] (timm's script takes the whole folder)"
     )
     val_split: str = option('validation', 'name of the validation split, or a slice of one: train[85%:]')
     loader: str = option(
@@ -129,9 +132,7 @@ class ArchitectureOptions(Options):
 
     model_kwargs: dict[str, Any] = option({}, 'further arguments of the model, as in passes=2 merge=max')
     num_classes: int | None = option(None, 'number of classes (that of the data if not given)', low=1)
-    gp: str | None = option(
-        None, 'global pooling', choices=('fast', 'avg', 'max', 'avgmax', 'catavgmax', 'fastavg', 'fastmax')
-    )
+    gp: str | None = option(None, 'global pooling: avg, max, avgmax, catavgmax, fast…; token or map of a ViT')
 
     def check(self) -> None:
         super().check()
@@ -173,7 +174,6 @@ class ScheduleLengthOptions(Options):
         None, 'images a validation step (the training batch size if not given)', low=1, short=('-vb',)
     )
     grad_accum_steps: int = option(1, 'batches whose gradients one step adds up', low=1)
-    train_split: str = option('train', 'name of the training split, or a slice of it: train[:85%]')
     label_noise: int = option(
         0, "percentage of noisy training labels, from the data set's official noisy_imagenette.csv: 0, 1, 5, 25, 50"
     )
@@ -494,7 +494,7 @@ class WeightsOptions(Options):
 
 @dataclass(frozen=True)
 class ValidationOptions(ComputeOptions, InputOptions, ArchitectureOptions, WeightsOptions, DataOptions):
-    """Everything that decides a validation."""
+    """Validation"""
 
     model: tuple[str, ...] = option(
         (),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 import time
+from pathlib import Path
 from typing import Any
-
-import torch
 
 from ..data.seeding import seed_everything
 from ..models.catalog import model_cost
@@ -14,7 +15,7 @@ from .console import Console
 from .distributed import World, join
 from .evaluation import evaluate
 from .faults import Stopped, StopSignals, explained
-from .memory import keep_freed_memory, peak_memory
+from .memory import keep_freed_memory, peak_memory, reset_peak_memory
 from .meter import Meter, Position, check_finite
 from .prepare import Run, check_alike, open_folder, prepare
 from .recipe import Recipe
@@ -91,9 +92,9 @@ def _run(run: Run, console: Console) -> Result:
     own = {'global_pool': recipe.gp, 'bn_eps': recipe.bn_eps}
     model_args = {**build.source_args(recipe.model, learner.model), **recipe.model_kwargs}
     model_args |= {name: value for name, value in own.items() if value is not None}
-    model_config = build.model_config(learner.model, run.config, data.train.class_names, model_args)
-    if learner.world.device.type == 'cuda':
-        torch.cuda.reset_peak_memory_stats(learner.world.device)
+    from_scratch = not (recipe.pretrained or recipe.initial_checkpoint)
+    model_config = build.model_config(learner.model, run.config, data.train.class_names, model_args, from_scratch)
+    reset_peak_memory(learner.world.device)
     tracking = Tracking(recipe, run.folder.path, history, console, learner.world.primary)
     with StopSignals(learner.world) as stop, tracking:
         try:
@@ -105,7 +106,8 @@ def _run(run: Run, console: Console) -> Result:
                 run.save()
                 console.line(f'{request}: stopped at {run.place}; all of it is saved')
             if run.begun:
-                console.line(f'to continue: python train.py --resume {run.folder.path}')
+                program = 'python train.py' if Path(sys.argv[0]).name == 'train.py' else 'imagenette-zoo train'
+                console.line(f'to continue: {program} --resume {shlex.quote(str(run.folder.path))}')
             raise
         result = make_result(run, params, gmacs)
         tracking.result(result.as_json())

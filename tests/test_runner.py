@@ -74,6 +74,7 @@ def test_a_study_is_run_skipped_continued_and_judged(
     assert main([*command, '--dry-run']) == 0
     plan = capsys.readouterr().out
     assert 'rate: The larger rate is better.' in plan
+    assert '2 seeds, 1 claim tested together: a difference is decided from 12.7 standard errors on' in plan
     assert not (place / 'runs').exists(), 'a plan touches nothing'
 
     assert main([*command, '--only', 'slow']) == 0

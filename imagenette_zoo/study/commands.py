@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from .plan import Study, find_study, make_study, plain_name, read_study
 from .records import Record, by_run, group_runs, samples_of, study_records
 from .report import check_packages, write_report
 from .runner import Place, Trials, check_models, epochs_done, run_study, state_of
-from .statistics import interval, judge
+from .statistics import interval, judge, threshold
 
 __all__ = ['dry_run', 'report_command', 'run_command', 'study_command']
 
@@ -164,7 +165,20 @@ def dry_run(
         console.line(f'the budget is {limit:g} h of training and validation, what is done included')
     for claim in study.claims:
         console.line(f'{claim.name}: {claim.sentence}  [{claim.metric}: {"; ".join(claim.order)}]')
+    if study.claims and find_spec('scipy'):
+        console.line(_reach(len(study.seeds), len(study.claims)))
     return wall
+
+
+def _reach(seeds: int, claims: int) -> str:
+    """How large a difference must be to be decided."""
+    if seeds == 1:
+        return 'one seed: no claim can be tested; two are the least, five a good number'
+    return (
+        f'{seeds} seeds, {claims} claim{"s" if claims > 1 else ""} tested together: a difference is decided from '
+        f'{threshold(seeds, claims):.1f} standard errors on (of its mean over seeds); with 5 seeds from '
+        f'{threshold(5, claims):.1f}, with 10 from {threshold(10, claims):.1f}'
+    )
 
 
 def summary(records: Sequence[Record]) -> str:

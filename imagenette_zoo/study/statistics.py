@@ -27,7 +27,7 @@ import numpy as np
 from ..errors import require
 from .plan import Claim, Comparison
 
-__all__ = ['LEVEL', 'Finding', 'Interval', 'Sample', 'Verdict', 'compare', 'interval', 'judge']
+__all__ = ['LEVEL', 'Finding', 'Interval', 'Sample', 'Verdict', 'compare', 'interval', 'judge', 'threshold']
 
 LEVEL = 0.05
 POWER = 0.8
@@ -117,6 +117,16 @@ def interval(values: Sequence[float]) -> Interval:
     deviation = math.sqrt(_variance(np.asarray(values)))
     half = float(_student().ppf(1 - LEVEL / 2, len(values) - 1)) * deviation / math.sqrt(len(values))
     return Interval(mean, mean - half, mean + half, len(values))
+
+
+def threshold(seeds: int, tests: int) -> float:
+    """How many standard errors a difference must be away from its bound for the strongest of some claims to be decided.
+
+    Args:
+        seeds: Of each run, two at least; all of the spread is between them.
+        tests: The claims.
+    """
+    return float(_student().isf(LEVEL / tests / 2, seeds - 1))
 
 
 def _variance(values: np.ndarray) -> float:
@@ -225,7 +235,7 @@ class _Spread:
 
     def p(self, difference: float, first: int, second: int) -> float:
         """The level whose interval ends at the difference, two-sided."""
-        low, high = -700.0, 0.0  # its logarithm
+        low, high = -300.0, 0.0  # its logarithm
         while high - low > 1e-7:
             middle = (low + high) / 2
             low, high = (

@@ -470,7 +470,7 @@ def test_what_a_killed_process_left_does_not_matter(
     """And what a process is making is not cleared away under it."""
     [half_made] = names(home)
     assert main(['data', 'cache', '--clear']) == 0
-    assert 'left 1 that a process is making' in capsys.readouterr().out
+    assert 'left 1: a process is making them' in capsys.readouterr().out
     assert names(home) == [half_made]
     builder.process.kill()
     builder.process.join()
@@ -508,7 +508,9 @@ def test_entries_of_another_user_do_not_keep_ones_own(
         return acquire(lock, *args, **options)
 
     monkeypatch.setattr(filelock.FileLock, 'acquire', refuse)
-    assert 24 * 40 * 40 * 3 < cache.clear()[0] < 24 * (40 * 40 + 48 * 48) * 3
+    freed, left = cache.clear()
+    assert 24 * 40 * 40 * 3 < freed < 24 * (40 * 40 + 48 * 48) * 3
+    assert left == [theirs]
     assert names(home) == [theirs]
     with pytest.raises(UserError, match=r'cannot clear .*Permission denied'):
         cache.clear()

@@ -77,7 +77,7 @@ def test_readmes_table_is_that_of_the_models() -> None:
 
 def test_a_wheel_has_all_that_is_needed(tmp_path: Path) -> None:
     """Recipes, studies, templates, the kernels' source and the packaged weights, outside of a checkout."""
-    pytest.importorskip('setuptools')
+    pytest.importorskip('setuptools', minversion='77')
     source, place = tmp_path / 'source', tmp_path / 'installed'
     source.mkdir()
     for name in ('imagenette_zoo', 'hparams'):

@@ -22,7 +22,7 @@ from imagenette_zoo import train
 from imagenette_zoo.cli import main
 from imagenette_zoo.errors import UserError
 from imagenette_zoo.training import build, learner, trainer
-from imagenette_zoo.training.checkpoint import RunFolder
+from imagenette_zoo.training.checkpoint import RunFolder, save_model_folder
 from imagenette_zoo.training.distributed import World
 from imagenette_zoo.training.evaluation import load_folder
 from imagenette_zoo.training.learner import learning_rate
@@ -651,12 +651,13 @@ def test_noisy_labels_are_trained_on(recipe: MakeRecipe, folder: Path, tmp_path:
 
 
 @pytest.mark.parametrize('from_scratch', [True, False])
-def test_whose_licence_a_trained_model_has(from_scratch: bool) -> None:
+def test_whose_licence_a_trained_model_has(from_scratch: bool, tmp_path: Path) -> None:
     """That of the published weights where it began with them."""
     model = timm.create_model('googlenet', num_classes=2)
     config = timm.data.resolve_data_config(model=model)
-    cfg = build.model_config(model, config, ['a', 'b'], {}, from_scratch)['pretrained_cfg']
-    assert ('license' in cfg, 'origin_url' in cfg) == (not from_scratch, not from_scratch)
+    save_model_folder(tmp_path, build.model_config(model, config, ['a', 'b'], {}, from_scratch), model.state_dict())
+    cfg = load_folder(tmp_path).pretrained_cfg
+    assert (cfg['license'], cfg['origin_url'] is None) == (None if from_scratch else 'bsd-3-clause', from_scratch)
 
 
 def test_validation_images_that_are_trained_on(recipe: MakeRecipe, capsys: pytest.CaptureFixture[str]) -> None:

@@ -355,12 +355,12 @@ def clear() -> tuple[int, Sequence[str]]:
     """Removes every entry that no process is making, torn ones and left-overs included.
 
     Returns:
-        Bytes freed, and the names of what is being made and so was left.
+        Bytes freed, and the names of what was left: a process is making it, or it is another user's.
 
     Raises:
-        UserError: the folder can't be written.
+        UserError: the folder can't be written, and nothing was freed.
     """
-    freed, busy = 0, []
+    freed, left = 0, []
     refused: OSError | None = None
     try:
         names = sorted({path.name.strip('.').split('.')[0] for path in home().iterdir()}) if home().is_dir() else []
@@ -369,15 +369,19 @@ def clear() -> tuple[int, Sequence[str]]:
             try:
                 lock.acquire(timeout=0)
             except filelock.Timeout:
-                busy.append(name)
+                left.append(name)
                 continue
             except OSError as error:  # another user's
                 refused = error
+                left.append(name)
                 continue
             for folder in [home() / name, *home().glob(f'.{name}.*')]:
                 size = sum(path.stat().st_size for path in folder.glob('*'))
                 shutil.rmtree(folder, ignore_errors=True)
-                freed += 0 if folder.exists() else size
+                if folder.exists():
+                    left.append(name)
+                else:
+                    freed += size
             with suppress(OSError):  # before the release: who gets the lock next sees that its file is gone
                 (home() / f'{name}.lock').unlink(missing_ok=True)
             lock.release()
@@ -385,4 +389,4 @@ def clear() -> tuple[int, Sequence[str]]:
         refused = error
     if refused and not freed:
         raise UserError(f'cannot clear {home()}: {refused.strerror}') from refused
-    return freed, busy
+    return freed, left

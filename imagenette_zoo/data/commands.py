@@ -1,8 +1,10 @@
 """What `imagenette-zoo data fetch`, `check` and `cache` do."""
 
+import os
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -17,7 +19,8 @@ def fetch_command(size: str) -> int:
     """Download Imagenette (`160`, `320` or `full`) into the user cache and say where it is; returns the exit code."""
     root = fetch(size)
     print(f'Imagenette ({size}) is in {root}')
-    first = find_root(None)
+    variable = os.environ.get('IMAGENETTE_DIR')
+    first = Path(variable) if variable else find_root(None)
     if first == root:
         print('imagenette-zoo train finds it there; "imagenette-zoo data check" verifies every image.')
     else:
@@ -49,8 +52,9 @@ def check_command(data_dir: str | None = None, dataset: str = '') -> int:
 def cache_command(clear: bool) -> int:
     """List the decoded images in the user cache, or remove them; returns the exit code."""
     if clear:
-        freed, busy = cache.clear()
-        print(f'freed {freed / 2**20:.0f} MiB' + (f'; left {len(busy)} that a process is making' if busy else ''))
+        freed, left = cache.clear()
+        also = f"; left {len(left)}: a process is making them, or they are another user's" if left else ''
+        print(f'freed {freed / 2**20:.0f} MiB{also}')
         return 0
     entries = cache.entries()
     if not entries:

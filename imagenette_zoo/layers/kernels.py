@@ -110,8 +110,7 @@ def _compile() -> ctypes.CDLL | None:
         try:
             return _loaded(_built(source))
         except Exception:  # torn by a crash, or made by another system's compiler
-            _built(source).unlink()
-            return _loaded(_built(source))
+            return _loaded(_built(source, anew=True))
     except Exception:  # no compiler, a full disk, ...: torch's own is always right
         _logger.debug('no C++ kernels', exc_info=True)
         return None
@@ -123,7 +122,7 @@ def _loaded(path: Path) -> ctypes.CDLL:
     return library
 
 
-def _built(source: bytes) -> Path:
+def _built(source: bytes, anew: bool = False) -> Path:
     """The compiled library. Inductor's own cache would first compile half a dozen programs to learn what the processor
     can do; its flags name this processor anyway."""
     from torch._inductor.codecache import cache_dir  # here: slow to import
@@ -132,7 +131,7 @@ def _built(source: bytes) -> Path:
     key = hashlib.sha256(source)
     key.update(f'{get_cpp_compiler()} {torch.__version__} {FLAGS} {_processor()}'.encode())
     path = Path(cache_dir(), 'imagenette-zoo', f'{key.hexdigest()}.so')
-    if not path.exists():
+    if anew or not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             Path(folder, 'kernels.cpp').write_bytes(source)

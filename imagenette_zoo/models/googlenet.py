@@ -16,7 +16,7 @@ from timm.data.constants import (
     IMAGENET_INCEPTION_MEAN,
     IMAGENET_INCEPTION_STD,
 )
-from timm.layers import ConvNormAct, LayerType, create_classifier
+from timm.layers import ConvNormAct, LayerType, create_classifier, use_reentrant_ckpt
 from timm.models import (
     build_model_with_cfg,
     checkpoint_seq,
@@ -247,7 +247,8 @@ class GoogLeNet(nn.Module):
     @torch.jit.ignore
     def _run(self, names: tuple[str, ...], x: torch.Tensor) -> torch.Tensor:
         layers = [getattr(self, name) for name in names]
-        if self.grad_checkpointing and x.requires_grad:  # re-entrant, images that need no gradient would end it
+        # re-entrant, the images, which need no gradient, would end it
+        if self.grad_checkpointing and (x.requires_grad or not use_reentrant_ckpt()):
             return checkpoint_seq(layers, x)
         return nn.Sequential(*layers)(x)
 

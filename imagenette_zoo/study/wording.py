@@ -475,7 +475,8 @@ def how(content: Content) -> list[tuple[str, str]]:
 _HOW_VERDICTS = (
     'A claim must hold for other seeds and for other images of the same kind. Final top-1 is therefore compared with '
     'both as sources of chance: the variance of a difference is that between the seeds of each run plus that between '
-    'images of the paired difference (each image’s share of right answers under one run minus that under the other). '
+    'images of the paired difference (each image’s share of right answers under one run minus that under the other), '
+    'less what chance adds to single answers, which is in the seeds’ part. '
     'Other metrics, and top-1 where not all seeds were looked at image by image, have seeds only. Half of an '
     'interval’s width is the root of the sum of the squares of each part’s own, by Student’s t (Banerjee 1960), which '
     'holds however much the runs’ spreads differ. McNemar’s test would compare two trainings, not two ideas. The '

@@ -232,8 +232,8 @@ def model_config(
     old = dict(model.pretrained_cfg)
     for name in ('url', 'file', 'hf_hub_id', 'source', 'tag', 'test_input_size', 'test_crop_pct', 'test_pool_size'):
         old.pop(name, None)
-    for name in ('license', 'origin_url') if from_scratch else ():
-        old.pop(name, None)
+    if from_scratch:
+        old = {name: value for name, value in old.items() if name not in ('license', 'origin_url')}
     new = {name: config[name] for name in ('input_size', 'interpolation', 'mean', 'std', 'crop_pct', 'crop_mode')}
     if old.get('pool_size'):
         scale = config['input_size'][-1] / old['input_size'][-1]

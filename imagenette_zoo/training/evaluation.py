@@ -308,8 +308,8 @@ def load_folder(folder: Path, **kwargs: Any) -> Any:
     model_args = {**config.get('model_args', {}), **given, 'num_classes': classes}
     model = build.build_model(config['architecture'], **model_args)
     load_weights(model, read_weights(folder / 'model.safetensors'), folder)
-    published = ('label_names', 'crop_mode', 'test_input_size', 'test_crop_pct', 'test_pool_size')  # not those
-    own = {**dict.fromkeys(published), **config['pretrained_cfg']}
+    published = ('label_names', 'license', 'origin_url', 'crop_mode', 'test_input_size', 'test_crop_pct')
+    own = {**dict.fromkeys((*published, 'test_pool_size')), **config['pretrained_cfg']}  # not those of other weights
     if names is not None:
         own['label_names'] = names
     model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, **own}

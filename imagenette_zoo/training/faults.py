@@ -127,12 +127,13 @@ def explained(recipe: Recipe, world: World) -> Iterator[None]:
 
 
 def _out_of_memory(recipe: Recipe, world: World) -> UserError:
-    parts = [n for n in range(2, recipe.batch_size + 1) if recipe.batch_size % n == 0]
-    parts = [n for n in parts if not (recipe.mixes and recipe.batch_size // n % 2)]  # mixing pairs the images
+    size, pairs = recipe.batch_size, 2 if recipe.mixes else 1  # mixing pairs the images
+    parts = next((n for n in (2, 3, 4) if size % (n * pairs) == 0), 2)
+    smaller = size // (parts * pairs) * pairs
     advice = (
-        f'try --batch-size {recipe.batch_size // parts[0]} --grad-accum-steps {parts[0] * recipe.grad_accum_steps}, '
-        f'which makes the same updates but for BatchNorm'
-        if parts
+        f'try --batch-size {smaller} --grad-accum-steps {parts * recipe.grad_accum_steps}, which makes '
+        f'{"" if smaller * parts == size else "nearly "}the same updates but for BatchNorm'
+        if smaller
         else 'a smaller --img-size takes less'
     )
     also = ['--grad-checkpointing']

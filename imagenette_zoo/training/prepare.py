@@ -132,6 +132,9 @@ def prepare(recipe: Recipe, folder: RunFolder, state: bytes | None, world: World
     model = make_model(start, len(train_images.classes))
     config = build.input_config(recipe, model, crop_mode='center')
     data = _load_batches(recipe, train_images, val_images, config, world, console)
+    sets = (train_images, val_images)
+    data_hash = build.data_hash(recipe, sets, config['input_size'][-1], console)
+    world.agreed('the images', [data_hash, *map(len, sets), train_images.classes])  # else all would wait forever
     for side in recipe.train_img_sizes or ():
         build.probe(model, recipe.model, (config['input_size'][0], side, side))
     build.probe(model, recipe.model, config['input_size'])
@@ -140,9 +143,6 @@ def prepare(recipe: Recipe, folder: RunFolder, state: bytes | None, world: World
     learner = Learner(own, model, world, updates, console.line)
     if own.torchcompile:
         _compile(recipe, learner, config, console)
-    sets = (train_images, val_images)
-    data_hash = build.data_hash(recipe, sets, config['input_size'][-1], console)
-    world.agreed('the images', [data_hash, *map(len, sets), train_images.classes])  # else all would wait forever
     run = Run(recipe, folder, data, learner, config, data_hash)
     if state is not None:
         _resume(run, state)

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -29,6 +30,15 @@ needs_local_dir = pytest.mark.skipif(
 needs_compiler = pytest.mark.skipif(
     not any(map(shutil.which, (os.environ.get('CXX', 'c++'), 'g++', 'clang++'))), reason='no C++ compiler'
 )
+
+
+needs_linux = pytest.mark.skipif(sys.platform != 'linux', reason='needs /proc, or all of 127.0.0.0/8')
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(('127.0.0.1', 0))
+        return int(sock.getsockname()[1])
 
 
 def run_without_compiler(script: str, place: Path) -> None:

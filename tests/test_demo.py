@@ -25,6 +25,8 @@ from imagenette_zoo.sharing.loading import TrainedModel, UseOptions, load_traine
 from imagenette_zoo.training import build
 from imagenette_zoo.training.checkpoint import save_model_folder
 
+from .conftest import free_port
+
 CLASSES = ['red', 'green', 'blue']
 
 
@@ -165,7 +167,7 @@ def page(folders: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterat
     """The address of the page with two models, served by the command."""
     pytest.importorskip('gradio')
     log = tmp_path_factory.mktemp('page') / 'log'
-    port = 17860 + os.getpid() % 1000
+    port = free_port()
     command = [sys.executable, '-m', 'imagenette_zoo', 'demo', *folders, '--port', str(port)]
     environment = {**os.environ, 'NO_PROXY': '*', 'HF_HUB_OFFLINE': '1'}
     with log.open('w') as file:

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -33,7 +32,7 @@ from imagenette_zoo.training.recipe import Recipe
 from imagenette_zoo.training.result import read_result
 from imagenette_zoo.training.trainer import train
 
-from .conftest import changed, make_folder
+from .conftest import changed, free_port, make_folder, needs_linux
 
 ROOT = Path(__file__).parent.parent
 MakeRecipe = Callable[..., Recipe]
@@ -352,6 +351,7 @@ def test_too_many_left_out_in_a_row_end_the_run(recipe: MakeRecipe, monkeypatch:
         train(recipe(nan='skip', nan_limit=2), quiet=True)
 
 
+@needs_linux
 def test_full_memory_is_one_line(folder: Path, tmp_path: Path) -> None:
     """A process whose memory really ends."""
     code = (
@@ -552,12 +552,6 @@ def torchrun(recipe: Recipe, file: Path, *launcher: str, env: dict[str, str] | N
     )
 
 
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(('127.0.0.1', 0))
-        return int(sock.getsockname()[1])
-
-
 def finished(*processes: Any) -> list[str]:
     outputs = [process.communicate(timeout=200)[0] for process in processes]
     assert all(process.returncode == 0 for process in processes), '\n'.join(outputs)
@@ -595,6 +589,7 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> tup
     return make, place / 'whole'
 
 
+@needs_linux
 def test_a_killed_worker_under_torchrun_is_started_again(
     two_processes: tuple[Callable[..., Recipe], Path], tmp_path: Path
 ) -> None:
@@ -615,6 +610,7 @@ def test_a_killed_worker_under_torchrun_is_started_again(
     assert content(run) == content(whole)
 
 
+@needs_linux
 def test_two_nodes_without_a_common_disk(two_processes: tuple[Callable[..., Recipe], Path], tmp_path: Path) -> None:
     make, whole = two_processes
     nodes = []

@@ -15,6 +15,7 @@ from typing import Any
 from common import ROOT, in_turns, ratio, report, run_process, subset
 from step import VARIANTS
 
+from imagenette_zoo.errors import UserError
 from imagenette_zoo.training.recipe import Recipe
 
 RECIPE = ROOT / 'hparams' / 'mbv2_mish.yaml'
@@ -43,7 +44,7 @@ def ablation(args: argparse.Namespace) -> None:
 
     found = in_turns({variant: lambda variant=variant: rate(variant) for variant in VARIANTS}, args.rounds)
     ratios = {f'{variant} / torch': ratio(found, variant, 'torch') for variant in VARIANTS[1:]}
-    report('ablation', 'images/s', found, ratios, args, details)
+    report('ablation', 'images/s', found, ratios, argparse.Namespace(**{**vars(args), 'amp': False}), details)
 
 
 def train(args: argparse.Namespace) -> None:
@@ -81,6 +82,9 @@ def train(args: argparse.Namespace) -> None:
         ratios = {f'ours / {name}': ratio(found, 'ours', name) for name in list(found)[1:]}
         report(f'train-{model}', 'images/s', found, ratios, args)
         spent = {name: memory[f'{model} {name}'] for name in found}
+        if not all(map(all, spent.values())):
+            print('memory: this machine does not tell it\n', flush=True)
+            continue
         ratios = {f'ours / {name}': ratio(spent, 'ours', name) for name in list(found)[1:]}
         report(f'memory-{model}', 'MiB', spent, ratios, args)
 
@@ -118,21 +122,28 @@ def validate(args: argparse.Namespace) -> None:
         seconds.setdefault(' '.join(['ours', *more]), []).append(elapsed)
         return json.loads(path.read_text())['images_per_second']
 
-    ours()  # decodes
+    ours()  # decodes, and compiles the kernels
     first = seconds.pop('ours')[0]
     contestants = {'timm': timms, 'ours': ours, 'ours --reparam': lambda: ours('--reparam')}
     found = in_turns(contestants, args.rounds)
     ratios = {f'{name} / timm': ratio(found, name, 'timm') for name in ('ours', 'ours --reparam')}
     report('validate', 'images/s', found, ratios, args)
     whole = {f'timm / {name}': ratio(seconds, 'timm', name) for name in ('ours', 'ours --reparam')}
+    whole['timm / ours, first time'] = statistics.median(seconds['timm']) / first
     report('validate-process', 'seconds', {**seconds, 'ours, first time': [first]}, whole, args)
 
 
 def accuracy(args: argparse.Namespace) -> None:
     """Seconds from the start of the process, nothing decoded or compiled before, to the accuracy asked for, for each
     seed; of the flagship timm's script has timm's own, with its own Mish. A run is stopped when it is there."""
-    model = Recipe.load(args.recipe).model
-    seconds: dict[str, list[float]] = {name: [] for name in args.order}
+    recipe = Recipe.load(args.recipe)
+    if (
+        recipe.train_img_sizes
+        and 'timm' in args.order
+        and not (args.timm_dir / 'timm/data/scheduled_sampler.py').exists()
+    ):
+        raise UserError(f'--timm-dir {args.timm_dir}: {args.recipe} needs a timm with scheduled sizes, from 1.0.29 on')
+    seconds: dict[str, list[float | None]] = {name: [] for name in args.order}
     curves: dict[str, list[Any]] = {name: [] for name in args.order}
     for seed in range(args.first_seed, args.first_seed + args.seeds):
         for name in args.order:
@@ -143,14 +154,15 @@ def accuracy(args: argparse.Namespace) -> None:
             cold = {variable: f'{folder}-{variable}' for variable in CACHES}
             if name == 'timm':
                 words = [args.timm_dir / 'train.py', '--device-modules', 'imagenette_zoo', *words, '-j', args.workers]
-                words += TIMMS_MISH if model == 'mbv2_mish_imagenette' else []
+                words += TIMMS_MISH if recipe.model == 'mbv2_mish_imagenette' else []
             else:
                 words = [ROOT / 'train.py', *words]
             curve: list[dict[str, float]] = []
             curves[name].append(curve)
-            run_process(words, args.timm_dir, lambda *times, f=folder, c=curve: _note(f, c, args.target, *times), cold)
+            checkout = args.timm_dir if name == 'timm' else None
+            run_process(words, checkout, lambda *times, f=folder, c=curve: _note(f, c, args.target, *times), cold)
             there = (row['seconds'] for row in curve if row['top1'] >= args.target)
-            seconds[name].append(next(there, float('inf')))
+            seconds[name].append(next(there, None))
         ratios = {'timm / ours': ratio(seconds, 'timm', 'ours')} if len(seconds) == 2 else {}
         report(f'to-{args.target:g}', 'seconds', seconds, ratios, args, curves)
 
@@ -171,11 +183,11 @@ def loaders(args: argparse.Namespace) -> None:
             result = json.loads((Path(args.scratch) / f'{loader}-{seed}' / 'result.json').read_text())
             top1.append(result['top1'])
             print(f'{loader}, seed {seed}: {top1[-1]:.2f} %', flush=True)
-    differences = [a - b for a, b in zip(found['cache'], found['timm'], strict=True)]
-    details: dict[str, Any] = {'cache - timm, points': differences}
-    if len(differences) > 1:
-        details['standard error'] = statistics.stdev(differences) / len(differences) ** 0.5
-    report('loaders', 'top-1 %', found, {}, args, details)
+        differences = [a - b for a, b in zip(found['cache'], found['timm'], strict=True)]
+        details: dict[str, Any] = {'cache - timm, points': differences}
+        if len(differences) > 1:
+            details['standard error'] = statistics.stdev(differences) / len(differences) ** 0.5
+        report('loaders', 'top-1 %', found, {}, args, details)
 
 
 def _note(folder: Path, curve: list[dict[str, float]], target: float, seconds: float, processor_seconds: float) -> bool:
@@ -183,8 +195,7 @@ def _note(folder: Path, curve: list[dict[str, float]], target: float, seconds: f
     summary = folder / 'summary.csv'
     lines = summary.read_text().splitlines() if summary.exists() else []
     found = [float(row['eval_top1']) for row in csv.DictReader(lines) if row['eval_top1']]
-    if len(found) > len(curve):
-        top1 = found[-1]
+    for top1 in found[len(curve) :]:
         curve.append({'seconds': seconds, 'processor_seconds': processor_seconds, 'top1': top1})
         print(f'{folder.name}: {top1:.2f} % after {seconds:.0f} s, {processor_seconds:.0f} s of processors', flush=True)
-    return bool(curve) and curve[-1]['top1'] >= target
+    return any(row['top1'] >= target for row in curve)

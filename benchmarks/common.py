@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import math
 import os
+import re
 import signal
 import statistics
 import subprocess
@@ -35,35 +37,52 @@ def in_turns(contestants: Mapping[str, Callable[[], float]], rounds: int) -> dic
     return found
 
 
-def ratio(found: Mapping[str, Sequence[float]], ours: str, theirs: str) -> float:
-    """Median over the rounds of ours divided by theirs."""
-    return statistics.median(a / b for a, b in zip(found[ours], found[theirs], strict=True))
+def ratio(found: Mapping[str, Sequence[float | None]], ours: str, theirs: str) -> float | None:
+    """Median of ours divided by theirs over the rounds that have both; None where none has."""
+    pairs = [(a, b) for a, b in zip(found[ours], found[theirs], strict=True) if a is not None and b is not None]
+    return statistics.median(a / b for a, b in pairs) if pairs else None
 
 
 def report(
     name: str,
     unit: str,
-    found: Mapping[str, Sequence[float]],
-    ratios: Mapping[str, float],
+    found: Mapping[str, Sequence[float | None]],
+    ratios: Mapping[str, float | None],
     args: Any,
     details: Any = None,
 ) -> None:
-    """Prints a table and writes ``<name>.json``."""
+    """Prints a table and writes ``<name>.json``, with a number behind the name where another run has written one."""
     rows = [(name, f'{unit}: min', 'median', 'max')]
-    for contestant, values in found.items():
-        rows.append((contestant, *(f'{value:.1f}' for value in (min(values), statistics.median(values), max(values)))))
+    for contestant, each in found.items():
+        values = [value for value in each if value is not None]
+        numbers = (min(values), statistics.median(values), max(values)) if values else ()
+        rows.append((contestant, *(f'{value:.1f}' for value in numbers or (math.nan,) * 3)))
     print(table(rows))
     for what, value in ratios.items():
-        print(f'{what}: {value:.2f}')
-    print(flush=True)
-    options = {key: str(value).removeprefix(f'{ROOT}/') for key, value in vars(args).items()}
+        print(f'{what}: {"not known" if value is None else f"{value:.2f}"}')
+    options = {key: str(value).removeprefix(f'{ROOT}/') for key, value in vars(args).items() if key != 'files'}
     result = {
         'benchmark': name, 'unit': unit, 'rounds': found, 'median_ratios': ratios, 'details': details,
         'options': options,
-        'load_before': args.load_before, 'versions': versions(), 'hardware': hardware(torch.device(args.device)),
+        'load_before': args.load_before, 'versions': {**versions(), **_of_checkout(args.timm_dir)},
+        'hardware': hardware(torch.device(args.device)),
     }  # fmt: skip
     args.results_dir.mkdir(parents=True, exist_ok=True)
-    write_atomic(args.results_dir / f'{name}.json', (json.dumps(result, indent=2) + '\n').encode())
+    if name not in args.files:
+        names = itertools.chain([f'{name}.json'], (f'{name}-{number}.json' for number in itertools.count(2)))
+        args.files[name] = next(path for path in map(args.results_dir.joinpath, names) if not path.exists())
+    write_atomic(args.files[name], (json.dumps(result, indent=2) + '\n').encode())
+    print(f'{args.files[name]}\n', flush=True)
+
+
+def _of_checkout(folder: Path | None) -> dict[str, str]:
+    """The version of a checkout of timm, whose scripts import it."""
+    if folder is None:
+        return {}
+    version = re.findall(r"'(.+)'", (folder / 'timm' / 'version.py').read_text())[0]
+    words = ['git', '-C', str(folder), 'describe', '--tags', '--always']
+    commit = subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
+    return {"timm of timm's scripts": f'{version} {commit}'.strip()}
 
 
 def subset(root: Path, place: Path, train: int, val: int) -> Path:
@@ -111,6 +130,11 @@ def run_process(
     peak = 0.0
     enough = False
 
+    def end() -> None:
+        for member in _family(process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(member, signal.SIGKILL)
+
     def watch() -> None:
         nonlocal peak, enough
         for turn in itertools.count():
@@ -121,16 +145,17 @@ def run_process(
                 peak = max(peak, _gpu_memory() if device == 'cuda' else sum(map(_own_memory, family)))
             enough = look(time.perf_counter() - start, sum(map(_processor_time, family)))
             if enough:
-                for member in family:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(member, signal.SIGKILL)
+                end()
                 return
             time.sleep(0.2)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    output, _ = process.communicate()
-    watcher.join()
+    try:
+        output, _ = process.communicate()
+    finally:
+        end()  # Ctrl-C
+        watcher.join()
     if process.returncode and not enough:
         raise SystemExit(f'{" ".join(map(str, words))}\n{output[-3000:]}\nfailed with exit code {process.returncode}')
     return output, time.perf_counter() - start, peak
@@ -146,8 +171,13 @@ def _family(pid: int) -> list[int]:
 
 
 def _gpu_memory() -> float:
-    words = ['nvidia-smi', '--id=0', '--query-gpu=memory.used', '--format=csv,noheader,nounits']
-    return float(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+    """MiB in use on the first GPU that is visible, 0 where nobody says."""
+    first = os.environ.get('CUDA_VISIBLE_DEVICES', '').split(',')[0] or '0'
+    words = ['nvidia-smi', f'--id={first}', '--query-gpu=memory.used', '--format=csv,noheader,nounits']
+    try:
+        return float(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+    except (OSError, ValueError, subprocess.CalledProcessError):
+        return 0.0
 
 
 def _own_memory(pid: int) -> float:

@@ -60,7 +60,7 @@ def export(args: argparse.Namespace) -> None:
             if other.startswith('PyTorch') and other.endswith(f' {batch}')
         }
         details = {'largest_difference': exported.difference, 'onnxruntime': onnxruntime.__version__}
-        report(f'export-{name}', 'images/s', found, ratios, args, details)
+        report(f'export-{name}', 'images/s', found, ratios, argparse.Namespace(**{**vars(args), 'amp': False}), details)
         torch.compiler.reset()
 
 

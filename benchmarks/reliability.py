@@ -426,6 +426,8 @@ def main() -> int:
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch)
+        if unknown := set(args.parsers or ()) - parsers(place).keys():
+            parser.error(f'--parsers: {", ".join(unknown)}: expected some of {", ".join(parsers(place))}')
         os.environ['IMAGENETTE_ZOO_CACHE'] = str(place / 'cache')
         if args.what == 'kill':
             found = kill(args.kills, args.seed, place)
@@ -436,7 +438,8 @@ def main() -> int:
     found.update(seed=args.seed, seconds=time.perf_counter() - start, versions=versions())
     found['hardware'] = hardware(torch.device('cpu'))
     args.results_dir.mkdir(parents=True, exist_ok=True)
-    write_atomic(args.results_dir / f'{args.what}.json', (json.dumps(found, indent=2) + '\n').encode())
+    name = f'{args.what}-some' if args.parsers else args.what
+    write_atomic(args.results_dir / f'{name}.json', (json.dumps(found, indent=2) + '\n').encode())
     print('kept' if found['kept'] else 'BROKEN')
     return 0 if found['kept'] else 1
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -26,6 +27,8 @@ import in_process
 import torch
 from common import ROOT
 
+from imagenette_zoo.data.imagenette import available_cores, find_root
+from imagenette_zoo.errors import UserError
 from imagenette_zoo.training.memory import keep_freed_memory
 
 BENCHMARKS = {
@@ -65,7 +68,7 @@ def main() -> None:
     parser.add_argument('--val-images', type=int, default=0, help='validation images; 0 is all')
     parser.add_argument('--steps', type=int, default=10, help='steps a round')
     parser.add_argument('--skipped', type=int, default=4, help='first batches of a pipeline that are not counted')
-    parser.add_argument('--workers', type=int, default=len(os.sched_getaffinity(0)), help="of timm's loader")
+    parser.add_argument('--workers', type=int, default=available_cores(), help="of timm's loader")
     parser.add_argument('--recipe', type=Path, default=ROOT / 'hparams' / 'mbv2_mish_80.yaml', help='of accuracy')
     parser.add_argument('--target', type=float, default=80.0, help='of accuracy, %%')
     parser.add_argument('--order', nargs='+', choices=('timm', 'ours'), default=['timm', 'ours'], help='of accuracy')
@@ -82,7 +85,10 @@ def main() -> None:
     need_timm = NEED_TIMM if 'timm' in args.order else NEED_TIMM - {'accuracy'}
     if args.timm_dir is None and (missing := [name for name in args.only if name in need_timm]):
         parser.error(f'{", ".join(missing)}: give --timm-dir, a checkout of timm')
+    if args.timm_dir is not None and not (args.timm_dir / 'timm' / 'version.py').is_file():
+        parser.error(f'--timm-dir {args.timm_dir}: is no checkout of timm')
     keep_freed_memory()  # here both sides have it; the scripts that are run as processes do as they do
+    args.files = {}  # what this run has written, by benchmark
     args.load_before = os.getloadavg()
     print(f'{torch.get_num_threads()} threads, load {args.load_before[0]:.2f}', flush=True)
     with tempfile.TemporaryDirectory() as scratch:
@@ -90,9 +96,16 @@ def main() -> None:
         if 'IMAGENETTE_ZOO_CACHE' not in os.environ:  # a cold start, and nothing is left behind
             os.environ['IMAGENETTE_ZOO_CACHE'] = str(Path(scratch) / 'cache')
         os.environ.setdefault('TORCHINDUCTOR_CACHE_DIR', str(Path(scratch) / 'inductor'))
+        args.data_dir = find_root(args.data_dir)
         for name in args.only:
             BENCHMARKS[name](args)
 
 
 if __name__ == '__main__':
-    main()
+    try:
+        main()
+    except UserError as error:
+        print(f'error: {error}', file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -13,10 +13,10 @@ from .conftest import make_folder
 ROOT = Path(__file__).parent.parent
 
 
-def run(tmp_path: Path, *words: str) -> Path:
+def run(tmp_path: Path, *words: str, results: Path | None = None) -> Path:
     data = make_folder(tmp_path / 'data', classes=10, train=3, val=2)
     small = '--device cpu --rounds 2 --img-size 32 --batch-size 8 --images 16 --val-images 20 --steps 1 --skipped 1'
-    results = tmp_path / 'results'
+    results = results or tmp_path / 'results'
     command = [sys.executable, ROOT / 'benchmarks' / 'run.py', '--data-dir', data, '--results-dir', results]
     env = {**os.environ, 'PYTHONPATH': str(ROOT), 'IMAGENETTE_ZOO_CACHE': str(tmp_path / 'cache')}
     subprocess.run([*command, *small.split(), '--workers', '1', *words], check=True, env=env, timeout=280)
@@ -30,6 +30,10 @@ def test_benchmarks_within_a_process(tmp_path: Path) -> None:
         result = json.loads((results / f'{name}.json').read_text())
         assert all(len(rates) == 2 and min(rates) > 0 for rates in result['rounds'].values())
     assert set(json.loads((results / 'pipeline.json').read_text())['median_ratios']) == {'ours / timm'}
+    before = (results / 'machine.json').read_bytes()
+    run(tmp_path / 'again', '--only', 'machine', results=results)
+    assert (results / 'machine.json').read_bytes() == before
+    assert (results / 'machine-2.json').is_file()
 
 
 def test_the_benchmark_of_exports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,6 +59,14 @@ def test_the_time_to_an_accuracy(tmp_path: Path) -> None:
     assert result['rounds']['ours'] == [curve[0]['seconds'] for curve in curves]
 
 
+def test_an_accuracy_that_is_not_reached_is_null(tmp_path: Path) -> None:
+    recipe = tmp_path / 'recipe.yaml'
+    recipe.write_text('{model: test_resnet, img_size: 32, batch_size: 8, epochs: 1, warmup_epochs: 0}')
+    words = ['--only', 'accuracy', '--order', 'ours', '--seeds', '1', '--target', '101', '--recipe', str(recipe)]
+    result = json.loads((run(tmp_path, *words) / 'to-101.json').read_text())
+    assert result['rounds'] == {'ours': [None]}
+
+
 @pytest.mark.skipif('TIMM_CHECKOUT' not in os.environ, reason='TIMM_CHECKOUT is not set')
 def test_benchmarks_against_timms_scripts(tmp_path: Path) -> None:
     words = [
@@ -69,3 +81,4 @@ def test_benchmarks_against_timms_scripts(tmp_path: Path) -> None:
     results = run(tmp_path, *words)
     for name in ('train-mbv2_mish_imagenette', 'memory-mbv2_mish_imagenette', 'validate', 'validate-process'):
         assert json.loads((results / f'{name}.json').read_text())['median_ratios']
+        assert "timm of timm's scripts" in json.loads((results / f'{name}.json').read_text())['versions']

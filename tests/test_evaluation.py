@@ -185,6 +185,19 @@ def test_classes_are_those_of_the_training_split(recipe: MakeRecipe, tmp_path: P
     assert analyse(result.folder, Console(quiet=True)).top1 == result.top1
 
 
+def test_full_memory_is_one_line(run: Path, recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError(text)
+
+    monkeypatch.setattr('imagenette_zoo.training.evaluation.evaluate', fail)
+    text = 'CUDNN_STATUS_ALLOC_FAILED'
+    with pytest.raises(UserError, match='out of memory: try a smaller --batch-size'):
+        validate(run, recipe().data_dir, workers=0, quiet=True)
+    text = 'shapes do not match'
+    with pytest.raises(RuntimeError, match=text):
+        validate(run, recipe().data_dir, workers=0, quiet=True)
+
+
 def test_a_model_for_grey_images(recipe: MakeRecipe, tmp_path: Path) -> None:
     model = timm.create_model('test_resnet', num_classes=3, in_chans=1)
     config = {'num_classes': 3, 'input_size': (1, 32, 32), 'label_names': [f'class{index}' for index in range(3)]}

@@ -72,6 +72,7 @@ def test_an_optimizer_that_is_one_kernel_on_a_gpu_goes_on_on_a_cpu() -> None:
         (dict(amp=True, amp_dtype='bfloat16', nan='skip', clip_grad=1.0, torchcompile='inductor'), None),
         (dict(amp=True), None),
         (dict(grad_accum_steps=2), 'accumulated'),
+        (dict(opt='lookahead_mars'), 'keeps the gradients'),
         (dict(grad_checkpointing=True), 'computed again'),
         (dict(torchcompile='inductor', torchcompile_mode='reduce-overhead'), 'graphs of its own'),
         (dict(cuda_graph='none'), ''),

@@ -214,3 +214,5 @@ def test_validation_options() -> None:
     with pytest.raises(UserError, match='no effect without --torchcompile'):
         ValidationOptions(torchcompile_mode='default')
     assert Recipe(torchcompile_mode='default').torchcompile == 'auto', 'which compiles where it pays'
+    with pytest.raises(UserError, match='overwrite the gradients'):
+        Recipe(torchcompile_mode='max-autotune', grad_accum_steps=2)

@@ -13,7 +13,7 @@ from ..training import build
 from ..training.distributed import World, choose_device
 from ..training.graph import REHEARSALS
 from ..training.learner import Learner
-from ..training.memory import keep_freed_memory
+from ..training.memory import collect, keep_freed_memory
 from ..training.prepare import make_model
 from ..training.recipe import Recipe
 
@@ -46,6 +46,7 @@ def seconds_per_epoch(recipe: Recipe, counts: tuple[int, int, int]) -> float:
     train, val, classes = counts
     recipe = recipe.replace(torchcompile='none', torchcompile_mode=None, pretrained=False, initial_checkpoint=None)
     world = World(choose_device(recipe.device))
+    collect(world.device)
     keep_freed_memory()
     model = make_model(recipe, classes)
     config = build.input_config(recipe, model, crop_mode='center')

@@ -31,6 +31,7 @@ from .checkpoint import load_weights, model_folder, read_weights, write_atomic
 from .compilation import compiled
 from .console import Console, table
 from .distributed import World, choose_device
+from .faults import is_out_of_memory
 from .memory import keep_freed_memory
 from .metrics import Scores
 from .options import nearest
@@ -169,7 +170,12 @@ def validate(
     images = validation_images(model.dataset, model.data_dir, model.val_split, model.train_split)
     found = []
     for name in model.model:
-        found.append(_validate_one(name, model, images, world, console))
+        try:
+            found.append(_validate_one(name, model, images, world, console))
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise UserError(f'{name}: out of memory: try a smaller --batch-size, as in -b 16') from error
         if model.results_file:  # after each, so that nothing computed is lost
             _write_results(Path(model.results_file), found)
     console.line()

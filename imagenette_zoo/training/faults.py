@@ -17,9 +17,10 @@ from ..errors import UserError, first_line
 from .distributed import World
 from .recipe import Recipe
 
-__all__ = ['StopSignals', 'Stopped', 'explained']
+__all__ = ['StopSignals', 'Stopped', 'explained', 'is_out_of_memory']
 
-FULL = ("can't allocate memory", 'std::bad_alloc', 'out of memory', 'not enough memory')  # CPU, oneDNN, MPS, Windows
+# the CPU, oneDNN, MPS, Windows, cuBLAS and cuDNN
+FULL = ("can't allocate memory", 'std::bad_alloc', 'out of memory', 'not enough memory', '_ALLOC_FAILED')
 REPEATED = 2.0  # seconds within which torchrun passes on the Ctrl-C that a terminal sends to all
 
 
@@ -112,7 +113,7 @@ def explained(recipe: Recipe, world: World) -> Iterator[None]:
         raise UserError(f'--torchcompile {recipe.torchcompile}: {first_line(error)}') from error
     except RuntimeError as error:
         text = str(error)
-        if isinstance(error, torch.OutOfMemoryError) or any(part in text for part in FULL):
+        if is_out_of_memory(error):
             raise _out_of_memory(recipe, world) from error
         if 'DataLoader worker (pid' in text:
             raise UserError(
@@ -124,6 +125,11 @@ def explained(recipe: Recipe, world: World) -> Iterator[None]:
                 f'--resume continues from the last checkpoint'
             ) from error
         raise
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the memory, of the device or the system, is full."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(part in str(error) for part in FULL)
 
 
 def _out_of_memory(recipe: Recipe, world: World) -> UserError:
@@ -139,6 +145,8 @@ def _out_of_memory(recipe: Recipe, world: World) -> UserError:
     also = ['--grad-checkpointing']
     if world.device.type == 'cuda' and recipe.cuda_graph != 'none':
         also.append('--cuda-graph none')  # keeps the memory of a step for itself
+    if world.device.type == 'cuda' and recipe.loader != 'timm':
+        also.append('--loader timm')  # the images are not on the GPU then
     if (recipe.validation_batch_size or 0) > recipe.batch_size:
         also.append('a smaller --validation-batch-size')
     return UserError(f'out of memory at --batch-size {recipe.batch_size}: {advice}, or {" or ".join(also)}')

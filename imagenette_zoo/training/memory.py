@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import sys
 from contextlib import suppress
 from pathlib import Path
 
 import torch
 
-__all__ = ['keep_freed_memory', 'peak_memory', 'reset_peak_memory']
+__all__ = ['collect', 'keep_freed_memory', 'peak_memory', 'reset_peak_memory']
 
 # mallopt(3) of glibc
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
@@ -28,6 +29,13 @@ def keep_freed_memory() -> None:
     mallopt(M_MMAP_MAX, 0)
     mallopt(M_TRIM_THRESHOLD, -1)  # never, also above 2 GiB
     mallopt(M_TOP_PAD, 64 * 2**20)
+
+
+def collect(device: torch.device) -> None:
+    """Frees what runs before this one have left: a learner and its recorded steps refer to each other."""
+    gc.collect()
+    if device.type == 'cuda':
+        torch.cuda.empty_cache()
 
 
 def reset_peak_memory(device: torch.device) -> None:

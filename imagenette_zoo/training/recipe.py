@@ -446,6 +446,11 @@ class Recipe(
                 f'--warmup-epochs {self.warmup_epochs} leaves nothing of --epochs {self.epochs}: '
                 f'lower the warm-up (--warmup-epochs 0) or train longer'
             )
+        if self.torchcompile_mode in ('reduce-overhead', 'max-autotune') and self.grad_accum_steps > 1:
+            raise UserError(
+                f'--torchcompile-mode {self.torchcompile_mode}: its CUDA graphs overwrite the gradients that '
+                f'--grad-accum-steps {self.grad_accum_steps} adds up: leave one of them out'
+            )
         if self.mixes and self.batch_size % 2:
             raise UserError(f'--batch-size {self.batch_size}: mixup and cutmix need an even batch')
         if self.scale[1] > 1:

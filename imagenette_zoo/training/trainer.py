@@ -15,7 +15,7 @@ from .console import Console
 from .distributed import World, join
 from .evaluation import evaluate
 from .faults import Stopped, StopSignals, explained
-from .memory import keep_freed_memory, peak_memory, reset_peak_memory
+from .memory import collect, keep_freed_memory, peak_memory, reset_peak_memory
 from .meter import Meter, Position, check_finite
 from .prepare import Run, check_alike, open_folder, prepare
 from .recipe import Recipe
@@ -44,6 +44,7 @@ def train(recipe: Recipe, *, quiet: bool = False, repeats: Result | None = None)
     """
     start = time.perf_counter()
     world = join(recipe.device)
+    collect(world.device)
     keep_freed_memory()
     console = Console(quiet or not world.primary)
     try:

@@ -277,7 +277,10 @@ def fuzz(inputs: int, seed: int, place: Path, names: list[str] | None = None) ->
     """Damages a sound file of each kind in many ways; each must be read or refused with a line."""
     os.environ['IMAGENETTE_ZOO_CACHE'] = str(place / 'cache')
     rows = []
-    for name, (file_name, sound, parse) in parsers(place).items():
+    known = parsers(place)
+    if unknown := set(names or ()) - known.keys():
+        raise SystemExit(f'--parsers: {", ".join(unknown)}: expected some of {", ".join(known)}')
+    for name, (file_name, sound, parse) in known.items():
         if names and name not in names:
             continue
         path = place / name.replace(' ', '-') / file_name
@@ -426,8 +429,6 @@ def main() -> int:
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch)
-        if unknown := set(args.parsers or ()) - parsers(place).keys():
-            parser.error(f'--parsers: {", ".join(unknown)}: expected some of {", ".join(parsers(place))}')
         os.environ['IMAGENETTE_ZOO_CACHE'] = str(place / 'cache')
         if args.what == 'kill':
             found = kill(args.kills, args.seed, place)

@@ -656,7 +656,7 @@ def test_a_signal_stops_all_processes_together(
         assert agent.poll() is None, agent.communicate()[0]
     agent.terminate()
     output = agent.communicate(timeout=60)[0]
-    assert f'to continue: python train.py --resume {run}' in output
+    assert f'to continue: imagenette-zoo train --resume {run}' in output
     assert 'all of it is saved' in output
     finished(torchrun(make(output=str(tmp_path)), tmp_path / 'r.yaml'))
     assert content(run) == content(whole)

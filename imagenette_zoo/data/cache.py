@@ -378,10 +378,9 @@ def clear() -> tuple[int, Sequence[str]]:
             for folder in [home() / name, *home().glob(f'.{name}.*')]:
                 size = sum(path.stat().st_size for path in folder.glob('*'))
                 shutil.rmtree(folder, ignore_errors=True)
-                if folder.exists():
-                    left.append(name)
-                else:
-                    freed += size
+                freed += 0 if folder.exists() else size
+            if (home() / name).exists():
+                left.append(name)
             with suppress(OSError):  # before the release: who gets the lock next sees that its file is gone
                 (home() / f'{name}.lock').unlink(missing_ok=True)
             lock.release()

@@ -230,10 +230,9 @@ def model_config(
         from_scratch: The weights were random at first: licence and origin of the published ones are not theirs.
     """
     old = dict(model.pretrained_cfg)
-    for name in ('url', 'file', 'hf_hub_id', 'source', 'tag', 'test_input_size', 'test_crop_pct', 'test_pool_size'):
+    foreign = ('url', 'file', 'hf_hub_id', 'source', 'tag', 'test_input_size', 'test_crop_pct', 'test_pool_size')
+    for name in (*foreign, 'license', 'origin_url') if from_scratch else foreign:
         old.pop(name, None)
-    if from_scratch:
-        old = {name: value for name, value in old.items() if name not in ('license', 'origin_url')}
     new = {name: config[name] for name in ('input_size', 'interpolation', 'mean', 'std', 'crop_pct', 'crop_mode')}
     if old.get('pool_size'):
         scale = config['input_size'][-1] / old['input_size'][-1]

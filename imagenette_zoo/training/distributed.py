@@ -80,15 +80,14 @@ class World:
             raise parts[0]
         return parts[0]  # type: ignore[return-value]
 
-    def agreed(self, what: str, value: T) -> T:
-        """The value.
+    def check_agreed(self, what: str, value: object) -> None:
+        """Looks whether all have the same value.
 
         Raises:
-            UserError: In all of them, where it is not the same in all.
+            UserError: In all of them, where they have not.
         """
         if self.anywhere(value != self.share(lambda: value)):
             raise UserError(f'{what} differ from process to process: all must have the same')
-        return value
 
     def leave(self) -> None:
         """Ends the group."""

@@ -134,7 +134,7 @@ def prepare(recipe: Recipe, folder: RunFolder, state: bytes | None, world: World
     data = _load_batches(recipe, train_images, val_images, config, world, console)
     sets = (train_images, val_images)
     data_hash = build.data_hash(recipe, sets, config['input_size'][-1], console)
-    world.agreed('the images', [data_hash, *map(len, sets), train_images.classes])  # else all would wait forever
+    world.check_agreed('the images', [data_hash, *map(len, sets), train_images.classes])  # else all would wait forever
     for side in recipe.train_img_sizes or ():
         build.probe(model, recipe.model, (config['input_size'][0], side, side))
     build.probe(model, recipe.model, config['input_size'])

@@ -219,7 +219,7 @@ def test_without_an_effect_few_claims_are_decided(seeds: int) -> None:
 
 @pytest.mark.parametrize('metric', ['loss', 'top1'])
 def test_chance_decides_a_claim_in_one_study_of_twenty_at_most(metric: str) -> None:
-    """Fourteen claims without an effect; Welch's and Satterthwaite's degrees of freedom decide one in 10 and 24 of 40."""
+    """Fourteen claims without an effect; Welch's degrees of freedom decide one in 10 and 24 of 40 studies."""
     random = np.random.default_rng(0)
     claims = [Claim('', '', metric, (), (Comparison(f'{i}a', f'{i}b', 0.0),)) for i in range(14)]
     wrong = 0

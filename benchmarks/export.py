@@ -13,6 +13,7 @@ from common import in_turns, ratio, report
 from in_process import rate
 
 import imagenette_zoo as iz
+from imagenette_zoo.utils.files import keep_inductor_private
 
 BATCHES = (1, 16)
 
@@ -38,6 +39,7 @@ def export(args: argparse.Namespace) -> None:
         session = onnxruntime.InferenceSession(file, settings, providers=['CPUExecutionProvider'])
         model.to(memory_format=torch.channels_last)  # PyTorch's fastest on a CPU, as for the other benchmarks
         fused = iz.fuse(model)
+        keep_inductor_private()
         networks: dict[str, Network] = {
             'onnxruntime': lambda x, session=session: session.run(None, {'images': x.numpy()}),
             'PyTorch': model,

@@ -18,6 +18,7 @@ import imagenette_zoo  # noqa: F401  (registers the models)
 from imagenette_zoo.layers import Mish
 from imagenette_zoo.training.build import place
 from imagenette_zoo.training.memory import keep_freed_memory
+from imagenette_zoo.utils.files import keep_inductor_private
 
 VARIANTS = ('torch', 'memory', 'memory+mish', 'memory+mish+compile', 'memory+mish+norm')
 
@@ -43,6 +44,7 @@ def main() -> None:
     images = images.contiguous(memory_format=torch.channels_last)
     targets = torch.randint(0, 10, (args.batch_size,), device=args.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    keep_inductor_private()
     network = torch.compile(model, dynamic=False) if 'compile' in args.variant else model
 
     def step() -> None:

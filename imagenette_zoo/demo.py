@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 import imagenette_zoo  # noqa: F401  (registers the models, also where this file runs on its own)
-from imagenette_zoo.data.imagenette import open_image
+from imagenette_zoo.data.imagenette import forget_other_formats, open_image
 from imagenette_zoo.errors import UserError, first_line, require
 from imagenette_zoo.sharing.loading import TrainedModel, UseOptions, load_trained
 from imagenette_zoo.sharing.predict import look_at
@@ -130,6 +130,7 @@ def serve(models: Sequence[str], port: int | None = None) -> None:
         UserError: gradio is missing, a model, or a free port.
     """
     page = build(models)
+    forget_other_formats()  # gradio opens some uploads by Pillow too; which ones depends on its version
     try:
         page.launch(server_port=port, share=False, show_error=True, max_file_size=LARGEST_UPLOAD)
     except (OSError, OverflowError) as error:

@@ -45,7 +45,8 @@ def run_without_compiler(script: str, place: Path) -> None:
     """Runs a Python script as on a machine that has no C++ compiler and has never had one; it may say nothing."""
     environment = {
         **os.environ, 'PATH': str(place), 'CXX': str(place / 'c++'), 'OMP_NUM_THREADS': '1',
-        'TORCHINDUCTOR_CACHE_DIR': str(place), 'PYTHONPATH': str(Path(__file__).parents[1]),
+        'IMAGENETTE_ZOO_CACHE': str(place), 'TORCHINDUCTOR_CACHE_DIR': str(place),
+        'PYTHONPATH': str(Path(__file__).parents[1]),
     }  # fmt: skip
     done = subprocess.run([sys.executable, '-c', script], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -71,6 +72,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Nothing is read from or written to the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('IMAGENETTE_ZOO_CACHE', str(tmp_path_factory.getbasetemp() / 'cache'))
+        patch.setenv('TORCHINDUCTOR_CACHE_DIR', str(tmp_path_factory.getbasetemp() / 'inductor'))
         yield
 
 

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import timm
@@ -11,7 +10,7 @@ import torch.nn as nn
 from timm.layers import BlurPool2d
 
 import imagenette_zoo.models  # noqa: F401  (registers them)
-from imagenette_zoo.layers import MaxBlurPool2d, kernels
+from imagenette_zoo.layers import MaxBlurPool2d
 from imagenette_zoo.layers.blurpool import speed_up_blur
 from imagenette_zoo.training.build import place
 
@@ -170,13 +169,3 @@ def test_models_train_with_it(name: str, calls: list[str]) -> None:
         losses.append(loss.detach())
     torch.testing.assert_close(*losses, rtol=1e-3, atol=1e-5)
     assert calls.count('blur_forward') == calls.count('blur_backward') > 0
-
-
-@needs_compiler
-def test_a_torn_library_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a power failure leaves it, or another system's compiler."""
-    monkeypatch.setenv('TORCHINDUCTOR_CACHE_DIR', str(tmp_path))
-    library = kernels._built(Path(kernels.__file__).with_name('kernels.cpp').read_bytes())
-    library.write_bytes(b'')
-    assert kernels._compile.__wrapped__() is not None
-    assert library.stat().st_size > 1000

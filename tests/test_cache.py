@@ -293,6 +293,66 @@ def test_a_torn_entry_is_made_anew(images: ImageSet, decodes: list[str], home: P
     assert names(home) == [name]
 
 
+FOREIGN: dict[str, Any] = {
+    'rows that all may write': lambda entry: (entry / 'rows.bin').chmod(0o666),
+    'a meta that the group may write': lambda entry: (entry / 'meta.json').chmod(0o664),
+    **{
+        name: pytest.param(change, marks=pytest.mark.skipif(os.geteuid() != 0, reason='root alone gives files away'))
+        for name, change in {
+            "another user's rows": lambda entry: os.chown(entry / 'rows.bin', 65534, -1),
+            "another user's meta": lambda entry: os.chown(entry / 'meta.json', 65534, -1),
+        }.items()
+    },
+}
+
+
+@pytest.mark.parametrize('change', FOREIGN.values(), ids=FOREIGN)
+def test_what_others_can_change_is_not_mapped(
+    images: ImageSet, decodes: list[str], home: Path, change: Callable[[Path], object]
+) -> None:
+    before = train_pixels(images, 48, QUIET).copy()
+    [name] = names(home)
+    overwrite(home / name / 'rows.bin', 20_000, 1)  # not in what is summed
+    change(home / name)
+    for _ in range(2):
+        assert np.array_equal(train_pixels(images, 48, QUIET), before)
+    assert len(decodes) == 2
+    assert names(home) == [name]
+
+
+def test_an_entry_is_closed_whatever_the_umask(images: ImageSet, decodes: list[str], home: Path) -> None:
+    umask = os.umask(0)
+    try:
+        for _ in range(2):
+            train_pixels(images, 48, QUIET)
+    finally:
+        os.umask(umask)
+    [name] = names(home)
+    assert not any(path.stat().st_mode & 0o022 for path in [home / name, *(home / name).iterdir()])
+    assert len(decodes) == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason='root alone gives files away')
+def test_in_another_users_cache_one_has_a_folder_of_ones_own(images: ImageSet, home: Path) -> None:
+    train_pixels(images, 48, QUIET)
+    [theirs] = cache.entries()
+    for path in (home.parent, home, *home.rglob('*')):
+        os.chown(path, 65534, -1)
+    assert train_pixels(images, 48, QUIET).shape == (24, 48, 48, 3)
+    [mine] = cache.entries()
+    assert mine.folder.parent == home.with_name('decoded-0')
+    cache.clear()
+    assert theirs.folder.exists()
+
+
+def test_where_files_are_never_ones_own(images: ImageSet, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on disks that know no users."""
+    monkeypatch.setattr(cache, 'is_own', lambda _: False)
+    with pytest.raises(UserError, match=r'own, as decoded images have to be.*IMAGENETTE_ZOO_CACHE.*--loader timm'):
+        train_pixels(images, 48, QUIET)
+    assert names(home) == []
+
+
 # --- What does not succeed leaves nothing -----------------------------------------------------------------------------
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from PIL import Image
+from PIL import EpsImagePlugin, Image, UnidentifiedImageError
 
 from imagenette_zoo import demo
 from imagenette_zoo.cli import main
@@ -26,8 +26,17 @@ from imagenette_zoo.training import build
 from imagenette_zoo.training.checkpoint import save_model_folder
 
 from .conftest import free_port
+from .postscript import POSTSCRIPT, needs_posix, path_before, write_ghostscript
 
 CLASSES = ['red', 'green', 'blue']
+
+
+@pytest.fixture(autouse=True)
+def _pillows_formats(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the page makes Pillow forget, the next test's Pillow knows."""
+    Image.init()
+    monkeypatch.setattr(Image, 'ID', Image.ID.copy())
+    monkeypatch.setattr(Image, 'OPEN', Image.OPEN.copy())
 
 
 def load(name: str) -> TrainedModel:
@@ -163,13 +172,19 @@ def test_a_huge_image(folders: list[str], tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.fixture(scope='module')
-def page(folders: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def ghostscript(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the page's only Ghostscript leaves when it is started."""
+    return write_ghostscript(tmp_path_factory.mktemp('bin'))
+
+
+@pytest.fixture(scope='module')
+def page(folders: list[str], ghostscript: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of the page with two models, served by the command."""
     pytest.importorskip('gradio')
     log = tmp_path_factory.mktemp('page') / 'log'
     port = free_port()
     command = [sys.executable, '-m', 'imagenette_zoo', 'demo', *folders, '--port', str(port)]
-    environment = {**os.environ, 'NO_PROXY': '*', 'HF_HUB_OFFLINE': '1'}
+    environment = {**os.environ, 'NO_PROXY': '*', 'HF_HUB_OFFLINE': '1', 'PATH': path_before(ghostscript.parent)}
     with log.open('w') as file:
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
     address = f'http://127.0.0.1:{port}/'
@@ -185,6 +200,65 @@ def page(folders: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterat
     finally:
         process.terminate()
         process.wait(30)
+
+
+def send(page: str, content: bytes, name: str) -> dict[str, Any]:
+    """Uploads a file and has the first model look at it, as the page's script does; the server's last message."""
+    import httpx
+
+    with httpx.Client(base_url=page, trust_env=False, timeout=60) as client:
+        [path] = client.post('gradio_api/upload', files={'files': (name, content)}).json()
+        config = client.get('config').json()
+        [image] = [part['id'] for part in config['components'] if part['props'].get('label') == 'image']
+        call = next(call for call in config['dependencies'] if [image, 'change'] in map(list, call['targets']))
+        choice = next(part for part in config['components'] if part['id'] == call['inputs'][1])
+        file = {'path': path, 'orig_name': name, 'meta': {'_type': 'gradio.FileData'}}
+        asked = {'data': [file, choice['props']['value']], 'fn_index': call['id'], 'session_hash': name}
+        client.post('gradio_api/queue/join', json=asked).raise_for_status()
+        with client.stream('GET', 'gradio_api/queue/data', params={'session_hash': name}) as events:
+            for line in events.iter_lines():
+                message = json.loads(line.removeprefix('data:')) if line else {}
+                if message.get('msg') == 'process_completed':
+                    return message
+    raise AssertionError('the page gave no answer')
+
+
+@needs_posix
+def test_a_postscript_file_that_calls_itself_a_photo(page: str, image: Path, ghostscript: Path) -> None:
+    good = send(page, image.read_bytes(), 'slope.png')
+    assert good['success'], good
+    for name in ('photo.jpg', 'photo.eps'):
+        bad = send(page, POSTSCRIPT, name)
+        assert not bad['success']
+        said = f'image {name} is not an image that is read (JPEG, PNG, '
+        assert bad['output']['error'].startswith(said)
+    assert not ghostscript.exists(), ghostscript.read_text()
+
+
+@needs_posix
+def test_nor_does_gradio_open_it_while_the_page_is_served(
+    tmp_path: Path, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gr = pytest.importorskip('gradio')
+    from gradio.data_classes import ImageData
+
+    started = write_ghostscript(tmp_path)
+    monkeypatch.setenv('PATH', path_before(tmp_path))
+    monkeypatch.setattr(EpsImagePlugin, 'gs_binary', None)
+    (tmp_path / 'photo.jpg').write_bytes(POSTSCRIPT)
+    served = []
+
+    class Page:
+        def launch(self, **options: object) -> None:
+            upload = gr.Image(type='numpy')
+            served.append(upload.preprocess(ImageData(path=str(image))).shape)
+            with pytest.raises(UnidentifiedImageError):
+                upload.preprocess(ImageData(path=str(tmp_path / 'photo.jpg')))
+
+    monkeypatch.setattr(demo, 'build', lambda models: Page())
+    demo.serve(['some'])
+    assert served == [(90, 120, 3)]
+    assert not started.exists(), started.read_text()
 
 
 @pytest.fixture(scope='module')

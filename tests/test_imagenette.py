@@ -112,15 +112,6 @@ def test_root_comes_from_the_environment_then_from_the_cache(
         imagenette.find_root(None)
 
 
-def test_cache_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert imagenette.cache_dir().name == 'cache'
-    monkeypatch.delenv('IMAGENETTE_ZOO_CACHE')
-    monkeypatch.setenv('XDG_CACHE_HOME', '/xdg')
-    assert imagenette.cache_dir() == Path('/xdg/imagenette-zoo')
-    monkeypatch.delenv('XDG_CACHE_HOME')
-    assert imagenette.cache_dir() == Path.home() / '.cache' / 'imagenette-zoo'
-
-
 def two_sets(place: Path) -> None:
     make_imagenette(place / 'one')
     make_imagenette(place / 'two')

@@ -2,7 +2,8 @@
 
 An entry is a folder of the user cache: `rows.bin`, a row for each image of a split, and `meta.json`. Its name is made
 of the files' place, names, sizes and times and of what was done to the pixels, so other files or parameters are another
-entry. It appears whole or not at all; one process makes it, others wait.
+entry. It appears whole or not at all; one process makes it, others wait. What other users made, or can write to, is not
+read: who truncates a mapped file ends the process that has it mapped.
 """
 
 import hashlib
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -27,7 +29,8 @@ import timm
 from PIL import Image
 
 from ..errors import UserError
-from .imagenette import ImageSet, available_cores, cache_dir, decoded, image_size, whole_folder
+from ..utils.files import cache_dir, is_own, without_others
+from .imagenette import ImageSet, available_cores, decoded, image_size, whole_folder
 from .processes import NoProcesses, in_processes, worth_processes
 
 __all__ = [
@@ -182,15 +185,22 @@ def _rows(
                 _remove_superseded(folder, meta)
                 found = _open(folder)
     if found is None:
-        raise UserError(f'{folder}: changed while it was made: is something clearing the cache?')
+        raise UserError(
+            f"{folder}: changed while it was made: is something clearing the cache, or is it another user's? Then set "
+            f'IMAGENETTE_ZOO_CACHE to another folder'
+        )
     with suppress(OSError):
         os.utime(folder)
     return found
 
 
 def home() -> Path:
-    """Where the entries are."""
-    return cache_dir() / 'decoded'
+    """Where this user's entries are; in a cache of another user they have a folder of their own."""
+    place = cache_dir()
+    with suppress(OSError):
+        if hasattr(os, 'geteuid') and place.stat().st_uid != os.geteuid():
+            return place / f'decoded-{os.geteuid()}'
+    return place / 'decoded'
 
 
 def _key(images: ImageSet, what: dict[str, Any]) -> str:
@@ -206,25 +216,27 @@ def _key(images: ImageSet, what: dict[str, Any]) -> str:
 
 
 def _open(folder: Path) -> np.ndarray | None:
-    """The mapped rows, or None where there is no whole entry."""
+    """The mapped rows, or None where there is no whole entry of this user's own."""
     try:
-        meta = json.loads((folder / 'meta.json').read_text())
-        shape, dtype = tuple(meta['shape']), np.dtype(meta['dtype'])
-        path = folder / 'rows.bin'
-        if path.stat().st_size != math.prod(shape) * dtype.itemsize or _checksum(path) != meta['checksum']:
-            return None
-        return np.memmap(path, dtype, 'c', shape=shape)  # 'c': private, so that torch may take it for writable
+        with (folder / 'meta.json').open('rb') as described, (folder / 'rows.bin').open('rb', buffering=0) as file:
+            status = os.fstat(file.fileno())
+            if not (is_own(status) and is_own(os.fstat(described.fileno()))):
+                return None
+            meta = json.load(described)
+            shape, dtype = tuple(meta['shape']), np.dtype(meta['dtype'])
+            if status.st_size != math.prod(shape) * dtype.itemsize or _checksum(file) != meta['checksum']:
+                return None
+            return np.memmap(file, dtype, 'c', shape=shape)  # 'c': private, so that torch may take it for writable
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _checksum(path: Path) -> int:
+def _checksum(file: FileIO) -> int:
     """CRC-32 of one page in 64 and of the last: what a torn file lacks, without reading it all."""
-    size, checksum = path.stat().st_size, 0
-    with path.open('rb', buffering=0) as file:
-        for start in [*range(0, size, SAMPLED * PAGE), max(0, size - PAGE)]:
-            file.seek(start)
-            checksum = zlib.crc32(file.read(PAGE), checksum)
+    size, checksum = os.fstat(file.fileno()).st_size, 0
+    for start in [*range(0, size, SAMPLED * PAGE), max(0, size - PAGE)]:
+        file.seek(start)
+        checksum = zlib.crc32(file.read(PAGE), checksum)
     return checksum
 
 
@@ -268,6 +280,8 @@ def _make(folder: Path, meta: dict[str, Any], paths: Sequence[Path], make: Make,
         path = temporary / 'rows.bin'
         writing, disk, bar = path.open('wb'), ThreadPoolExecutor(1), watcher.progress(title, count, 2000)
         with writing as file, disk, bar as progress:
+            _make_own(temporary)
+            _make_own(path)
             written, synced, sync = 0, 0, disk.submit(file.flush)
             for rows in _write(file, paths, make, size // count):
                 for _ in range(rows):
@@ -278,9 +292,10 @@ def _make(folder: Path, meta: dict[str, Any], paths: Sequence[Path], make: Make,
                     synced, sync = written, disk.submit(os.fsync, file.fileno())
             sync.result()
             _to_disk(file)
-        with (temporary / 'meta.json').open('w') as file:
-            json.dump({**meta, 'checksum': _checksum(path)}, file)
+        with path.open('rb', buffering=0) as whole, (temporary / 'meta.json').open('w') as file:
+            json.dump({**meta, 'checksum': _checksum(whole)}, file)
             _to_disk(file)
+        without_others(temporary / 'meta.json')
     if pixels:
         seconds = time.perf_counter() - start
         watcher.line(f'decoded {count:,} images once, in {seconds:.1f} s, {size / 2**20:.0f} MiB: {folder}')
@@ -304,6 +319,15 @@ def _write(file: BinaryIO, paths: Sequence[Path], make: Make, size: int) -> Iter
     for row in make(paths, cores):
         file.write(np.ascontiguousarray(row).data)
         yield 1
+
+
+def _make_own(path: Path) -> None:
+    without_others(path)
+    if not is_own(path.stat()):
+        raise UserError(
+            f"{path.parent}: what is written there is not this user's own, as decoded images have to be: set "
+            f'IMAGENETTE_ZOO_CACHE to a folder on another disk, or use --loader timm, which needs none'
+        )
 
 
 def _to_disk(file: Any) -> None:

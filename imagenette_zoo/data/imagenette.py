@@ -26,15 +26,17 @@ from dataclasses import dataclass, replace
 from glob import glob
 from http.client import HTTPException
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, TypeVar
 from urllib.error import URLError
 from uuid import uuid4
 
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import UserError
+from ..utils.files import cache_dir
 
 __all__ = [
+    'FORMATS',
     'IMAGENETTE',
     'IMAGE_EXTENSIONS',
     'NOISE_LEVELS',
@@ -44,15 +46,16 @@ __all__ = [
     'ClassReport',
     'ImageSet',
     'available_cores',
-    'cache_dir',
     'check',
     'decoded',
     'evenly',
     'fetch',
     'find_root',
+    'forget_other_formats',
     'image_size',
     'list_images',
     'load_split',
+    'open_file',
     'open_image',
     'whole_folder',
     'with_label_noise',
@@ -73,6 +76,9 @@ IMAGENETTE: dict[str, str] = {
 IMAGE_EXTENSIONS = frozenset(
     {'.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.gif', '.ppm', '.pgm'},
 )
+# Pillow tells a format by a file's content, whatever its name, and starts Ghostscript for PostScript. These it decodes
+# itself. Not ICO, ICNS, IPTC and others that hold a file of another format. TGA, which has no signature, is tried last.
+FORMATS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'DIB', 'PPM', 'TIFF', 'JPEG2000', 'AVIF', 'TGA')
 NOISE_LEVELS = (0, 1, 5, 25, 50)  # percent, columns of noisy_imagenette.csv
 SIZES: dict[str, str] = {  # shorter side in pixels, as published → name of the archive and of the folder in it
     '160': 'imagenette2-160',
@@ -104,16 +110,6 @@ _OFFLINE = (URLError, HTTPException, ConnectionError, TimeoutError, ssl.SSLError
 
 
 # --- Places -----------------------------------------------------------------------------------------------------------
-
-
-def cache_dir() -> Path:
-    """`$IMAGENETTE_ZOO_CACHE`, else `$XDG_CACHE_HOME/imagenette-zoo`, else `~/.cache/imagenette-zoo`."""
-    own = os.environ.get('IMAGENETTE_ZOO_CACHE')
-    place = own or os.path.join(os.environ.get('XDG_CACHE_HOME') or '~/.cache', 'imagenette-zoo')
-    found = os.path.expanduser(place)
-    if found.startswith('~'):
-        raise UserError(f'cache folder {place}: no such home folder; set IMAGENETTE_ZOO_CACHE to a folder')
-    return Path(found)
 
 
 @contextmanager
@@ -652,6 +648,20 @@ def _noisy_labels(csv_path: Path, column: str) -> dict[str, str]:
 # --- Images -----------------------------------------------------------------------------------------------------------
 
 
+def open_file(file: str | Path | IO[bytes]) -> Image.Image:
+    """Pillow's `Image.open` for `FORMATS` alone."""
+    Image.init()  # or Pillow does not know which it has, and trips over one that it has not (AVIF before 11.3)
+    return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+
+
+def forget_other_formats() -> None:
+    """Leaves Pillow `FORMATS` alone for good, in this process, whoever opens a file: for servers of other libraries."""
+    Image.init()  # all others are registered now, and so not later
+    Image.ID[:] = [name for name in Image.ID if name in FORMATS]
+    for name in Image.OPEN.keys() - FORMATS:
+        del Image.OPEN[name]
+
+
 def open_image(path: str | Path) -> Image.Image:
     """Read an image as RGB, upright.
 
@@ -659,7 +669,7 @@ def open_image(path: str | Path) -> Image.Image:
     16-bit greyscale is scaled to 8 bits where Pillow would clip it.
 
     Raises:
-        UserError: missing, empty, truncated, not an image, or of absurd size.
+        UserError: missing, empty, truncated, not an image of `FORMATS`, or of absurd size.
     """
     with _only_size_warnings():
         return _decode(path)[0]
@@ -672,7 +682,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
         UserError: as `open_image`, as far as the header tells.
     """
     try:
-        with _only_size_warnings(), Image.open(path) as image:
+        with _only_size_warnings(), open_file(path) as image:
             if image.format == 'TIFF':  # Pillow turns it as it loads it, and its size before that
                 image.load()
             turned = _turn(image) in (_UPRIGHT[5], _UPRIGHT[6], _UPRIGHT[7], _UPRIGHT[8])
@@ -715,7 +725,7 @@ def _only_size_warnings() -> Iterator[None]:
 def _decode(path: str | Path) -> tuple[Image.Image, str]:
     """RGB image and the mode of the file."""
     try:
-        with Image.open(path) as image:
+        with open_file(path) as image:
             mode = image.mode
             image.load()
             turn = _turn(image)
@@ -745,7 +755,7 @@ def _complaint(path: str | Path, error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         if os.path.getsize(path) == 0:
             return 'is empty (0 bytes): replace or remove it'
-        return 'is not an image that Pillow can read: replace or remove it'
+        return f'is not an image that is read ({", ".join(FORMATS)}): convert, replace or remove it'
     if isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError)):
         return f'cannot be read: {_reason(error)}'
     if isinstance(error, (Image.DecompressionBombWarning, Image.DecompressionBombError)):

@@ -1,4 +1,4 @@
-"""The C++ kernels of `kernels.cpp`, compiled once on a machine in about two seconds, and kept where inductor's are; and
+"""The C++ kernels of `kernels.cpp`, compiled once on a machine in about two seconds, and kept in the user's cache; and
 whether those of `gpu_kernels.py` can be used."""
 
 import ctypes
@@ -9,13 +9,18 @@ import platform
 import tempfile
 import threading
 from collections.abc import Sequence
-from functools import cache
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import cache, partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn as nn
+
+from imagenette_zoo.layers.kernel_checks import check
+from imagenette_zoo.utils.files import is_own, keep_inductor_private, private_home, without_others
 
 __all__ = ['LANES', 'are_images', 'are_kernels_for', 'call', 'is_plain', 'triton_kernels']
 
@@ -71,6 +76,7 @@ def triton_kernels(device: torch.device) -> Any:
     if torch.version.cuda is None:
         return None
     try:
+        keep_inductor_private()
         from imagenette_zoo.layers import gpu_kernels  # here: Triton is slow to import, and may be missing
 
         gpu_kernels.check(device)
@@ -107,39 +113,86 @@ def _compile() -> ctypes.CDLL | None:
     """The library, compiled for this processor and checked; None where that failed."""
     try:
         source = resources.files(__package__).joinpath('kernels.cpp').read_bytes()
-        try:
-            return _loaded(_built(source))
-        except Exception:  # torn by a crash, or made by another system's compiler
-            return _loaded(_built(source, anew=True))
+        keep_inductor_private()
+        folder, key = private_home('kernels'), _key(source)
+        for path in folder.glob(f'{key}-*.so'):
+            try:
+                return _loaded(path)
+            except Exception:  # torn by a crash, another user's, or made by another system's compiler
+                _logger.debug('%s is compiled anew', path, exc_info=True)
+            with suppress(OSError):
+                path.unlink()
+        return _built(source, folder, key)
     except Exception:  # no compiler, a full disk, ...: torch's own is always right
         _logger.debug('no C++ kernels', exc_info=True)
         return None
 
 
-def _loaded(path: Path) -> ctypes.CDLL:
-    library = ctypes.CDLL(str(path))
-    _check(library)
-    return library
-
-
-def _built(source: bytes, anew: bool = False) -> Path:
-    """The compiled library. Inductor's own cache would first compile half a dozen programs to learn what the processor
-    can do; its flags name this processor anyway."""
-    from torch._inductor.codecache import cache_dir  # here: slow to import
-    from torch._inductor.cpp_builder import CppBuilder, CppTorchOptions, get_cpp_compiler
+def _key(source: bytes) -> str:
+    from torch._inductor.cpp_builder import get_cpp_compiler  # here: slow to import
 
     key = hashlib.sha256(source)
     key.update(f'{get_cpp_compiler()} {torch.__version__} {FLAGS} {_processor()}'.encode())
-    path = Path(cache_dir(), 'imagenette-zoo', f'{key.hexdigest()}.so')
-    if anew or not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            Path(folder, 'kernels.cpp').write_bytes(source)
-            options = CppTorchOptions(extra_flags=FLAGS)
-            builder = CppBuilder('kernels', str(Path(folder, 'kernels.cpp')), options, folder)
-            builder.build()
-            os.replace(builder.get_target_file_path(), path)
-    return path
+    return key.hexdigest()[:32]
+
+
+def _built(source: bytes, folder: Path, key: str) -> ctypes.CDLL:
+    """Compiles, loads and checks the library; then it is kept, with its length and checksum in its name.
+
+    Inductor's own cache would first compile half a dozen programs to learn what the processor can do; its flags name
+    this processor anyway.
+    """
+    from torch._inductor.cpp_builder import CppBuilder, CppTorchOptions
+
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        Path(temporary, 'kernels.cpp').write_bytes(source)
+        options = CppTorchOptions(extra_flags=FLAGS)
+        builder = CppBuilder('kernels', str(Path(temporary, 'kernels.cpp')), options, temporary)
+        builder.build()
+        built = Path(builder.get_target_file_path())
+        without_others(built)
+        data = built.read_bytes()
+        named = built.rename(built.with_name(f'{key}-{len(data)}-{hashlib.sha256(data).hexdigest()}.so'))
+        library = _loaded(named)
+        with suppress(OSError):  # what cannot be kept can be used
+            _sync(named)
+            os.replace(named, folder / named.name)
+            _sync(folder)
+    return library
+
+
+def _sync(path: Path) -> None:
+    """Has what is written be on the disk: else a power failure may leave the name and not the bytes."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def _loaded(path: Path) -> ctypes.CDLL:
+    """The library, if it is this user's own, whole, and computes what torch does.
+
+    What is looked at is the open file, which is then loaded: nobody can put another in its place in between.
+    """
+    file = os.open(path, os.O_RDONLY | getattr(os, 'O_BINARY', 0) | getattr(os, 'O_NOFOLLOW', 0))
+    try:
+        _, size, digest = path.stem.split('-')
+        status = os.fstat(file)
+        if not is_own(status):
+            raise PermissionError(f'{path} can be changed by other users')
+        with open(file, 'rb', closefd=False) as opened:
+            if status.st_size != int(size) or hashlib.sha256(opened.read()).hexdigest() != digest:
+                raise ValueError(f'{path} is not as it was written')
+        link = Path(f'/proc/self/fd/{file}')
+        library = ctypes.CDLL(str(link if link.exists() else path))
+    except BaseException:
+        os.close(file)
+        raise
+    # The file stays open: were its number another library's, the loader would take that for this one.
+    with ThreadPoolExecutor(1) as other:  # where no autocast, mode or hook of this thread reaches
+        other.submit(check, partial(_run, library)).result()
+    return library
 
 
 def _processor() -> str:
@@ -149,11 +202,3 @@ def _processor() -> str:
     except OSError:
         return f'{platform.machine()} {platform.processor()}'
     return '\n'.join(sorted({line for line in lines if line.startswith(('model name', 'flags', 'Features', 'CPU '))}))
-
-
-def _check(library: ctypes.CDLL) -> None:
-    """Raises where the library's Mish is not torch's: a miscompiled kernel is worse than none."""
-    x = torch.linspace(-30, 30, 1001, dtype=torch.float32, device='cpu')
-    y = torch.empty_like(x)
-    _run(library, 'mish_forward', [len(x)], x, y)
-    torch.testing.assert_close(y, nn.functional.mish(x), rtol=1e-5, atol=1e-5)

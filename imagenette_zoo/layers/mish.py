@@ -17,6 +17,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from imagenette_zoo.layers.kernels import are_kernels_for, call, is_plain
+from imagenette_zoo.utils.files import keep_inductor_private
 
 __all__ = ['Mish', 'much_inference', 'speed_up_mish']
 
@@ -187,6 +188,7 @@ def _call(name: str, *tensors: torch.Tensor) -> None:
 
 
 def _inductor(function: Callable[..., torch.Tensor], *examples: torch.Tensor) -> Kernel:
+    keep_inductor_private()
     import torch._inductor.config as config  # here: slow to import
     from torch._inductor.compile_fx import compile_fx
     from torch.fx.experimental.proxy_tensor import make_fx

@@ -184,7 +184,8 @@ model = timm.create_model('hf-hub:{facts.repo_id}', pretrained=True).eval()
 config = timm.data.resolve_data_config({{}}, model=model)
 transform = timm.data.create_transform(**config)
 with torch.inference_mode():
-    logits = model(transform(Image.open('image.jpg').convert('RGB'))[None])
+    image = Image.open('image.jpg', formats=['JPEG', 'PNG', 'WEBP']).convert('RGB')
+    logits = model(transform(image)[None])
 probability, index = logits.softmax(1)[0].max(0)
 print({label}, f'{{probability:.1%}}')
 ```

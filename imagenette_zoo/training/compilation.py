@@ -9,6 +9,7 @@ from torch import nn
 
 from ..errors import UserError
 from ..models.catalog import model_cost
+from ..utils.files import keep_inductor_private
 from .console import Console, duration
 from .options import nearest
 
@@ -101,6 +102,7 @@ def compiled(model: nn.Module, options: ComputeOptions, shapes: int = 1) -> nn.M
     """
     if options.torchcompile in (None, 'auto', 'none'):
         return model
+    keep_inductor_private()
     torch.compiler.reset()  # else the models of a sweep use up what one process may compile
     known = torch._dynamo.list_backends(exclude_tags=())
     if options.torchcompile not in known:

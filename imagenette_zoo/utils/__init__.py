@@ -1,0 +1,1 @@
+"""What everything else may use: the standard library and nothing of torch."""

@@ -15,8 +15,8 @@ from typing import Any
 from common import ROOT, in_turns, ratio, report, run_process, subset
 from step import VARIANTS
 
+from imagenette_zoo.config.recipe import Recipe
 from imagenette_zoo.errors import UserError
-from imagenette_zoo.training.recipe import Recipe
 
 RECIPE = ROOT / 'hparams' / 'mbv2_mish.yaml'
 EPOCHS = 2  # the last is measured

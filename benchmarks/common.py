@@ -21,9 +21,9 @@ from typing import Any
 import torch
 
 import imagenette_zoo  # noqa: F401  (registers the models)
-from imagenette_zoo.training.build import hardware, versions
-from imagenette_zoo.training.checkpoint import write_atomic
-from imagenette_zoo.training.console import table
+from imagenette_zoo.utils.console import table
+from imagenette_zoo.utils.environment import hardware, versions
+from imagenette_zoo.utils.files import write_atomic
 
 ROOT = Path(__file__).parent.parent
 

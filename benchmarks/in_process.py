@@ -19,14 +19,14 @@ from timm.data import create_dataset, create_loader
 from torch import nn
 
 from imagenette_zoo import fuse
+from imagenette_zoo.config.recipe import Recipe
 from imagenette_zoo.layers import Mish
 from imagenette_zoo.layers.mish import much_inference
-from imagenette_zoo.training.build import place
-from imagenette_zoo.training.console import Console
-from imagenette_zoo.training.distributed import World
-from imagenette_zoo.training.graph import REHEARSALS
-from imagenette_zoo.training.prepare import Run, open_folder, prepare
-from imagenette_zoo.training.recipe import Recipe
+from imagenette_zoo.models.factory import place
+from imagenette_zoo.training.cuda_graph import REHEARSALS
+from imagenette_zoo.training.run import Run, open_folder, prepare
+from imagenette_zoo.utils.console import Console
+from imagenette_zoo.utils.distributed import World
 
 PIPELINE = 8  # times the images, else half epochs: batches made ahead before the clock starts must not count
 
@@ -263,7 +263,7 @@ def decode(args: argparse.Namespace) -> None:
     import os
 
     from imagenette_zoo.data.cache import train_pixels, train_side
-    from imagenette_zoo.data.imagenette import load_split
+    from imagenette_zoo.data.folders import load_split
 
     images = load_split(args.data_dir, 'train')
 

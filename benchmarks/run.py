@@ -27,9 +27,10 @@ import in_process
 import torch
 from common import ROOT
 
-from imagenette_zoo.data.imagenette import available_cores, find_root
+from imagenette_zoo.data.locate import find_root
 from imagenette_zoo.errors import UserError
-from imagenette_zoo.training.memory import keep_freed_memory
+from imagenette_zoo.utils.environment import available_cores
+from imagenette_zoo.utils.memory import keep_freed_memory
 
 BENCHMARKS = {
     'machine': in_process.machine,

@@ -16,9 +16,9 @@ from torch.profiler import ProfilerActivity, profile
 
 import imagenette_zoo  # noqa: F401  (registers the models)
 from imagenette_zoo.layers import Mish
-from imagenette_zoo.training.build import place
-from imagenette_zoo.training.memory import keep_freed_memory
+from imagenette_zoo.models.factory import place
 from imagenette_zoo.utils.files import keep_inductor_private
+from imagenette_zoo.utils.memory import keep_freed_memory
 
 VARIANTS = ('torch', 'memory', 'memory+mish', 'memory+mish+compile', 'memory+mish+norm')
 

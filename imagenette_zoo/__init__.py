@@ -7,17 +7,17 @@ import costs little more than timm's own.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from imagenette_zoo.models import ModelInfo, list_models
-from imagenette_zoo.version import __version__
+from .models import ModelInfo, list_models
+from .version import __version__
 
 if TYPE_CHECKING:
-    from imagenette_zoo.layers.fuse import fuse
-    from imagenette_zoo.sharing.export import export
-    from imagenette_zoo.sharing.predict import predict
-    from imagenette_zoo.training.evaluation import validate
-    from imagenette_zoo.training.recipe import Recipe
-    from imagenette_zoo.training.result import Result
-    from imagenette_zoo.training.trainer import train
+    from .config.recipe import Recipe
+    from .inference.predict import predict
+    from .inference.validate import validate
+    from .layers.fuse import fuse
+    from .sharing.export import export
+    from .training.result import Result
+    from .training.trainer import train
 
 __all__ = [
     'ModelInfo',
@@ -33,13 +33,13 @@ __all__ = [
 ]
 
 _HOME_OF = {
-    'Recipe': 'imagenette_zoo.training.recipe',
+    'Recipe': 'imagenette_zoo.config.recipe',
     'Result': 'imagenette_zoo.training.result',
     'export': 'imagenette_zoo.sharing.export',
     'fuse': 'imagenette_zoo.layers.fuse',
-    'predict': 'imagenette_zoo.sharing.predict',
+    'predict': 'imagenette_zoo.inference.predict',
     'train': 'imagenette_zoo.training.trainer',
-    'validate': 'imagenette_zoo.training.evaluation',
+    'validate': 'imagenette_zoo.inference.validate',
 }
 
 

@@ -1,9 +1,18 @@
 """The one exception that means "the user can mend this"."""
 
+from __future__ import annotations
+
+import difflib
 import importlib
+from collections.abc import Iterable
 from typing import Any
 
-__all__ = ['UserError', 'first_line', 'require']
+__all__ = [
+    'UserError',
+    'first_line',
+    'require',
+    'nearest',
+]
 
 
 class UserError(Exception):
@@ -35,3 +44,15 @@ def require(module: str, what: str, extra: str) -> Any:
     except ImportError:
         package = module.partition('.')[0]
         raise UserError(f'{what} needs {package}: pip install "imagenette-zoo[{extra}]"') from None
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """``'; did you mean …?'`` for the known names most like ``name``, or nothing."""
+    matches = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    return f'; did you mean {" or ".join(matches)}?' if matches else ''
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong in a few words, on one line."""
+    text = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+    return ' '.join(text.split())

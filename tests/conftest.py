@@ -15,10 +15,10 @@ import timm
 import torch
 from PIL import Image
 
-from imagenette_zoo.layers import kernels
+from imagenette_zoo.config.recipe import Recipe
+from imagenette_zoo.kernels import runtime
 from imagenette_zoo.models import googlenet, mobilenetv2, resnets
 from imagenette_zoo.training import trainer
-from imagenette_zoo.training.recipe import Recipe
 
 ZOO = [variant.name for family in (mobilenetv2, resnets, googlenet) for variant in family.VARIANTS]
 
@@ -56,14 +56,14 @@ def run_without_compiler(script: str, place: Path) -> None:
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the C++ kernels that run."""
-    kernels._library()  # which is compiled and checked now, not in the test
-    names, run = [], kernels._run
+    runtime._library()  # which is compiled and checked now, not in the test
+    names, run = [], runtime._run
 
     def spy(library: object, name: str, *arguments: object) -> None:
         names.append(name)
         run(library, name, *arguments)
 
-    monkeypatch.setattr(kernels, '_run', spy)
+    monkeypatch.setattr(runtime, '_run', spy)
     return names
 
 

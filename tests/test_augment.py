@@ -17,19 +17,12 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision.transforms import functional
 
 from imagenette_zoo.data import augment
-from imagenette_zoo.data.augment import (
-    Augmentation,
-    BatchTransform,
-    Draws,
-    Normalize,
-    RandomErasing,
-    recolor,
-)
+from imagenette_zoo.data.augment import Augmentation, BatchTransform, Draws, Normalize, RandomErasing, recolor
 from imagenette_zoo.data.cache import train_pixels, train_side
-from imagenette_zoo.data.imagenette import load_split
+from imagenette_zoo.data.folders import load_split
 from imagenette_zoo.data.loaders import CachedTrainBatches, EpochBatches, SizeSchedule, train_loader
-from imagenette_zoo.data.seeding import seed_everything
-from imagenette_zoo.training.console import Console
+from imagenette_zoo.utils.console import Console
+from imagenette_zoo.utils.seeding import seed_everything
 
 from .conftest import needs_compiler
 

@@ -10,9 +10,9 @@ import torch.nn as nn
 from timm.layers import BlurPool2d
 
 import imagenette_zoo.models  # noqa: F401  (registers them)
+from imagenette_zoo.fast_layers.blurpool import speed_up_blur
 from imagenette_zoo.layers import MaxBlurPool2d
-from imagenette_zoo.layers.blurpool import speed_up_blur
-from imagenette_zoo.training.build import place
+from imagenette_zoo.models.factory import place
 
 from .conftest import needs_compiler
 

@@ -24,17 +24,18 @@ from timm.data import create_transform
 
 import imagenette_zoo
 from imagenette_zoo import train
-from imagenette_zoo.cli import main
-from imagenette_zoo.data import cache, imagenette, processes
+from imagenette_zoo.cli.main import main
+from imagenette_zoo.config.groups import ValidationOptions
+from imagenette_zoo.config.recipe import Recipe
+from imagenette_zoo.data import cache, pipeline, processes
+from imagenette_zoo.data import images as image_files
 from imagenette_zoo.data.cache import eval_pixels, train_pixels, train_side
-from imagenette_zoo.data.imagenette import ImageSet, load_split
+from imagenette_zoo.data.folders import ImageSet, load_split
 from imagenette_zoo.data.loaders import CachedEvalBatches, CachedTrainBatches, FileBatches
 from imagenette_zoo.errors import UserError
-from imagenette_zoo.training import build
-from imagenette_zoo.training.console import Console, Progress
-from imagenette_zoo.training.distributed import World
-from imagenette_zoo.training.prepare import Run, open_folder, prepare
-from imagenette_zoo.training.recipe import Recipe, ValidationOptions
+from imagenette_zoo.training.run import Run, open_folder, prepare
+from imagenette_zoo.utils.console import Console, Progress
+from imagenette_zoo.utils.distributed import World
 
 from .conftest import changed, make_folder, needs_local_dir
 
@@ -75,7 +76,7 @@ def decodes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def spy(*args: Any) -> Any:
         found.append('decoded')
-        return imagenette.decoded(*args)
+        return image_files.decoded(*args)
 
     monkeypatch.setattr(cache, 'decoded', spy)
     return found
@@ -413,10 +414,10 @@ def test_processes_tell_what_is_wrong(images: ImageSet, home: Path, monkeypatch:
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(UserError, match=f'^image {path} '):
         train_pixels(images, 48, QUIET)
-    monkeypatch.setattr(imagenette, '_decode', lambda path: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(image_files, '_decode', lambda path: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(UserError, match=r'a process that was to do .* is gone'):
         train_pixels(images, 48, QUIET)
-    monkeypatch.setattr(imagenette, '_decode', lambda path: {}['wrong'])
+    monkeypatch.setattr(image_files, '_decode', lambda path: {}['wrong'])
     with pytest.raises(RuntimeError, match='KeyError'):
         train_pixels(images, 48, QUIET)
     assert names(home) == []
@@ -490,7 +491,7 @@ def builder(images: ImageSet) -> Iterator[Builder]:
     begun, go_on = context.Event(), context.Event()
 
     def build() -> None:
-        decode = imagenette._decode
+        decode = image_files._decode
 
         def wait_at_the_last(path: Path) -> Any:
             if str(path).endswith(images.paths[-1]):
@@ -498,7 +499,7 @@ def builder(images: ImageSet) -> Iterator[Builder]:
                 go_on.wait()
             return decode(path)
 
-        imagenette._decode = wait_at_the_last
+        image_files._decode = wait_at_the_last
         train_pixels(images, 48, QUIET)
 
     process = context.Process(target=build)
@@ -730,7 +731,7 @@ def test_validation_options_reach_the_cached_pixels(images: ImageSet) -> None:
         {'crop_mode': 'border', 'mean': (0.1, 0.2, 0.3)},
     ):
         pixels = [
-            torch.cat([batch for batch, _ in build.eval_batches(options, images, {**common, **other}, 5, WORLD, QUIET)])
+            torch.cat([b for b, _ in pipeline.eval_batches(options, images, {**common, **other}, 5, WORLD, QUIET)])
             for options in (ValidationOptions(loader='cache'), ValidationOptions(loader='timm', workers=0))
         ]
         assert torch.equal(*pixels), other
@@ -770,7 +771,7 @@ def test_which_loader_auto_and_timm_take(recipe: MakeRecipe, monkeypatch: pytest
     data = prepared(recipe(loader='timm', experiment='b'), QUIET).data
     assert isinstance(data.train_batches, FileBatches)
     assert isinstance(data.val_batches, FileBatches)
-    monkeypatch.setattr('imagenette_zoo.training.build.LARGEST_CACHE', 2**20)
+    monkeypatch.setattr('imagenette_zoo.data.pipeline.LARGEST_CACHE', 2**20)
     console = Listener()
     data = prepared(recipe(experiment='c'), console).data
     assert isinstance(data.train_batches, FileBatches)

@@ -15,14 +15,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from imagenette_zoo.errors import UserError
-from imagenette_zoo.training.checkpoint import (
-    file_stem,
-    load_weights,
-    model_folder,
-    read_weights,
-    save_model_folder,
-    write_atomic,
-)
+from imagenette_zoo.models.model_folder import load_weights, model_folder, read_weights, save_model_folder
+from imagenette_zoo.utils.files import file_stem, write_atomic
 
 from .conftest import needs_local_dir
 
@@ -45,7 +39,7 @@ def test_a_process_killed_while_writing_leaves_the_old_file(tmp_path: Path) -> N
     file = tmp_path / 'big'
     write_atomic(file, b'o' * 1000)
     code = (
-        'import os, pathlib, sys\nfrom imagenette_zoo.training import checkpoint\n'
+        'import os, pathlib, sys\nfrom imagenette_zoo.training import files\n'
         'os.fsync = lambda _: os.kill(os.getpid(), 9)\n'
         'checkpoint.write_atomic(pathlib.Path(sys.argv[1]), b"n" * 1000)'
     )

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from imagenette_zoo.cli import main
+from imagenette_zoo.cli.main import main
 
 DOCS = Path(__file__).parents[1] / 'docs'
 

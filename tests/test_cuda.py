@@ -11,17 +11,17 @@ import timm
 import torch
 from torch import nn
 
+from imagenette_zoo.config.recipe import Recipe
 from imagenette_zoo.data import augment
 from imagenette_zoo.data.augment import Augmentation, crop_resize
-from imagenette_zoo.layers import kernels
-from imagenette_zoo.layers.blurpool import speed_up_blur
-from imagenette_zoo.layers.norm_act import fuse_norm_act
-from imagenette_zoo.layers.unplanned import speed_up_convolutions
+from imagenette_zoo.fast_layers.blurpool import speed_up_blur
+from imagenette_zoo.fast_layers.norm_act import fuse_norm_act
+from imagenette_zoo.fast_layers.unplanned import speed_up_convolutions
+from imagenette_zoo.inference.validate import validate
+from imagenette_zoo.kernels import runtime
+from imagenette_zoo.models.factory import place
 from imagenette_zoo.training import learner
-from imagenette_zoo.training.build import place
-from imagenette_zoo.training.evaluation import validate
-from imagenette_zoo.training.graph import Recorder
-from imagenette_zoo.training.recipe import Recipe
+from imagenette_zoo.training.cuda_graph import Recorder
 from imagenette_zoo.training.trainer import train
 
 from .conftest import interrupted
@@ -30,7 +30,7 @@ MakeRecipe = Callable[..., Recipe]
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')
 if torch.cuda.is_available():
-    from imagenette_zoo.layers import gpu_kernels
+    from imagenette_zoo.kernels import gpu
 
 
 @pytest.fixture
@@ -131,12 +131,12 @@ def test_a_recorded_step_is_the_eager_one(
 @pytest.mark.parametrize('name', ['mbv2_mish_maxblur_imagenette', 'seresnet18d_mish_maxblur_imagenette', 'resnet34'])
 def test_fused_layers_are_torchs(name: str, amp: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Gradients as near to float64's as torch's are."""
-    assert kernels.triton_kernels(torch.device('cuda', 0)) is gpu_kernels
+    assert runtime.triton_kernels(torch.device('cuda', 0)) is gpu
     launched: list[str] = []
 
     def spy(name: str) -> None:
-        kernel = getattr(gpu_kernels, name)
-        monkeypatch.setattr(gpu_kernels, name, lambda *args: launched.append(name) or kernel(*args))
+        kernel = getattr(gpu, name)
+        monkeypatch.setattr(gpu, name, lambda *args: launched.append(name) or kernel(*args))
 
     spy('norm_act_forward')
     spy('depthwise_weight_gradient')

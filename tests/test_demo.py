@@ -17,13 +17,14 @@ import timm
 import torch
 from PIL import EpsImagePlugin, Image, UnidentifiedImageError
 
-from imagenette_zoo import demo
-from imagenette_zoo.cli import main
+from imagenette_zoo.cli.main import main
+from imagenette_zoo.data import pipeline
 from imagenette_zoo.data.augment import Normalize
 from imagenette_zoo.errors import UserError
-from imagenette_zoo.sharing.loading import TrainedModel, UseOptions, load_trained
-from imagenette_zoo.training import build
-from imagenette_zoo.training.checkpoint import save_model_folder
+from imagenette_zoo.inference.loading import TrainedModel, UseOptions, load_trained
+from imagenette_zoo.models import factory
+from imagenette_zoo.models.model_folder import save_model_folder
+from imagenette_zoo.sharing import demo
 
 from .conftest import free_port
 from .postscript import POSTSCRIPT, needs_posix, path_before, write_ghostscript
@@ -46,7 +47,7 @@ def load(name: str) -> TrainedModel:
 def trained(model: Any, names: list[str]) -> TrainedModel:
     config = timm.data.resolve_data_config({}, model=model, use_test_size=True)
     normalize = Normalize(config['mean'], config['std'], torch.device('cpu'))
-    return TrainedModel('some', model.eval(), config, names, build.eval_transform(config), normalize)
+    return TrainedModel('some', model.eval(), config, names, pipeline.eval_transform(config), normalize)
 
 
 @pytest.fixture(scope='module')
@@ -58,7 +59,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         model = timm.create_model(name, num_classes=3, **kwargs)
         config = timm.data.resolve_data_config({'img_size': 64}, model=model)
         folder = tmp_path_factory.mktemp('models') / name
-        save_model_folder(folder, build.model_config(model, config, CLASSES, kwargs), model.state_dict())
+        save_model_folder(folder, factory.model_config(model, config, CLASSES, kwargs), model.state_dict())
         found.append(str(folder))
     return found
 

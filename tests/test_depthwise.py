@@ -7,7 +7,7 @@ import timm
 import torch
 import torch.nn as nn
 
-from imagenette_zoo.layers.depthwise import speed_up_depthwise
+from imagenette_zoo.fast_layers.depthwise import speed_up_depthwise
 
 from .conftest import needs_compiler
 

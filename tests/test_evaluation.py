@@ -17,16 +17,17 @@ from PIL import Image
 
 import imagenette_zoo
 from imagenette_zoo import train, validate
-from imagenette_zoo.cli import main
+from imagenette_zoo.cli.main import main
+from imagenette_zoo.config.recipe import Recipe
+from imagenette_zoo.data import pipeline
 from imagenette_zoo.data.augment import Normalize
-from imagenette_zoo.data.imagenette import load_split
+from imagenette_zoo.data.folders import load_split
 from imagenette_zoo.data.loaders import eval_loader
 from imagenette_zoo.errors import UserError
+from imagenette_zoo.inference.metrics import Scores
+from imagenette_zoo.models import factory
 from imagenette_zoo.study.analysis import analyse
-from imagenette_zoo.training import build
-from imagenette_zoo.training.console import Console
-from imagenette_zoo.training.metrics import Scores
-from imagenette_zoo.training.recipe import Recipe
+from imagenette_zoo.utils.console import Console
 
 from .conftest import make_folder, needs_local_dir
 
@@ -189,7 +190,7 @@ def test_full_memory_is_one_line(run: Path, recipe: MakeRecipe, monkeypatch: pyt
     def fail(*_: object) -> None:
         raise RuntimeError(text)
 
-    monkeypatch.setattr('imagenette_zoo.training.evaluation.evaluate', fail)
+    monkeypatch.setattr('imagenette_zoo.inference.validate.evaluate', fail)
     text = 'CUDNN_STATUS_ALLOC_FAILED'
     with pytest.raises(UserError, match='out of memory: try a smaller --batch-size'):
         validate(run, recipe().data_dir, workers=0, quiet=True)
@@ -248,10 +249,10 @@ def test_the_arguments_in_a_config(tmp_path: Path) -> None:
     config = {'architecture': 'test_resnet', 'pretrained_cfg': {}, 'model_args': {'num_classes': 3, 'output_stride': 8}}
     (tmp_path / 'config.json').write_text(json.dumps(config))
     model, source = torch.nn.Module(), f'local-dir:{tmp_path}'
-    assert build.source_args(source, model) == {'output_stride': 8}
+    assert factory.source_args(source, model) == {'output_stride': 8}
     del config['model_args']
     (tmp_path / 'config.json').write_text(json.dumps(config))
-    assert build.source_args(source, model) == build.source_args('test_resnet', model) == {}
+    assert factory.source_args(source, model) == factory.source_args('test_resnet', model) == {}
 
 
 @pytest.mark.parametrize('args', [{'checkpoint_path': 'evil.pth'}, {'pretrained_cfg': {'file': 'evil.pth'}}])
@@ -276,7 +277,7 @@ def test_pixels_are_those_of_timms_loader(run: Path, recipe: MakeRecipe) -> None
     )
     images, targets = next(iter(theirs))
     split = load_split(recipe().data_dir, 'validation')
-    pixels, ours = next(iter(eval_loader(split, build.eval_transform(config), 12, workers=0)))
+    pixels, ours = next(iter(eval_loader(split, pipeline.eval_transform(config), 12, workers=0)))
     assert torch.equal(targets, ours)
     assert torch.equal(images, Normalize(config['mean'], config['std'], torch.device('cpu'))(pixels))
     [validation] = validate(run, recipe().data_dir, workers=0, quiet=True)
@@ -286,7 +287,7 @@ def test_pixels_are_those_of_timms_loader(run: Path, recipe: MakeRecipe) -> None
 
 def test_a_border_is_filled_as_timm_fills_it() -> None:
     config = dict(input_size=(3, 32, 32), crop_pct=1.0, crop_mode='border', interpolation='bicubic', mean=(0.1, 0.5, 1))
-    pixels = build.eval_transform(config)(Image.new('RGB', (40, 10)))
+    pixels = pipeline.eval_transform(config)(Image.new('RGB', (40, 10)))
     assert pixels[:, 0, 0].tolist() == [26, 128, 255]
 
 

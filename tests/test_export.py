@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 import imagenette_zoo as iz
-from imagenette_zoo.cli import main
+from imagenette_zoo.cli.main import main
+from imagenette_zoo.models import factory
+from imagenette_zoo.models.model_folder import save_model_folder
 from imagenette_zoo.sharing import export as module
-from imagenette_zoo.training import build
-from imagenette_zoo.training.checkpoint import save_model_folder
 
 from .conftest import make_folder
 
@@ -37,7 +37,7 @@ def model_folder(place: Path, name: str = 'test_resnet', side: int = 32, **args:
         for _ in range(5):
             model.train()(torch.randn(8, 3, side, side))
     config = {**timm.data.resolve_data_config(model=model), 'input_size': (3, side, side)}
-    save_model_folder(place, build.model_config(model, config, NAMES, args), model.state_dict())
+    save_model_folder(place, factory.model_config(model, config, NAMES, args), model.state_dict())
     return place
 
 

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 from PIL import EpsImagePlugin, Image
 
-from imagenette_zoo.cli import main
-from imagenette_zoo.data import imagenette
-from imagenette_zoo.data.imagenette import IMAGE_EXTENSIONS, load_split
+from imagenette_zoo.cli.main import main
+from imagenette_zoo.data import constants, images
+from imagenette_zoo.data.constants import IMAGE_EXTENSIONS
+from imagenette_zoo.data.folders import load_split
 from imagenette_zoo.errors import UserError
-from imagenette_zoo.study.mistakes import thumbnail
+from imagenette_zoo.report.mistakes import thumbnail
 
 from .conftest import make_folder
 from .postscript import POSTSCRIPT, needs_posix, path_before, write_ghostscript
@@ -70,11 +71,11 @@ def test_pillow_alone_would_start_it(mark: Path, photo: Path) -> None:
 def test_it_is_read_from_no_file(mark: Path, tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(POSTSCRIPT)
-    for read in (imagenette.open_image, imagenette.image_size, lambda path: next(imagenette.decoded([path], id))):
+    for read in (images.open_image, images.image_size, lambda path: next(images.decoded([path], id))):
         with pytest.raises(UserError, match=r'is not an image that is read \(JPEG, PNG, .*\): convert, replace'):
             read(path)
     with pytest.raises(Image.UnidentifiedImageError):
-        imagenette.open_file(io.BytesIO(POSTSCRIPT))
+        images.open_file(io.BytesIO(POSTSCRIPT))
 
 
 @needs_posix
@@ -127,7 +128,8 @@ def test_other_libraries_of_the_process(mark: Path, photo: Path, tmp_path: Path)
     Image.new('RGB', (4, 4)).save(tmp_path / 'good.jpg')
     script = f"""
 from PIL import Image
-from imagenette_zoo.data.imagenette import FORMATS, forget_other_formats
+from imagenette_zoo.data.constants import FORMATS
+from imagenette_zoo.data.images import forget_other_formats
 forget_other_formats()
 import gradio  # which has Pillow load all formats
 from PIL import EpsImagePlugin
@@ -150,10 +152,10 @@ for asked in (None, ['EPS']):
 
 
 def test_every_ending_is_of_a_format_that_is_opened() -> None:
-    assert {Image.registered_extensions()[ending] for ending in IMAGE_EXTENSIONS} <= set(imagenette.FORMATS)
+    assert {Image.registered_extensions()[ending] for ending in IMAGE_EXTENSIONS} <= set(constants.FORMATS)
 
 
-@pytest.mark.parametrize('kind', [*imagenette.FORMATS, 'MPO'])
+@pytest.mark.parametrize('kind', [*constants.FORMATS, 'MPO'])
 def test_the_pixels_are_pillows(tmp_path: Path, kind: str) -> None:
     Image.init()
     if kind not in Image.SAVE:
@@ -164,18 +166,18 @@ def test_the_pixels_are_pillows(tmp_path: Path, kind: str) -> None:
     picture.save(path, kind, **more)
     with Image.open(path) as expected:
         assert expected.format == ('BMP' if kind == 'DIB' and expected.format == 'BMP' else kind)
-        assert imagenette.open_image(path).tobytes() == expected.convert('RGB').tobytes()
-    assert imagenette.image_size(path) == (20, 12)
-    assert imagenette.open_file(io.BytesIO(path.read_bytes())).size == (20, 12)
+        assert images.open_image(path).tobytes() == expected.convert('RGB').tobytes()
+    assert images.image_size(path) == (20, 12)
+    assert images.open_file(io.BytesIO(path.read_bytes())).size == (20, 12)
 
 
 def test_a_pillow_that_lacks_a_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new('RGB', (4, 3)).save(tmp_path / 'a.tga')
     (tmp_path / 'text.jpg').write_bytes(b'no image')
     monkeypatch.delitem(Image.OPEN, 'AVIF', raising=False)
-    assert imagenette.open_image(tmp_path / 'a.tga').size == (4, 3)
+    assert images.open_image(tmp_path / 'a.tga').size == (4, 3)
     with pytest.raises(UserError, match='is not an image'):
-        imagenette.open_image(tmp_path / 'text.jpg')
+        images.open_image(tmp_path / 'text.jpg')
 
 
 # --- Nobody opens otherwise -------------------------------------------------------------------------------------------

@@ -11,8 +11,8 @@ import torch.nn as nn
 from timm.layers import BlurPool2d
 
 from imagenette_zoo.data.augment import _filter
+from imagenette_zoo.fast_layers.norm_act import _ACTIVATIONS
 from imagenette_zoo.layers import MaxBlurPool2d
-from imagenette_zoo.layers.norm_act import _ACTIVATIONS
 
 DEVICE = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
 TOLERANCES = {torch.float32: {'rtol': 1e-4, 'atol': 1e-4}, torch.bfloat16: {'rtol': 2e-2, 'atol': 3e-2}}
@@ -23,9 +23,9 @@ SPECIAL = [0.0, -0.0, 6.0, 1e-30, 20.0, -20.0, 87.0, -87.0, 88.0, -88.0, 1e4, -1
 @pytest.fixture
 def gpu() -> ModuleType:
     pytest.importorskip('triton')
-    from imagenette_zoo.layers import gpu_kernels
+    from imagenette_zoo.kernels import gpu
 
-    return gpu_kernels
+    return gpu
 
 
 def images(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:

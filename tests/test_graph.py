@@ -7,10 +7,10 @@ import timm
 import torch
 from timm.optim import create_optimizer_v2
 
-from imagenette_zoo.training.distributed import World
-from imagenette_zoo.training.graph import _make_capturable, is_recordable, unrecordable
+from imagenette_zoo.config.recipe import Recipe
+from imagenette_zoo.training.cuda_graph import _make_capturable, is_recordable, unrecordable
 from imagenette_zoo.training.learner import Learner
-from imagenette_zoo.training.recipe import Recipe
+from imagenette_zoo.utils.distributed import World
 
 needs_capturable_muon = pytest.mark.skipif(
     tuple(int(part) for part in timm.__version__.split('.')[:3]) < (1, 0, 31), reason="timm's Muon is not capturable"

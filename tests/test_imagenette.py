@@ -21,10 +21,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from imagenette_zoo.data import commands, imagenette, resolve_dataset, validation_images
+from imagenette_zoo.cli import data
+from imagenette_zoo.data import archives, check, constants, folders, images, locate
+from imagenette_zoo.data.locate import resolve_dataset, validation_images
 from imagenette_zoo.errors import UserError
+from imagenette_zoo.utils import files
 
-WNIDS = list(imagenette.IMAGENETTE)
+WNIDS = list(constants.IMAGENETTE)
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +74,7 @@ def assert_one_line(error: pytest.ExceptionInfo[UserError]) -> None:
 
 def test_names_are_in_wnid_order() -> None:
     assert sorted(WNIDS) == WNIDS
-    assert list(imagenette.IMAGENETTE.values()) == [
+    assert list(constants.IMAGENETTE.values()) == [
         'tench',
         'English springer',
         'cassette player',
@@ -89,9 +92,9 @@ def test_names_are_in_wnid_order() -> None:
 def test_root_is_found_from_itself_and_from_its_parent(tmp_path: Path, val: str) -> None:
     root = make_imagenette(tmp_path / 'parent' / 'data', val=val)
     (tmp_path / 'parent' / 'notes').mkdir()
-    assert imagenette.find_root(root) == root
-    assert imagenette.find_root(str(root.parent)) == root
-    assert len(imagenette.load_split(root, 'validation')) == len(imagenette.load_split(root, 'val')) == 4
+    assert locate.find_root(root) == root
+    assert locate.find_root(str(root.parent)) == root
+    assert len(folders.load_split(root, 'validation')) == len(folders.load_split(root, 'val')) == 4
 
 
 @pytest.mark.usefixtures('no_imagenette_dir')
@@ -101,15 +104,15 @@ def test_root_comes_from_the_environment_then_from_the_cache(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     small, large = make_imagenette(cache / 'imagenette2-160'), make_imagenette(cache / 'imagenette2-320')
-    assert imagenette.find_root(None) == large
+    assert locate.find_root(None) == large
     shutil.rmtree(large / 'val')
-    assert imagenette.find_root(None) == small
+    assert locate.find_root(None) == small
     mine = make_imagenette(tmp_path / 'mine')
     monkeypatch.setenv('IMAGENETTE_DIR', str(mine))
-    assert imagenette.find_root(None) == mine
+    assert locate.find_root(None) == mine
     monkeypatch.setenv('IMAGENETTE_DIR', str(tmp_path / 'gone'))
     with pytest.raises(UserError, match=r'IMAGENETTE_DIR .*gone does not exist'):
-        imagenette.find_root(None)
+        locate.find_root(None)
 
 
 def two_sets(place: Path) -> None:
@@ -143,7 +146,7 @@ def test_wrong_data_dir(tmp_path: Path, prepare: Callable[[Path], object], messa
     place = tmp_path / 'place'
     prepare(place)
     with pytest.raises(UserError, match=message) as error:
-        imagenette.find_root(place)
+        locate.find_root(place)
     assert_one_line(error)
     assert str(place) in str(error.value)
 
@@ -159,18 +162,18 @@ def test_a_folder_that_may_not_be_entered_is_passed_over(tmp_path: Path, monkeyp
         return stat(path, *args, **options)
 
     monkeypatch.setattr(os, 'stat', refuse)
-    assert imagenette.find_root(tmp_path) == root
+    assert locate.find_root(tmp_path) == root
     with pytest.raises(UserError, match=r'lost\+found is empty'):
-        imagenette.find_root(tmp_path / 'lost+found')
+        locate.find_root(tmp_path / 'lost+found')
 
 
 @pytest.mark.parametrize('place', ['x' * 300, '/x' * 3000, '~nosuchuser/x'])
 def test_impossible_path(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match='does not exist') as error:
-        imagenette.find_root(place)
+        locate.find_root(place)
     assert_one_line(error)
     with pytest.raises(UserError, match='has no train/'):
-        imagenette.load_split(place)
+        folders.load_split(place)
     monkeypatch.setenv('IMAGENETTE_ZOO_CACHE', place)
     with pytest.raises(UserError, match='IMAGENETTE_ZOO_CACHE') as error:
         resolve_dataset('synthette')
@@ -180,7 +183,7 @@ def test_impossible_path(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures('no_imagenette_dir')
 def test_nothing_found_says_how_to_get_it() -> None:
     with pytest.raises(UserError, match='data fetch --size 160') as error:
-        imagenette.find_root(None)
+        locate.find_root(None)
     assert_one_line(error)
     assert '--data-dir' in str(error.value)
     assert '--dataset synthette' in str(error.value)
@@ -201,16 +204,16 @@ def test_splits_of_other_names(tmp_path: Path) -> None:
     (root / 'train').rename(root / 'Training')
     for splits in (('Training', 'Testing'), ('Training[:85%]', 'Training[85%:]'), ('Testing',)):
         for place in (root, root.parent):
-            assert imagenette.find_root(place, *splits) == resolve_dataset('folder', place, *splits) == root
+            assert locate.find_root(place, *splits) == resolve_dataset('folder', place, *splits) == root
     archive = make_archive(tmp_path / 'set.tar', root)
-    assert len(imagenette.load_split(imagenette.find_root(archive, 'Training', 'Testing'), 'Testing')) == 4
+    assert len(folders.load_split(locate.find_root(archive, 'Training', 'Testing'), 'Testing')) == 4
     for splits, message in {
         (): r'holds no train/ and val/ \(found: Testing, Training\): .* --train-split and --val-split$',
         ('Training', 'val'): r'has Training/ but no val/ \(or validation/\): add it or give another folder$',
         ('Learning', 'Testing'): r'has Testing/ but no Learning/: add it',
     }.items():
         with pytest.raises(UserError, match=message) as error:
-            imagenette.find_root(root, *splits)
+            locate.find_root(root, *splits)
         assert_one_line(error)
 
 
@@ -229,12 +232,12 @@ def test_validation_images_need_no_training_images(tmp_path: Path) -> None:
 @pytest.mark.parametrize('name', ['set.tgz', 'set.tar.gz', 'set.tar'])
 def test_archive_is_unpacked_once(tmp_path: Path, cache: Path, name: str) -> None:
     archive = make_archive(tmp_path / name, make_imagenette(tmp_path / 'data'))
-    root = imagenette.find_root(archive)
+    root = locate.find_root(archive)
     assert cache in root.parents
-    assert len(imagenette.load_split(root)) == 4
+    assert len(folders.load_split(root)) == 4
     (root / 'mark').touch()
     archive.rename(tmp_path / f'moved-{name}')
-    assert imagenette.find_root(tmp_path / f'moved-{name}') == root
+    assert locate.find_root(tmp_path / f'moved-{name}') == root
     assert (root / 'mark').exists()
 
 
@@ -270,7 +273,7 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, target: str = '') -> tarfil
 def test_unsafe_archive_is_refused(tmp_path: Path, cache: Path, bad: tarfile.TarInfo, message: str) -> None:
     archive = tar_with(tmp_path / 'set.tar', bad)
     with pytest.raises(UserError, match=message) as error:
-        imagenette.find_root(archive)
+        locate.find_root(archive)
     assert_one_line(error)
     assert list(cache.iterdir()) == []
     assert not list(tmp_path.rglob('evil'))
@@ -305,7 +308,7 @@ def tars(path: Path, *members: tarfile.TarInfo) -> Path:
 def test_senseless_archive_is_refused(tmp_path: Path, cache: Path, bad: list[tarfile.TarInfo]) -> None:
     archive = tars(tmp_path / 'set.tar', member('notes', tarfile.DIRTYPE), *bad)
     with pytest.raises(UserError, match=r'set\.tar is truncated or corrupt') as error:
-        imagenette.find_root(archive)
+        locate.find_root(archive)
     assert_one_line(error)
     assert 'make room' not in str(error.value)
     assert list(cache.iterdir()) == []
@@ -315,7 +318,7 @@ def test_endless_chain_of_headers_is_refused(tmp_path: Path) -> None:
     header = member('././@LongLink', tarfile.GNUTYPE_LONGNAME).tobuf(tarfile.GNU_FORMAT)
     (tmp_path / 'set.tar').write_bytes(header * 3000)
     with pytest.raises(UserError, match='truncated or corrupt') as error:
-        imagenette.find_root(tmp_path / 'set.tar')
+        locate.find_root(tmp_path / 'set.tar')
     assert_one_line(error)
 
 
@@ -332,11 +335,11 @@ def test_archive_larger_than_the_disk_is_refused(
     with pytest.raises(
         UserError, match=r"more than the free space in .*'val/a/0\.png' no longer fits.*make room"
     ) as error:
-        imagenette.find_root(archive)
+        locate.find_root(archive)
     assert_one_line(error)
     assert list(cache.iterdir()) == []
     monkeypatch.setattr(shutil, 'disk_usage', lambda path: SimpleNamespace(free=1200))
-    assert imagenette.find_root(archive).parent == cache
+    assert locate.find_root(archive).parent == cache
 
 
 def test_archive_that_denies_its_size_is_refused(tmp_path: Path) -> None:
@@ -346,14 +349,14 @@ def test_archive_that_denies_its_size_is_refused(tmp_path: Path) -> None:
     header[148:156] = f'{sum(header[:148]) + sum(header[156:]) + 8 * 32:06o}\0 '.encode()
     (tmp_path / 'set.tar').write_bytes(bytes(header) + bytes(1024))
     with pytest.raises(UserError, match='negative size') as error:
-        imagenette.find_root(tmp_path / 'set.tar')
+        locate.find_root(tmp_path / 'set.tar')
     assert_one_line(error)
 
 
 def test_archive_is_read_once_at_a_later_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = make_archive(tmp_path / 'imagenette2-160.tgz', make_imagenette(tmp_path / 'data'))
     publish(monkeypatch, 'https://example.org/imagenette2-160.tgz', hashlib.md5(archive.read_bytes()).hexdigest())
-    root = imagenette.find_root(archive)
+    root = locate.find_root(archive)
     opened = []
     path_open = Path.open
 
@@ -362,19 +365,19 @@ def test_archive_is_read_once_at_a_later_start(tmp_path: Path, monkeypatch: pyte
         return path_open(path, *args, **options)
 
     monkeypatch.setattr(Path, 'open', count)
-    assert imagenette.find_root(archive) == root
+    assert locate.find_root(archive) == root
     assert opened == [archive]
 
 
 def test_damaged_cache_names_the_remedy(tmp_path: Path, cache: Path) -> None:
     archive = make_archive(tmp_path / 'set.tgz', make_imagenette(tmp_path / 'data'))
-    shutil.rmtree(imagenette.find_root(archive) / 'val')
+    shutil.rmtree(locate.find_root(archive) / 'val')
     (folder,) = cache.iterdir()
     with pytest.raises(UserError, match=rf'{folder}.* hold train/ and val/: .* remove it to unpack it again') as error:
-        imagenette.find_root(archive)
+        locate.find_root(archive)
     assert_one_line(error)
     shutil.rmtree(folder)
-    assert len(imagenette.load_split(imagenette.find_root(archive))) == 4
+    assert len(folders.load_split(locate.find_root(archive))) == 4
 
 
 def with_wrong_byte(data: bytes, position: int) -> bytes:
@@ -400,7 +403,7 @@ def test_damaged_archive_is_refused(tmp_path: Path, cache: Path, name: str) -> N
         archive = tmp_path / f'{kind}-{name}'
         archive.write_bytes(content)
         with pytest.raises(UserError, match='download it again') as error:
-            imagenette.find_root(archive)
+            locate.find_root(archive)
         assert_one_line(error)
         assert str(archive) in str(error.value)
         assert not cache.exists() or list(cache.iterdir()) == []
@@ -410,7 +413,7 @@ def test_archive_without_a_data_set_is_refused(tmp_path: Path, cache: Path) -> N
     (tmp_path / 'data' / 'cats').mkdir(parents=True)
     archive = make_archive(tmp_path / 'set.tgz', tmp_path / 'data')
     with pytest.raises(UserError, match=r'archive .*set\.tgz holds no train/ and val/'):
-        imagenette.find_root(archive)
+        locate.find_root(archive)
     assert list(cache.iterdir()) == []
 
 
@@ -418,9 +421,9 @@ def test_official_name_means_official_checksum(tmp_path: Path, monkeypatch: pyte
     archive = make_archive(tmp_path / 'imagenette2-160.tgz', make_imagenette(tmp_path / 'data'))
     found = hashlib.md5(archive.read_bytes()).hexdigest()
     with pytest.raises(UserError, match=f'expected md5 e793b78cc4c9e9a4ccc0c1155377a412, found {found}: download'):
-        imagenette.find_root(archive)
+        locate.find_root(archive)
     publish(monkeypatch, 'https://example.org/imagenette2-160.tgz', found)
-    assert len(imagenette.load_split(imagenette.find_root(archive))) == 4
+    assert len(folders.load_split(locate.find_root(archive))) == 4
 
 
 def test_unwritable_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -428,13 +431,13 @@ def test_unwritable_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv('IMAGENETTE_ZOO_CACHE', str(tmp_path / 'file' / 'cache'))
     archive = make_archive(tmp_path / 'set.tgz', make_imagenette(tmp_path / 'data'))
     with pytest.raises(UserError, match='IMAGENETTE_ZOO_CACHE') as error:
-        imagenette.find_root(archive)
+        locate.find_root(archive)
     assert_one_line(error)
 
 
 def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
     def fill() -> None:
-        with imagenette.whole_folder(tmp_path / 'x') as folder:
+        with files.whole_folder(tmp_path / 'x') as folder:
             (folder / 'half').touch()
             raise OSError(28, 'No space left on device')
 
@@ -452,7 +455,7 @@ def test_leftovers_are_removed_after_a_day(tmp_path: Path) -> None:
         touch(folder / 'file')
         if folder != young:
             os.utime(folder, (0, time.time() - 25 * 60 * 60))
-    with imagenette.whole_folder(target) as folder:
+    with files.whole_folder(target) as folder:
         touch(folder / 'file')
     assert sorted(tmp_path.iterdir()) == sorted([target, young, other, mine])
 
@@ -467,7 +470,7 @@ def test_an_empty_folder_in_the_way_is_replaced(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(os, 'rename', rename_as_on_windows)
     target = tmp_path / 'target'
     target.mkdir()
-    with imagenette.whole_folder(target) as folder:
+    with files.whole_folder(target) as folder:
         (folder / 'file').write_text('kept')
     assert (target / 'file').read_text() == 'kept'
     assert list(tmp_path.iterdir()) == [target]
@@ -479,16 +482,16 @@ def test_folder_has_the_usual_mode_and_the_process_keeps_its_own(
 ) -> None:
     (tmp_path / 'plain').mkdir()
     monkeypatch.setattr(os, 'umask', None)  # state of the whole process, other threads' too
-    with imagenette.whole_folder(tmp_path / 'target'):
+    with files.whole_folder(tmp_path / 'target'):
         pass
     assert (tmp_path / 'target').stat().st_mode == (tmp_path / 'plain').stat().st_mode
 
 
 def test_two_at_once_make_one_whole_folder(tmp_path: Path) -> None:
     target = tmp_path / 'target'
-    with imagenette.whole_folder(target) as first:
+    with files.whole_folder(target) as first:
         (first / 'file').write_text('first')
-        with imagenette.whole_folder(target) as second:
+        with files.whole_folder(target) as second:
             (second / 'file').write_text('second')
     assert (target / 'file').read_text() == 'second'
     assert list(tmp_path.iterdir()) == [target]
@@ -530,28 +533,28 @@ def test_fetch(
 
     publish(monkeypatch, url, '0' * 32)
     with pytest.raises(UserError, match='expected md5 00000') as error:
-        imagenette.fetch('160')
+        archives.fetch('160')
     assert_one_line(error)
     assert list(cache.iterdir()) == []
 
     publish(monkeypatch, url, hashlib.md5(archive.read_bytes()).hexdigest())
-    assert commands.fetch_command('160') == 0
+    assert data.fetch_command('160') == 0
     captured = capsys.readouterr()
     assert str(cache / 'imagenette2-160') in captured.out
     assert captured.err == ''
     assert 'imagenette-zoo train finds it there' in captured.out
-    root = imagenette.find_root(None)
+    root = locate.find_root(None)
     assert root == cache / 'imagenette2-160'
     assert sorted(path.name for path in root.iterdir()) == ['train', 'val']
-    assert len(imagenette.load_split(root)) == 20
+    assert len(folders.load_split(root)) == 20
 
     archive.unlink()
     monkeypatch.setenv('IMAGENETTE_DIR', str(make_imagenette(cache / 'mine')))
-    assert commands.fetch_command('160') == 0  # no second download
+    assert data.fetch_command('160') == 0  # no second download
     assert f'mine is what is used without --data-dir; give --data-dir {root}' in capsys.readouterr().out
     shutil.rmtree(root / 'val')
     with pytest.raises(UserError, match='imagenette2-160 exists but does not hold train/ and val/: remove it'):
-        imagenette.fetch('160')
+        archives.fetch('160')
 
 
 def test_fetch_without_network(cache: Path, monkeypatch: pytest.MonkeyPatch, server: str) -> None:
@@ -564,7 +567,7 @@ def test_fetch_without_network(cache: Path, monkeypatch: pytest.MonkeyPatch, ser
     ):
         publish(monkeypatch, url, '0' * 32)
         with pytest.raises(UserError, match=reason) as error:
-            imagenette.fetch('160')
+            archives.fetch('160')
         assert_one_line(error)
         assert url in str(error.value)
         assert list(cache.iterdir()) == []
@@ -572,7 +575,7 @@ def test_fetch_without_network(cache: Path, monkeypatch: pytest.MonkeyPatch, ser
 
 def test_fetch_of_an_unknown_size() -> None:
     with pytest.raises(UserError, match="'64' is unknown: expected one of 160, 320, full"):
-        imagenette.fetch('64')
+        archives.fetch('64')
 
 
 # --- load_split -------------------------------------------------------------------------------------------------------
@@ -588,13 +591,13 @@ def test_split_of_known_and_of_own_classes(tmp_path: Path) -> None:
         touch(tmp_path / name)
     for name in ('train/mine/.hidden.png', 'train/mine/notes.txt', 'train/.git/x.png', 'train/list.png'):
         touch(tmp_path / name)
-    train = imagenette.load_split(tmp_path)
+    train = folders.load_split(tmp_path)
     assert train.classes == ('mine', 'n01440764', 'n02086240')
     assert train.class_names == ('mine', 'tench', 'n02086240')
     assert train.paths == ('train/mine/deep/er/c.WebP', 'train/n01440764/a.JPEG', 'train/n02086240/b.png')
     assert train.targets == (0, 1, 2)
     assert len(train) == 3
-    val = imagenette.load_split(tmp_path, 'validation', classes=train.classes)
+    val = folders.load_split(tmp_path, 'validation', classes=train.classes)
     assert (val.split, val.paths, val.targets, val.classes) == ('val', ('val/mine/d.tif',), (0,), train.classes)
 
 
@@ -603,14 +606,14 @@ def test_slices_of_a_split(tmp_path: Path) -> None:
     make_imagenette(tmp_path)
     for number in range(20):
         touch(tmp_path / 'train' / 'mine' / f'{number}.png')
-    whole = imagenette.load_split(tmp_path)
-    first, rest = (imagenette.load_split(tmp_path, f'train[{part}]', whole.classes) for part in (':85%', '85%:'))
+    whole = folders.load_split(tmp_path)
+    first, rest = (folders.load_split(tmp_path, f'train[{part}]', whole.classes) for part in (':85%', '85%:'))
     assert sorted(first.paths + rest.paths) == sorted(whole.paths)
     assert (first.split, rest.split) == ('train[:85%]', 'train[85%:]')  # the cache keeps the latest of each
     mine = [path for path in rest.paths if '/mine/' in path]
     assert mine == [f'train/mine/{number}.png' for number in (1, 7, 11)]  # drawn, on every machine alike
     assert first.paths == tuple(path for path in whole.paths if path in first.paths)
-    assert first.paths == imagenette.load_split(tmp_path, 'train[0%:85%]', whole.classes).paths
+    assert first.paths == folders.load_split(tmp_path, 'train[0%:85%]', whole.classes).paths
 
 
 @pytest.mark.parametrize(
@@ -619,7 +622,7 @@ def test_slices_of_a_split(tmp_path: Path) -> None:
 def test_no_slices(tmp_path: Path, split: str) -> None:
     make_imagenette(tmp_path)
     with pytest.raises(UserError, match='a slice is like') as error:
-        imagenette.load_split(tmp_path, split)
+        folders.load_split(tmp_path, split)
     assert_one_line(error)
 
 
@@ -627,10 +630,10 @@ def test_slices_without_images(tmp_path: Path) -> None:
     make_imagenette(tmp_path)
     touch(tmp_path / 'train' / 'mine' / 'only.png')
     with pytest.raises(UserError, match=r'mine gives train\[:50%\] no images') as error:
-        imagenette.load_split(tmp_path, 'train[:50%]')
+        folders.load_split(tmp_path, 'train[:50%]')
     assert_one_line(error)
     with pytest.raises(UserError, match=r'its classes are too small for val\[:1%\]') as error:
-        imagenette.load_split(tmp_path, 'val[:1%]', imagenette.load_split(tmp_path).classes)
+        folders.load_split(tmp_path, 'val[:1%]', folders.load_split(tmp_path).classes)
     assert_one_line(error)
 
 
@@ -640,7 +643,7 @@ def test_order_is_timms(tmp_path: Path) -> None:
     for name in ('class10', 'class2', 'Class1', 'b', 'b-side', 'n02'):
         for file in ('img10.jpg', 'img2.png', 'IMG1.JPEG', '007.jpg'):
             touch(tmp_path / 'train' / name / file)
-    images = imagenette.load_split(tmp_path)
+    images = folders.load_split(tmp_path)
     timm = ReaderImageFolder(str(tmp_path / 'train'))
     assert {name: i for i, name in enumerate(images.classes)} == timm.class_to_idx
     assert [(str(tmp_path / path), target) for path, target in zip(images.paths, images.targets, strict=True)] == (
@@ -651,25 +654,25 @@ def test_order_is_timms(tmp_path: Path) -> None:
 def test_class_that_training_lacks(tmp_path: Path) -> None:
     make_imagenette(tmp_path)
     (tmp_path / 'val' / WNIDS[0]).rename(tmp_path / 'val' / 'zebra')
-    train = imagenette.load_split(tmp_path)
+    train = folders.load_split(tmp_path)
     with pytest.raises(UserError, match=r"class 'zebra' is in .*val but not among the training classes") as error:
-        imagenette.load_split(tmp_path, 'validation', classes=train.classes)
+        folders.load_split(tmp_path, 'validation', classes=train.classes)
     assert_one_line(error)
 
 
 def test_empty_classes_and_splits(tmp_path: Path) -> None:
     make_imagenette(tmp_path)
     (tmp_path / 'val' / 'extra').mkdir()
-    assert len(imagenette.load_split(tmp_path, 'val', classes=WNIDS[:2])) == 4
+    assert len(folders.load_split(tmp_path, 'val', classes=WNIDS[:2])) == 4
     (tmp_path / 'train' / 'extra').mkdir()
     with pytest.raises(UserError, match='extra holds no images'):
-        imagenette.load_split(tmp_path)
+        folders.load_split(tmp_path)
     (tmp_path / 'flat').mkdir()
     Image.fromarray(gradient()).save(tmp_path / 'flat' / 'a.png')
     with pytest.raises(UserError, match='flat holds no images: expected <class>/<image>'):
-        imagenette.load_split(tmp_path, 'flat')
+        folders.load_split(tmp_path, 'flat')
     with pytest.raises(UserError, match='has no test/'):
-        imagenette.load_split(tmp_path, 'test')
+        folders.load_split(tmp_path, 'test')
 
 
 # --- open_image -------------------------------------------------------------------------------------------------------
@@ -696,7 +699,7 @@ def test_empty_classes_and_splits(tmp_path: Path) -> None:
 def test_every_mode_is_read_as_timm_does(tmp_path: Path, mode: str, suffix: str) -> None:
     path = tmp_path / f'image{suffix}'
     Image.fromarray(gradient()).convert(mode).save(path)
-    image = imagenette.open_image(path)
+    image = images.open_image(path)
     assert (image.mode, image.size) == ('RGB', (20, 12))
     assert image.tobytes() == Image.open(path).convert('RGB').tobytes()
     error = np.abs(np.asarray(image, int) - np.asarray(Image.fromarray(gradient()).convert(mode).convert('RGB'), int))
@@ -712,11 +715,11 @@ def test_palette_with_transparency(tmp_path: Path) -> None:
     assert expected_warnings
     with warnings.catch_warnings(record=True) as shown:
         warnings.simplefilter('always')
-        assert imagenette.open_image(tmp_path / 'a.png').tobytes() == expected
+        assert images.open_image(tmp_path / 'a.png').tobytes() == expected
         for split in ('train', 'val'):
             touch(tmp_path / split / 'a' / 'a.png')
             shutil.copy(tmp_path / 'a.png', tmp_path / split / 'a')
-        assert imagenette.check(tmp_path).bad == ()
+        assert check.check(tmp_path).bad == ()
     assert shown == []
 
 
@@ -724,7 +727,7 @@ def test_palette_with_transparency(tmp_path: Path) -> None:
 def test_sixteen_bit_greyscale_is_scaled(tmp_path: Path, suffix: str) -> None:
     values = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)
     Image.fromarray(values).save(tmp_path / f'a{suffix}')
-    pixels = np.asarray(imagenette.open_image(tmp_path / f'a{suffix}'))
+    pixels = np.asarray(images.open_image(tmp_path / f'a{suffix}'))
     assert (pixels == (values >> 8)[..., None]).all()
 
 
@@ -735,8 +738,8 @@ def test_sixteen_bit_greyscale_of_either_byte_order(tmp_path: Path, high: int) -
     Image.fromarray(values).save(little)
     Image.frombytes('I;16B', (16, 16), values.astype('>u2').tobytes()).save(big)
     assert Image.open(big).mode == 'I;16B'
-    assert imagenette.open_image(big).tobytes() == imagenette.open_image(little).tobytes()
-    assert imagenette.open_image(big).getextrema() == ((0, 255),) * 3
+    assert images.open_image(big).tobytes() == images.open_image(little).tobytes()
+    assert images.open_image(big).getextrema() == ((0, 255),) * 3
 
 
 @pytest.mark.parametrize('suffix', ['.jpg', '.png', '.webp', '.tif'])
@@ -746,7 +749,7 @@ def test_orientation(tmp_path: Path, orientation: int, suffix: str) -> None:
     exif[0x0112] = orientation
     options = {'quality': 100} if suffix != '.webp' else {'lossless': True}
     Image.fromarray(gradient(40, 24)).save(tmp_path / f'a{suffix}', exif=exif, **options)
-    pixels = np.asarray(imagenette.open_image(tmp_path / f'a{suffix}'), int)
+    pixels = np.asarray(images.open_image(tmp_path / f'a{suffix}'), int)
     turned = {
         1: lambda a: a,
         2: np.fliplr,
@@ -759,7 +762,7 @@ def test_orientation(tmp_path: Path, orientation: int, suffix: str) -> None:
     }[orientation](gradient(40, 24))
     assert pixels.shape == turned.shape
     assert np.abs(pixels - turned).mean() < 4
-    assert imagenette.image_size(tmp_path / f'a{suffix}') == turned.shape[1::-1]
+    assert images.image_size(tmp_path / f'a{suffix}') == turned.shape[1::-1]
 
 
 @pytest.mark.parametrize('orientation', range(1, 9))
@@ -775,15 +778,15 @@ def test_orientation_beside_a_mistyped_tag(tmp_path: Path, orientation: int) -> 
     image.save(tmp_path / 'odd.jpg', exif=bytes(exif))
     with Image.open(tmp_path / 'good.jpg') as opened:
         expected = ImageOps.exif_transpose(opened).tobytes()
-    assert imagenette.open_image(tmp_path / 'good.jpg').tobytes() == expected
-    assert imagenette.open_image(tmp_path / 'odd.jpg').tobytes() == expected
+    assert images.open_image(tmp_path / 'good.jpg').tobytes() == expected
+    assert images.open_image(tmp_path / 'odd.jpg').tobytes() == expected
 
 
 def test_broken_exif_does_not_matter(tmp_path: Path) -> None:
     Image.fromarray(gradient()).save(tmp_path / 'a.jpg', exif=b'Exif\0\0II*\0\xff\xff\xff\xff')
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        assert imagenette.open_image(tmp_path / 'a.jpg').size == (20, 12)
+        assert images.open_image(tmp_path / 'a.jpg').size == (20, 12)
 
 
 def bad_image(path: Path, kind: str) -> None:
@@ -803,14 +806,14 @@ def test_bad_image(tmp_path: Path, suffix: str, kind: str, reason: str) -> None:
     path = tmp_path / f'a{suffix}'
     bad_image(path, kind)
     with pytest.raises(UserError, match=reason) as error:
-        imagenette.open_image(path)
+        images.open_image(path)
     assert str(path) in str(error.value)
     assert_one_line(error)
 
 
 def test_missing_image(tmp_path: Path) -> None:
     with pytest.raises(UserError, match='cannot be read: No such file'):
-        imagenette.open_image(tmp_path / 'a.jpg')
+        images.open_image(tmp_path / 'a.jpg')
 
 
 @pytest.mark.parametrize('limit', [150, 50])  # Pillow warns above the limit and raises above twice the limit
@@ -818,7 +821,7 @@ def test_decompression_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lim
     Image.fromarray(gradient(20, 12)).save(tmp_path / 'a.png')
     monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', limit)
     with pytest.raises(UserError, match='too large') as error:
-        imagenette.open_image(tmp_path / 'a.png')
+        images.open_image(tmp_path / 'a.png')
     assert_one_line(error)
 
 
@@ -830,7 +833,7 @@ def write_noise(root: Path, rows: list[list[str]], header: str = 'path,noisy_lab
 
 
 def noise_rows(root: Path, noisy: str) -> list[list[str]]:
-    images = imagenette.load_split(root)
+    images = folders.load_split(root)
     rows = [[path, path.split('/')[1], path.split('/')[1], 'False'] for path in images.paths]
     rows[0][2] = noisy
     return rows
@@ -838,10 +841,10 @@ def noise_rows(root: Path, noisy: str) -> list[list[str]]:
 
 def test_label_noise(tmp_path: Path) -> None:
     make_imagenette(tmp_path)
-    images = imagenette.load_split(tmp_path)
-    assert imagenette.with_label_noise(images, 0) == images
+    images = folders.load_split(tmp_path)
+    assert folders.with_label_noise(images, 0) == images
     write_noise(tmp_path, noise_rows(tmp_path, WNIDS[1]))
-    noisy = imagenette.with_label_noise(images, 5)
+    noisy = folders.with_label_noise(images, 5)
     assert images.targets == (0, 0, 1, 1)
     assert noisy.targets == (1, 0, 1, 1)
     assert noisy.paths == images.paths
@@ -849,36 +852,36 @@ def test_label_noise(tmp_path: Path) -> None:
 
 def test_wrong_label_noise(tmp_path: Path) -> None:
     make_imagenette(tmp_path)
-    images = imagenette.load_split(tmp_path)
+    images = folders.load_split(tmp_path)
     with pytest.raises(UserError, match='label noise 7 is unknown: expected one of 0, 1, 5, 25, 50'):
-        imagenette.with_label_noise(images, 7)
+        folders.with_label_noise(images, 7)
     with pytest.raises(UserError, match=r'noisy_imagenette\.csv, which does not exist'):
-        imagenette.with_label_noise(images, 5)
+        folders.with_label_noise(images, 5)
     write_noise(tmp_path, noise_rows(tmp_path, WNIDS[1]))
     with pytest.raises(UserError, match="no column 'noisy_labels_25'"):
-        imagenette.with_label_noise(images, 25)
+        folders.with_label_noise(images, 25)
     write_noise(tmp_path, noise_rows(tmp_path, 'zebra'))
     with pytest.raises(UserError, match="label 'zebra'"):
-        imagenette.with_label_noise(images, 5)
+        folders.with_label_noise(images, 5)
     rows = noise_rows(tmp_path, 'zebra')
     write_noise(tmp_path, [*rows[:-1], rows[-1][:2]])
     with pytest.raises(UserError, match=r'holds the label') as error:
-        imagenette.with_label_noise(images, 5)
+        folders.with_label_noise(images, 5)
     assert_one_line(error)
     write_noise(tmp_path, noise_rows(tmp_path, WNIDS[1])[1:])
     with pytest.raises(UserError, match=f'no training label for {images.paths[0]}'):
-        imagenette.with_label_noise(images, 5)
+        folders.with_label_noise(images, 5)
     (tmp_path / 'noisy_imagenette.csv').write_bytes(b'\xff\xfe\x00path')
     with pytest.raises(UserError, match=r'cannot be read|no column'):
-        imagenette.with_label_noise(images, 5)
+        folders.with_label_noise(images, 5)
 
 
 def test_label_noise_is_for_training_images_only(tmp_path: Path) -> None:
     make_imagenette(tmp_path)
-    val = imagenette.load_split(tmp_path, 'val')
+    val = folders.load_split(tmp_path, 'val')
     write_noise(tmp_path, [[path, path.split('/')[1], path.split('/')[1], 'True'] for path in val.paths])
     with pytest.raises(UserError, match='no training label'):
-        imagenette.with_label_noise(val, 5)
+        folders.with_label_noise(val, 5)
 
 
 # --- check ------------------------------------------------------------------------------------------------------------
@@ -889,13 +892,13 @@ def test_check_of_a_good_folder(tmp_path: Path, capsys: pytest.CaptureFixture[st
     Image.fromarray(gradient(50, 40)).convert('L').save(tmp_path / 'train' / WNIDS[0] / 'grey.png')
     Image.fromarray(gradient(30, 400)).convert('CMYK').save(tmp_path / 'train' / WNIDS[0] / 'cmyk.jpg')
     calls = []
-    report = imagenette.check(tmp_path, progress=lambda done, total: calls.append((done, total)))
+    report = check.check(tmp_path, progress=lambda done, total: calls.append((done, total)))
     assert report.bad == ()
     assert calls == [(i, 14) for i in range(1, 15)]
     first = report.classes[0]
     assert (first.split, first.name, first.count) == ('train', 'tench', 5)
     assert (first.width, first.height, first.greyscale, first.other_modes) == ((20, 50), (12, 400), 1, {'CMYK': 1})
-    assert commands.check_command(str(tmp_path), '') == 0
+    assert data.check_command(str(tmp_path), '') == 0
     captured = capsys.readouterr()
     assert captured.err == ''
     lines = [' '.join(line.split()) for line in captured.out.splitlines()]
@@ -909,9 +912,9 @@ def test_check_lists_bad_images(tmp_path: Path, capsys: pytest.CaptureFixture[st
     make_imagenette(tmp_path)
     bad_image(tmp_path / 'train' / WNIDS[0] / 'half.jpg', 'half')
     bad_image(tmp_path / 'val' / WNIDS[1] / 'empty.jpg', 'empty')
-    report = imagenette.check(tmp_path)
+    report = check.check(tmp_path)
     assert [image.path for image in report.bad] == [f'train/{WNIDS[0]}/half.jpg', f'val/{WNIDS[1]}/empty.jpg']
-    assert commands.check_command(str(tmp_path), 'folder') == 2
+    assert data.check_command(str(tmp_path), 'folder') == 2
     errors = capsys.readouterr().err.splitlines()
     assert errors[0].startswith('2 bad image(s)')
     assert 'half.jpg: is truncated' in errors[1]
@@ -922,19 +925,19 @@ def test_check_lists_bad_images(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_real_imagenette_is_listed_whole(imagenette_dir: Path) -> None:
-    root = imagenette.find_root(imagenette_dir)
-    train, val = imagenette.load_split(root), imagenette.load_split(root, 'validation')
+    root = locate.find_root(imagenette_dir)
+    train, val = folders.load_split(root), folders.load_split(root, 'validation')
     assert (len(train), len(val)) == (9469, 3925)
     assert train.classes == val.classes == tuple(WNIDS)
-    assert train.class_names == tuple(imagenette.IMAGENETTE.values())
+    assert train.class_names == tuple(constants.IMAGENETTE.values())
     counts = np.bincount(train.targets)
     assert (counts.min(), counts.max()) == (858, 993)
 
 
 @pytest.mark.parametrize('percent', [1, 5, 25, 50])
 def test_real_label_noise(imagenette_dir: Path, percent: int) -> None:
-    images = imagenette.load_split(imagenette.find_root(imagenette_dir))
-    noisy = imagenette.with_label_noise(images, percent)
+    images = folders.load_split(locate.find_root(imagenette_dir))
+    noisy = folders.with_label_noise(images, percent)
     with (images.root / 'noisy_imagenette.csv').open(newline='') as file:
         rows = [row for row in csv.DictReader(file) if row['is_valid'] == 'False']
     expected = sum(row['noisy_labels_0'] != row[f'noisy_labels_{percent}'] for row in rows)
@@ -944,7 +947,7 @@ def test_real_label_noise(imagenette_dir: Path, percent: int) -> None:
 
 
 def test_real_imagenette_is_sound(imagenette_dir: Path) -> None:
-    report = imagenette.check(imagenette.find_root(imagenette_dir))
+    report = check.check(locate.find_root(imagenette_dir))
     assert report.bad == ()
     assert sum(entry.count for entry in report.classes) == 13394
     assert sum(entry.greyscale for entry in report.classes) == 242

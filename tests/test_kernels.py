@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from imagenette_zoo.layers import kernel_checks, kernels
+from imagenette_zoo.kernels import checks, runtime
 
 from .conftest import needs_compiler, needs_linux
 from .test_files import FOREIGN, needs_root
 
-SOURCE = Path(kernels.__file__).with_name('kernels.cpp')
+SOURCE = Path(runtime.__file__).with_name('cpu.cpp')
 SCRIPT = """if True:
     import torch
     from imagenette_zoo.layers import kernels
@@ -42,7 +42,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A library as it is kept; to be copied."""
     place = tmp_path_factory.mktemp('built')
     source = SOURCE.read_bytes()
-    assert kernels._built(source, place, kernels._key(source)) is not None
+    assert runtime._built(source, place, runtime._key(source)) is not None
     [path] = place.iterdir()
     return path
 
@@ -57,12 +57,12 @@ def library(folder: Path, built: Path) -> Path:
 def anew(monkeypatch: pytest.MonkeyPatch) -> object:
     """What is there instead of a library where one would be compiled."""
     made = object()
-    monkeypatch.setattr(kernels, '_built', lambda *_: made)
+    monkeypatch.setattr(runtime, '_built', lambda *_: made)
     return made
 
 
 def compiled() -> object:
-    return kernels._compile.__wrapped__()
+    return runtime._compile.__wrapped__()
 
 
 @needs_compiler
@@ -73,7 +73,7 @@ def test_the_library_is_compiled_once(folder: Path) -> None:
     assert compiled() is not None
     assert list(folder.iterdir()) == [path]
     assert (path.stat().st_mtime_ns, path.stat().st_ino) == (first.st_mtime_ns, first.st_ino)
-    assert kernels._key(SOURCE.read_bytes() + b'\n') not in path.name
+    assert runtime._key(SOURCE.read_bytes() + b'\n') not in path.name
     assert folder.stat().st_mode & 0o777 == 0o700
     assert path.stat().st_mode & 0o022 == 0
 
@@ -98,7 +98,7 @@ def trap(folder: Path, tmp_path: Path) -> Path:
     (tmp_path / 'trap.c').write_text(code)
     subprocess.run([gcc, '-shared', '-fPIC', '-o', tmp_path / 'trap.so', tmp_path / 'trap.c'], check=True)
     data = (tmp_path / 'trap.so').read_bytes()
-    name = f'{kernels._key(SOURCE.read_bytes())}-{len(data)}-{hashlib.sha256(data).hexdigest()}.so'
+    name = f'{runtime._key(SOURCE.read_bytes())}-{len(data)}-{hashlib.sha256(data).hexdigest()}.so'
     folder.mkdir(parents=True, mode=0o700, exist_ok=True)
     return Path(shutil.copy(tmp_path / 'trap.so', folder / name))
 
@@ -135,14 +135,14 @@ def test_what_was_looked_at_is_loaded(
     library: Path, trap: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also if another file is put in its place between."""
-    load = kernels.ctypes.CDLL
+    load = runtime.ctypes.CDLL
 
     def swap(path: str) -> object:
         os.replace(trap, library)
         return load(path)
 
-    monkeypatch.setattr(kernels.ctypes, 'CDLL', swap)
-    assert kernels._loaded(library) is not None
+    monkeypatch.setattr(runtime.ctypes, 'CDLL', swap)
+    assert runtime._loaded(library) is not None
     assert not (tmp_path / 'trapped').exists()
 
 
@@ -194,7 +194,7 @@ def test_what_cannot_be_kept_is_used(folder: Path, monkeypatch: pytest.MonkeyPat
     def full(*_: object) -> None:
         raise OSError(28, 'No space left on device')
 
-    monkeypatch.setattr(kernels, '_sync', full)
+    monkeypatch.setattr(runtime, '_sync', full)
     assert compiled() is not None
     assert list(folder.iterdir()) == []
 
@@ -205,12 +205,12 @@ def test_what_cannot_be_kept_is_used(folder: Path, monkeypatch: pytest.MonkeyPat
 def test_every_kernel_is_checked() -> None:
     exported = re.findall(r'extern "C" void (\w+?)_(?:uint8|##T)\(', SOURCE.read_text())
     assert len(exported) == 10
-    assert set(exported) == set(kernel_checks.CHECKS)
+    assert set(exported) == set(checks.CHECKS)
 
 
 OUTPUTS = [
     (name, dtype, place)
-    for name, (dtypes, cases) in kernel_checks.CHECKS.items()
+    for name, (dtypes, cases) in checks.CHECKS.items()
     for dtype in dtypes
     for place in next(iter(cases(dtype))).wanted
 ]
@@ -223,7 +223,7 @@ def test_a_wrong_number_is_seen(
     name: str, dtype: torch.dtype, place: int, value: float, library: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One of an output's: then no kernel is used."""
-    run = kernels._run
+    run = runtime._run
     wrong = []
 
     def miscompiled(library: object, kernel: str, sizes: object, *tensors: torch.Tensor) -> None:
@@ -233,10 +233,10 @@ def test_a_wrong_number_is_seen(
             number.add_(value if number.is_floating_point() else 3)
             wrong.append(kernel)
 
-    kernels._loaded(library)
-    monkeypatch.setattr(kernels, '_run', miscompiled)
+    runtime._loaded(library)
+    monkeypatch.setattr(runtime, '_run', miscompiled)
     with pytest.raises(AssertionError, match=r'not close|not equal'):
-        kernels._loaded(library)
+        runtime._loaded(library)
     assert wrong == [name]
 
 
@@ -273,7 +273,7 @@ def test_the_check_does_not_see_what_it_is_called_in(around: str, library: Path)
         torch.set_default_dtype(torch.float64)
     try:
         with surroundings[around]():
-            assert kernels._loaded(library) is not None
+            assert runtime._loaded(library) is not None
     finally:
         torch.set_default_dtype(before)
     assert torch.equal(torch.get_rng_state(), state)

@@ -12,7 +12,7 @@ from timm.data import create_transform
 from imagenette_zoo.data import loaders
 from imagenette_zoo.data.augment import Augmentation, BatchTransform, Normalize, shift_batch
 from imagenette_zoo.data.cache import eval_pixels, train_pixels, train_side
-from imagenette_zoo.data.imagenette import ImageSet, load_split
+from imagenette_zoo.data.folders import ImageSet, load_split
 from imagenette_zoo.data.loaders import (
     CachedEvalBatches,
     CachedTrainBatches,
@@ -22,9 +22,9 @@ from imagenette_zoo.data.loaders import (
     eval_loader,
     train_loader,
 )
-from imagenette_zoo.data.seeding import seed_everything, stream_seed
 from imagenette_zoo.errors import UserError
-from imagenette_zoo.training.console import Console
+from imagenette_zoo.utils.console import Console
+from imagenette_zoo.utils.seeding import seed_everything, stream_seed
 
 CPU = torch.device('cpu')
 QUIET = Console(quiet=True)

@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import imagenette_zoo.models  # noqa: F401  (registers them)
 from imagenette_zoo.layers import Mish, mish
-from imagenette_zoo.training.build import place
+from imagenette_zoo.models.factory import place
 
 from .conftest import needs_compiler, run_without_compiler
 
@@ -380,7 +380,7 @@ def test_kernels_that_fail_are_tried_once(
 
     monkeypatch.setattr(mish, '_kernels', {})
     monkeypatch.setattr(mish, '_inductor', inductor)
-    x = torch.randn(100, dtype=torch.float64)  # not kernels.cpp's
+    x = torch.randn(100, dtype=torch.float64)  # not cpu.cpp's
     for _ in range(2):
         torch.testing.assert_close(gradients(Mish(), x), gradients(F.mish, x), rtol=0, atol=0)
     assert len(tries) == (1 if broken == 'compile' else 2)

@@ -18,7 +18,7 @@ from torchvision.models.feature_extraction import create_feature_extractor, get_
 import imagenette_zoo
 from imagenette_zoo.layers import BlurPool2d, MaxBlurPool2d, Mish
 from imagenette_zoo.models import model_cost
-from imagenette_zoo.training.build import place
+from imagenette_zoo.models.factory import place
 
 from .conftest import ZOO
 

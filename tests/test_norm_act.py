@@ -13,8 +13,9 @@ from timm.layers import BatchNormAct2d
 from torch.utils.checkpoint import checkpoint
 
 import imagenette_zoo.models  # noqa: F401  (registers them)
-from imagenette_zoo.layers import Mish, kernels
-from imagenette_zoo.layers.norm_act import _ACTIVATIONS, fuse_norm_act
+from imagenette_zoo.fast_layers.norm_act import _ACTIVATIONS, fuse_norm_act
+from imagenette_zoo.kernels import runtime
+from imagenette_zoo.layers import Mish
 
 from .conftest import needs_compiler, run_without_compiler
 
@@ -71,10 +72,10 @@ def test_activations_of_special_values(act: type[nn.Module]) -> None:
     number, function = _ACTIVATIONS[act]
     special = [0.0, -0.0, 6.0, 1e-30, 20.0, -20.0, 87.0, -87.0, 88.0, -88.0, 1e4, -1e4, 1e38, -1e38, float('nan')]
     x = torch.tensor([*special, *torch.linspace(-8.2, 8.2, 33)])
-    assert len(x) % kernels.LANES == 0
+    assert len(x) % runtime.LANES == 0
     zeros, ones, y, dx, dweight, dbias = (torch.full_like(x, value) for value in (0, 1, 0, 0, 0, 0))
-    kernels.call('norm_act_forward', (1, len(x), number), x, y, ones, zeros)
-    kernels.call('norm_act_backward', (1, len(x), number), ones, x, dx, ones, zeros, zeros, ones, dweight, dbias)
+    runtime.call('norm_act_forward', (1, len(x), number), x, y, ones, zeros)
+    runtime.call('norm_act_backward', (1, len(x), number), ones, x, dx, ones, zeros, zeros, ones, dweight, dbias)
     exact = x.double().requires_grad_()
     expected = function(exact)
     expected.sum().backward()
@@ -328,7 +329,7 @@ def test_no_compiler(tmp_path: Path) -> None:
         import torch
         from timm.layers import BatchNormAct2d
         from imagenette_zoo.layers import Mish
-        from imagenette_zoo.layers.norm_act import fuse_norm_act
+        from imagenette_zoo.fast_layers.norm_act import fuse_norm_act
         x = torch.randn(4, 32, 8, 8).to(memory_format=torch.channels_last)
         layer = BatchNormAct2d(32, act_layer=Mish)
         expected = layer(x)

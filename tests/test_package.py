@@ -39,7 +39,7 @@ def test_training_is_loaded_when_asked_for() -> None:
     assert {'Recipe', 'Result', 'train', 'validate', 'list_models'} <= set(dir(imagenette_zoo))
     with pytest.raises(AttributeError, match='no attribute'):
         _ = imagenette_zoo.trian
-    assert 'imagenette_zoo.training.recipe' in modules_after('import imagenette_zoo; imagenette_zoo.Recipe')
+    assert 'imagenette_zoo.config.recipe' in modules_after('import imagenette_zoo; imagenette_zoo.Recipe')
 
 
 @pytest.mark.parametrize('family', [mobilenetv2, resnets, googlenet])
@@ -92,11 +92,12 @@ def test_a_wheel_has_all_that_is_needed(tmp_path: Path) -> None:
     code = (
         'import timm, imagenette_zoo\n'
         'from importlib import resources\n'
-        'from imagenette_zoo.training.recipe import Recipe, recipe_names, study_names\n'
+        'from imagenette_zoo.config.hparams import recipe_names, study_names\n'
+        'from imagenette_zoo.config.recipe import Recipe\n'
         'print(imagenette_zoo.__file__, len([Recipe.load(name) for name in recipe_names()]), *study_names())\n'
         'timm.create_model("mbv2_mish_imagenette", pretrained=True)\n'
-        'print(len(resources.files("imagenette_zoo.layers").joinpath("kernels.cpp").read_bytes()))\n'
-        'print(*sorted(file.name for file in resources.files("imagenette_zoo.study").joinpath("templates").iterdir()))'
+        'print(len(resources.files("imagenette_zoo.kernels").joinpath("cpu.cpp").read_bytes()))\n'
+        'print(*sorted(file.name for file in resources.files("imagenette_zoo.report").joinpath("templates").iterdir()))'
     )
     script = [sys.executable, '-c', code]
     done = subprocess.run(script, cwd=place, capture_output=True, text=True, check=True).stdout.splitlines()
@@ -106,5 +107,5 @@ def test_a_wheel_has_all_that_is_needed(tmp_path: Path) -> None:
         list((ROOT / 'hparams').glob('leaderboard/*.yaml'))
     )
     assert set(studies) == {file.stem for file in (ROOT / 'hparams' / 'studies').glob('*.yaml')}
-    assert int(done[1]) == (ROOT / 'imagenette_zoo' / 'layers' / 'kernels.cpp').stat().st_size
+    assert int(done[1]) == (ROOT / 'imagenette_zoo' / 'kernels' / 'cpu.cpp').stat().st_size
     assert done[2].split() == ['report.html', 'report.md', 'table.md']

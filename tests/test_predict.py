@@ -14,15 +14,15 @@ import torch
 from PIL import Image
 
 import imagenette_zoo as iz
-from imagenette_zoo.cli import main
-from imagenette_zoo.data.imagenette import list_images
+from imagenette_zoo.cli.main import main
+from imagenette_zoo.config.recipe import Recipe
+from imagenette_zoo.data.folders import list_images
 from imagenette_zoo.errors import UserError
-from imagenette_zoo.sharing.gradcam import grad_cam
-from imagenette_zoo.sharing.loading import TrainedModel, load_trained
-from imagenette_zoo.sharing.predict import Prediction, PredictOptions, draw, look_at
-from imagenette_zoo.training import build
-from imagenette_zoo.training.checkpoint import save_model_folder
-from imagenette_zoo.training.recipe import Recipe
+from imagenette_zoo.inference.gradcam import grad_cam
+from imagenette_zoo.inference.loading import TrainedModel, load_trained
+from imagenette_zoo.inference.predict import Prediction, PredictOptions, draw, look_at
+from imagenette_zoo.models import factory
+from imagenette_zoo.models.model_folder import save_model_folder
 
 from .conftest import ZOO
 
@@ -37,7 +37,7 @@ def model_folder(place: Path, changes: dict[str, object] | None = None, name: st
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=3)
     config = {**timm.data.resolve_data_config(model=model), 'input_size': (3, 32, 32)}
-    written = {**build.model_config(model, config, ['ant', 'bee', 'cow'], {}), **(changes or {})}
+    written = {**factory.model_config(model, config, ['ant', 'bee', 'cow'], {}), **(changes or {})}
     save_model_folder(place, {k: v for k, v in written.items() if v is not None}, model.state_dict())
     return place
 

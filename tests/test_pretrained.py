@@ -13,11 +13,11 @@ import timm
 import torch
 
 import imagenette_zoo as iz
-from imagenette_zoo.cli import main
-from imagenette_zoo.training import build
-from imagenette_zoo.training.checkpoint import save_model_folder
-from imagenette_zoo.training.evaluation import load_folder, open_model
-from imagenette_zoo.training.recipe import ValidationOptions
+from imagenette_zoo.cli.main import main
+from imagenette_zoo.config.groups import ValidationOptions
+from imagenette_zoo.inference.loading import open_model
+from imagenette_zoo.models import factory
+from imagenette_zoo.models.model_folder import load_folder, save_model_folder
 
 from .conftest import make_folder
 
@@ -139,8 +139,8 @@ def test_only_these_weights_are_shown_squeezed_images(tmp_path: Path) -> None:
         'center': ValidationOptions(model=(NAME,), checkpoint=str(tmp_path / 'model.safetensors')),
     }
     for crop_mode, each in options.items():
-        assert build.input_config(each, open_model(NAME, each, 10))['crop_mode'] == crop_mode
-    assert build.input_config(options['center'], load_folder(tmp_path))['crop_mode'] == 'center'
+        assert factory.input_config(each, open_model(NAME, each, 10))['crop_mode'] == crop_mode
+    assert factory.input_config(options['center'], load_folder(tmp_path))['crop_mode'] == 'center'
 
 
 @pytest.mark.parametrize('command', ['predict', 'export'])

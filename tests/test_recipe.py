@@ -10,9 +10,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from imagenette_zoo.config.fields import Parser, add_flags, given_flags
+from imagenette_zoo.config.groups import ValidationOptions
+from imagenette_zoo.config.hparams import find_recipe, recipe_names
+from imagenette_zoo.config.recipe import Recipe
 from imagenette_zoo.errors import UserError
-from imagenette_zoo.training.options import Parser, add_flags, given_flags
-from imagenette_zoo.training.recipe import Recipe, ValidationOptions, find_recipe, recipe_names
 
 REPOSITORY = Path(__file__).parent.parent
 

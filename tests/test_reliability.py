@@ -21,16 +21,18 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from imagenette_zoo.cli import main
+from imagenette_zoo.cli.main import main
+from imagenette_zoo.config.recipe import Recipe
 from imagenette_zoo.errors import UserError
-from imagenette_zoo.training import prepare, trainer
-from imagenette_zoo.training.checkpoint import ProcessLock, RunFolder, read_weights
-from imagenette_zoo.training.distributed import World
-from imagenette_zoo.training.faults import Stopped, explained
+from imagenette_zoo.models.model_folder import read_weights
+from imagenette_zoo.training import run, trainer
+from imagenette_zoo.training.interrupts import Stopped, explained
 from imagenette_zoo.training.learner import Learner
-from imagenette_zoo.training.recipe import Recipe
 from imagenette_zoo.training.result import read_result
+from imagenette_zoo.training.run_folder import RunFolder
 from imagenette_zoo.training.trainer import train
+from imagenette_zoo.utils.distributed import World
+from imagenette_zoo.utils.files import ProcessLock
 
 from .conftest import changed, free_port, make_folder, needs_linux
 
@@ -208,13 +210,13 @@ def test_a_folder_has_one_writer(recipe: MakeRecipe, monkeypatch: pytest.MonkeyP
 
 def test_unnamed_runs_of_the_same_second_get_a_folder_each(recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each looks for a free name before the other has taken it."""
-    monkeypatch.setattr(prepare, 'datetime', SimpleNamespace(now=lambda: datetime(2026, 1, 2, 3, 4, 5)))
+    monkeypatch.setattr(run, 'datetime', SimpleNamespace(now=lambda: datetime(2026, 1, 2, 3, 4, 5)))
     unnamed = recipe(experiment=None)
-    folders = [prepare.open_folder(unnamed)[0] for _ in range(3)]
+    folders = [run.open_folder(unnamed)[0] for _ in range(3)]
     for folder in folders:
         folder.start(unnamed)
         folder.unlock()
-    assert prepare._own_name(recipe(model='local-dir:runs/x')).name == '20260102-030405-x-32'
+    assert run._own_name(recipe(model='local-dir:runs/x')).name == '20260102-030405-x-32'
     name = '20260102-030405-test_resnet-32'
     assert [folder.path.name for folder in folders] == [name, f'{name}-2', f'{name}-3']
 
@@ -223,7 +225,7 @@ def test_unnamed_runs_of_the_same_second_get_a_folder_each(recipe: MakeRecipe, m
 def test_a_killed_owner_leaves_no_lock_behind_though_its_workers_live(tmp_path: Path) -> None:
     path = tmp_path / '.lock'
     code = (
-        'import os, sys, time; from pathlib import Path; from imagenette_zoo.training.checkpoint import ProcessLock\n'
+        'import os, sys, time; from pathlib import Path; from imagenette_zoo.utils.files import ProcessLock\n'
         'lock = ProcessLock(Path(sys.argv[1])); child = os.fork()\n'
         'if child: print(child, flush=True)\n'
         'time.sleep(60)'

@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 import torch
 
-from imagenette_zoo.cli import main
-from imagenette_zoo.data.imagenette import load_split
+from imagenette_zoo.cli.main import main
+from imagenette_zoo.config.recipe import Recipe
+from imagenette_zoo.data.folders import load_split
 from imagenette_zoo.errors import UserError
+from imagenette_zoo.report.page import write_report
 from imagenette_zoo.study.analysis import Analysis
 from imagenette_zoo.study.passes import BlockPasses
 from imagenette_zoo.study.plan import Claim, Comparison, Study, make_study
 from imagenette_zoo.study.records import Record, by_run, samples_of
-from imagenette_zoo.study.report import write_report
 from imagenette_zoo.study.statistics import judge
-from imagenette_zoo.training.recipe import Recipe
 from imagenette_zoo.training.result import Result
 
 from .conftest import make_folder

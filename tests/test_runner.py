@@ -14,13 +14,14 @@ from typing import Any
 
 import pytest
 
-from imagenette_zoo.cli import main
+from imagenette_zoo.cli import studies
+from imagenette_zoo.cli.main import main
 from imagenette_zoo.errors import UserError
-from imagenette_zoo.study import commands, on_ray
+from imagenette_zoo.study import on_ray
 from imagenette_zoo.study.plan import read_study
 from imagenette_zoo.study.runner import Place, Trials, environment, state_of
-from imagenette_zoo.training.checkpoint import ProcessLock
 from imagenette_zoo.training.trainer import train
+from imagenette_zoo.utils.files import ProcessLock
 
 from .conftest import make_folder
 
@@ -135,7 +136,7 @@ def test_one_failure_does_not_stop_the_others(
     def full(*_: object, **__: object) -> None:
         raise UserError('no space left')
 
-    monkeypatch.setattr(commands, 'write_report', full)
+    monkeypatch.setattr(studies, 'write_report', full)
     assert main(['study', 'rates.yaml', '--data-dir', str(folder)]) == 2
     assert capsys.readouterr().err.startswith('error: 1 of 3 trainings failed'), 'nor is it lost with the report'
 

@@ -12,13 +12,14 @@ import timm
 import torch
 from safetensors.torch import load_file
 
+from imagenette_zoo.config.recipe import Recipe
 from imagenette_zoo.errors import UserError
-from imagenette_zoo.training import compilation, prepare
+from imagenette_zoo.models import factory
+from imagenette_zoo.training import compilation, run
 from imagenette_zoo.training.compilation import resolve
-from imagenette_zoo.training.console import Console
-from imagenette_zoo.training.memory import peak_memory
-from imagenette_zoo.training.recipe import Recipe
 from imagenette_zoo.training.trainer import train
+from imagenette_zoo.utils.console import Console
+from imagenette_zoo.utils.memory import peak_memory
 
 from .conftest import needs_compiler
 
@@ -105,9 +106,9 @@ def test_a_compile_that_fails_in_the_middle_leaves_no_trace(
     recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second of two sizes fails; BatchNorm has seen the first."""
-    loss = prepare.Learner._loss
+    loss = run.Learner._loss
 
-    def broken(learner: prepare.Learner, images: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+    def broken(learner: run.Learner, images: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
         if images.shape[-1] == 64 and not images.any():
             raise RuntimeError('no compiler today')
         return loss(learner, images, *rest)
@@ -116,8 +117,8 @@ def test_a_compile_that_fails_in_the_middle_leaves_no_trace(
     plain = train(recipe(**common, experiment='plain', torchcompile='none'), quiet=True)
     monkeypatch.setattr(compilation, '_saved', lambda *_: 1e9)
     monkeypatch.setattr(compilation, '_may_gain', lambda _: True)
-    monkeypatch.setattr(compilation, 'compiled', lambda model, *_: model)
-    monkeypatch.setattr(prepare.Learner, '_loss', broken)
+    monkeypatch.setattr(factory, 'compiled', lambda model, *_: model)
+    monkeypatch.setattr(run.Learner, '_loss', broken)
     tried = train(recipe(**common, experiment='tried'), quiet=True)
     assert all(map(torch.equal, *(weights(result.folder).values() for result in (plain, tried))))
 
@@ -130,7 +131,7 @@ def test_auto_goes_on_without_a_compiler_that_fails(
 
     monkeypatch.setattr(compilation, '_saved', lambda *_: 1e9)
     monkeypatch.setattr(compilation, '_may_gain', lambda _: True)
-    monkeypatch.setattr(prepare.Learner, 'compile', broken)
+    monkeypatch.setattr(run.Learner, 'compile', broken)
     result = train(recipe(epochs=1))
     assert 'torchcompile auto: off after all (no compiler today)' in capsys.readouterr().out
     assert result.folder.joinpath('result.json').is_file()
@@ -144,7 +145,7 @@ def test_auto_goes_on_without_a_compiler_that_fails(
 def test_training_at_several_sizes(recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, loader: str) -> None:
     """Progressive: the first epoch is small, the last large; validation has its own size; it can be resumed."""
     seen: list[list[int]] = []
-    step, after = prepare.Learner.step, prepare.Learner.after_last_update
+    step, after = run.Learner.step, run.Learner.after_last_update
 
     def spy(self: Any, images: torch.Tensor, *rest: Any) -> torch.Tensor:
         seen[-1].append(images.shape[-1])
@@ -154,8 +155,8 @@ def test_training_at_several_sizes(recipe: MakeRecipe, monkeypatch: pytest.Monke
         seen.append([])
         after(self)
 
-    monkeypatch.setattr(prepare.Learner, 'step', spy)
-    monkeypatch.setattr(prepare.Learner, 'after_last_update', end)
+    monkeypatch.setattr(run.Learner, 'step', spy)
+    monkeypatch.setattr(run.Learner, 'after_last_update', end)
     seen.append([])
     options = dict(
         epochs=4,
@@ -192,7 +193,7 @@ def test_freed_memory_is_kept(code: str) -> None:
     """A second piece of memory of the same size costs no more page faults; without the call it costs them all again."""
     code = (
         'import ctypes, resource, sys, torch\n'
-        'from imagenette_zoo.training.memory import keep_freed_memory\n'
+        'from imagenette_zoo.utils.memory import keep_freed_memory\n'
         'torch.set_num_threads(1)\n'
         'libc = ctypes.CDLL(None)\n'
         'libc.malloc.restype = ctypes.c_void_p\n'
@@ -229,7 +230,7 @@ def test_mapped_files_are_no_memory_of_the_process(tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path('/proc/self/clear_refs').exists(), reason='the peak can not be reset')
 def test_the_memory_of_a_run_is_not_that_of_the_one_before_it() -> None:
     code = (
-        'import torch\nfrom imagenette_zoo.training.memory import keep_freed_memory, peak_memory, reset_peak_memory\n'
+        'import torch\nfrom imagenette_zoo.utils.memory import keep_freed_memory, peak_memory, reset_peak_memory\n'
         'keep_freed_memory()\ncpu = torch.device("cpu")\nbefore = peak_memory(cpu)\n'
         'blocks = [torch.ones(2**24) for _ in range(8)]\ndel blocks\nprint(peak_memory(cpu) - before)\n'
         'reset_peak_memory(cpu)\nprint(peak_memory(cpu) - before)'

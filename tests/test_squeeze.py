@@ -10,7 +10,7 @@ from timm.layers import EffectiveSEModule, SEModule
 from timm.models._efficientnet_blocks import SqueezeExcite
 from torch import nn
 
-from imagenette_zoo.layers.squeeze import speed_up_squeeze
+from imagenette_zoo.fast_layers.squeeze import speed_up_squeeze
 
 LAYERS = [SEModule, EffectiveSEModule, SqueezeExcite]
 
@@ -89,7 +89,7 @@ def test_a_step_of_training_is_timms(name: str) -> None:
     faster = copy.deepcopy(plain)
     speed_up_squeeze(faster)
     kinds = {type(layer).__module__ for layer in faster.modules()}
-    assert 'imagenette_zoo.layers.squeeze' in kinds
+    assert 'imagenette_zoo.fast_layers.squeeze' in kinds
     x = torch.randn(4, 3, 64, 64).to(memory_format=torch.channels_last)
     for model in (plain, faster):
         torch.manual_seed(1)

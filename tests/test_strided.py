@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from imagenette_zoo.layers.strided import subsample_before
+from imagenette_zoo.fast_layers.strided import subsample_before
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
@@ -47,7 +47,7 @@ def test_training_repvgg_leaves_the_memory_alone() -> None:
     """In a process of its own, which would end by a signal."""
     script = """if True:
         import timm, torch
-        from imagenette_zoo.training.build import place
+        from imagenette_zoo.models.factory import place
         model = place(timm.create_model('repvgg_a0', num_classes=10), torch.device('cpu'), channels_last=True)
         junk = [torch.randn(1000 + i) for i in range(200)]
         for i in range(6):

@@ -11,16 +11,17 @@ import numpy as np
 import pytest
 import torch
 
+from imagenette_zoo.config.hparams import study_names
+from imagenette_zoo.config.recipe import Recipe
 from imagenette_zoo.errors import UserError
 from imagenette_zoo.study.analysis import FILES, Analysis, analyse, read_analysis
 from imagenette_zoo.study.plan import Claim, Comparison, dump_study, find_study, read_study
 from imagenette_zoo.study.records import Record, by_run, group_runs, read_record, sample, samples_of
 from imagenette_zoo.study.statistics import Sample, compare, interval, judge
-from imagenette_zoo.training.checkpoint import RunFolder
-from imagenette_zoo.training.console import Console
-from imagenette_zoo.training.recipe import Recipe, study_names
 from imagenette_zoo.training.result import Result
+from imagenette_zoo.training.run_folder import RunFolder
 from imagenette_zoo.training.trainer import train
+from imagenette_zoo.utils.console import Console
 
 from .conftest import make_folder
 

@@ -11,7 +11,9 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from imagenette_zoo.data import commands, imagenette, resolve_dataset, synthette
+from imagenette_zoo.cli import data
+from imagenette_zoo.data import check, folders, images, synthette
+from imagenette_zoo.data.locate import resolve_dataset
 from imagenette_zoo.errors import UserError
 
 
@@ -24,13 +26,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_layout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = synthette.make(tmp_path / 'set', train_per_class=3, val_per_class=2)
     assert root == tmp_path / 'set'
-    train, val = imagenette.load_split(root), imagenette.load_split(root, 'validation')
+    train, val = folders.load_split(root), folders.load_split(root, 'validation')
     assert train.classes == val.classes == train.class_names == tuple(sorted(synthette.CLASS_NAMES))
     assert train.classes == synthette.CLASS_NAMES
     assert len(synthette.CLASS_NAMES) == 10
     assert (len(train), len(val)) == (30, 20)
     assert train.paths[0] == 'train/checks/0000.png'
-    report = imagenette.check(root)
+    report = check.check(root)
     assert report.bad == ()
     for entry in report.classes:
         assert entry.width is not None
@@ -47,7 +49,7 @@ def digest(root: Path) -> str:
     """SHA-256 over the relative path, size and decoded RGB pixels of every image below `root`, in order."""
     total = hashlib.sha256()
     for path in sorted(path.relative_to(root).as_posix() for path in root.rglob('*.png')):
-        image = imagenette.open_image(root / path)
+        image = images.open_image(root / path)
         total.update(f'{path}\0{image.width}x{image.height}\0'.encode())
         total.update(image.tobytes())
     return total.hexdigest()
@@ -112,8 +114,8 @@ def test_interrupted_call_leaves_nothing(cache: Path, monkeypatch: pytest.Monkey
             synthette.make(train_per_class=1, val_per_class=1, workers=1)
     assert list(cache.iterdir()) == []
     root = synthette.make(train_per_class=1, val_per_class=1)
-    assert imagenette.check(root).bad == ()
-    assert len(imagenette.load_split(root)) == 10
+    assert check.check(root).bad == ()
+    assert len(folders.load_split(root)) == 10
 
 
 def test_calls_at_the_same_time(cache: Path) -> None:
@@ -136,10 +138,10 @@ def test_wrong_requests(tmp_path: Path) -> None:
     assert (tmp_path / 'mine' / 'thesis.txt').exists()
 
 
-def read_pixels(images: imagenette.ImageSet, side: int) -> tuple[torch.Tensor, torch.Tensor]:
+def read_pixels(images: folders.ImageSet, side: int) -> tuple[torch.Tensor, torch.Tensor]:
     """(N, 3 · side · side) in [-1, 1] and (N,)."""
     pixels = [
-        np.asarray(imagenette.open_image(images.root / path).resize((side, side), Image.Resampling.BOX))
+        np.asarray(images.open_image(images.root / path).resize((side, side), Image.Resampling.BOX))
         for path in images.paths
     ]
     return torch.from_numpy(np.stack(pixels)).flatten(1).float() / 127.5 - 1, torch.tensor(images.targets)
@@ -152,8 +154,8 @@ def test_default_set_is_too_hard_for_a_linear_model(
 ) -> None:
     root = resolve_dataset('synthette')
     assert root.parent == cache
-    train, target = read_pixels(imagenette.load_split(root), 32)
-    val, val_target = read_pixels(imagenette.load_split(root, 'validation'), 32)
+    train, target = read_pixels(folders.load_split(root), 32)
+    val, val_target = read_pixels(folders.load_split(root, 'validation'), 32)
     assert len(train) >= 1000
     best = 0.0
     for weight_decay in (0.1, 1.0):
@@ -170,7 +172,7 @@ def test_default_set_is_too_hard_for_a_linear_model(
         best = max(best, (model(val).argmax(1) == val_target).float().mean().item())
     assert 0.1 < best < 0.6
 
-    assert commands.check_command(None, 'synthette') == 0
+    assert data.check_command(None, 'synthette') == 0
     table = [' '.join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert any(line.startswith(f'all 10 classes train {len(train)} 200-500 200-500 0') for line in table)
     shutil.rmtree(root)

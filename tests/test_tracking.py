@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 import yaml
 
-from imagenette_zoo.cli import main
+from imagenette_zoo.cli.main import main
+from imagenette_zoo.config.recipe import Recipe
 from imagenette_zoo.errors import UserError
 from imagenette_zoo.training import tracking
-from imagenette_zoo.training.faults import Stopped
-from imagenette_zoo.training.recipe import Recipe
+from imagenette_zoo.training.interrupts import Stopped
 from imagenette_zoo.training.trainer import train
 
 from .conftest import changed
@@ -176,7 +176,7 @@ def test_after_a_resume_each_epoch_is_there_once(
         else:
             before_step(patch, 6, crash)
         if killed == 'before the state was saved':
-            patch.setattr('imagenette_zoo.training.prepare.Run.save', save_first(run))
+            patch.setattr('imagenette_zoo.training.run.Run.save', save_first(run))
         with pytest.raises(ZeroDivisionError):
             train(recipe(**options), quiet=True)
     former = accumulator(run) if options.get('log_tensorboard') else None
@@ -195,7 +195,7 @@ def test_after_a_resume_each_epoch_is_there_once(
 
 def save_first(run: Path) -> Callable[[Any], None]:
     """Saves the state of the first epoch alone."""
-    from imagenette_zoo.training.prepare import Run
+    from imagenette_zoo.training.run import Run
 
     save = Run.save
     return lambda self: None if (run / 'state.pt').exists() else save(self)
@@ -343,7 +343,7 @@ def test_who_tracks_nothing_needs_neither_package(recipe: MakeRecipe, tmp_path: 
 
 
 def test_only_the_first_process_tells(tmp_path: Path) -> None:
-    from imagenette_zoo.training.console import Console
+    from imagenette_zoo.utils.console import Console
 
     with tracking.Tracking(Recipe(**BOTH), tmp_path, [], Console(quiet=True), primary=False) as told_by_others:
         told_by_others.epoch({'epoch': 0, 'train_loss': 1.0})

@@ -19,15 +19,17 @@ from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 
 import imagenette_zoo
 from imagenette_zoo import train
-from imagenette_zoo.cli import main
+from imagenette_zoo.cli.main import main
+from imagenette_zoo.config.recipe import Recipe
+from imagenette_zoo.data.pipeline import _load_images
 from imagenette_zoo.errors import UserError
-from imagenette_zoo.training import build, learner, trainer
-from imagenette_zoo.training.checkpoint import RunFolder, save_model_folder
-from imagenette_zoo.training.distributed import World
-from imagenette_zoo.training.evaluation import load_folder
+from imagenette_zoo.models import factory
+from imagenette_zoo.models.model_folder import load_folder, save_model_folder
+from imagenette_zoo.training import learner, trainer
 from imagenette_zoo.training.learner import learning_rate
-from imagenette_zoo.training.prepare import _load_images, check_alike, open_folder
-from imagenette_zoo.training.recipe import Recipe
+from imagenette_zoo.training.run import check_alike, open_folder
+from imagenette_zoo.training.run_folder import RunFolder
+from imagenette_zoo.utils.distributed import World
 
 from .conftest import changed, interrupted, make_folder, needs_local_dir
 
@@ -655,7 +657,7 @@ def test_whose_licence_a_trained_model_has(from_scratch: bool, tmp_path: Path) -
     """That of the published weights where it began with them."""
     model = timm.create_model('googlenet', num_classes=2)
     config = timm.data.resolve_data_config(model=model)
-    save_model_folder(tmp_path, build.model_config(model, config, ['a', 'b'], {}, from_scratch), model.state_dict())
+    save_model_folder(tmp_path, factory.model_config(model, config, ['a', 'b'], {}, from_scratch), model.state_dict())
     cfg = load_folder(tmp_path).pretrained_cfg
     assert (cfg['license'], cfg['origin_url'] is None) == (None if from_scratch else 'bsd-3-clause', from_scratch)
 
@@ -670,7 +672,7 @@ def test_validation_images_that_are_trained_on(recipe: MakeRecipe, capsys: pytes
 def test_a_full_disk_behind_the_output_does_not_end_the_run() -> None:
     script = """if True:
         import sys
-        from imagenette_zoo.training.console import Console
+        from imagenette_zoo.utils.console import Console
         console = Console()
         console.line('x')
         console.line('y')

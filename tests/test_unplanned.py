@@ -8,9 +8,9 @@ import torch
 import torch.nn as nn
 from timm.layers import Conv2dSame
 
-from imagenette_zoo.layers import unplanned
-from imagenette_zoo.layers.kernels import is_plain
-from imagenette_zoo.layers.unplanned import plan_later, speed_up_convolutions
+from imagenette_zoo.fast_layers import unplanned
+from imagenette_zoo.fast_layers.unplanned import plan_later, speed_up_convolutions
+from imagenette_zoo.kernels.runtime import is_plain
 
 KERNELS = ('depthwise_forward', 'depthwise_input_gradient', 'depthwise_weight_gradient')
 DEVICE = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
@@ -20,7 +20,7 @@ DEVICE = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
 def launched(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often the kernels and products were asked for."""
     pytest.importorskip('triton')
-    from imagenette_zoo.layers import gpu_kernels
+    from imagenette_zoo.kernels import gpu
 
     found: Counter[str] = Counter()
 
@@ -29,12 +29,12 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         monkeypatch.setattr(owner, name, lambda *args: found.update([name]) or kernel(*args))
 
     for name in KERNELS:
-        spy(gpu_kernels, name)
+        spy(gpu, name)
     spy(nn.functional, 'linear')
     if DEVICE.type == 'cpu':
         monkeypatch.setattr(unplanned, 'is_plain', lambda x, devices: is_plain(x))
-        monkeypatch.setattr(unplanned, 'triton_kernels', lambda device: gpu_kernels)
-        monkeypatch.setattr(unplanned, '_kernels', lambda device: gpu_kernels)
+        monkeypatch.setattr(unplanned, 'triton_kernels', lambda device: gpu)
+        monkeypatch.setattr(unplanned, '_kernels', lambda device: gpu)
     return found
 
 
@@ -199,11 +199,11 @@ def test_the_first_batches_need_no_plan(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_kernel_that_fails_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    from imagenette_zoo.layers import gpu_kernels
+    from imagenette_zoo.kernels import gpu
 
     monkeypatch.undo()
-    monkeypatch.setattr(unplanned, 'triton_kernels', lambda device: gpu_kernels)
-    monkeypatch.setattr(gpu_kernels, 'check_depthwise', lambda device: 1 / 0)
+    monkeypatch.setattr(unplanned, 'triton_kernels', lambda device: gpu)
+    monkeypatch.setattr(gpu, 'check_depthwise', lambda device: 1 / 0)
     unplanned._kernels.cache_clear()
     model = network()
     speed_up_convolutions(model)

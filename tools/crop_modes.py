@@ -20,12 +20,13 @@ from timm.data import create_transform, resolve_model_data_config
 from torch.utils.data import DataLoader, Dataset
 
 import imagenette_zoo  # noqa: F401  (registers the models)
-from imagenette_zoo.data import validation_images
-from imagenette_zoo.data.imagenette import ImageSet, open_image
+from imagenette_zoo.data.folders import ImageSet
+from imagenette_zoo.data.images import open_image
+from imagenette_zoo.data.locate import validation_images
 from imagenette_zoo.layers.mish import much_inference
-from imagenette_zoo.training.build import place
-from imagenette_zoo.training.checkpoint import write_atomic
-from imagenette_zoo.training.memory import keep_freed_memory
+from imagenette_zoo.models.factory import place
+from imagenette_zoo.utils.files import write_atomic
+from imagenette_zoo.utils.memory import keep_freed_memory
 
 ROOT = Path(__file__).parents[1]
 SHAPES = {'as stored': (224, 224), '4:3': (299, 224), '3:2': (336, 224), '3:4': (224, 299)}

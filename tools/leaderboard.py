@@ -19,11 +19,11 @@ from pathlib import Path
 
 import timm
 
+from imagenette_zoo.config.recipe import Recipe
 from imagenette_zoo.errors import UserError
 from imagenette_zoo.models import model_cost
 from imagenette_zoo.study.records import FREE, Record, by_run, read_record
-from imagenette_zoo.training.checkpoint import write_atomic
-from imagenette_zoo.training.recipe import Recipe
+from imagenette_zoo.utils.files import write_atomic
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / 'docs' / 'leaderboard.md'

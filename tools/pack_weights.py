@@ -21,7 +21,7 @@ import timm
 
 import imagenette_zoo as iz
 from imagenette_zoo.errors import UserError
-from imagenette_zoo.training.checkpoint import write_atomic
+from imagenette_zoo.utils.files import write_atomic
 
 ROOT = Path(__file__).parents[1]
 MOST_POINTS, MOST_BYTES = 0.05, 6 * 2**20

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from timm.data import Mixup
 
-from ..layers.kernels import are_kernels_for, call, triton_kernels
-from .seeding import stream_seed
+from ..kernels.runtime import are_kernels_for, call, triton_kernels
+from ..utils.seeding import stream_seed
 
 __all__ = [
     'Augmentation',

@@ -29,8 +29,10 @@ import timm
 from PIL import Image
 
 from ..errors import UserError
-from ..utils.files import cache_dir, is_own, without_others
-from .imagenette import ImageSet, available_cores, decoded, image_size, whole_folder
+from ..utils.environment import available_cores
+from ..utils.files import cache_dir, is_own, whole_folder, without_others
+from .folders import ImageSet
+from .images import decoded, image_size
 from .processes import NoProcesses, in_processes, worth_processes
 
 __all__ = [
@@ -46,7 +48,7 @@ WRITTEN_BEHIND = 64 * 2**20  # bytes that are on their way to the disk while the
 
 
 class Watcher(Protocol):
-    """Who is told how it goes; `imagenette_zoo.training.console.Console` is one."""
+    """Who is told how it goes; `imagenette_zoo.utils.console.Console` is one."""
 
     def line(self, text: str) -> None:
         """Says something."""

@@ -16,9 +16,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import UserError
+from ..utils.environment import available_cores
+from ..utils.seeding import seed_everything, stream_seed
 from .augment import Augmentation, crop_resize, recolor
-from .imagenette import ImageSet, available_cores, open_image
-from .seeding import seed_everything, stream_seed
+from .folders import ImageSet
+from .images import open_image
 
 __all__ = [
     'Batches',

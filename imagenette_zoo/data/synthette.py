@@ -21,8 +21,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from ..errors import UserError
-from ..utils.files import cache_dir
-from .imagenette import whole_folder
+from ..utils.files import cache_dir, whole_folder
 
 __all__ = ['CLASS_NAMES', 'VERSION', 'draw', 'make']
 

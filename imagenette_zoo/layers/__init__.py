@@ -2,9 +2,9 @@
 
 from timm.layers import BlurPool2d
 
-from imagenette_zoo.layers.blurpool import MaxBlurPool2d
-from imagenette_zoo.layers.fuse import fuse
-from imagenette_zoo.layers.mish import Mish
-from imagenette_zoo.layers.multipass import MultiPass, WideInvertedResidual
+from .blurpool import MaxBlurPool2d
+from .fuse import fuse
+from .mish import Mish
+from .multipass import MultiPass, WideInvertedResidual
 
 __all__ = ['BlurPool2d', 'MaxBlurPool2d', 'Mish', 'MultiPass', 'WideInvertedResidual', 'fuse']

@@ -16,8 +16,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from imagenette_zoo.layers.kernels import are_kernels_for, call, is_plain
-from imagenette_zoo.utils.files import keep_inductor_private
+from ..kernels.runtime import are_kernels_for, call, is_plain
+from ..utils.files import keep_inductor_private
 
 __all__ = ['Mish', 'much_inference', 'speed_up_mish']
 
@@ -49,7 +49,7 @@ class Mish(nn.Mish):
     For `act_layer=` of any timm model. Costs one exponential instead of three transcendental functions in compiled
     models and, from 4,096 elements in training and 4 million in inference on (`FUSED_SIZES`), in eager ones
     on a CPU; elsewhere, and in scripted, traced and exported models, it is torch's own, which on a GPU is one kernel
-    each way, too. The eager kernels are compiled at their first use: those of `kernels.cpp` (float32 and bfloat16) in
+    each way, too. The eager kernels are compiled at their first use: those of `cpu.cpp` (float32 and bfloat16) in
     about two seconds, once a machine; others by inductor in about 14 s, and 4 s in later processes. Without a working
     compiler torch's own is used.
 
@@ -157,7 +157,7 @@ def _kernels_for(x: torch.Tensor) -> tuple[Kernel, Kernel] | None:
 
 
 def _compile(device: torch.device, dtype: torch.dtype) -> tuple[Kernel, Kernel] | None:
-    """By `kernels.cpp` where it can, else by inductor without dynamo: no guards, so no further compile and nothing for
+    """By `cpu.cpp` where it can, else by inductor without dynamo: no guards, so no further compile and nothing for
     `torch._dynamo.reset()` to undo.
 
     The examples have one size, so that the kernels do not depend on the tensor that came first.

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from timm.layers import BlurPool2d
 from timm.models._efficientnet_blocks import DepthwiseSeparableConv, InvertedResidual
 
-from imagenette_zoo.layers.fuse import fold_norm, why_not_folded
+from .fuse import fold_norm, why_not_folded
 
 __all__ = ['MultiPass', 'WideInvertedResidual']
 

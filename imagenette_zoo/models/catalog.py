@@ -1,17 +1,20 @@
 """What the zoo has and what each model costs, computed from the models themselves."""
 
-from copy import deepcopy
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import timm
 import torch
-import torch.nn as nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from imagenette_zoo.models import googlenet, mobilenetv2, resnets
-from imagenette_zoo.models.variants import INPUT_SIZE, LABEL_NAMES
+from . import googlenet, mobilenetv2, resnets
+from .factory import model_cost
+from .variants import INPUT_SIZE, LABEL_NAMES
 
-__all__ = ['ModelInfo', 'list_models', 'model_cost']
+__all__ = [
+    'ModelInfo',
+    'list_models',
+]
 
 
 @dataclass(frozen=True)
@@ -40,23 +43,3 @@ def list_models() -> list[ModelInfo]:
         parameters, gmacs = model_cost(model, INPUT_SIZE)
         infos.append(ModelInfo(variant.name, parameters, gmacs, variant.description))
     return infos
-
-
-def model_cost(model: nn.Module, input_size: tuple[int, int, int]) -> tuple[int, float | None]:
-    """Counts a model's parameters and its convolutions' and matrix products' multiply-accumulates.
-
-    Args:
-        model: Any model of images; it is left as it is.
-        input_size: `(C, H, W)` of one image.
-
-    Returns:
-        Number of parameters, and 10^9 multiply-accumulates for one image: None where torch can't count them.
-    """
-    probe = deepcopy(model).to('meta').eval()  # shapes suffice to count: nothing is computed
-    parameters = sum(weight.numel() for weight in model.parameters())
-    try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            probe(torch.empty(1, *input_size, device='meta'))
-    except (AssertionError, RuntimeError, NotImplementedError):  # it fails on some models, as on cait_xxs24_224
-        return parameters, None
-    return parameters, counter.get_total_flops() / 2e9

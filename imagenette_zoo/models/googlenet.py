@@ -25,7 +25,7 @@ from timm.models import (
 )
 from timm.models._features import feature_take_indices
 
-from imagenette_zoo.models.variants import Variant, register_variants
+from .variants import Variant, register_variants
 
 __all__ = ['GoogLeNet']
 

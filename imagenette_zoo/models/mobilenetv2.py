@@ -22,8 +22,8 @@ from timm.models._efficientnet_builder import (
     round_channels,
 )
 
-from imagenette_zoo.layers import BlurPool2d, MaxBlurPool2d, Mish, MultiPass
-from imagenette_zoo.models.variants import Variant, imagenette_cfg, packaged_weights, register_variants
+from ..layers import BlurPool2d, MaxBlurPool2d, Mish, MultiPass
+from .variants import Variant, imagenette_cfg, packaged_weights, register_variants
 
 __all__ = ['MobileNetV2']
 

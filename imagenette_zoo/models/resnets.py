@@ -14,8 +14,8 @@ import torch.nn as nn
 from timm.models import ResNet, build_model_with_cfg, generate_default_cfgs
 from timm.models.resnet import BasicBlock, Bottleneck
 
-from imagenette_zoo.layers import MaxBlurPool2d, Mish, MultiPass
-from imagenette_zoo.models.variants import Variant, imagenette_cfg, register_variants
+from ..layers import MaxBlurPool2d, Mish, MultiPass
+from .variants import Variant, imagenette_cfg, register_variants
 
 __all__ = ['ZooResNet']
 

@@ -9,7 +9,7 @@ import torch.nn as nn
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import register_model
 
-from imagenette_zoo.data.imagenette import IMAGENETTE
+from ..data.constants import IMAGENETTE
 
 __all__ = ['INPUT_SIZE', 'LABEL_NAMES', 'Variant', 'imagenette_cfg', 'packaged_weights', 'register_variants']
 

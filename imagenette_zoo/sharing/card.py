@@ -11,13 +11,14 @@ import timm
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..config.groups import OWN_OPTION
+from ..config.recipe import Recipe
 from ..errors import UserError
 from ..models.variants import LABEL_NAMES
+from ..report.page import escape_markdown
 from ..study.records import Record, read_record
-from ..study.report import escape_markdown
-from ..training.console import duration
-from ..training.recipe import OWN_OPTION, Recipe
 from ..training.result import FREE_TO_DIFFER
+from ..utils.console import duration
 
 __all__ = ['CardFacts', 'Trained', 'model_card', 'read_trained']
 

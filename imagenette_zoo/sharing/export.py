@@ -17,16 +17,18 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ..data.imagenette import evenly, find_root, load_split, open_image
+from ..config.fields import option
+from ..data.folders import evenly, load_split
+from ..data.images import open_image
+from ..data.locate import find_root
 from ..data.synthette import CLASS_NAMES
 from ..data.synthette import draw as draw_image
 from ..errors import UserError, first_line, require
+from ..inference.loading import TrainedModel, UseOptions, load_trained
 from ..layers import fuse
-from ..training import build
-from ..training.checkpoint import file_stem, write_atomic
-from ..training.console import Console
-from ..training.options import option
-from .loading import TrainedModel, UseOptions, load_trained
+from ..utils import environment
+from ..utils.console import Console
+from ..utils.files import file_stem, write_atomic
 
 __all__ = ['OPSET', 'Exported', 'ExportOptions', 'export', 'export_model']
 
@@ -145,7 +147,7 @@ def _metadata(trained: TrainedModel, to: str) -> dict[str, Any]:
         'label_names': trained.class_names,
         **{name: trained.config[name] for name in names},
         **({'opset': OPSET} if to == 'onnx' else {}),
-        'versions': build.versions(),
+        'versions': environment.versions(),
     }
 
 

@@ -20,16 +20,17 @@ from huggingface_hub.utils import (
 )
 
 from ..errors import UserError, first_line
-from ..models.catalog import model_cost
-from ..study import figures
-from ..study.contents import contents
-from ..training import build
-from ..training.checkpoint import RunFolder, link_model_folder, model_folder, write_atomic
-from ..training.console import Console
-from ..training.evaluation import load_folder, read_config
+from ..inference.loading import listed_names
+from ..models import factory
+from ..models.factory import model_cost
+from ..models.model_folder import link_model_folder, load_folder, model_folder, read_config
+from ..report import figures
+from ..report.contents import contents
+from ..training.run_folder import RunFolder
+from ..utils.console import Console
+from ..utils.files import write_atomic
 from ..version import __version__
 from .card import CardFacts, Trained, model_card, read_trained
-from .loading import listed_names
 
 __all__ = ['PublishOptions', 'publish', 'write_folder']
 
@@ -165,7 +166,7 @@ def write_folder(
     config = read_config(folder)
     model = load_folder(folder)
     input_size = model.pretrained_cfg['input_size']
-    build.probe(model, str(folder), input_size)
+    factory.probe(model, str(folder), input_size)
     params, gmacs = model_cost(model, input_size)
     names = config.get('label_names') or model.pretrained_cfg.get('label_names')
     labels = listed_names(names, config['num_classes'], str(folder))

@@ -11,21 +11,24 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from ..data import resolve_dataset
+from ..config.groups import ValidationOptions
+from ..config.hparams import read_yaml
+from ..config.recipe import Recipe
+from ..data import pipeline
 from ..data.augment import Normalize
-from ..data.imagenette import evenly, load_split
+from ..data.folders import evenly, load_split
+from ..data.locate import resolve_dataset
 from ..errors import UserError, first_line
+from ..inference.evaluate import evaluate, shift_consistency
+from ..inference.loading import load_model
 from ..layers import MultiPass
-from ..training import build
-from ..training.checkpoint import ANALYSIS_FILES as FILES
-from ..training.checkpoint import write_atomic
-from ..training.console import Console
-from ..training.distributed import World, choose_device
-from ..training.evaluation import evaluate, load_model, shift_consistency
-from ..training.memory import keep_freed_memory
-from ..training.options import read_yaml
-from ..training.recipe import Recipe, ValidationOptions
+from ..models import factory
 from ..training.result import read_result
+from ..training.run_folder import ANALYSIS_FILES as FILES
+from ..utils.console import Console
+from ..utils.distributed import World, choose_device
+from ..utils.files import write_atomic
+from ..utils.memory import keep_freed_memory
 from .passes import BlockPasses, PassesOptions, compare_passes
 
 __all__ = ['FILES', 'TENSORS', 'Analysis', 'analyse', 'read_analysis']
@@ -112,13 +115,13 @@ def analyse(folder: Path, console: Console, data_dir: str | None = None, device:
         )
     some = evenly(train_images, TRAINING_IMAGES)
     model = load_model(str(folder / 'last'), options, images)
-    config = build.input_config(options, model, use_test_size=True)
-    model = build.place(model, world.device, options.is_channels_last(world.device))
+    config = factory.input_config(options, model, use_test_size=True)
+    model = factory.place(model, world.device, options.is_channels_last(world.device))
     normalize = Normalize(config['mean'], config['std'], world.device, options.is_channels_last(world.device))
-    batches = build.eval_batches(options, images, config, batch_size, world, console)
+    batches = pipeline.eval_batches(options, images, config, batch_size, world, console)
     scores = evaluate(model, batches, normalize, images, options, world, console)
     probabilities = scores.logits.softmax(1)
-    train_batches = build.eval_batches(options, some, config, batch_size, world, console)
+    train_batches = pipeline.eval_batches(options, some, config, batch_size, world, console)
     passes = []
     if any(isinstance(module, MultiPass) and len(module.passes) > 1 for module in model.modules()):
         asked = {name: value for name, value in given.items() if name in PassesOptions.names()}

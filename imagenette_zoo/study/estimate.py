@@ -6,16 +6,17 @@ import time
 
 import torch
 
-from ..data import resolve_dataset
-from ..data.imagenette import IMAGENETTE, load_split
+from ..config.recipe import Recipe
+from ..data.constants import IMAGENETTE
+from ..data.folders import load_split
+from ..data.locate import resolve_dataset
 from ..errors import UserError
-from ..training import build
-from ..training.distributed import World, choose_device
-from ..training.graph import REHEARSALS
+from ..models import factory
+from ..training.cuda_graph import REHEARSALS
 from ..training.learner import Learner
-from ..training.memory import collect, keep_freed_memory
-from ..training.prepare import make_model
-from ..training.recipe import Recipe
+from ..training.run import make_model
+from ..utils.distributed import World, choose_device
+from ..utils.memory import collect, keep_freed_memory
 
 __all__ = ['image_counts', 'seconds_per_epoch']
 
@@ -49,7 +50,7 @@ def seconds_per_epoch(recipe: Recipe, counts: tuple[int, int, int]) -> float:
     collect(world.device)
     keep_freed_memory()
     model = make_model(recipe, classes)
-    config = build.input_config(recipe, model, crop_mode='center')
+    config = factory.input_config(recipe, model, crop_mode='center')
     learner = Learner(recipe, model, world, 1)
     channels, _, side = config['input_size']
     sides = recipe.train_img_sizes or (side,)
@@ -84,7 +85,7 @@ def _look_seconds(learner: Learner, batch: int, channels: int, side: int) -> flo
     images = _batch(learner, batch, channels, side)
     learner.model.eval()
     times = []
-    with build.autocast(learner.recipe, learner.world.device):
+    with factory.autocast(learner.recipe, learner.world.device):
         for _ in range(STEPS):
             start = time.perf_counter()
             float(learner.model(images).sum())

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, first_line, require
-from ..training.checkpoint import RunFolder, write_atomic
-from ..training.console import Console
 from ..training.result import Result
+from ..training.run_folder import RunFolder
+from ..utils.console import Console
+from ..utils.files import write_atomic
 from .analysis import FILES
 from .plan import Study, Trial
 from .runner import Place, Trials, commands, opened, reason, sigterm_interrupts, told

@@ -12,20 +12,23 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..data import validation_images
+from ..config.fields import option
+from ..config.groups import ArchitectureOptions, ComputeOptions, DataOptions, InputOptions, WeightsOptions
+from ..data import pipeline
 from ..data.augment import Normalize
-from ..data.imagenette import evenly
+from ..data.folders import evenly
+from ..data.locate import validation_images
 from ..errors import UserError, require
+from ..inference.evaluate import evaluate
+from ..inference.loading import load_model
 from ..layers import MultiPass
-from ..training import build
-from ..training.checkpoint import write_atomic
-from ..training.console import Console, table
-from ..training.distributed import World, choose_device
-from ..training.evaluation import evaluate, load_model
-from ..training.memory import keep_freed_memory
-from ..training.options import option
-from ..training.recipe import ArchitectureOptions, ComputeOptions, DataOptions, InputOptions, WeightsOptions
-from . import figures
+from ..models import factory
+from ..report import figures
+from ..utils import environment
+from ..utils.console import Console, table
+from ..utils.distributed import World, choose_device
+from ..utils.files import write_atomic
+from ..utils.memory import keep_freed_memory
 
 __all__ = ['BlockPasses', 'PassesOptions', 'PassesReport', 'compare_passes']
 
@@ -112,11 +115,11 @@ def compare_passes(options: PassesOptions, *, quiet: bool = False) -> PassesRepo
     blocks = {name: m for name, m in model.named_modules() if isinstance(m, MultiPass) and len(m.passes) > 1}
     if not blocks:
         raise UserError(f'{options.model}: has no MultiPass block of several passes')
-    config = build.input_config(options, model, use_test_size=True)
-    model = build.place(model, world.device, options.is_channels_last(world.device))
-    build.probe(model, options.model, config['input_size'])
+    config = factory.input_config(options, model, use_test_size=True)
+    model = factory.place(model, world.device, options.is_channels_last(world.device))
+    factory.probe(model, options.model, config['input_size'])
     normalize = Normalize(config['mean'], config['std'], world.device, options.is_channels_last(world.device))
-    batches = build.eval_batches(options, images, config, options.batch_size, world, console)
+    batches = pipeline.eval_batches(options, images, config, options.batch_size, world, console)
 
     def top1() -> float:
         return evaluate(model, batches, normalize, images, options, world, Console(quiet=True)).top1
@@ -138,8 +141,8 @@ def compare_passes(options: PassesOptions, *, quiet: bool = False) -> PassesRepo
         len(images),
         config['input_size'][-1],
         found,
-        build.versions(),
-        build.hardware(world.device),
+        environment.versions(),
+        environment.hardware(world.device),
     )
     if options.results_file:
         write_atomic(Path(options.results_file), (json.dumps(asdict(report), indent=2) + '\n').encode())

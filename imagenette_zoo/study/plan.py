@@ -13,9 +13,10 @@ from typing import Any
 
 import yaml
 
-from ..errors import UserError
-from ..training.options import PlainLoader, nearest, read_text
-from ..training.recipe import Recipe, find_recipe, shipped
+from ..config.hparams import find_recipe, shipped
+from ..config.recipe import Recipe
+from ..errors import UserError, nearest
+from ..utils.files import PlainLoader, read_text
 
 __all__ = [
     'METRICS',

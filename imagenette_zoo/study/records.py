@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from ..config.recipe import Recipe
 from ..errors import UserError, first_line
-from ..training.prepare import FREE_ON_RESUME
-from ..training.recipe import Recipe
 from ..training.result import Result, read_result
+from ..training.run import FREE_ON_RESUME
 from .analysis import Analysis, read_analysis
 from .plan import THRESHOLD, Claim, Study, Trial
 from .statistics import Sample

@@ -20,16 +20,16 @@ import timm
 import torch
 import yaml
 
-from ..data import resolve_dataset
-from ..data.imagenette import available_cores
-from ..errors import UserError
-from ..training.checkpoint import RunFolder, write_atomic
-from ..training.console import Console, duration
-from ..training.faults import Stopped
-from ..training.options import nearest
-from ..training.prepare import check_resumable
-from ..training.recipe import Recipe
+from ..config.recipe import Recipe
+from ..data.locate import resolve_dataset
+from ..errors import UserError, nearest
+from ..training.interrupts import Stopped
 from ..training.result import Result, read_result
+from ..training.run import check_resumable
+from ..training.run_folder import RunFolder
+from ..utils.console import Console, duration
+from ..utils.environment import available_cores
+from ..utils.files import write_atomic
 from .analysis import FILES
 from .plan import Study, Trial, differing, dump_study
 from .records import check_recipe

@@ -7,16 +7,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..errors import UserError
-from ..models.catalog import model_cost
-from ..utils.files import keep_inductor_private
-from .console import Console, duration
-from .options import nearest
+from ..models.factory import model_cost
+from ..utils.console import Console, duration
 
 if TYPE_CHECKING:
-    from .recipe import ComputeOptions, Recipe
+    from ..config.recipe import Recipe
 
-__all__ = ['compiled', 'resolve']
+__all__ = [
+    'resolve',
+]
 
 # What a training step costs on a whole GPU and compiling it saves: assumptions, not measurements. On a CPU it saves
 # nothing: our kernels and oneDNN's are ahead of the compiler's (docs/performance.md).
@@ -87,30 +86,3 @@ def _may_gain(device: torch.device) -> bool:
     from torch.utils._triton import has_triton
 
     return has_triton()
-
-
-def compiled(model: nn.Module, options: ComputeOptions, shapes: int = 1) -> nn.Module:
-    """The model compiled for a few shapes, where that is asked for.
-
-    Args:
-        model: The model.
-        options: ``torchcompile`` and ``torchcompile_mode``.
-        shapes: How many shapes of input it will be given.
-
-    Raises:
-        UserError: There is no such backend.
-    """
-    if options.torchcompile in (None, 'auto', 'none'):
-        return model
-    keep_inductor_private()
-    torch.compiler.reset()  # else the models of a sweep use up what one process may compile
-    known = torch._dynamo.list_backends(exclude_tags=())
-    if options.torchcompile not in known:
-        raise UserError(f'--torchcompile: no backend {options.torchcompile!r}{nearest(options.torchcompile, known)}')
-    # Training and evaluation, the model and its moving average are compiled each for itself.
-    limit = 'recompile_limit' if hasattr(torch._dynamo.config, 'recompile_limit') else 'cache_size_limit'
-    setattr(torch._dynamo.config, limit, max(getattr(torch._dynamo.config, limit), 4 * shapes + 4))
-    # dynamic=False: a batch of another size is run by the plain model, so that the compiled one stays as it is.
-    return torch.compile(  # type: ignore[return-value]
-        model, backend=options.torchcompile, mode=options.torchcompile_mode, dynamic=False
-    )

@@ -18,17 +18,15 @@ from timm.utils import ModelEmaV3, dispatch_clip_grad, distribute_bn
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..errors import UserError, first_line
-from ..layers.blurpool import speed_up_blur
-from ..layers.depthwise import speed_up_depthwise
-from ..layers.norm_act import fuse_norm_act
-from ..layers.unplanned import speed_up_convolutions
-from .build import autocast, place
-from .compilation import compiled
-from .distributed import World
-from .graph import Recorder, unrecordable
-from .options import nearest
-from .recipe import Recipe
+from ..config.recipe import Recipe
+from ..errors import UserError, first_line, nearest
+from ..fast_layers.blurpool import speed_up_blur
+from ..fast_layers.depthwise import speed_up_depthwise
+from ..fast_layers.norm_act import fuse_norm_act
+from ..fast_layers.unplanned import speed_up_convolutions
+from ..models.factory import autocast, compiled, place
+from ..utils.distributed import World
+from .cuda_graph import Recorder, unrecordable
 
 __all__ = ['Learner', 'learning_rate', 'loss_function']
 

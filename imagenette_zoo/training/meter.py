@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from ..errors import UserError
-from .distributed import World
+from ..utils.distributed import World
 from .learner import Learner
 
 __all__ = ['Meter', 'Position', 'check_finite']

@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..config.recipe import Recipe, TrackingOptions
 from ..errors import UserError, first_line
-from . import build
-from .console import Console, duration, table
-from .prepare import Run
-from .recipe import Recipe, TrackingOptions
+from ..utils import environment
+from ..utils.console import Console, duration, table
+from .run import Run
 
 __all__ = ['Result', 'differences', 'epoch_line', 'make_result', 'ranking', 'read_result', 'tell']
 
@@ -118,7 +118,8 @@ def read_result(folder: Path) -> Result:
 def differences(then: Result, run: Run) -> list[str]:
     """What about a run that is ready differs from one that is finished: ``'torch 2.10.0 then, 2.11.0 now'``."""
     train, val = run.data.train, run.data.val
-    now = [build.versions(), build.hardware(run.learner.world.device, run.learner.world.size), run.recipe.as_dict()]
+    world = run.learner.world
+    now = [environment.versions(), environment.hardware(world.device, world.size), run.recipe.as_dict()]
     told = [then.versions, then.hardware, then.recipe]
     found = []
     for old, new in zip(told, now, strict=True):
@@ -198,9 +199,9 @@ def make_result(run: Run, params: int, gmacs: float | None) -> Result:
         peak_memory_mib=last['peak_memory_mib'],
         recipe=recipe.as_dict(),
         dataset=_dataset(run),
-        versions=build.versions(),
-        hardware=build.hardware(run.learner.world.device, run.learner.world.size),
-        command=build.this_command(),
+        versions=environment.versions(),
+        hardware=environment.hardware(run.learner.world.device, run.learner.world.size),
+        command=environment.this_command(),
         folder=run.folder.path,
     )
 

@@ -22,10 +22,10 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 import yaml
 
+from ..config.recipe import Recipe
 from ..errors import UserError, first_line
-from .checkpoint import write_atomic
-from .console import Console
-from .recipe import Recipe
+from ..utils.console import Console
+from ..utils.files import write_atomic
 
 __all__ = ['Tracking', 'check_trackers']
 

@@ -8,18 +8,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ..data.seeding import seed_everything
-from ..models.catalog import model_cost
-from . import build
-from .console import Console
-from .distributed import World, join
-from .evaluation import evaluate
-from .faults import Stopped, StopSignals, explained
-from .memory import collect, keep_freed_memory, peak_memory, reset_peak_memory
+from ..config.recipe import Recipe
+from ..inference.evaluate import evaluate
+from ..models import factory
+from ..models.factory import model_cost
+from ..utils.console import Console
+from ..utils.distributed import World, join
+from ..utils.memory import collect, keep_freed_memory, peak_memory, reset_peak_memory
+from ..utils.seeding import seed_everything
+from .interrupts import Stopped, StopSignals, explained
 from .meter import Meter, Position, check_finite
-from .prepare import Run, check_alike, open_folder, prepare
-from .recipe import Recipe
 from .result import Result, differences, epoch_line, make_result, ranking, read_result, tell
+from .run import Run, check_alike, open_folder, prepare
 from .tracking import Tracking
 
 __all__ = ['Result', 'train']
@@ -91,10 +91,10 @@ def _run(run: Run, console: Console) -> Result:
     )
     console.line(f'run folder: {run.folder.path}' + (f', continued at {run.place}' if run.begun else ''))
     own = {'global_pool': recipe.gp, 'bn_eps': recipe.bn_eps}
-    model_args = {**build.source_args(recipe.model, learner.model), **recipe.model_kwargs}
+    model_args = {**factory.source_args(recipe.model, learner.model), **recipe.model_kwargs}
     model_args |= {name: value for name, value in own.items() if value is not None}
     from_scratch = not (recipe.pretrained or recipe.initial_checkpoint)
-    model_config = build.model_config(learner.model, run.config, data.train.class_names, model_args, from_scratch)
+    model_config = factory.model_config(learner.model, run.config, data.train.class_names, model_args, from_scratch)
     reset_peak_memory(learner.world.device)
     tracking = Tracking(recipe, run.folder.path, history, console, learner.world.primary)
     with StopSignals(learner.world) as stop, tracking:

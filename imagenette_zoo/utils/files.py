@@ -3,19 +3,42 @@
 What is executed, unpickled or mapped must be this user's own, in a folder that nobody else can change.
 """
 
+import contextlib
 import errno
 import os
+import re
+import shutil
 import stat
 import sys
 import tempfile
-from contextlib import suppress
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+from uuid import uuid4
 
-from ..errors import UserError
+import filelock
+import yaml
 
-__all__ = ['cache_dir', 'is_own', 'keep_inductor_private', 'private_folder', 'private_home', 'without_others']
+from ..errors import UserError, _reason
+
+__all__ = [
+    'cache_dir',
+    'is_own',
+    'keep_inductor_private',
+    'private_folder',
+    'private_home',
+    'without_others',
+    'PlainLoader',
+    'read_text',
+    'whole_folder',
+    'ProcessLock',
+    'write_atomic',
+    'file_stem',
+    'unused',
+]
 
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
@@ -119,3 +142,191 @@ def keep_inductor_private() -> None:
     config: Any = sys.modules.get('torch._inductor.config')
     if hasattr(config, 'cpp_cache_precompile_headers'):
         config.cpp_cache_precompile_headers = False
+
+LARGEST_YAML = 2**20  # characters
+
+
+class PlainLoader(yaml.SafeLoader):
+    """Without aliases: a few lines of them can stand for more values than fit into memory."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(None, None, 'aliases are not allowed', mark)
+        return super().compose_node(parent, index)
+
+
+def read_text(path: str | Path, kind: str) -> str:
+    """The text of a YAML file, a recipe or whatever ``kind`` says.
+
+    Raises:
+        UserError: It can't be read, or is longer than such a file can be.
+    """
+    try:
+        with open(path, encoding='utf-8') as file:
+            text = file.read(LARGEST_YAML + 1)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, 'strerror', None) or 'not UTF-8 text'
+        raise UserError(f"{path}: can't read the {kind}: {reason}") from None
+    if len(text) > LARGEST_YAML:
+        raise UserError(f'{path}: longer than {LARGEST_YAML >> 20} MiB, which no {kind} is')
+    return text
+_DAY = 24 * 60 * 60  # seconds
+
+
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder beside `target` that becomes `target` once the block has ended without an error.
+
+    Another process may do the same at the same time: whoever ends first wins and the other's work is thrown away.
+
+    Raises:
+        UserError: the place can't be written or is full.
+    """
+    temporary = target.with_name(f'.{target.name}.{uuid4().hex}')
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(target)
+        temporary.mkdir()
+    except OSError as error:
+        raise UserError(
+            f'cannot write to {target.parent}: {_reason(error)}; make it writable or set IMAGENETTE_ZOO_CACHE to a '
+            'folder that is',
+        ) from error
+    try:
+        yield temporary
+        _settle(temporary, target)
+    except OSError as error:
+        raise UserError(
+            f'cannot fill {target}: {_reason(error)}; make room there or set IMAGENETTE_ZOO_CACHE to another folder',
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _settle(temporary: Path, target: Path) -> None:
+    try:
+        temporary.rename(target)
+    except OSError:
+        if not os.path.isdir(target):
+            raise
+        if not any(target.iterdir()):  # Windows does not rename to the name of an empty folder
+            target.rmdir()
+            temporary.rename(target)
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Remove what processes that were killed more than a day ago left beside `target`."""
+    pattern = re.compile(re.escape(f'.{target.name}.') + '[0-9a-f]{32}')
+    for path in target.parent.iterdir():
+        if pattern.fullmatch(path.name):
+            with suppress(OSError):
+                if time.time() - path.stat().st_mtime > _DAY:
+                    shutil.rmtree(path, ignore_errors=True)
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+
+class ProcessLock:
+    """A lock on a file that belongs to this process alone: not to those it forks, and to nobody once it is killed.
+
+    Where there is ``fcntl`` it is a POSIX record lock. One of ``flock`` would outlive a killed run by the seconds that
+    its data workers need to notice.
+
+    Args:
+        path: The file; it is made, and stays.
+
+    Raises:
+        UserError: Another process holds the lock.
+        OSError: The file can't be written.
+    """
+
+    held: ClassVar[set[Path]] = set()  # by this process, which the system would let have it twice
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.resolve()
+        if self.path in self.held:
+            raise _busy(path)
+        if fcntl is None:
+            self._file: Any = filelock.FileLock(path)
+            try:
+                self._file.acquire(timeout=0)
+            except filelock.Timeout:
+                raise _busy(path) from None
+        else:
+            self._file = open(path, 'ab')  # noqa: SIM115  (until the release)
+            try:
+                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                self._file.close()
+                raise _busy(path) from None
+        self.held.add(self.path)
+
+    def release(self) -> None:
+        """Lets others have it."""
+        self.held.discard(self.path)
+        if fcntl is None:
+            self._file.release()
+        else:
+            self._file.close()
+
+
+def _busy(path: Path) -> UserError:
+    return UserError(f'{path.parent}: another run is being written here: wait for it, or choose another --experiment')
+
+
+@contextlib.contextmanager
+def _one_line(path: Path) -> Iterator[None]:
+    """Turns the failures of a disk into a line that says which file and why."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: can't write: {error.strerror or error}") from None
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Writes a file so that at any moment it is the old one or the new one, whole, also after a power cut.
+
+    Raises:
+        UserError: The disk is full, or the folder is gone or can't be written.
+    """
+    temporary = path.with_name(f'.{path.name}.tmp')
+    with _one_line(path):
+        try:
+            with open(temporary, 'wb') as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == 'posix':  # elsewhere a folder can't be opened
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def file_stem(model: str) -> str:
+    """A model's name, or the last part of where it is, as a part of a file's name."""
+    return re.sub(r'[^A-Za-z0-9_]', '_', Path(model.rpartition(':')[2]).name) or 'model'
+
+
+def unused(path: Path) -> Path:
+    """The path, with a number behind it where something is there."""
+    found, number = path, 1
+    while os.path.lexists(found):
+        number += 1
+        found = path.with_name(f'{path.name}-{number}')
+    return found

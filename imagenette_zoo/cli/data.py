@@ -1,0 +1,158 @@
+"""`imagenette-zoo list` and `data`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ..data import cache
+from ..data.archives import fetch
+from ..data.check import CheckReport, ClassReport, check
+from ..data.locate import find_root, resolve_dataset
+from ..utils.console import table
+
+__all__ = [
+    'fetch_command',
+    'check_command',
+    'cache_command',
+]
+
+
+def _add_list(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--json', action='store_true', help='print JSON')
+
+
+def _list(args: argparse.Namespace) -> int:
+    import dataclasses
+    import json
+
+    from .. import list_models
+    from ..utils.console import table
+
+    models = list_models()
+    if args.json:
+        print(json.dumps([dataclasses.asdict(model) for model in models], indent=2))
+        return 0
+    rows = [(m.name, f'{m.parameters / 1e6:.2f}', '–' if m.gmacs is None else f'{m.gmacs:.2f}') for m in models]
+    lines = table([('model', 'M parameters', 'GMACs'), *rows]).splitlines()
+    for line, text in zip(lines, ['', *(m.description for m in models)], strict=True):
+        print(f'{line}  {text}'.rstrip())
+    return 0
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(prog='imagenette-zoo data', dest='action', required=True, metavar='ACTION')
+    fetch = actions.add_parser('fetch', help='download Imagenette into the user cache')
+    from ..data.constants import SIZES
+
+    fetch.add_argument('--size', choices=SIZES, default='160', help='shorter side (default: 160)')
+    check = actions.add_parser('check', help='decode every image and count the classes')
+    check.add_argument('--data-dir', metavar='DIR', help='as in training')
+    check.add_argument('--dataset', default='', metavar='NAME', help='as in training')
+    cache = actions.add_parser('cache', help='list or remove the decoded images in the user cache')
+    what = cache.add_mutually_exclusive_group()
+    what.add_argument('--list', action='store_true', help='list them (the default)')
+    what.add_argument('--clear', action='store_true', help='remove them all')
+
+
+def _data(args: argparse.Namespace) -> int:
+    from .data import cache_command, check_command, fetch_command
+
+    if args.action == 'fetch':
+        return fetch_command(args.size)
+    if args.action == 'cache':
+        return cache_command(args.clear)
+    return check_command(args.data_dir, args.dataset)
+
+
+def fetch_command(size: str) -> int:
+    """Download Imagenette (`160`, `320` or `full`) into the user cache and say where it is; returns the exit code."""
+    root = fetch(size)
+    print(f'Imagenette ({size}) is in {root}')
+    variable = os.environ.get('IMAGENETTE_DIR')
+    first = Path(variable) if variable else find_root(None)
+    if first == root:
+        print('imagenette-zoo train finds it there; "imagenette-zoo data check" verifies every image.')
+    else:
+        print(f'{first} is what is used without --data-dir; give --data-dir {root} to use and to check this one.')
+    return 0
+
+
+def check_command(data_dir: str | None = None, dataset: str = '') -> int:
+    """Decode every image, print a table by class; returns 0, or 2 where any image is bad (listed on stderr)."""
+    root = resolve_dataset(dataset, data_dir)
+    with tqdm(unit=' images', leave=False, disable=not sys.stderr.isatty()) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        report = check(root, progress=progress)
+    print(f'Data: {root}\n')
+    print(_table(report))
+    if report.bad:
+        print(f'{len(report.bad)} bad image(s); replace or remove them:', file=sys.stderr)
+        for image in report.bad:
+            print(f'  {root / image.path}: {image.reason}', file=sys.stderr)
+        return 2
+    print('\nEvery image decodes.')
+    return 0
+
+
+def cache_command(clear: bool) -> int:
+    """List the decoded images in the user cache, or remove them; returns the exit code."""
+    if clear:
+        freed, left = cache.clear()
+        also = f"; left {len(left)}: a process is making them, or they are another user's" if left else ''
+        print(f'freed {freed / 2**20:.0f} MiB{also}')
+        return 0
+    entries = cache.entries()
+    if not entries:
+        print(f'no decoded images in {cache.home()}')
+        return 0
+    rows = [('data', 'split', 'kind', 'images', 'px', 'MiB', 'last used')]
+    for entry in entries:
+        used = time.strftime('%Y-%m-%d %H:%M', time.localtime(entry.used))
+        pixels = '×'.join(map(str, entry.shape[1:3])) if len(entry.shape) == 4 else '-'
+        size = f'{entry.size / 2**20:.1f}'
+        rows.append((entry.data, entry.split, entry.what['kind'], str(entry.shape[0]), pixels, size, used))
+    print(table(rows))
+    total = sum(entry.size for entry in entries)
+    print(f'\n{total / 2**20:.0f} MiB in {cache.home()}; "imagenette-zoo data cache --clear" removes them')
+    return 0
+
+
+def _table(report: CheckReport) -> str:
+    """One line a class and a total for each split, widths and heights in pixels."""
+    rows = [('class', 'split', 'images', 'width', 'height', 'greyscale', 'other than RGB')]
+    for split in dict.fromkeys(entry.split for entry in report.classes):
+        entries = [entry for entry in report.classes if entry.split == split]
+        for entry in entries:
+            modes = ', '.join(f'{count} {mode}' for mode, count in entry.other_modes.items())
+            rows.append((entry.name, split, *_figures([entry]), modes))
+        others = sum(sum(entry.other_modes.values()) for entry in entries)
+        rows.append((f'all {len(entries)} classes', split, *_figures(entries), str(others or '')))
+    return table(rows)
+
+
+def _figures(entries: Sequence[ClassReport]) -> tuple[str, str, str, str]:
+    """Images, widths, heights and greyscale images of some classes together."""
+    return (
+        str(sum(entry.count for entry in entries)),
+        _range([side for entry in entries for side in entry.width or ()]),
+        _range([side for entry in entries for side in entry.height or ()]),
+        str(sum(entry.greyscale for entry in entries)),
+    )
+
+
+def _range(numbers: list[int]) -> str:
+    if not numbers:
+        return '-'
+    low, high = min(numbers), max(numbers)
+    return str(low) if low == high else f'{low}-{high}'

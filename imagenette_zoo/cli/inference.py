@@ -1,0 +1,47 @@
+"""`imagenette-zoo validate` and `predict`."""
+
+from __future__ import annotations
+
+import argparse
+
+from ..config.fields import add_flags, given_flags
+from ..config.groups import ValidationOptions
+
+
+def _add_validate(parser: argparse.ArgumentParser) -> None:
+    add_flags(parser, ValidationOptions)
+
+
+def _validate(args: argparse.Namespace) -> int:
+    from ..inference.validate import validate
+
+    validate(ValidationOptions(**given_flags(args, ValidationOptions)))
+    return 0
+
+
+def _add_predict(parser: argparse.ArgumentParser) -> None:
+    from ..inference.predict import PredictOptions
+
+    parser.add_argument('images', nargs='+', metavar='IMAGE', help='an image, a folder, or a glob pattern in quotes')
+    parser.add_argument('--json', action='store_true', help='print JSON')
+    add_flags(parser, PredictOptions)
+
+
+def _predict(args: argparse.Namespace) -> int:
+    import json
+
+    from ..inference.predict import PredictOptions, describe, predict_each
+    from ..utils.console import Console
+
+    options, console = PredictOptions(**given_flags(args, PredictOptions)), Console()
+    found = []
+    for prediction in predict_each(args.images, options, console):
+        if args.json:
+            found.append(prediction.as_json())
+        else:
+            console.line(describe(prediction))
+    if args.json:
+        print(json.dumps(found, indent=2))
+    elif options.save_figure:
+        console.line(f'\nfigures: {options.save_figure}')
+    return 0

@@ -1,0 +1,64 @@
+"""`imagenette-zoo export`, `publish` and `demo`."""
+
+from __future__ import annotations
+
+import argparse
+
+from ..config.fields import add_flags, given_flags
+from .arguments import _one_model, _positive
+
+
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    from ..sharing.export import ExportOptions
+
+    parser.add_argument('run', nargs='?', metavar='MODEL', help='the same as --model')
+    add_flags(parser, ExportOptions)
+
+
+def _export(args: argparse.Namespace) -> int:
+    from ..sharing.export import ExportOptions, export_model
+
+    export_model(ExportOptions(**_one_model(args, given_flags(args, ExportOptions))))
+    return 0
+
+
+def _add_publish(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('source', metavar='RUN|FOLDER', help="a finished run, or a model folder, as a run's best/")
+    parser.add_argument('repo_id', metavar='REPO_ID', help='OWNER/NAME on the Hugging Face Hub')
+    parser.add_argument('--private', action='store_true', help='if the repository is made, make it private')
+    parser.add_argument('--revision', metavar='BRANCH', help='publish on this branch (default: main)')
+    parser.add_argument('--license', metavar='ID', help="the weights' licence (default: what the model's config says)")
+    parser.add_argument('--output', metavar='DIR', help='where the folder is written (default: hub/REPO_ID)')
+    parser.add_argument('--overwrite', action='store_true', help='replace what the repository has')
+    parser.add_argument('--dry-run', action='store_true', help='write and check the folder, send nothing')
+
+
+def _publish(args: argparse.Namespace) -> int:
+    import dataclasses
+
+    from ..sharing.publish import PublishOptions, publish
+
+    options = {field.name: getattr(args, field.name) for field in dataclasses.fields(PublishOptions)}
+    publish(args.source, args.repo_id, PublishOptions(**options))
+    return 0
+
+
+def _add_demo(parser: argparse.ArgumentParser) -> None:
+    from ..sharing.demo import DEFAULT
+
+    parser.add_argument(
+        'models',
+        nargs='*',
+        default=[*DEFAULT],
+        metavar='MODEL',
+        help="a run, a model folder, hf-hub:NAME or a model's name; two are shown side by side (default: "
+        f'{" and ".join(DEFAULT)})',
+    )
+    parser.add_argument('--port', type=_positive, metavar='N', help='on this port (default: the first free from 7860)')
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from ..sharing.demo import serve
+
+    serve(args.models, args.port)
+    return 0

@@ -1,0 +1,49 @@
+"""`imagenette-zoo train`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from ..config.fields import add_flags, given_flags
+from ..config.hparams import FLAGSHIP, recipe_names
+from ..config.recipe import Recipe
+from ..errors import UserError
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        '-c',
+        '--config',
+        metavar='RECIPE',
+        help=f'a YAML file, or one of {", ".join(recipe_names())}; flags override it '
+        f'(without it and without --model: {FLAGSHIP})',
+    )
+    parser.add_argument(
+        '--from', dest='from_run', metavar='RUN', help='repeat a finished run; says what differs; flags override it'
+    )
+    add_flags(parser, Recipe)
+
+
+def _train(args: argparse.Namespace) -> int:
+    from ..training.result import read_result
+    from ..training.run_folder import resumed_run
+    from ..training.trainer import train
+
+    flags = given_flags(args, Recipe)
+    if args.from_run is not None:
+        if args.config is not None or 'resume' in flags:
+            raise UserError('--from repeats a run, with flags for what is to differ: leave --config and --resume out')
+        then = read_result(Path(args.from_run))
+        train(Recipe.load(then.folder / 'args.yaml', **{'experiment': None, **flags}), repeats=then)
+        return 0
+    base = args.config
+    if base is None and 'resume' in flags:
+        run = resumed_run(flags['resume'], flags.get('output', Recipe.output), flags.get('experiment'))
+        file = run / 'args.yaml'
+        base = file if os.path.isfile(file) else None
+    if base is None and 'model' not in flags:
+        base = FLAGSHIP
+    train(Recipe.load(base, **flags) if base else Recipe(**flags))
+    return 0

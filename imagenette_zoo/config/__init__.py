@@ -1,0 +1,1 @@
+"""Options, recipes and where they are found."""

@@ -1,0 +1,177 @@
+"""Groups of options that training and inference share, declared once, by timm's names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ..errors import UserError
+from .fields import Options, option
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    'DATASETS',
+    'ValidationOptions',
+]
+
+DATASETS = ('imagenette', 'folder', 'synthette')
+
+
+@dataclass(frozen=True)
+class DataOptions(Options):
+    """Data"""
+
+    data_dir: str | None = option(
+        None,
+        'folder with train/ and val/, its parent, or an official archive; else $IMAGENETTE_DIR, else the cache',
+        metavar='DIR',
+    )
+    dataset: str = option(
+        '',
+        'what is trained on: imagenette or any image folder, or synthette, the embedded drawn data set',
+        choices=('', *DATASETS),
+    )
+    train_split: str = option(
+        'train', "name of the training split, or a slice of it: train[:85%] (timm's script takes the whole folder)"
+    )
+    val_split: str = option('validation', 'name of the validation split, or a slice of one: train[85%:]')
+    loader: str = option(
+        'auto',
+        "cache: images decoded once, batches augmented on the device; timm: timm's transforms, image by image; auto: "
+        'cache where it can do what is asked for',
+        choices=('auto', 'cache', 'timm'),
+    )
+    workers: int = option(4, "processes of timm's loader; 0 loads in the main process", low=0, short=('-j',))
+    pin_mem: bool = option(False, 'pin CPU memory in the data loader')
+
+
+@dataclass(frozen=True)
+class InputOptions(Options):
+    """Input"""
+
+    img_size: int | None = option(None, 'image side in pixels (model default if not given)', low=8, high=4096)
+    crop_pct: float | None = option(
+        None, 'share of the side that the evaluation crop keeps (model default if not given)', above=0, high=1
+    )
+    interpolation: str | None = option(
+        None,
+        'resize interpolation for evaluation (model default if not given)',
+        choices=('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos'),
+    )
+    mean: tuple[float, ...] | None = option(None, 'channel means of the normalisation', low=0, high=1)
+    std: tuple[float, ...] | None = option(None, 'channel standard deviations of the normalisation', above=0)
+
+    def check(self) -> None:
+        super().check()
+        for name in ('mean', 'std'):
+            value = getattr(self, name)
+            if value is not None and len(value) not in (1, 3):
+                raise UserError(f'--{name}: {len(value)} values given, one or three (a channel each) are needed')
+
+
+@dataclass(frozen=True)
+class ComputeOptions(Options):
+    """Device and speed"""
+
+    device: str = option('auto', 'auto (CUDA where there is one), cpu, cuda, cuda:1, mps')
+    amp: bool = option(False, 'automatic mixed precision')
+    amp_dtype: str = option('float16', 'type that mixed precision computes in', choices=('float16', 'bfloat16'))
+    channels_last: bool | None = option(
+        None, "channels-last memory layout (default: on a CPU; --no-channels-last: torch's own)"
+    )
+    torchcompile: str | None = option(
+        'auto',
+        'compile the model with this backend (inductor when no backend is named; none: do not; auto: in training on a '
+        'GPU, where the run is long enough to earn back the time that compiling takes)',
+        const='inductor',
+        metavar='BACKEND',
+    )
+    torchcompile_mode: str | None = option(
+        None,
+        'mode of torch.compile',
+        choices=('default', 'reduce-overhead', 'max-autotune', 'max-autotune-no-cudagraphs'),
+    )
+
+    eager: ClassVar[tuple[str | None, ...]] = (None, 'none', 'auto')  # backends with which nothing is compiled
+
+    def check(self) -> None:
+        super().check()
+        if self.torchcompile_mode and self.torchcompile in self.eager:
+            raise UserError('--torchcompile-mode has no effect without --torchcompile')
+
+    def is_channels_last(self, device: torch.device) -> bool:
+        """Whether models and images on this device are in channels-last layout."""
+        return device.type == 'cpu' if self.channels_last is None else self.channels_last
+
+
+OWN_OPTION = {  # arguments of models that are not for model_kwargs
+    'num_classes': '--num-classes',
+    'global_pool': '--gp',
+    'pretrained': '--pretrained',
+    'drop_rate': '--drop',
+    'drop_path_rate': '--drop-path',
+    'drop_block_rate': '--drop-block',
+    'bn_momentum': '--bn-momentum',
+    'bn_eps': '--bn-eps',
+}
+
+
+@dataclass(frozen=True)
+class ArchitectureOptions(Options):
+    """Model details"""
+
+    model_kwargs: dict[str, Any] = option({}, 'further arguments of the model, as in passes=2 merge=max')
+    num_classes: int | None = option(None, 'number of classes (that of the data if not given)', low=1)
+    gp: str | None = option(None, 'global pooling: avg, max, avgmax, catavgmax, fast…; token or map of a ViT')
+
+    def check(self) -> None:
+        super().check()
+        if self.model_kwargs.get('in_chans', 3) != 3:
+            raise UserError(f'--model-kwargs in_chans={self.model_kwargs["in_chans"]}: images have three channels')
+        if twice := [name for name in self.model_kwargs if name in OWN_OPTION]:
+            raise UserError(f'--model-kwargs {twice[0]}: has an option of its own, {OWN_OPTION[twice[0]]}')
+
+
+@dataclass(frozen=True)
+class WeightsOptions(Options):
+    """Weights"""
+
+    checkpoint: str | None = option(None, "weights for the model: a file, also one of timm's", metavar='PATH')
+    pretrained: bool = option(False, 'take the published weights')
+    use_ema: bool = option(False, 'take the moving average of the weights from a timm checkpoint')
+
+    def check(self) -> None:
+        super().check()
+        if self.pretrained and self.checkpoint:
+            raise UserError('--pretrained and --checkpoint both name the weights: give one of them')
+        if self.use_ema and not self.checkpoint:
+            raise UserError('--use-ema has no effect without --checkpoint')
+
+
+@dataclass(frozen=True)
+class ValidationOptions(ComputeOptions, InputOptions, ArchitectureOptions, WeightsOptions, DataOptions):
+    """Validation"""
+
+    model: tuple[str, ...] = option(
+        (),
+        "what is validated, one or several: a run's folder or its best/, local-dir:FOLDER, hf-hub:NAME, or a "
+        'model name with --checkpoint or --pretrained',
+        short=('-m',),
+        metavar='MODEL',
+    )
+    batch_size: int | None = option(None, 'images a step (if not given: 64 on a CPU, else 256)', low=1, short=('-b',))
+    reparam: bool = option(False, 'fuse blocks and norms for inference first (imagenette_zoo.fuse)')
+    shift_consistency: bool = option(
+        False, 'also report the share of images whose prediction survives a random shift of up to 1/8 of the side'
+    )
+    results_file: str | None = option(None, 'write the results to this .json or .csv file', metavar='FILE')
+    seed: int = option(42, 'seed of the random shifts', low=0, high=2**32 - 1)
+
+    def check(self) -> None:
+        super().check()
+        if self.checkpoint and len(self.model) > 1:
+            raise UserError('--checkpoint goes with one --model')
+        if self.results_file and not self.results_file.endswith(('.json', '.csv')):
+            raise UserError(f'--results-file: {self.results_file!r} must end in .json or .csv')

@@ -1,0 +1,101 @@
+"""Recipes and studies in YAML files: those of `hparams/` by name, and any other by its path."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import UserError, nearest
+from ..utils.files import PlainLoader, read_text
+
+__all__ = [
+    'read_yaml',
+    'recipe_names',
+    'study_names',
+    'find_recipe',
+    'shipped',
+]
+
+
+def read_yaml(path: str | Path, known: set[str]) -> dict[str, Any]:
+    """The mapping in a YAML file, its keys checked; ``-`` in a key counts as ``_``.
+
+    Raises:
+        UserError: The file can't be read, is no YAML mapping, or has an unknown key.
+    """
+    text = read_text(path, 'recipe')
+    try:
+        loaded = yaml.load(text, PlainLoader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, 'problem_mark', None)
+        where = f' (line {mark.line + 1})' if mark else ''
+        raise UserError(f'{path}: not valid YAML{where}') from None
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict) or not all(isinstance(key, str) for key in loaded):
+        raise UserError(f'{path}: a recipe is a list of "option: value" lines')
+    values = {}
+    for key, value in loaded.items():
+        name = key.replace('-', '_')
+        if name not in known:
+            raise UserError(f'{path}: unknown option {key!r}{nearest(name, known)}')
+        if name in values:
+            raise UserError(f'{path}: option {key!r} is given twice')
+        values[name] = value
+    return values
+
+FLAGSHIP = 'mbv2_mish'
+GOOD_RECIPE = 'mbv2_mish_80'  # for any model, in ten epochs
+RECIPES = ('', 'leaderboard')  # folders of hparams/
+
+
+def _recipe_folder() -> Path:
+    """``hparams/`` as installed from a wheel, else that of the source checkout."""
+    package = Path(__file__).parent.parent
+    installed = package / 'hparams'
+    return installed if installed.is_dir() else package.parent / 'hparams'
+
+
+def recipe_names() -> list[str]:
+    """The names of the recipes that come with the package."""
+    return list(_shipped(*RECIPES))
+
+
+def study_names() -> list[str]:
+    """The names of the studies that come with the package."""
+    return list(_shipped('studies'))
+
+
+def _shipped(*folders: str) -> dict[str, Path]:
+    """The files of these folders of ``hparams/`` by name, which starts from the first of them."""
+    root = _recipe_folder()
+    files = [file for folder in folders for file in sorted(Path(root, folder).glob('*.yaml'))]
+    return {file.relative_to(root / folders[0]).with_suffix('').as_posix(): file for file in files}
+
+
+def find_recipe(name: str | Path) -> Path:
+    """The file of a recipe: a path, or the name of one that comes with the package.
+
+    Raises:
+        UserError: There is none; the line names the nearest ones.
+    """
+    return shipped(name, 'recipe', *RECIPES)
+
+
+def shipped(name: str | Path, kind: str, *folders: str) -> Path:
+    """The file that a name means: a path, or one in these folders of ``hparams/`` as it comes with the package.
+
+    Raises:
+        UserError: There is none; the line names the nearest ones.
+    """
+    if os.path.isfile(name):  # Path's own may raise
+        return Path(name)
+    files = _shipped(*folders)
+    for known, file in files.items():
+        if str(name) in (known, f'{known}.yaml', Path('hparams', folders[0], f'{known}.yaml').as_posix()):
+            return file
+    names = list(files)
+    raise UserError(f'no {kind} {str(name)!r}: neither a file nor one of {", ".join(names)}{nearest(str(name), names)}')

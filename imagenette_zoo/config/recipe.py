@@ -1,0 +1,361 @@
+"""Every option of training and validation, declared once, by timm's names and with timm's defaults.
+
+Where an option exists in timm's ``train.py`` it has that script's name, meaning and default, so that a recipe in
+``hparams/`` drives both. Our own are ``label_noise``, ``loader``, ``overwrite``, ``nan``, ``nan_limit``,
+``cuda_graph``, ``log_tensorboard``, ``shift_consistency`` and the values ``dataset: synthette`` and ``device: auto``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ..errors import UserError, nearest
+from .fields import Options, option
+from .groups import ArchitectureOptions, ComputeOptions, DataOptions, InputOptions
+from .hparams import find_recipe, read_yaml
+
+__all__ = [
+    'Recipe',
+]
+
+
+@dataclass(frozen=True)
+class ModelOptions(Options):
+    """Model"""
+
+    model: str = option('resnet50', "architecture: any of timm's models or ours (imagenette-zoo list)")
+    pretrained: bool = option(False, 'start from the published weights')
+    initial_checkpoint: str | None = option(None, 'start from the weights in this file or folder', metavar='PATH')
+    drop: float = option(0.0, 'dropout rate before the classifier', low=0, high=0.99)
+    drop_path: float | None = option(None, 'drop-path rate (stochastic depth)', low=0, high=0.99)
+    drop_block: float | None = option(None, 'drop-block rate', low=0, high=0.99)
+    bn_momentum: float | None = option(None, 'BatchNorm momentum', above=0, high=1)
+    bn_eps: float | None = option(None, 'BatchNorm epsilon', above=0)
+    head_init_scale: float | None = option(None, 'factor on the initial weights of the classifier', low=0)
+    head_init_bias: float | None = option(None, 'initial bias of the classifier')
+    grad_checkpointing: bool = option(False, 'recompute activations in the backward pass to save memory')
+
+    def check(self) -> None:
+        super().check()
+        if self.pretrained and self.initial_checkpoint:
+            raise UserError('--pretrained and --initial-checkpoint both name the starting weights: give one of them')
+
+
+@dataclass(frozen=True)
+class ScheduleLengthOptions(Options):
+    """Length and batch"""
+
+    epochs: int = option(300, 'passes over the training set', low=1)
+    batch_size: int = option(128, 'images a training step (of each process)', low=1, short=('-b',))
+    validation_batch_size: int | None = option(
+        None, 'images a validation step (the training batch size if not given)', low=1, short=('-vb',)
+    )
+    grad_accum_steps: int = option(1, 'batches whose gradients one step adds up', low=1)
+    label_noise: int = option(
+        0, "percentage of noisy training labels, from the data set's official noisy_imagenette.csv: 0, 1, 5, 25, 50"
+    )
+
+    def check(self) -> None:
+        super().check()
+        if self.label_noise not in (0, 1, 5, 25, 50):
+            raise UserError(f'--label-noise: {self.label_noise} is not one of 0, 1, 5, 25, 50')
+
+
+@dataclass(frozen=True)
+class OptimizerOptions(Options):
+    """Optimizer"""
+
+    opt: str = option('sgd', "optimizer, by timm's name")
+    opt_eps: float | None = option(None, 'epsilon of the optimizer', low=0)
+    opt_betas: tuple[float, ...] | None = option(None, 'betas of the optimizer', low=0, high=1)
+    opt_kwargs: dict[str, Any] = option({}, 'further arguments of the optimizer')
+    momentum: float = option(0.9, 'momentum', low=0, high=1)
+    weight_decay: float = option(2e-5, 'weight decay', low=0)
+    clip_grad: float | None = option(None, 'bound on the gradient (no clipping if not given)', above=0)
+    clip_mode: str = option('norm', 'how the gradient is clipped', choices=('norm', 'value', 'agc'))
+    layer_decay: float | None = option(None, 'factor between the learning rates of successive layers', above=0, high=1)
+    layer_decay_min_scale: float = option(0.0, 'smallest factor of layer-decay', low=0, high=1)
+    layer_decay_no_opt_scale: float | None = option(
+        None, 'layers whose factor is below this are not trained', low=0, high=1
+    )
+
+
+@dataclass(frozen=True)
+class LearningRateOptions(Options):
+    """Learning-rate schedule"""
+
+    sched: str = option(
+        'cosine',
+        "schedule, by timm's name (constant, wsd and rsqrt need a timm that has them)",
+        choices=('cosine', 'tanh', 'step', 'multistep', 'plateau', 'poly', 'constant', 'wsd', 'rsqrt', 'none'),
+    )
+    sched_on_updates: bool = option(False, 'step the schedule every update instead of every epoch')
+    lr: float | None = option(None, 'learning rate (lr-base scaled by the batch if not given)', above=0)
+    lr_base: float = option(0.1, 'learning rate at a batch of lr-base-size images', above=0)
+    lr_base_size: int = option(256, 'batch size that lr-base is meant for', low=1)
+    lr_base_scale: str | None = option(
+        None, 'how lr-base scales with the batch (by the optimizer if not given)', choices=('linear', 'sqrt')
+    )
+    lr_noise: tuple[float, ...] | None = option(None, 'span of learning-rate noise as shares of the run', low=0, high=1)
+    lr_noise_pct: float = option(0.67, 'bound on the learning-rate noise', above=0)
+    lr_noise_std: float = option(1.0, 'standard deviation of the learning-rate noise', low=0)
+    lr_cycle_mul: float = option(1.0, 'factor between the lengths of successive cycles', above=0)
+    lr_cycle_decay: float = option(0.5, 'factor between the learning rates of successive cycles', above=0)
+    lr_cycle_limit: int = option(1, 'number of cycles', low=1)
+    lr_k_decay: float = option(1.0, 'k-decay of the cosine and poly schedules', above=0)
+    warmup_lr: float = option(1e-5, 'learning rate at the start of the warm-up', low=0)
+    min_lr: float = option(0.0, 'learning rate at the end', low=0)
+    warmup_epochs: int = option(5, 'epochs of warm-up', low=0)
+    warmup_prefix: bool = option(False, 'the warm-up comes before the schedule instead of being its first part')
+    cooldown_epochs: int = option(0, 'epochs at min-lr after the schedule', low=0)
+    decay_milestones: tuple[int, ...] = option((90, 180, 270), 'epochs of decay of the multistep schedule', low=0)
+    decay_epochs: float | None = option(
+        None,
+        "epochs between decays of the step schedule, epochs or share of wsd's decay (timm's if not given)",
+        above=0,
+    )
+    lr_decay_fn: str | None = option(None, 'shape of the decay of the wsd and rsqrt schedules')
+    lr_stable_timescale: float | None = option(None, 'time scale of the rsqrt schedule, epochs', above=0)
+    decay_rate: float = option(0.1, 'factor of a decay', above=0, short=('--dr',))
+    patience_epochs: int = option(10, 'patience of the plateau schedule', low=0)
+
+    def check(self) -> None:
+        super().check()
+        if list(self.decay_milestones) != sorted(set(self.decay_milestones)):
+            raise UserError('--decay-milestones must increase')
+        if self.lr_noise is not None and len(self.lr_noise) > 2:
+            raise UserError('--lr-noise takes one value or two')
+
+
+@dataclass(frozen=True)
+class AugmentationOptions(Options):
+    """Augmentation and regularisation"""
+
+    no_aug: bool = option(False, 'no training augmentation; overrides the other augmentation options')
+    train_crop_mode: str | None = option(
+        None, 'random crop: rrc (random-resized), rkrc, rkrr (both keep the ratio)', choices=('rrc', 'rkrc', 'rkrr')
+    )
+    scale: tuple[float, ...] = option((0.08, 1.0), 'area of the random-resized crop', above=0, length=2)
+    ratio: tuple[float, ...] = option((3 / 4, 4 / 3), 'aspect ratio of the random-resized crop', above=0, length=2)
+    hflip: float = option(0.5, 'probability of a horizontal flip', low=0, high=1)
+    vflip: float = option(0.0, 'probability of a vertical flip', low=0, high=1)
+    color_jitter: float = option(0.4, 'strength of the colour jitter', low=0)
+    color_jitter_prob: float | None = option(None, 'probability of any colour jitter', low=0, high=1)
+    grayscale_prob: float | None = option(None, 'probability of a conversion to grey', low=0, high=1)
+    gaussian_blur_prob: float | None = option(None, 'probability of a Gaussian blur', low=0, high=1)
+    aa: str | None = option(None, 'AutoAugment policy, as in rand-m9-mstd0.5, v0, original, augmix-m5-w4')
+    reprob: float = option(0.0, 'probability of random erasing', low=0, high=1)
+    remode: str = option('pixel', 'what random erasing fills in', choices=('const', 'rand', 'pixel'))
+    recount: int = option(1, 'most rectangles that random erasing fills', low=1)
+    mixup: float = option(0.0, 'mixup alpha; 0 is no mixup', low=0)
+    cutmix: float = option(0.0, 'cutmix alpha; 0 is no cutmix', low=0)
+    cutmix_minmax: tuple[float, ...] | None = option(
+        None, 'smallest and largest share of the side that cutmix replaces', low=0, high=1, length=2
+    )
+    mixup_prob: float = option(1.0, 'probability of mixup or cutmix', low=0, high=1)
+    mixup_switch_prob: float = option(0.5, 'probability of cutmix where both are on', low=0, high=1)
+    mixup_mode: str = option('batch', 'what shares one mixing factor', choices=('batch', 'pair', 'elem'))
+    mixup_off_epoch: int = option(0, 'epoch from which there is no mixing; 0 is never', low=0)
+    smoothing: float = option(0.1, 'label smoothing', low=0, high=0.99)
+    bce_loss: bool = option(False, 'binary cross-entropy instead of cross-entropy')
+    train_interpolation: str = option(
+        'random', 'resize interpolation in training', choices=('random', 'bilinear', 'bicubic', 'lanczos', 'nearest')
+    )
+
+    @property
+    def mixes(self) -> bool:
+        """Whether mixup or cutmix is on."""
+        return self.mixup > 0 or self.cutmix > 0 or self.cutmix_minmax is not None
+
+    def check(self) -> None:
+        super().check()
+        for name in ('scale', 'ratio', 'cutmix_minmax'):
+            bounds = getattr(self, name)
+            if bounds is not None and bounds[0] > bounds[1]:
+                raise UserError(
+                    f'--{name.replace("_", "-")}: {bounds[0]:g} is above {bounds[1]:g}, the smaller comes first'
+                )
+        if self.cutmix_minmax is not None and self.cutmix_minmax[0] == self.cutmix_minmax[1]:
+            raise UserError(f'--cutmix-minmax: {self.cutmix_minmax[0]:g} is not below {self.cutmix_minmax[1]:g}')
+        if self.mixup_off_epoch and not self.mixes:
+            raise UserError('--mixup-off-epoch has no effect without --mixup or --cutmix')
+
+
+@dataclass(frozen=True)
+class SizeScheduleOptions(Options):
+    """Scheduled image sizes"""
+
+    train_img_sizes: tuple[int, ...] | None = option(
+        None, 'train at several image sides in pixels, one for each batch (img-size if not given)', low=8, high=4096
+    )
+    train_size_probs: tuple[float, ...] | None = option(
+        None, 'how often each of train-img-sizes comes (equally often if not given)', low=0
+    )
+    train_size_schedule: str = option(
+        'constant',
+        'progressive goes from the first of train-img-sizes to the last',
+        choices=('constant', 'progressive'),
+    )
+    train_size_schedule_spread: float = option(
+        0.65, 'how far around the present size a progressive schedule chooses, in sizes', low=0
+    )
+    train_size_random_mix: float = option(
+        0.1, 'share of the batches of a progressive schedule that have any of the sizes', low=0, high=1
+    )
+
+    def check(self) -> None:
+        super().check()
+        sizes, probs = self.train_img_sizes, self.train_size_probs
+        if sizes is None and (probs is not None or self.train_size_schedule != 'constant'):
+            raise UserError('--train-size-probs and --train-size-schedule have no effect without --train-img-sizes')
+        if sizes is not None and len(set(sizes)) != len(sizes):
+            raise UserError('--train-img-sizes: a size is given twice')
+        if sizes is not None and len(sizes) < 2 and self.train_size_schedule == 'progressive':
+            raise UserError('--train-size-schedule progressive needs at least two of --train-img-sizes')
+        if sizes is not None and probs is not None and (len(probs) != len(sizes) or not sum(probs)):
+            raise UserError(
+                f'--train-size-probs: {len(sizes)} numbers are needed, one for each size, not all of them 0'
+            )
+
+
+@dataclass(frozen=True)
+class EmaOptions(Options):
+    """Moving average of the weights (EMA)"""
+
+    model_ema: bool = option(False, 'keep a moving average of the weights, and evaluate it')
+    model_ema_decay: float = option(0.9998, 'decay of the moving average', low=0, high=1)
+    model_ema_warmup: bool = option(False, 'let the decay rise during the first steps')
+    model_ema_force_cpu: bool = option(False, 'keep the moving average on the CPU')
+
+    def check(self) -> None:
+        super().check()
+        if not self.model_ema and (self.model_ema_warmup or self.model_ema_force_cpu):
+            raise UserError('--model-ema-warmup and --model-ema-force-cpu have no effect without --model-ema')
+
+
+@dataclass(frozen=True)
+class RunOptions(Options):
+    """Run"""
+
+    seed: int = option(42, 'seed of everything random', low=0, high=2**32 - 1)
+    output: str = option('runs', 'folder that runs are kept in', metavar='DIR')
+    experiment: str | None = option(None, 'name of the run (date, model and size if not given)', metavar='NAME')
+    overwrite: bool = option(False, 'replace the run that is in the folder')
+    resume: str | None = option(
+        None,
+        'continue an interrupted run: its folder, or without a value the one that --experiment names, which is '
+        'started if there is nothing to continue',
+        const='auto',
+        metavar='RUN',
+    )
+    eval_metric: str = option('top1', 'metric that decides which epoch is best', choices=('top1', 'top5', 'loss'))
+    val_interval: int = option(1, 'epochs between validations', low=1)
+    checkpoint_hist: int = option(10, 'number of best epochs whose weights are kept', low=1)
+    recovery_interval: int = option(
+        0, 'updates between checkpoints within an epoch; 0 keeps only those at its end', low=0
+    )
+    nan: str = option(
+        'stop', 'what an infinite or NaN loss does: stop the run, or skip the step and go on', choices=('stop', 'skip')
+    )
+    nan_limit: int = option(10, 'most steps in a row that --nan skip leaves out', low=1)
+    log_interval: int = option(50, 'updates between plain progress lines where there is no terminal', low=1)
+    sync_bn: bool = option(False, 'BatchNorm statistics over all processes (CUDA, under torchrun)')
+    cuda_graph: str = option(
+        'auto',
+        'record a training step as a CUDA graph, which spares the time of its launches (auto: on one GPU, where it can '
+        'be; none: do not)',
+        choices=('auto', 'none'),
+    )
+
+    def check(self) -> None:
+        super().check()
+        if self.resume and self.overwrite:
+            raise UserError('--resume continues a run and --overwrite replaces it: give one of them')
+        if self.experiment and (Path(self.experiment).name != self.experiment or self.experiment in ('.', '..')):
+            raise UserError(
+                f'--experiment: {self.experiment!r} is not a plain folder name; --output says where it goes'
+            )
+
+
+@dataclass(frozen=True)
+class TrackingOptions(Options):
+    """Tracking"""
+
+    log_tensorboard: bool = option(False, "log to TensorBoard: event files in the run's folder")
+    log_wandb: bool = option(False, 'log to Weights & Biases; WANDB_MODE=offline sends nothing')
+    wandb_project: str | None = option(None, 'project of the run in wandb', metavar='NAME')
+    wandb_tags: tuple[str, ...] = option((), 'tags of the run in wandb', metavar='TAG')
+    wandb_resume_id: str | None = option(
+        None, "run in wandb that is continued (the one that the run's folder names if not given)", metavar='ID'
+    )
+
+
+@dataclass(frozen=True)
+class Recipe(
+    TrackingOptions,
+    RunOptions,
+    EmaOptions,
+    SizeScheduleOptions,
+    AugmentationOptions,
+    LearningRateOptions,
+    OptimizerOptions,
+    ScheduleLengthOptions,
+    ComputeOptions,
+    InputOptions,
+    ArchitectureOptions,
+    ModelOptions,
+    DataOptions,
+):
+    """Everything that decides a training run.
+
+    ``Recipe(model='mbv2_mish_imagenette', epochs=5)`` starts from timm's defaults, :meth:`load` from a file.
+
+    Raises:
+        UserError: A value has the wrong type, is out of range, or contradicts another.
+    """
+
+    eager: ClassVar[tuple[str | None, ...]] = (None, 'none')  # auto may compile
+
+    def check(self) -> None:
+        super().check()
+        if self.sched != 'none' and not self.warmup_prefix and self.warmup_epochs >= self.epochs:
+            raise UserError(
+                f'--warmup-epochs {self.warmup_epochs} leaves nothing of --epochs {self.epochs}: '
+                f'lower the warm-up (--warmup-epochs 0) or train longer'
+            )
+        if self.torchcompile_mode in ('reduce-overhead', 'max-autotune') and self.grad_accum_steps > 1:
+            raise UserError(
+                f'--torchcompile-mode {self.torchcompile_mode}: its CUDA graphs overwrite the gradients that '
+                f'--grad-accum-steps {self.grad_accum_steps} adds up: leave one of them out'
+            )
+        if self.mixes and self.batch_size % 2:
+            raise UserError(f'--batch-size {self.batch_size}: mixup and cutmix need an even batch')
+        if self.scale[1] > 1:
+            raise UserError(f'--scale: {self.scale[1]:g} is more than the whole image (1)')
+
+    @classmethod
+    def load(cls, name: str | Path, **overrides: Any) -> Recipe:
+        """The recipe of this name or file, with some options replaced.
+
+        Raises:
+            UserError: There is no such recipe, or an option in it is unknown or wrong.
+        """
+        path = find_recipe(name)
+        values = read_yaml(path, cls.names())
+        try:
+            cls(**values)
+        except UserError as error:
+            if not overrides:
+                raise UserError(f'{path}: {error}') from None
+        return cls(**{**values, **overrides})
+
+    def replace(self, **changes: Any) -> Recipe:
+        """A copy with some options changed."""
+        unknown = set(changes) - self.names()
+        if unknown:
+            name = sorted(unknown)[0]
+            raise UserError(f'unknown option {name!r}{nearest(name, self.names())}')
+        return dataclasses.replace(self, **changes)

@@ -1,0 +1,36 @@
+"""Names and numbers of Imagenette as published."""
+
+from __future__ import annotations
+
+__all__ = [
+    'IMAGENETTE',
+    'IMAGE_EXTENSIONS',
+    'FORMATS',
+    'NOISE_LEVELS',
+    'SIZES',
+]
+
+IMAGENETTE: dict[str, str] = {
+    'n01440764': 'tench',
+    'n02102040': 'English springer',
+    'n02979186': 'cassette player',
+    'n03000684': 'chain saw',
+    'n03028079': 'church',
+    'n03394916': 'French horn',
+    'n03417042': 'garbage truck',
+    'n03425413': 'gas pump',
+    'n03445777': 'golf ball',
+    'n03888257': 'parachute',
+}
+IMAGE_EXTENSIONS = frozenset(
+    {'.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.gif', '.ppm', '.pgm'},
+)
+# Pillow tells a format by a file's content, whatever its name, and starts Ghostscript for PostScript. These it decodes
+# itself. Not ICO, ICNS, IPTC and others that hold a file of another format. TGA, which has no signature, is tried last.
+FORMATS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'DIB', 'PPM', 'TIFF', 'JPEG2000', 'AVIF', 'TGA')
+NOISE_LEVELS = (0, 1, 5, 25, 50)  # percent, columns of noisy_imagenette.csv
+SIZES: dict[str, str] = {  # shorter side in pixels, as published → name of the archive and of the folder in it
+    '160': 'imagenette2-160',
+    '320': 'imagenette2-320',
+    'full': 'imagenette2',
+}

@@ -1,0 +1,69 @@
+"""Squeeze-and-excitation whose backward pass keeps to channels-last on a CPU.
+
+torch spreads the gradient of a mean over the pixels in another memory layout than the image has, and adding it to the
+image's other gradient then takes several times as long as it has to (docs/log.md).
+"""
+
+from typing import Any
+
+import torch
+from timm.layers import EffectiveSEModule, SEModule
+from timm.models._efficientnet_blocks import SqueezeExcite
+from torch import nn
+
+from ..kernels.runtime import is_plain
+
+__all__ = ['speed_up_squeeze']
+
+
+def speed_up_squeeze(model: nn.Module) -> None:
+    """Gives timm's squeeze-and-excitation layers that backward pass; values and gradients are timm's.
+
+    State dicts are unaffected.
+
+    Args:
+        model: The model; such layers are changed in place.
+    """
+    for layer in model.modules():
+        if type(layer) in _FASTER and not getattr(layer, 'add_maxpool', False):
+            layer.__class__ = _FASTER[type(layer)]
+
+
+class _SEModule(SEModule):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not is_plain(x):
+            return super().forward(x)
+        return x * self.gate(self.fc2(self.act(self.bn(self.fc1(_Mean.apply(x))))))
+
+
+class _EffectiveSEModule(EffectiveSEModule):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.gate(self.fc(_Mean.apply(x))) if is_plain(x) else super().forward(x)
+
+
+class _SqueezeExcite(SqueezeExcite):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not is_plain(x):
+            return super().forward(x)
+        return x * self.gate(self.conv_expand(self.act1(self.conv_reduce(_Mean.apply(x)))))
+
+
+_FASTER: dict[type[nn.Module], type[nn.Module]] = {
+    SEModule: _SEModule,
+    EffectiveSEModule: _EffectiveSEModule,
+    SqueezeExcite: _SqueezeExcite,
+}
+
+
+class _Mean(torch.autograd.Function):
+    """Of the pixels of `(N, C, H, W)`; the gradient is a view of one number a channel."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        ctx.shape = x.shape
+        return x.mean((2, 3), keepdim=True)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        _, _, height, width = ctx.shape
+        return (grad / (height * width)).expand(ctx.shape)

@@ -1,0 +1,251 @@
+"""What a trained model takes images for, and where in them it sees that."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ..config.fields import option
+from ..data.folders import list_images
+from ..data.images import decoded
+from ..errors import UserError, first_line, require
+from ..utils.console import Console
+from ..utils.console import plain as printable
+from ..utils.distributed import choose_device
+from ..utils.files import write_atomic
+from ..utils.memory import keep_freed_memory
+from .gradcam import grad_cam
+from .loading import TrainedModel, UseOptions, load_trained
+
+__all__ = ['PredictOptions', 'Prediction', 'describe', 'look_at', 'predict', 'predict_each']
+
+FIGURES = ('.png', '.svg')
+BAR = 20  # characters at 100 %
+MANY = 500  # images from which on kernels are worth compiling, which takes seconds, once
+
+
+@dataclass(frozen=True)
+class PredictOptions(UseOptions):
+    """Prediction"""
+
+    topk: int = option(3, 'classes shown for each image, the most probable first', low=1)
+    save_figure: str | None = option(
+        None,
+        'show where the model sees its class (Grad-CAM): a .png or .svg file, or a folder with a figure for each image',
+        metavar='FILE|DIR',
+    )
+    # Small: eight are no faster on two cores, and a large batch has the kernels of Mish compiled, also for few images.
+    batch_size: int = option(2, 'images a step', low=1, short=('-b',))
+    device: str = option('auto', 'auto (CUDA where there is one), cpu, cuda, cuda:1, mps')
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model takes an image for.
+
+    Args:
+        image: The file; empty where it was none.
+        top: The most probable classes and their probabilities (0–1), the most probable first.
+        seen: What the model was shown, `(H, W, 3)` uint8; None where no heat map was asked for.
+        heat: How much each pixel of it spoke for the first class, `(H, W)`, 0–1 (Grad-CAM); None likewise.
+    """
+
+    image: str
+    top: list[tuple[str, float]]
+    seen: npt.NDArray[np.uint8] | None = field(default=None, repr=False, compare=False)
+    heat: npt.NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def label(self) -> str:
+        """The most probable class."""
+        return self.top[0][0]
+
+    @property
+    def probability(self) -> float:
+        """Of that class, 0–1."""
+        return self.top[0][1]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        top = [{'class': name, 'probability': probability} for name, probability in self.top]
+        return {'image': self.image, **top[0], 'top': top}
+
+
+def predict(
+    images: str | Path | Sequence[str | Path],
+    model: str | Path = UseOptions.model,
+    **options: Any,
+) -> list[Prediction]:
+    """What a model takes images for.
+
+    Args:
+        images: A file, a folder, a glob pattern, or several of these.
+        model: A run's folder or its ``best/``, ``local-dir:FOLDER``, ``hf-hub:NAME``, or a model's name.
+        **options: The other fields of :class:`PredictOptions`.
+
+    Returns:
+        One :class:`Prediction` an image: named places in their order, files of a folder in natural order.
+
+    Raises:
+        UserError: Bad input, in one line.
+    """
+    places = [images] if isinstance(images, (str, Path)) else images
+    return list(predict_each(places, PredictOptions(model=str(model), **options), Console(quiet=True)))
+
+
+def predict_each(places: Sequence[str | Path], options: PredictOptions, console: Console) -> Iterator[Prediction]:
+    """As :func:`predict`, batch by batch; figures are written on the way.
+
+    Raises:
+        UserError: Bad input, in one line; for an image that can't be read once its turn has come.
+    """
+    paths = list_images(places)
+    figures = _figure_files(paths, options.save_figure)
+    keep_freed_memory()
+    device = choose_device(options.device)
+    trained = load_trained(options, device, channels_last=device.type == 'cpu' and len(paths) >= MANY)
+    with console.progress('predict', len(paths)) as progress:
+        pixels = _pixels(trained, paths)
+        for start in range(0, len(paths), options.batch_size):
+            batch = torch.from_numpy(np.stack(list(islice(pixels, options.batch_size))))
+            found = look_at(trained, batch, options.topk, heat_maps=bool(figures))
+            for index, prediction in enumerate(found, start):
+                named = replace(prediction, image=str(paths[index]))
+                if figures:
+                    write_atomic(figures[index], draw(named, figures[index].suffix[1:]))
+                progress.advance(1)
+                yield replace(named, seen=None, heat=None)
+
+
+def _pixels(trained: TrainedModel, paths: Sequence[Path]) -> Iterator[npt.NDArray[np.uint8]]:
+    """What the model is shown of each image."""
+    pixels = decoded(paths, trained.pixels)
+    for path in paths:
+        try:
+            yield next(pixels)
+        except ValueError as error:
+            raise UserError(f'image {path} {error}') from None
+
+
+def look_at(trained: TrainedModel, pixels: torch.Tensor, topk: int = 3, heat_maps: bool = False) -> list[Prediction]:
+    """What a model takes images for.
+
+    Args:
+        trained: The model.
+        pixels: `(N, 3, H, W)` uint8, as `trained.pixels` gives them.
+        topk: Classes named for each.
+        heat_maps: Also tell where in the image it sees the first of them.
+
+    Raises:
+        UserError: It gives no numbers, or has no feature map to draw a heat map from.
+    """
+    inputs = trained.normalize(pixels)
+    maps = None
+    if heat_maps:
+        logits, maps = grad_cam(trained.model, inputs)
+        maps = torch.nn.functional.interpolate(maps[:, None], inputs.shape[2:], mode='bilinear')[:, 0]
+        maps = (maps / maps.amax((1, 2), keepdim=True).clamp(min=1e-12)).cpu()
+    else:
+        with torch.inference_mode():
+            logits = trained.model(inputs)
+    if not logits.isfinite().all():
+        raise UserError(f'{trained.name}: gives no finite numbers: its weights are damaged, or its training diverged')
+    probabilities, classes = logits.float().softmax(1).topk(min(topk, logits.shape[1]))
+    found = []
+    for row, (values, indices) in enumerate(zip(probabilities.tolist(), classes.tolist(), strict=True)):
+        top = [(trained.class_names[index], value) for index, value in zip(indices, values, strict=True)]
+        seen = pixels[row].permute(1, 2, 0).numpy() if maps is not None else None
+        found.append(Prediction('', top, seen, maps[row].numpy() if maps is not None else None))
+    return found
+
+
+def describe(prediction: Prediction) -> str:
+    """Lines for a person: the image, and its classes with a bar each."""
+    width = max(18, *(len(name) for name, _ in prediction.top))  # of an image like of the next
+    lines = [
+        f'  {name:<{width}}  {100 * value:5.1f} %  {"█" * round(BAR * value)}'.rstrip()
+        for name, value in prediction.top
+    ]
+    return '\n'.join([prediction.image, *lines])
+
+
+def draw(prediction: Prediction, kind: str) -> bytes:
+    """The image, and beside it the image under its heat map.
+
+    Args:
+        prediction: With what was seen.
+        kind: `png` or `svg`.
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
+    require('matplotlib', '--save-figure', 'report')
+    import matplotlib.style
+    from matplotlib.figure import Figure
+
+    assert prediction.seen is not None
+    with matplotlib.style.context({'text.parse_math': False, 'font.size': 9}, after_reset=True):
+        height, width = prediction.seen.shape[:2]
+        figure = Figure((6.2, 3.1 * height / width + 0.45), layout='constrained')
+        plain, under = figure.subplots(1, 2)
+        plain.imshow(prediction.seen)
+        under.imshow(prediction.seen.mean(2), cmap='gray', vmin=0, vmax=255)  # so that all colour is the heat map's
+        under.imshow(prediction.heat, cmap='inferno', alpha=0.55, vmin=0, vmax=1)
+        for axis, title in ((plain, 'what the model sees'), (under, 'what speaks for it (Grad-CAM)')):
+            axis.set_title(title, fontsize=9)
+            axis.set_axis_off()
+        figure.suptitle(f'{printable(prediction.label)}  {100 * prediction.probability:.1f} %', fontsize=11)
+        file = io.BytesIO()
+        figure.savefig(file, format=kind, dpi=150, metadata={'Software': None} if kind == 'png' else {'Date': None})
+    return file.getvalue()
+
+
+def _figure_files(images: Sequence[Path], place: str | None) -> list[Path]:
+    """A file for the figure of each image; none where no place is given. Its folders are made.
+
+    Raises:
+        UserError: matplotlib is missing, the place is no place for figures, or an image would be overwritten.
+    """
+    if not place:
+        return []
+    require('matplotlib', '--save-figure', 'report')
+    target = Path(place)
+    if target.suffix and not target.is_dir():
+        if target.suffix not in FIGURES:
+            raise UserError(f'--save-figure: {place!r} must end in {" or ".join(FIGURES)}, or be a folder')
+        if len(images) > 1:
+            raise UserError(f'--save-figure {place}: one file for {len(images)} images: give a folder')
+        files = [target]
+    else:
+        absolute = [Path(os.path.abspath(path)) for path in images]  # without '..'
+        try:
+            base = Path(os.path.commonpath([path.parent for path in absolute]))
+        except ValueError as error:  # Windows
+            raise UserError(f'--save-figure {place}: {first_line(error)}: give the images of one drive') from None
+        relative = [path.relative_to(base) for path in absolute]
+        stems = Counter(path.with_suffix('') for path in relative)
+        files = [
+            target
+            / (path.with_suffix('.png') if stems[path.with_suffix('')] == 1 else path.with_name(f'{path.name}.png'))
+            for path in relative
+        ]
+    inputs = {path.resolve() for path in images}
+    beside = {path.parent.resolve() for path in (*images, *inputs)} if files != [target] else ()
+    for file in files:
+        if file.resolve() in inputs or (os.path.exists(file) and file.resolve().parent in beside):
+            raise UserError(f'--save-figure {place}: would overwrite {file}: choose another folder')
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--save-figure {place}: can't make {file.parent}: {error.strerror}") from None
+    return files

@@ -1,0 +1,224 @@
+"""From a name and options to a model, its data config, and what it costs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from copy import deepcopy
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import TYPE_CHECKING, Any
+
+import timm
+import torch
+from timm.data import resolve_data_config
+from timm.models._hub import load_model_config_from_hf, load_model_config_from_path, save_config_for_hf
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..config.groups import ComputeOptions, InputOptions
+from ..errors import UserError, first_line, nearest
+from ..fast_layers.blurpool import speed_up_blur
+from ..fast_layers.norm_act import fuse_norm_act
+from ..fast_layers.squeeze import speed_up_squeeze
+from ..fast_layers.strided import subsample_before
+from ..fast_layers.unplanned import plan_later
+from ..layers.mish import speed_up_mish
+from ..utils.files import keep_inductor_private
+
+if TYPE_CHECKING:
+    from ..config.groups import ComputeOptions
+
+__all__ = [
+    'build_model',
+    'source_args',
+    'input_config',
+    'place',
+    'probe',
+    'autocast',
+    'model_config',
+    'compiled',
+    'model_cost',
+]
+
+
+def build_model(name: str, **kwargs: Any) -> Any:
+    """``timm.create_model`` whose failures are one line.
+
+    Args:
+        name: A model's name, ``local-dir:FOLDER`` or ``hf-hub:NAME``.
+        **kwargs: Passed on; what is None is left to the model.
+
+    Raises:
+        UserError: No such model (the nearest are named), weights that can't be had, or an argument that it does not
+            take.
+    """
+    source = name.split(':', 1)[0] if ':' in name else None
+    if source == 'local-dir' and kwargs.get('pretrained') and not os.path.isfile(f'{name[10:]}/model.safetensors'):
+        raise UserError(f'model {name}: no model.safetensors in it')  # older timm would run what a pickle says
+    if source not in ('local-dir', 'hf-hub', 'hf_hub') and not timm.is_model(name.split('.')[0]):
+        raise UserError(f'unknown model {name!r}{nearest(name, timm.list_models())} (imagenette-zoo list shows ours)')
+    try:
+        return timm.create_model(name, **{key: value for key, value in kwargs.items() if value is not None})
+    except LookupError as error:
+        reason = 'its config.json is not one of timm' if source else 'no such value of an argument'
+        raise UserError(f'model {name}: {reason} ({first_line(error)})') from None
+    except (TypeError, AssertionError, ValueError, RuntimeError, AttributeError, OSError, UnpicklingError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        reason = ' '.join(line.strip() for line in lines[: 2 if lines[0].endswith(':') else 1])
+        raise UserError(f'model {name}: {reason if len(reason) <= 200 else reason[:200] + "…"}') from None
+
+
+def source_args(name: str, model: nn.Module) -> dict[str, Any]:
+    """What the config of a ``local-dir:`` or ``hf-hub:`` model has timm build it with, beside the number of classes;
+    nothing where timm keeps account of that in the model."""
+    source, _, place = name.partition(':')
+    args: dict[str, Any] = {}
+    if hasattr(model, '_model_args'):  # since timm 1.0.31
+        pass
+    elif source == 'local-dir':
+        args = load_model_config_from_path(place)[2]
+    elif source in ('hf-hub', 'hf_hub'):
+        args = load_model_config_from_hf(place)[2]
+    return {key: value for key, value in args.items() if key != 'num_classes'}
+
+
+def input_config(
+    options: InputOptions, model: nn.Module, use_test_size: bool = False, crop_mode: str | None = None
+) -> dict[str, Any]:
+    """timm's data config: ``input_size``, ``interpolation``, ``mean``, ``std``, ``crop_pct``, ``crop_mode``.
+
+    Args:
+        options: What is asked for instead of the model's own.
+        model: The model.
+        use_test_size: Its size for tests, where it has one.
+        crop_mode: Instead of its own. Trainings validate by ``center``, as timm's do.
+
+    Raises:
+        UserError: The model takes no images of three channels.
+    """
+    given = {name: getattr(options, name) for name in ('img_size', 'crop_pct', 'interpolation', 'mean', 'std')}
+    given['crop_mode'] = crop_mode
+    config = resolve_data_config(given, model=model, use_test_size=use_test_size)
+    if config['input_size'][0] != 3:
+        raise UserError(f'the model is for images of {config["input_size"][0]} channels: expected one for 3')
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in config.items()}
+
+
+def place(model: nn.Module, device: torch.device, channels_last: bool) -> nn.Module:
+    """Moves a model to a device and into a memory layout, and makes it fast there, in training and validation alike."""
+    model.to(device)
+    speed_up_mish(model)
+    if device.type == 'cuda':
+        plan_later(model)
+    if device.type == 'cpu' and channels_last:
+        fuse_norm_act(model)
+        speed_up_blur(model)
+        speed_up_squeeze(model)
+        subsample_before(model)
+    return model.to(memory_format=torch.channels_last) if channels_last else model
+
+
+def probe(model: nn.Module, name: str, input_size: tuple[int, int, int]) -> None:
+    """Runs a model once, so that one which can't take this input fails before anything is written.
+
+    Raises:
+        UserError: It can't.
+    """
+    model.eval()
+    weight = next(model.parameters())
+    try:
+        with torch.inference_mode():
+            model(torch.zeros(2, *input_size, device=weight.device, dtype=weight.dtype))
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        reason = first_line(error)
+        if getattr(model, 'pretrained_cfg', {}).get('fixed_input_size'):
+            reason += f' (also give --model-kwargs img_size={input_size[-1]})'
+        raise UserError(f"model {name} can't take images of {input_size[-1]} px (--img-size): {reason}") from None
+
+
+def autocast(options: ComputeOptions, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Mixed precision where it is asked for."""
+    return torch.autocast(device.type, getattr(torch, options.amp_dtype), enabled=options.amp)
+
+
+def model_config(
+    model: Any,
+    config: dict[str, Any],
+    class_names: Sequence[str],
+    model_args: dict[str, Any],
+    from_scratch: bool = False,
+) -> dict[str, Any]:
+    """``config.json`` of a trained model in timm's Hub layout; the model's own config becomes the same.
+
+    Args:
+        model: The model.
+        config: The data config that it was evaluated with.
+        class_names: A name for each output.
+        model_args: Arguments that ``timm.create_model`` must be given to build the same model.
+        from_scratch: The weights were random at first: licence and origin of the published ones are not theirs.
+    """
+    old = dict(model.pretrained_cfg)
+    foreign = ('url', 'file', 'hf_hub_id', 'source', 'tag', 'test_input_size', 'test_crop_pct', 'test_pool_size')
+    for name in (*foreign, 'license', 'origin_url') if from_scratch else foreign:
+        old.pop(name, None)
+    new = {name: config[name] for name in ('input_size', 'interpolation', 'mean', 'std', 'crop_pct', 'crop_mode')}
+    if old.get('pool_size'):
+        scale = config['input_size'][-1] / old['input_size'][-1]
+        new['pool_size'] = [max(1, -int(-side * scale // 1)) for side in old['pool_size']]
+    names = list(class_names)
+    model.pretrained_cfg = model.default_cfg = {**old, **new, 'num_classes': len(names), 'label_names': names}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / 'config.json'
+        save_config_for_hf(model, path, model_config={'label_names': names}, model_args=model_args or None)
+        return json.loads(path.read_text())
+
+
+def compiled(model: nn.Module, options: ComputeOptions, shapes: int = 1) -> nn.Module:
+    """The model compiled for a few shapes, where that is asked for.
+
+    Args:
+        model: The model.
+        options: ``torchcompile`` and ``torchcompile_mode``.
+        shapes: How many shapes of input it will be given.
+
+    Raises:
+        UserError: There is no such backend.
+    """
+    if options.torchcompile in (None, 'auto', 'none'):
+        return model
+    keep_inductor_private()
+    torch.compiler.reset()  # else the models of a sweep use up what one process may compile
+    known = torch._dynamo.list_backends(exclude_tags=())
+    if options.torchcompile not in known:
+        raise UserError(f'--torchcompile: no backend {options.torchcompile!r}{nearest(options.torchcompile, known)}')
+    # Training and evaluation, the model and its moving average are compiled each for itself.
+    limit = 'recompile_limit' if hasattr(torch._dynamo.config, 'recompile_limit') else 'cache_size_limit'
+    setattr(torch._dynamo.config, limit, max(getattr(torch._dynamo.config, limit), 4 * shapes + 4))
+    # dynamic=False: a batch of another size is run by the plain model, so that the compiled one stays as it is.
+    return torch.compile(  # type: ignore[return-value]
+        model, backend=options.torchcompile, mode=options.torchcompile_mode, dynamic=False
+    )
+
+
+def model_cost(model: nn.Module, input_size: tuple[int, int, int]) -> tuple[int, float | None]:
+    """Counts a model's parameters and its convolutions' and matrix products' multiply-accumulates.
+
+    Args:
+        model: Any model of images; it is left as it is.
+        input_size: `(C, H, W)` of one image.
+
+    Returns:
+        Number of parameters, and 10^9 multiply-accumulates for one image: None where torch can't count them.
+    """
+    probe = deepcopy(model).to('meta').eval()  # shapes suffice to count: nothing is computed
+    parameters = sum(weight.numel() for weight in model.parameters())
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            probe(torch.empty(1, *input_size, device='meta'))
+    except (AssertionError, RuntimeError, NotImplementedError):  # it fails on some models, as on cait_xxs24_224
+        return parameters, None
+    return parameters, counter.get_total_flops() / 2e9

@@ -1,0 +1,207 @@
+"""Model folders in timm's Hub layout (`config.json` and `model.safetensors`), written whole and read safely."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import pickle
+import shutil
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import timm
+import torch
+from timm.models import clean_state_dict
+from torch import nn
+
+from ..errors import UserError, first_line, nearest
+from ..utils.files import _one_line, _sync_folder, write_atomic
+from . import factory
+
+__all__ = [
+    'save_model_folder',
+    'link_model_folder',
+    'read_weights',
+    'load_weights',
+    'model_folder',
+    'load_folder',
+    'read_config',
+]
+
+
+def save_model_folder(folder: Path, config: Mapping[str, Any], state_dict: Mapping[str, torch.Tensor]) -> None:
+    """Writes ``config.json`` and ``model.safetensors``, timm's Hub layout.
+
+    Raises:
+        UserError: The disk is full, or the folder can't be written.
+    """
+    with _one_line(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    layout = torch.contiguous_format
+    tensors = {  # copies: safetensors refuses two names for one memory, which some models have
+        name: tensor.detach().to('cpu', copy=True, memory_format=layout) for name, tensor in state_dict.items()
+    }
+    write_atomic(folder / 'config.json', (json.dumps(config, indent=2) + '\n').encode())
+    write_atomic(folder / 'model.safetensors', safetensors.torch.save(tensors, metadata={'format': 'pt'}))
+
+
+def link_model_folder(source: Path, target: Path) -> None:
+    """The same model folder under a second name: hard links where the file system has them, else copies."""
+    with _one_line(target):
+        target.mkdir(parents=True, exist_ok=True)
+        for name in ('config.json', 'model.safetensors'):
+            temporary = target / f'.{name}.tmp'
+            temporary.unlink(missing_ok=True)
+            try:
+                os.link(source / name, temporary)
+            except OSError:
+                shutil.copyfile(source / name, temporary)
+            os.replace(temporary, target / name)
+            temporary.unlink(missing_ok=True)  # it stays where both were links to the same file already
+        _sync_folder(target)
+
+
+def read_weights(path: Path, use_ema: bool = True) -> dict[str, torch.Tensor]:
+    """The state dict in a file: safetensors, or a torch checkpoint (also timm's) loaded without executing anything.
+
+    Raises:
+        UserError: There is no such file, it is truncated, it is no checkpoint, or it holds more than weights.
+    """
+    if not os.path.isfile(path):  # Path's own may raise
+        raise UserError(f'{path}: no such checkpoint file')
+    try:
+        if path.suffix == '.safetensors':
+            return safetensors.torch.load_file(path)
+        _check_zip(path)
+        # What timm's trainer saves has its arguments beside the weights.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError(
+            f'{path}: not a file of plain weights (a pickle that runs code, or not a checkpoint): '
+            f'refused; save it as safetensors'
+        ) from None
+    except Exception as error:  # both libraries report a damaged file in many ways
+        reason = first_line(error)
+        raise UserError(f'{path}: truncated or not a checkpoint ({reason})') from None
+    state = checkpoint
+    if isinstance(checkpoint, dict):
+        keys = ('state_dict_ema', 'model_ema', 'state_dict', 'model') if use_ema else ('state_dict', 'model')
+        state = next((checkpoint[key] for key in keys if isinstance(checkpoint.get(key), dict)), checkpoint)
+    if not isinstance(state, dict) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise UserError(f'{path}: holds no weights')
+    return clean_state_dict(state)
+
+
+def _check_zip(file: Path | io.BytesIO) -> None:
+    """Refuses a file whose parts claim to be larger than it is: torch never compresses them, and would believe it."""
+    size = file.stat().st_size if isinstance(file, Path) else len(file.getbuffer())
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as parts:
+            if sum(part.file_size for part in parts.infolist()) > size:
+                raise ValueError('it claims to hold more than it does')
+
+
+def load_weights(model: nn.Module, state_dict: Mapping[str, torch.Tensor], source: str | Path) -> None:
+    """Loads a state dict into a model, all of it.
+
+    Raises:
+        UserError: It belongs to another model: the first key or shape that disagrees is named.
+    """
+    own = model.state_dict()
+    missing = [name for name in own if name not in state_dict]
+    unexpected = [name for name in state_dict if name not in own]
+    wrong = [name for name in own if name in state_dict and own[name].shape != state_dict[name].shape]
+    if not missing and not unexpected and not wrong:
+        model.load_state_dict(dict(state_dict))
+        return
+    if wrong and not missing and not unexpected:
+        name = wrong[0]
+        detail = f'{name} is {tuple(state_dict[name].shape)} there and {tuple(own[name].shape)} here'
+    else:
+        detail = f'{len(missing)} weights are missing and {len(unexpected)} are not its own'
+        if unexpected:
+            detail += f', as {unexpected[0]}{nearest(unexpected[0], missing)}'
+    raise UserError(f'{source}: the checkpoint of another model: {detail}')
+
+
+def model_folder(name: str | Path) -> Path | None:
+    """The model folder that a name means: a run's ``best/``, the folder itself, or None if it is no folder.
+
+    Raises:
+        UserError: It is a folder, but without a model, and no model of timm's is named so.
+    """
+    path = Path(str(name).removeprefix('local-dir:'))
+    for folder in (path / 'best', path):
+        if os.path.isfile(folder / 'config.json'):  # Path's own may raise
+            return folder
+    if str(name).startswith('local-dir:') or (os.path.isdir(path) and not timm.is_model(str(name))):
+        raise UserError(f'{path}: no model folder (no config.json in it or in its best/)')
+    return None
+
+LARGEST_CONFIG = 16 * 2**20  # bytes
+# Arguments that would make timm open a file or an address that a stranger's config names.
+FORBIDDEN = {'checkpoint_path', 'pretrained', 'pretrained_cfg', 'pretrained_cfg_overlay', 'cache_dir'}
+
+
+def load_folder(folder: Path, **kwargs: Any) -> Any:
+    """The model in a model folder, with its weights, its config and its ``label_names``.
+
+    Args:
+        folder: Holds ``config.json`` and ``model.safetensors``.
+        **kwargs: Arguments of the model instead of those in its config; what is None is left to it.
+
+    Raises:
+        UserError: The config is none, names more or fewer classes than the head has, or the weights are not
+            this model's.
+    """
+    config = read_config(folder)
+    classes, names = config['num_classes'], config.get('label_names')
+    if isinstance(names, list) and len(names) != classes:
+        raise UserError(
+            f'{folder / "config.json"}: names {len(names)} classes, the head has {classes}: mend label_names there'
+        )
+    given = {name: value for name, value in kwargs.items() if value is not None}
+    model_args = {**config.get('model_args', {}), **given, 'num_classes': classes}
+    model = factory.build_model(config['architecture'], **model_args)
+    load_weights(model, read_weights(folder / 'model.safetensors'), folder)
+    published = ('label_names', 'license', 'origin_url', 'crop_mode', 'test_input_size', 'test_crop_pct')
+    own = {**dict.fromkeys((*published, 'test_pool_size')), **config['pretrained_cfg']}  # not those of other weights
+    if names is not None:
+        own['label_names'] = names
+    model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, **own}
+    return model
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The ``config.json`` of a model folder.
+
+    Raises:
+        UserError: It is none, or it would make timm open a file or an address.
+    """
+    path = folder / 'config.json'
+    try:
+        if path.stat().st_size > LARGEST_CONFIG:
+            raise UserError(f'{path}: larger than {LARGEST_CONFIG >> 20} MiB, which no config is')
+        config = json.loads(path.read_text(encoding='utf-8'))
+        ok = (
+            isinstance(config['architecture'], str)
+            and isinstance(config['num_classes'], int)
+            and isinstance(config['pretrained_cfg'], dict)
+            and isinstance(config.get('model_args', {}), dict)
+        )
+        ok = ok and timm.is_model(config['architecture']) and not FORBIDDEN & set(config.get('model_args', {}))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        ok = False
+    if not ok:
+        raise UserError(
+            f"{path}: not a model's config (a known architecture, num_classes and pretrained_cfg are needed, "
+            f'model_args may name no files)'
+        )
+    return config

@@ -1,0 +1,149 @@
+"""What can befall a run: signals, lost processes, full memory, numbers that go wrong. Each ends in one line."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+
+from ..config.recipe import Recipe
+from ..errors import UserError, first_line
+from ..utils.distributed import World
+from ..utils.memory import is_out_of_memory
+
+__all__ = [
+    'Stopped',
+    'StopSignals',
+    'explained',
+]
+REPEATED = 2.0  # seconds within which torchrun passes on the Ctrl-C that a terminal sends to all
+
+
+class Stopped(KeyboardInterrupt):
+    """A run was asked to stop, by Ctrl-C or by SIGTERM.
+
+    Args:
+        number: The signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number
+
+
+class StopSignals:
+    """Turns the first Ctrl-C or SIGTERM into a wish that is fulfilled after the step; a second Ctrl-C stops at once.
+
+    Use as a context manager around a run. Outside of Python's main thread signals can't be caught: nothing happens.
+
+    Args:
+        world: The processes that must stop together.
+    """
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.wish: int | None = None
+        self._since = 0.0
+        self._at_once = False
+        self._former: dict[int, object] = {}
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._former[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _receive(self, number: int, _: FrameType | None) -> None:
+        repeated = 'TORCHELASTIC_RUN_ID' in os.environ and time.monotonic() - self._since < REPEATED
+        if self.wish is not None and number == signal.SIGINT and not repeated:
+            raise KeyboardInterrupt
+        if self.wish is None:
+            self.wish, self._since = number, time.monotonic()
+            if self._at_once:
+                raise Stopped(number)
+
+    def wished(self) -> bool:
+        """Whether any of the processes was asked to stop; all must ask."""
+        return self.world.anywhere(self.wish is not None)
+
+    def stop(self) -> None:
+        """Ends the run here.
+
+        Raises:
+            Stopped: Always.
+        """
+        raise Stopped(self.wish or signal.SIGTERM)
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """While nothing is computed that would have to be saved a signal need not wait."""
+        if self.wished():
+            self.stop()
+        self._at_once = True
+        try:
+            yield
+        finally:
+            self._at_once = False
+
+
+@contextmanager
+def explained(recipe: Recipe, world: World) -> Iterator[None]:
+    """Turns what torch raises for full memory, a failing compiler or a lost process into one line."""
+    try:
+        yield
+    except MemoryError as error:
+        raise _out_of_memory(recipe, world) from error
+    except ValueError as error:
+        if 'more than 1 value per channel' not in str(error):
+            raise
+        raise UserError(
+            f'--batch-size {recipe.batch_size}: BatchNorm has but one number a channel to normalise: more images a '
+            f'batch, or a larger --img-size'
+        ) from error
+    except torch._dynamo.exc.TorchDynamoException as error:
+        raise UserError(f'--torchcompile {recipe.torchcompile}: {first_line(error)}') from error
+    except RuntimeError as error:
+        text = str(error)
+        if is_out_of_memory(error):
+            raise _out_of_memory(recipe, world) from error
+        if 'DataLoader worker (pid' in text:
+            raise UserError(
+                f'lost a data worker ({first_line(error)[:120]}): fewer --workers need less memory, 0 no shared memory'
+            ) from error
+        if world.size > 1 and (isinstance(error, dist.DistError) or 'gloo' in text):
+            raise UserError(
+                f'lost another process of the group ({first_line(error)[:120]}); the same command with '
+                f'--resume continues from the last checkpoint'
+            ) from error
+        raise
+
+
+def _out_of_memory(recipe: Recipe, world: World) -> UserError:
+    size, pairs = recipe.batch_size, 2 if recipe.mixes else 1  # mixing pairs the images
+    parts = next((n for n in (2, 3, 4) if size % (n * pairs) == 0), 2)
+    smaller = size // (parts * pairs) * pairs
+    advice = (
+        f'try --batch-size {smaller} --grad-accum-steps {parts * recipe.grad_accum_steps}, which makes '
+        f'{"" if smaller * parts == size else "nearly "}the same updates but for BatchNorm'
+        if smaller
+        else 'a smaller --img-size takes less'
+    )
+    also = ['--grad-checkpointing']
+    if world.device.type == 'cuda' and recipe.cuda_graph != 'none':
+        also.append('--cuda-graph none')  # keeps the memory of a step for itself
+    if world.device.type == 'cuda' and recipe.loader != 'timm':
+        also.append('--loader timm')  # the images are not on the GPU then
+    if (recipe.validation_batch_size or 0) > recipe.batch_size:
+        also.append('a smaller --validation-batch-size')
+    return UserError(f'out of memory at --batch-size {recipe.batch_size}: {advice}, or {" or ".join(also)}')

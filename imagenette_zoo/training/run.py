@@ -1,0 +1,288 @@
+"""From a recipe to all that a run needs: its folder, the images, the model, the batches."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..config.hparams import read_yaml
+from ..config.recipe import Recipe, TrackingOptions
+from ..data import pipeline
+from ..data.pipeline import Data, _load_batches, _load_images
+from ..errors import UserError, first_line
+from ..models import factory
+from ..models.model_folder import load_weights, model_folder, read_weights
+from ..utils.console import Console
+from ..utils.distributed import World
+from ..utils.files import file_stem, unused
+from ..utils.seeding import seed_everything
+from .compilation import resolve
+from .learner import Learner
+from .meter import Position
+from .run_folder import RunFolder, resumed_run
+from .tracking import check_trackers
+
+__all__ = [
+    'FREE_ON_RESUME',
+    'Run',
+    'prepare',
+    'open_folder',
+    'check_resumable',
+    'make_model',
+]
+
+# A run may be continued with other values of these: they do not decide what is computed.
+FREE_ON_RESUME = {
+    'data_dir', 'workers', 'pin_mem', 'device', 'output', 'experiment', 'overwrite', 'resume', 'log_interval',
+    'validation_batch_size', 'checkpoint_hist', 'recovery_interval', 'nan', 'nan_limit', 'cuda_graph',
+    *TrackingOptions.names(),
+}  # fmt: skip
+NUMBERS = ('train_loss', 'lr', 'train_images', 'train_seconds', 'seconds', 'peak_memory_mib')  # in an epoch's row
+
+
+@dataclass
+class Run:
+    """A run that is ready to go.
+
+    Args:
+        recipe: Its options.
+        folder: Where its files are kept.
+        data: What it trains on.
+        learner: The model and what changes it.
+        config: timm's data config of the model.
+        data_hash: What tells its data from others.
+        history: A row for each epoch that is done.
+        position: Where it is in the next one.
+        setup_seconds: What it took to make it ready: reading, decoding, compiling.
+    """
+
+    recipe: Recipe
+    folder: RunFolder
+    data: Data
+    learner: Learner
+    config: dict[str, Any]
+    data_hash: str
+    history: list[dict[str, Any]] = field(default_factory=list)
+    position: Position = field(default_factory=Position)
+    setup_seconds: float = 0.0
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything of it is done."""
+        return bool(self.history or self.position.step)
+
+    @property
+    def place(self) -> str:
+        """Where it is, as a person says it."""
+        steps = len(self.data.train_batches)
+        return f'epoch {len(self.history)}' + (f', step {self.position.step} of {steps}' if self.position.step else '')
+
+    def save(self) -> None:
+        """Writes all that the run needs to go on from here; the first process does."""
+        if self.learner.world.primary:
+            state = {
+                'learner': self.learner.state_dict(),
+                'history': self.history,
+                'position': asdict(self.position),
+                'signature': self.signature(),
+            }
+            self.folder.save_state(state)
+
+    def signature(self) -> dict[str, Any]:
+        """What must be the same for the run to be continued: beside the recipe, the data and the processes."""
+        return {
+            'training images': len(self.data.train),
+            'validation images': len(self.data.val),
+            'classes': list(self.data.train.classes),
+            'data': self.data_hash,
+            'processes': self.learner.world.size,
+        }
+
+
+def prepare(recipe: Recipe, folder: RunFolder, state: bytes | None, world: World, console: Console) -> Run:
+    """Makes a run ready; the folder is touched last, when everything else has turned out well.
+
+    Args:
+        recipe: Its options.
+        folder: Its folder, and ``state`` what it goes on from, as :func:`open_folder` gave them.
+        state: None starts it.
+        world: This process's place.
+        console: Who is told.
+
+    Raises:
+        UserError: Anything that the recipe names is wrong or missing.
+    """
+    world.share(lambda: check_trackers(recipe))
+    train_images, val_images = _load_images(recipe, world)
+    if shared := len(set(train_images.paths) & set(val_images.paths)):
+        console.line(f'note: {shared:,} of the {len(val_images):,} validation images are training images, too')
+    seed_everything(recipe.seed, 'model')
+    start = recipe if state is None else recipe.replace(pretrained=False, initial_checkpoint=None)
+    model = make_model(start, len(train_images.classes))
+    config = factory.input_config(recipe, model, crop_mode='center')
+    data = _load_batches(recipe, train_images, val_images, config, world, console)
+    sets = (train_images, val_images)
+    data_hash = pipeline.data_hash(recipe, sets, config['input_size'][-1], console)
+    world.check_agreed('the images', [data_hash, *map(len, sets), train_images.classes])  # else all would wait forever
+    for side in recipe.train_img_sizes or ():
+        factory.probe(model, recipe.model, (config['input_size'][0], side, side))
+    factory.probe(model, recipe.model, config['input_size'])
+    own = resolve(recipe, model, len(train_images), world.device, console)
+    updates = -(-len(data.train_batches) // recipe.grad_accum_steps)
+    learner = Learner(own, model, world, updates, console.line)
+    if own.torchcompile:
+        _compile(recipe, learner, config, console)
+    run = Run(recipe, folder, data, learner, config, data_hash)
+    if state is not None:
+        _resume(run, state)
+    elif world.primary:
+        folder.start(recipe)
+    return run
+
+
+def _compile(recipe: Recipe, learner: Learner, config: dict[str, Any], console: Console) -> None:
+    """Compiles the model now, so that one which can't be compiled fails before anything is written."""
+    channels, _, side = config['input_size']
+    try:
+        seconds = learner.compile(recipe.train_img_sizes or (side,), channels)
+        console.line(f'compiled in {seconds:.1f} s')
+    except (torch._dynamo.exc.TorchDynamoException, RuntimeError) as error:
+        reason = first_line(error)
+        if recipe.torchcompile != 'auto' or learner.world.size > 1:
+            raise UserError(f'--torchcompile {recipe.torchcompile}: {reason}') from error
+        console.line(f'torchcompile auto: off after all ({reason})')
+        learner.give_up_compiling()
+
+
+def open_folder(recipe: Recipe) -> tuple[RunFolder, bytes | None, bool]:
+    """The folder of the run, the state to go on from where there is one, and whether nothing is left to be done.
+
+    Raises:
+        UserError: It is in use, holds another run, or was started with another recipe.
+    """
+    if not recipe.resume:
+        named = Path(recipe.output, recipe.experiment) if recipe.experiment else None
+        folder = RunFolder(named or unused(_own_name(recipe)), own_name=named is None)
+        if not recipe.overwrite:
+            folder.check_unused()
+        return folder, None, False
+    folder = RunFolder(resumed_run(recipe.resume, recipe.output, recipe.experiment))
+    if not folder.started:
+        folder.check_unused()
+        return folder, None, False
+    folder.lock()
+    try:
+        check_resumable(recipe, folder)
+        return folder, folder.read_state(), folder.finished
+    except UserError:
+        folder.unlock()
+        raise
+
+
+def check_alike(recipe: Recipe, first: Mapping[str, Any]) -> None:
+    """Looks whether this process trains what the first one does.
+
+    Raises:
+        UserError: An option that decides what is trained differs.
+    """
+    together = FREE_ON_RESUME - {'recovery_interval', 'nan', 'nan_limit'}
+    for option, value, other in _differing(recipe, first, together):
+        raise UserError(f'{option} is {value} in this process and {other} in the first: give all the same')
+
+
+def _differing(
+    recipe: Recipe, other: Mapping[str, Any], free: Collection[str] = FREE_ON_RESUME
+) -> Iterator[tuple[str, Any, Any]]:
+    """The options that are not free to differ and do, with both values."""
+    for option, value in recipe.as_dict().items():
+        if option not in free and value != other[option]:
+            yield option, value, other[option]
+
+
+def check_resumable(recipe: Recipe, folder: RunFolder) -> None:
+    started = Recipe(**read_yaml(folder['args.yaml'], Recipe.names()))
+    if recipe.resume != 'auto' and recipe.experiment not in (None, folder.path.name, started.experiment):
+        raise UserError(
+            f'--resume goes on with {folder.path}, in its own folder: leave --experiment {recipe.experiment} out; to '
+            f'start another run from its weights: --initial-checkpoint {folder.path}'
+        )
+    if folder.finished and recipe.resume != 'auto':
+        raise UserError(f'{folder.path}: this run is finished; there is nothing to resume')
+    for option, value, then in _differing(recipe, started.as_dict()):
+        raise UserError(
+            f'{folder.path}: was started with {option} {then}, not {value}: leave the option out to resume, or start '
+            f'another run'
+        )
+
+
+def _own_name(recipe: Recipe) -> Path:
+    """A folder named by time, model and size, as timm's script names it."""
+    stamp = datetime.now().strftime('%Y%m%d-%H%M%S')
+    name = '-'.join([stamp, file_stem(recipe.model), *([str(recipe.img_size)] if recipe.img_size else [])])
+    return Path(recipe.output, name)
+
+
+def _resume(run: Run, data: bytes) -> None:
+    """Takes up the state of the interrupted run."""
+    state = run.folder.parse_state(data)
+    try:
+        for name, value in run.signature().items():
+            if state['signature'][name] != value:
+                raise UserError(f'{run.folder.path}: was started with other {name}: it can only go on with the same')
+        run.history.extend(state['history'])
+        if [row['epoch'] for row in run.history] != list(range(len(run.history))):
+            raise ValueError('not a row an epoch')
+        if not all(isinstance(row[name], (int, float)) for row in run.history for name in NUMBERS):
+            raise ValueError('no numbers in its rows')
+        run.position = Position(**state['position'])
+        if not 0 <= run.position.step <= len(run.data.train_batches):
+            raise ValueError(f'step {run.position.step} of {len(run.data.train_batches)}')
+        if run.position.step and [len(sums) for sums in run.position.sums] != [2] * run.learner.world.size:
+            raise ValueError('no loss of each process')
+        run.learner.load_state_dict(state['learner'])
+    except (LookupError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+        reason = first_line(error)
+        raise UserError(f'{run.folder["state.pt"]}: not the state of this run ({reason})') from None
+
+
+def make_model(recipe: Recipe, classes: int) -> Any:
+    """The recipe's model, with its starting weights."""
+    model = factory.build_model(
+        recipe.model,
+        pretrained=recipe.pretrained,
+        num_classes=classes,
+        drop_rate=recipe.drop,
+        drop_path_rate=recipe.drop_path,
+        drop_block_rate=recipe.drop_block,
+        global_pool=recipe.gp,
+        bn_momentum=recipe.bn_momentum,
+        bn_eps=recipe.bn_eps,
+        **recipe.model_kwargs,
+    )
+    if recipe.initial_checkpoint:
+        folder = model_folder(recipe.initial_checkpoint)
+        path = folder / 'model.safetensors' if folder else Path(recipe.initial_checkpoint)
+        load_weights(model, read_weights(path), path)
+    _scale_head(model, recipe)
+    return model
+
+
+@torch.no_grad()
+def _scale_head(model: Any, recipe: Recipe) -> None:
+    """Changes the classifier's weights as the recipe asks."""
+    scale, bias = recipe.head_init_scale, recipe.head_init_bias
+    if scale is None and bias is None:
+        return
+    head = model.get_classifier()
+    if not isinstance(getattr(head, 'weight', None), torch.Tensor) or head.bias is None:
+        raise UserError(f'--head-init-scale, --head-init-bias: the classifier of {recipe.model} is no plain layer')
+    if scale is not None:
+        head.weight.mul_(scale)
+        head.bias.mul_(scale)
+    if bias is not None:
+        head.bias.fill_(bias)

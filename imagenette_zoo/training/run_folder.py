@@ -1,0 +1,252 @@
+"""A run's folder: model folders in timm's Hub layout, the state to resume from, the metrics. Every file is atomic.
+
+``runs/NAME/`` holds ``args.yaml``, ``summary.csv`` (timm's columns), ``metrics.jsonl``, ``last/``, ``best/`` and
+``checkpoints/epoch-N/`` (each loads with ``timm.create_model('local-dir:…')``), ``state.pt``, and ``result.json``,
+which is written last: a folder that has one holds a finished run. ``.lock`` is held by the process that writes there.
+``tensorboard/`` and ``wandb/`` are their own packages' to write, where they track the run.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from ..config.recipe import Recipe
+from ..errors import UserError, first_line
+from ..models.model_folder import _check_zip, link_model_folder, save_model_folder
+from ..utils.files import ProcessLock, _one_line, unused, write_atomic
+
+__all__ = [
+    'ANALYSIS_FILES',
+    'resumed_run',
+    'RunFolder',
+]
+
+ANALYSIS_FILES = ('analysis.json', 'predictions.safetensors')  # what `imagenette-zoo analyse` adds to a run
+OWN_FILES = ('result.json', 'state.pt', 'args.yaml', 'summary.csv', 'metrics.jsonl', *ANALYSIS_FILES)  # first its mark
+OWN_FOLDERS = ('last', 'best', 'checkpoints', 'tensorboard', 'wandb')
+
+
+def resumed_run(resume: str, output: str, experiment: str | None) -> Path:
+    """The folder of the run that ``--resume`` means: the one it names, or with ``auto`` that of the experiment, which
+    need not exist yet.
+
+    Raises:
+        UserError: There is no run.
+    """
+    if resume == 'auto' and experiment is None:
+        raise UserError('--resume: say which run: --resume runs/NAME, or --experiment NAME')
+    path = Path(output, str(experiment)) if resume == 'auto' else Path(resume)
+    path = path.parent if path.name == 'state.pt' else path
+    if resume != 'auto' and not os.path.isfile(path / 'args.yaml'):
+        raise UserError(f'{path}: no run to resume here (no args.yaml)')
+    return path
+
+
+class RunFolder:
+    """Where a run's files are kept.
+
+    Args:
+        path: The folder.
+        own_name: Nobody chose it: a new run takes another where it is taken by then.
+    """
+
+    def __init__(self, path: Path, own_name: bool = False) -> None:
+        self.path = path
+        self.own_name = own_name
+        self._lock: ProcessLock | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:  # what another process gets: the place, not the lock
+        return RunFolder, (self.path,)
+
+    def __getitem__(self, name: str) -> Path:
+        return self.path / name
+
+    @property
+    def finished(self) -> bool:
+        """Whether it holds the result of a run."""
+        return os.path.isfile(self['result.json'])
+
+    @property
+    def started(self) -> bool:
+        """Whether it holds a run, be it one that was killed before its first checkpoint."""
+        return os.path.isfile(self['args.yaml'])
+
+    def check_unused(self) -> None:
+        """Looks whether a new run may be written here, without touching anything.
+
+        Raises:
+            UserError: It holds a run already, or another run is being written.
+        """
+        if os.path.exists(self['.lock']):
+            self.lock()
+        try:
+            self._check_empty()
+        except UserError:
+            self.unlock()
+            raise
+
+    def _check_empty(self) -> None:
+        if self.finished:
+            raise UserError(
+                f'{self.path}: holds a finished run: choose another --experiment, or --overwrite to replace it'
+            )
+        own = [name for name in (*OWN_FILES[1:], *OWN_FOLDERS) if os.path.exists(self[name])]
+        if own == ['args.yaml'] or not own:
+            return
+        if self.started:
+            raise UserError(
+                f'{self.path}: holds an interrupted run: --resume {self.path} continues it, --overwrite replaces it'
+            )
+        raise UserError(
+            f'{self.path}: holds {own[0]} of something else: choose another --experiment, or --overwrite to remove it'
+        )
+
+    def lock(self) -> None:
+        """Makes this process the only one to write here, until it ends or :meth:`unlock`.
+
+        Raises:
+            UserError: Another process writes here.
+        """
+        if self._lock is None:
+            with _one_line(self.path):
+                self._lock = ProcessLock(self['.lock'])
+
+    def unlock(self) -> None:
+        """Lets others write here."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def start(self, recipe: Recipe) -> None:
+        """Makes the folder for a new run; what is there of an earlier one is removed.
+
+        Raises:
+            UserError: Another process writes here, or it can't be written.
+        """
+        text = _as_yaml(recipe)  # first: an option that can't be written is not to cost an earlier run
+        with _one_line(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            while self.own_name:  # runs that start in the same second
+                try:
+                    self.path.mkdir()
+                    break
+                except FileExistsError:
+                    self.path = unused(self.path)
+            self.path.mkdir(exist_ok=True)
+        if self._lock is None:
+            self.lock()
+            if not recipe.overwrite:
+                self._check_empty()  # another run may have come and gone since
+        with _one_line(self.path):
+            for name in OWN_FILES:
+                self[name].unlink(missing_ok=True)
+            for name in OWN_FOLDERS:
+                if self[name].is_dir():
+                    shutil.rmtree(self[name])
+        write_atomic(self['args.yaml'], text)
+
+    def save_state(self, state: Mapping[str, Any]) -> None:
+        """Writes ``state.pt``, what :meth:`parse_state` gives back."""
+        buffer = io.BytesIO()
+        torch.save(dict(state), buffer)
+        write_atomic(self['state.pt'], buffer.getvalue())
+
+    def read_state(self) -> bytes | None:
+        """The content of ``state.pt``; None where nothing was saved yet.
+
+        Raises:
+            UserError: It can't be read.
+        """
+        try:
+            return self['state.pt'].read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise UserError(f"{self['state.pt']}: can't read: {error.strerror}") from None
+
+    def parse_state(self, data: bytes) -> dict[str, Any]:
+        """The state in what :meth:`read_state` gave.
+
+        Raises:
+            UserError: It is torn.
+        """
+        try:
+            _check_zip(io.BytesIO(data))
+            state = torch.load(io.BytesIO(data), map_location='cpu', weights_only=True)
+            if not isinstance(state, dict):
+                raise TypeError('not a state')
+            return state
+        except Exception as error:  # torch reports a damaged file in many ways
+            reason = first_line(error)[:80]
+            raise UserError(
+                f"{self['state.pt']}: damaged, it can't be resumed from ({reason}); --overwrite starts again"
+            ) from None
+
+    def save_metrics(self, history: list[dict[str, Any]]) -> None:
+        """Writes ``summary.csv`` and ``metrics.jsonl``: a row an epoch."""
+        columns = ('epoch', 'train_loss', 'eval_loss', 'eval_top1', 'eval_top5', 'lr')
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, extrasaction='ignore', restval='', lineterminator='\n')
+        writer.writeheader()
+        writer.writerows(history)
+        write_atomic(self['summary.csv'], text.getvalue().encode())
+        write_atomic(self['metrics.jsonl'], ''.join(json.dumps(row) + '\n' for row in history).encode())
+
+    def save_model(
+        self,
+        config: Mapping[str, Any],
+        state_dict: Mapping[str, torch.Tensor],
+        epoch: int,
+        ranking: list[int],
+    ) -> None:
+        """Writes ``last/``, and its second names among the best epochs.
+
+        Args:
+            config: The model's ``config.json``.
+            state_dict: Its weights.
+            epoch: The epoch that they are from.
+            ranking: The epochs to keep, best first.
+        """
+        with _one_line(self.path):  # not made anew where it has vanished
+            self['checkpoints'].mkdir(exist_ok=True)
+        save_model_folder(self['last'], config, state_dict)
+        if epoch in ranking:
+            link_model_folder(self['last'], self['checkpoints'] / f'epoch-{epoch}')
+        if ranking and (best := self['checkpoints'] / f'epoch-{ranking[0]}').is_dir():
+            # also an earlier one: an interrupted run may come to other numbers the second time
+            link_model_folder(best, self['best'])
+        keep = {f'epoch-{kept}' for kept in ranking}
+        with _one_line(self['checkpoints']):
+            for folder in self['checkpoints'].glob('epoch-*'):
+                if folder.name not in keep:
+                    shutil.rmtree(folder)
+
+    def save_result(self, result: Mapping[str, Any]) -> None:
+        """Writes ``result.json``, which ends the run."""
+        write_atomic(self['result.json'], (json.dumps(result, indent=2) + '\n').encode())
+
+
+def _as_yaml(recipe: Recipe) -> bytes:
+    """The content of ``args.yaml``, all options: a recipe to train from again.
+
+    Raises:
+        UserError: A value is no plain one.
+    """
+    options = recipe.replace(overwrite=False, resume=None, wandb_resume_id=None).as_dict()
+    for name, value in options.items():
+        try:
+            yaml.safe_dump(value)
+        except yaml.YAMLError:
+            shown = ' '.join(str(value).split())[:80]
+            raise UserError(f"{name}: can't write down {shown}: numbers, words, lists and mappings can be") from None
+    return yaml.safe_dump(options, sort_keys=False).encode()

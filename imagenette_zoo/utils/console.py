@@ -1,0 +1,136 @@
+"""What a person sees: one live bar an epoch on a terminal, plain lines elsewhere, tables."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+__all__ = [
+    'plain',
+    'duration',
+    'table',
+    'Console',
+    'Progress',
+]
+
+
+def plain(value: Any) -> Any:
+    """The same out of JSON's types: numbers that are none become None, characters that can't be printed �."""
+    if isinstance(value, dict):
+        return {plain(str(key)): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, str):
+        return ''.join(letter if letter.isprintable() else '�' for letter in value)
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if isinstance(value, float):
+        return float(f'{value:.10g}') if math.isfinite(value) else None
+    return value
+
+
+def duration(seconds: float) -> str:
+    """``'7.4 s'``, ``'3 min 05 s'``, ``'2 h 07 min'``."""
+    if seconds < 60:
+        return f'{seconds:.1f} s'
+    minutes, rest = divmod(round(seconds), 60)
+    return f'{minutes} min {rest:02} s' if minutes < 60 else f'{minutes // 60} h {minutes % 60:02} min'
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Lines of aligned columns: the first row is the header, all columns but the first are right-aligned."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        '  '.join(
+            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        )
+        for row in rows
+    ]
+    return '\n'.join(line.rstrip() for line in lines)
+
+
+class Console:
+    """Where a run tells how it goes.
+
+    Args:
+        quiet: Says nothing.
+    """
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self.live = not quiet and sys.stderr.isatty()
+
+    def line(self, text: str = '') -> None:
+        """Prints a line, above the bar where there is one."""
+        if self.quiet:
+            return
+        try:
+            tqdm.write(text)
+            sys.stdout.flush()
+        except OSError:  # the reader has gone, as in `train.py | head`, or the disk is full: its files tell
+            self.quiet = True
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    def progress(self, title: str, steps: int, log_interval: int | None = None, done: int = 0) -> Progress:
+        """A bar over ``steps`` steps, the first ``done`` of them taken before; without a terminal a line every
+        ``log_interval`` steps."""
+        return Progress(self, title, steps, log_interval, done)
+
+
+class Progress:
+    """One bar; use as a context manager."""
+
+    def __init__(self, console: Console, title: str, steps: int, log_interval: int | None, done: int = 0) -> None:
+        self.console = console
+        self.title = title
+        self.steps = steps
+        self.log_interval = None if console.live or console.quiet else log_interval
+        self.bar: Any = tqdm(
+            total=steps,
+            initial=done,
+            desc=title,
+            leave=False,
+            disable=not console.live,
+            dynamic_ncols=True,
+            bar_format='{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]',
+        )
+        self.start = time.perf_counter()
+        self.done = done
+        self.step = done
+        self.images = 0
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.close()
+
+    def wants_details(self) -> bool:
+        """Whether the next :meth:`advance` will show its details: computing them may make a GPU wait."""
+        following = self.step + 1
+        if self.console.live:
+            return following % 10 == 0 or following == self.steps
+        return self.log_interval is not None and following % self.log_interval == 0
+
+    def advance(self, images: int, **details: str) -> None:
+        """Counts one step."""
+        shows = bool(details) or (self.wants_details() and not self.console.live)
+        self.step += 1
+        self.images += images
+        if shows:
+            elapsed = time.perf_counter() - self.start
+            details = {'images/s': f'{self.images / elapsed:.0f}', **details}
+            shown = ', '.join(f'{key} {value}' for key, value in details.items())
+            if self.console.live:
+                self.bar.set_postfix_str(shown)
+            else:
+                left = elapsed / (self.step - self.done) * (self.steps - self.step)
+                self.console.line(f'{self.title} {self.step}/{self.steps}: {shown}, {duration(left)} left')
+        self.bar.update()

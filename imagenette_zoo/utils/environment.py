@@ -1,0 +1,60 @@
+"""The machine, the versions and the command that a result is from."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import shlex
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = [
+    'available_cores',
+    'versions',
+    'hardware',
+    'this_command',
+]
+
+
+def available_cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result depends on."""
+    found = {'python': platform.python_version()}
+    for name in ('imagenette-zoo', 'torch', 'torchvision', 'timm', 'numpy', 'pillow'):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def hardware(device: torch.device, processes: int = 1) -> dict[str, Any]:
+    """The machine that a result is from, and of how many processes where it is of several."""
+    cpu = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path('/proc/cpuinfo').read_text().splitlines()
+        cpu = next(line.split(':', 1)[1].strip() for line in lines if line.startswith('model name'))
+    gpu = torch.cuda.get_device_name(device) if device.type == 'cuda' else None
+    return {
+        'device': device.type,
+        'cpu': cpu,
+        'cores': available_cores(),
+        'threads': torch.get_num_threads(),
+        'gpu': gpu,
+        **({'processes': processes} if processes > 1 else {}),
+    }
+
+
+def this_command() -> str:
+    """The command line of this process."""
+    program = Path(sys.argv[0])
+    if program.name == '__main__.py':
+        return shlex.join(['python', '-m', program.parent.name, *sys.argv[1:]])
+    return shlex.join([program.name, *sys.argv[1:]])

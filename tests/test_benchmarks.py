@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import make_folder
+from tests.conftest import make_folder
 
 ROOT = Path(__file__).parent.parent
 

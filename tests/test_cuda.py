@@ -23,8 +23,7 @@ from imagenette_zoo.models.factory import place
 from imagenette_zoo.training import learner
 from imagenette_zoo.training.cuda_graph import Recorder
 from imagenette_zoo.training.trainer import train
-
-from .conftest import interrupted
+from tests.conftest import interrupted
 
 MakeRecipe = Callable[..., Recipe]
 

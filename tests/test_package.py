@@ -29,7 +29,7 @@ def test_import_adds_little_to_timms() -> None:
     added = modules_after('import imagenette_zoo') - modules_after('import timm')
     ours = {name for name in added if name.split('.')[0] == 'imagenette_zoo'}
     assert {'imagenette_zoo.layers', 'imagenette_zoo.models'} <= ours
-    parts = {'layers', 'models', 'version', 'data', 'errors', 'utils'}
+    parts = {'kernels', 'layers', 'models', 'version', 'data', 'errors', 'utils'}
     assert {name.split('.')[1] for name in ours if '.' in name} == parts
     assert {name.split('.')[0] for name in added - ours} <= {'torch'}
     assert len(added - ours) < 10

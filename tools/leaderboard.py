@@ -21,7 +21,7 @@ import timm
 
 from imagenette_zoo.config.recipe import Recipe
 from imagenette_zoo.errors import UserError
-from imagenette_zoo.models import model_cost
+from imagenette_zoo.models.factory import model_cost
 from imagenette_zoo.study.records import FREE, Record, by_run, read_record
 from imagenette_zoo.utils.files import write_atomic
 

@@ -1,8 +1,8 @@
 """Kills, starves and feeds garbage to what should survive it; prints what came out and writes it as JSON.
 
-    python benchmarks/reliability.py kill       SIGKILL at random instants, half of them while a file is being written
-    python benchmarks/reliability.py fuzz       damaged files for every parser (needs hypothesis)
-    python benchmarks/reliability.py endure     200 epochs: memory, files, threads and disk must not grow
+    python tools/soak.py kill       SIGKILL at random instants, half of them while a file is being written
+    python tools/soak.py fuzz       damaged files for every parser (needs hypothesis)
+    python tools/soak.py endure     200 epochs: memory, files, threads and disk must not grow
 
 Exits with 1 where a promise is broken. docs/reliability.md says what is promised.
 """

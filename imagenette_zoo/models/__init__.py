@@ -2,6 +2,5 @@
 
 from . import googlenet, mobilenetv2, resnets
 from .catalog import ModelInfo, list_models
-from .factory import model_cost
 
-__all__ = ['ModelInfo', 'googlenet', 'list_models', 'mobilenetv2', 'model_cost', 'resnets']
+__all__ = ['ModelInfo', 'googlenet', 'list_models', 'mobilenetv2', 'resnets']

@@ -8,7 +8,6 @@ import timm
 import torch
 
 from . import googlenet, mobilenetv2, resnets
-from .factory import model_cost
 from .variants import INPUT_SIZE, LABEL_NAMES
 
 __all__ = [
@@ -36,6 +35,8 @@ class ModelInfo:
 
 def list_models() -> list[ModelInfo]:
     """All models of the zoo, with ten classes; takes a few seconds, since each is built to be counted."""
+    from .factory import model_cost  # here: slow to import, and `import imagenette_zoo` needs none of it
+
     infos = []
     for variant in (*mobilenetv2.VARIANTS, *resnets.VARIANTS, *googlenet.VARIANTS):
         with torch.device('meta'):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import timm
 import torch
@@ -28,9 +28,6 @@ from ..fast_layers.strided import subsample_before
 from ..fast_layers.unplanned import plan_later
 from ..layers.mish import speed_up_mish
 from ..utils.files import keep_inductor_private
-
-if TYPE_CHECKING:
-    from ..config.groups import ComputeOptions
 
 __all__ = [
     'build_model',

@@ -1,0 +1,220 @@
+"""Options: declared once, checked alike from YAML, flags and Python; recipes that timm's script takes too."""
+
+import contextlib
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imagenette_zoo.config.fields import Parser, add_flags, given_flags
+from imagenette_zoo.config.groups import ValidationOptions
+from imagenette_zoo.config.hparams import find_recipe, recipe_names
+from imagenette_zoo.config.recipe import Recipe
+from imagenette_zoo.errors import UserError
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def parse(*flags: str) -> Recipe:
+    parser = Parser(prog='train')
+    add_flags(parser, Recipe)
+    return Recipe(**given_flags(parser.parse_args(flags), Recipe))
+
+
+def test_defaults_are_timms() -> None:
+    recipe = Recipe()
+    assert (recipe.model, recipe.opt, recipe.lr_base, recipe.epochs, recipe.batch_size) == (
+        'resnet50',
+        'sgd',
+        0.1,
+        300,
+        128,
+    )
+    assert (recipe.sched, recipe.warmup_epochs, recipe.warmup_lr, recipe.weight_decay) == ('cosine', 5, 1e-5, 2e-5)
+    assert (recipe.scale, recipe.color_jitter, recipe.smoothing, recipe.remode) == ((0.08, 1.0), 0.4, 0.1, 'pixel')
+    assert (recipe.seed, recipe.checkpoint_hist, recipe.model_ema_decay) == (42, 10, 0.9998)
+
+
+def test_flags_yaml_and_python_agree(tmp_path: Path) -> None:
+    wanted = Recipe(
+        model='resnet34',
+        lr=1e-3,
+        epochs=7,
+        scale=(0.35, 1.0),
+        amp=True,
+        torchcompile='inductor',
+        warmup_epochs=2,
+        model_kwargs={'passes': 2, 'merge': 'max'},
+    )
+    flags = parse(
+        '--model',
+        'resnet34',
+        '--lr',
+        '1e-3',
+        '--epochs=7',
+        '--scale',
+        '0.35',
+        '1',
+        '--amp',
+        '--torchcompile',
+        '--warmup-epochs',
+        '2',
+        '--model-kwargs',
+        'passes=2',
+        'merge=max',
+    )
+    file = tmp_path / 'recipe.yaml'
+    file.write_text(
+        'model: resnet34\nlr: 1e-3\nepochs: 7\nscale: [0.35, 1]\namp: true\ntorchcompile: inductor\n'
+        'warmup-epochs: 2\nmodel_kwargs: {passes: 2, merge: max}\n'
+    )
+    assert flags == wanted
+    assert Recipe.load(file) == wanted
+    assert Recipe.load(file, amp=False) == dataclasses.replace(wanted, amp=False)
+
+
+def test_a_recipe_survives_its_own_yaml(tmp_path: Path) -> None:
+    recipe = Recipe(opt_betas=(0.9, 0.95), decay_milestones=(3, 5), mixup=0.2, model_kwargs={'passes': [1, 2]})
+    file = tmp_path / 'args.yaml'
+    file.write_text(yaml.safe_dump(recipe.as_dict()))
+    assert Recipe.load(file) == recipe
+
+
+def test_a_flag_turns_off_what_the_recipe_turned_on() -> None:
+    assert parse('--channels-last').channels_last
+    assert parse('--channels-last', '--no-channels-last').channels_last is False
+
+
+def test_where_nothing_is_said_layout_is_channels_last_on_a_cpu() -> None:
+    cases = ((), True, False), (('--channels-last',), True, True), (('--no-channels-last',), False, False)
+    for flags, on_cpu, on_gpu in cases:
+        recipe = parse(*flags)
+        assert recipe.is_channels_last(torch.device('cpu')) is on_cpu
+        assert recipe.is_channels_last(torch.device('cuda')) is on_gpu
+
+
+@pytest.mark.parametrize(
+    ('flags', 'message'),
+    [
+        (['--epoch', '3'], '--epochs'),
+        (['--learning-rate', '3'], 'unknown option --learning-rate'),
+        (['--lr', 'fast'], "--lr: 'fast' is not a number"),
+        (['--epochs', '2.5'], "--epochs: '2.5' is not a whole number"),
+        (['--epochs', '0'], '--epochs: 0 is out of range, it must be at least 1'),
+        (['--lr', 'nan'], "--lr: 'nan' is not a finite number"),
+        (['--drop', '1.5'], '--drop: 1.5 is out of range'),
+        (['--sched', 'cosin'], 'did you mean cosine?'),
+        (['--scale', '0.5'], '--scale'),
+        (['--scale', '1', '0.5'], '--scale: 1 is above 0.5'),
+        (['--cutmix-minmax', '0.5', '0.5'], '--cutmix-minmax: 0.5 is not below 0.5'),
+        (['--lr-noise-pct', '0'], '--lr-noise-pct'),
+        (['--scale', '0.5', '2'], 'more than the whole image'),
+        (['--label-noise', '7'], '0, 1, 5, 25, 50'),
+        (['--epochs', '3'], '--warmup-epochs 5 leaves nothing of --epochs 3'),
+        (['--mixup', '0.2', '-b', '7'], 'even batch'),
+        (['--mixup-off-epoch', '3'], '--mixup-off-epoch has no effect'),
+        (['--resume', 'runs/x', '--overwrite'], 'give one of them'),
+        (['--pretrained', '--initial-checkpoint', 'x'], 'give one of them'),
+        (['--model-ema-warmup'], 'no effect without --model-ema'),
+        (['--torchcompile', 'none', '--torchcompile-mode', 'default'], 'no effect without --torchcompile'),
+        (['--train-size-schedule', 'progressive'], 'no effect without --train-img-sizes'),
+        (['--train-img-sizes', '96', '96'], 'given twice'),
+        (['--train-img-sizes', '96', '--train-size-schedule', 'progressive'], 'at least two'),
+        (['--train-img-sizes', '96', '128', '--train-size-probs', '1'], '2 numbers are needed'),
+        (['--experiment', '../x'], 'not a plain folder name'),
+        (['--model-kwargs', 'passes'], "'passes' is not key=value"),
+        (['--model-kwargs', 'num_classes=7'], 'num_classes: has an option of its own, --num-classes'),
+        (['--model-kwargs', 'passes=2', 'drop_rate=0.2'], 'drop_rate: has an option of its own, --drop'),
+        (['somewhere'], '--data-dir somewhere'),
+        (['--decay-milestones', '5', '3'], 'must increase'),
+    ],
+)
+def test_a_wrong_flag_is_one_line(flags: list[str], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        parse(*flags)
+    assert message in str(error.value)
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('lern_rate: 1', "unknown option 'lern_rate'"),
+        ('epoch: 1', 'did you mean epochs'),
+        ('- a\n- b', 'option: value'),
+        ('a: [', 'not valid YAML (line'),
+        ('lr: [1, 2]', '--lr'),
+        ('amp: "yes"', '--amp'),
+        ('model: 5', '--model'),
+        ('amp: 1', '--amp'),
+        ('warmup-epochs: 1\nwarmup_epochs: 2', 'given twice'),
+        ('!!python/object/apply:os.system ["touch /tmp/pwned"]', 'not valid YAML'),
+    ],
+)
+def test_a_wrong_recipe_names_the_file(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / 'recipe.yaml'
+    file.write_text(text)
+    with pytest.raises(UserError) as error:
+        Recipe.load(file)
+    assert message in str(error.value)
+    assert str(file) in str(error.value)
+    assert '\n' not in str(error.value)
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_make_a_traceback(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+    file = tmp_path_factory.mktemp('fuzz') / 'recipe.yaml'
+    file.write_bytes(data)
+    with contextlib.suppress(UserError):
+        Recipe.load(file)
+
+
+def test_shipped_recipes_load_and_can_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert {'mbv2_mish', 'demo', 'leaderboard/128px_5e'} <= set(recipe_names())
+    for name in recipe_names():
+        for spelling in (name, f'{name}.yaml', f'hparams/{name}.yaml'):
+            assert find_recipe(spelling).samefile(REPOSITORY / 'hparams' / f'{name}.yaml')
+        Recipe.load(name)
+    with pytest.raises(UserError, match='did you mean mbv2_mish'):
+        find_recipe('mbv2-mish')
+
+
+def test_shipped_recipes_have_only_what_timms_script_knows() -> None:
+    """timm's script sets unknown keys as silently as known ones, so a recipe must stick to options that it has."""
+    ours = {
+        'cuda_graph',
+        'label_noise',
+        'loader',
+        'log_tensorboard',
+        'nan',
+        'nan_limit',
+        'overwrite',
+        'data_dir',
+        'dataset',
+        'device',
+        'output',
+        'experiment',
+        'resume',
+        'lr_decay_fn',
+        'lr_stable_timescale',
+    }
+    for name in recipe_names():
+        assert not ours & set(yaml.safe_load(find_recipe(name).read_text())), name
+
+
+def test_validation_options() -> None:
+    assert ValidationOptions(model=('a', 'b')).batch_size is None, 'it depends on the device'
+    with pytest.raises(UserError, match='one --model'):
+        ValidationOptions(model=('a', 'b'), checkpoint='x')
+    with pytest.raises(UserError, match=r'\.json or \.csv'):
+        ValidationOptions(results_file='x.txt')
+    with pytest.raises(UserError, match='no effect without --torchcompile'):
+        ValidationOptions(torchcompile_mode='default')
+    assert Recipe(torchcompile_mode='default').torchcompile == 'auto', 'which compiles where it pays'
+    with pytest.raises(UserError, match='overwrite the gradients'):
+        Recipe(torchcompile_mode='max-autotune', grad_accum_steps=2)

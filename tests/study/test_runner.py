@@ -1,0 +1,290 @@
+"""Studies that are run, interrupted, broken and spread over a cluster; each training is a real process."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from imagenette_zoo.cli import studies
+from imagenette_zoo.cli.main import main
+from imagenette_zoo.errors import UserError
+from imagenette_zoo.study import on_ray
+from imagenette_zoo.study.plan import read_study
+from imagenette_zoo.study.runner import Place, Trials, environment, state_of
+from imagenette_zoo.training.trainer import train
+from imagenette_zoo.utils.files import ProcessLock
+from tests.conftest import make_folder
+
+ROOT = Path(__file__).parents[2]
+
+STUDY = """\
+title: Which rate?
+base: base.yaml
+options: {{epochs: {epochs}}}
+seeds: 2
+runs:
+  slow: {{lr: 0.0001}}
+  fast:
+claims:
+  - name: rate
+    claim: The larger rate is better.
+    metric: top1
+    order: fast > slow
+"""
+BASE = """\
+model: test_resnet
+img_size: 32
+batch_size: 8
+lr: 0.01
+warmup_epochs: 0
+workers: 0
+device: cpu
+recovery_interval: 1
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a study in it, to be worked in."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('OMP_NUM_THREADS', '1')
+    monkeypatch.setenv('PYTHONPATH', str(ROOT))
+    (tmp_path / 'base.yaml').write_text(BASE)
+    (tmp_path / 'rates.yaml').write_text(STUDY.format(epochs=2))
+    return tmp_path
+
+
+def weights(study: Path) -> dict[str, bytes]:
+    return {path.parent.parent.name: path.read_bytes() for path in study.glob('*/last/model.safetensors')}
+
+
+def test_a_study_is_run_skipped_continued_and_judged(
+    place: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ['study', 'rates.yaml', '--data-dir', str(folder)]
+    assert main([*command, '--dry-run']) == 0
+    plan = capsys.readouterr().out
+    assert 'rate: The larger rate is better.' in plan
+    assert '2 seeds, 1 claim tested together: a difference is decided from 12.7 standard errors on' in plan
+    assert not (place / 'runs').exists(), 'a plan touches nothing'
+
+    assert main([*command, '--only', 'slow']) == 0
+    assert 'UNDECIDED' in capsys.readouterr().out
+    study = place / 'runs' / 'rates'
+    assert sorted(weights(study)) == ['slow-seed1', 'slow-seed2']
+    times = {name: (study / name / 'result.json').stat().st_mtime_ns for name in weights(study)}
+
+    (study / 'slow-seed2' / 'result.json').unlink()  # as if it had been killed before its end
+    assert main([*command, '--jobs', '2']) == 0
+    output = capsys.readouterr().out
+    assert '4 trainings: 1 done, 3 to do, 2 at a time' in output
+    assert 'slow-seed1:' not in output
+    assert (study / 'slow-seed1' / 'result.json').stat().st_mtime_ns == times['slow-seed1']
+    assert sorted(weights(study)) == ['fast-seed1', 'fast-seed2', 'slow-seed1', 'slow-seed2']
+    assert 'rate: The larger rate is better.' in output
+    assert 'rate' in (study / 'report' / 'report.md').read_text()
+
+    (place / 'base.yaml').write_text(f'{BASE}checkpoint_hist: 3\n')  # decides nothing that is computed
+    assert main(command) == 0
+    assert '4 trainings: 4 done, 0 to do' in capsys.readouterr().out
+    (place / 'base.yaml').write_text(f'{BASE}nan: skip\n')
+    assert main(command) == 2
+    assert 'was trained with nan stop, the study says skip' in capsys.readouterr().err
+    (place / 'base.yaml').write_text(BASE)
+    (place / 'rates.yaml').write_text(STUDY.format(epochs=2).replace('0.0001', '0.0002'))
+    assert main([*command, '--only', 'fast']) == 2
+    assert 'was started with lr 0.0001, not 0.0002' in capsys.readouterr().err
+    (place / 'base.yaml').unlink()
+    assert main(['report', 'runs/rates', '--output', 'elsewhere', '--no-images']) == 0, 'it needs no other file'
+
+
+def test_a_missing_package_is_said_before_anything_is_trained(
+    place: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, 'jinja2', None)
+    assert main(['study', 'rates.yaml', '--data-dir', str(folder)]) == 2
+    assert 'a report needs jinja2: pip install' in capsys.readouterr().err
+    assert not (place / 'runs').exists()
+
+
+def test_one_failure_does_not_stop_the_others(
+    place: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (
+        STUDY.format(epochs=1)
+        .replace('  slow:', '  wrong: {opt_kwargs: {nonsense: 1}}\n  slow:')
+        .replace('seeds: 2', 'seeds: 1')
+    )
+    (place / 'rates.yaml').write_text(text)
+    assert main(['study', 'rates.yaml', '--data-dir', str(folder)]) == 2
+    captured = capsys.readouterr()
+    assert 'wrong-seed1: FAILED: --opt sgd: ' in captured.out
+    assert captured.err.startswith('error: 1 of 3 trainings failed')
+    assert 'nonsense' in captured.err
+    assert sorted(weights(place / 'runs' / 'rates')) == ['fast-seed1', 'slow-seed1']
+
+    def full(*_: object, **__: object) -> None:
+        raise UserError('no space left')
+
+    monkeypatch.setattr(studies, 'write_report', full)
+    assert main(['study', 'rates.yaml', '--data-dir', str(folder)]) == 2
+    assert capsys.readouterr().err.startswith('error: 1 of 3 trainings failed'), 'nor is it lost with the report'
+
+
+@pytest.mark.parametrize(('visible', 'expected'), [(None, ['0', '1', '0']), ('3,5', ['3', '5', '3'])])
+def test_trainings_share_the_gpus(monkeypatch: pytest.MonkeyPatch, visible: str | None, expected: list[str]) -> None:
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+    if visible:
+        monkeypatch.setenv('CUDA_VISIBLE_DEVICES', visible)
+    monkeypatch.setattr('torch.cuda.device_count', lambda: 2)
+    assert [environment(3, slot)['CUDA_VISIBLE_DEVICES'] for slot in range(3)] == expected
+    assert environment(2, 1, 'cuda:1').get('CUDA_VISIBLE_DEVICES') == visible, 'who names one has chosen'
+
+
+def test_a_training_on_other_images_is_not_of_the_study(place: Path, folder: Path) -> None:
+    trial = read_study('rates.yaml').trials()[0]
+    train(trial.recipe.replace(data_dir=str(folder), output='runs', experiment=trial.name), quiet=True)
+    there = Place(Path('runs'), data_dir=str(folder))
+    assert state_of(trial, there) == 'begun', 'it is not analysed yet'
+    assert state_of(trial, replace(there, data_dir='/nowhere')) == 'begun', 'images that are not at hand tell nothing'
+    other = make_folder(place / 'flowers')
+    with pytest.raises(UserError, match=f'was trained on {folder.name}, the data folder is flowers'):
+        state_of(trial, replace(there, data_dir=str(other)))
+
+
+def test_one_study_a_folder(place: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = place / 'runs' / 'rates'
+    path.mkdir(parents=True)
+    lock = ProcessLock(path / '.lock')
+    assert main(['study', 'rates.yaml', '--data-dir', str(folder)]) == 2
+    assert 'another run is being written here' in capsys.readouterr().err
+    lock.release()
+    (path / '.lock').unlink()
+    (path / '.lock').mkdir()
+    assert main(['study', 'rates.yaml', '--data-dir', str(folder)]) == 2
+    assert f"{Path('runs', 'rates')}: can't write" in capsys.readouterr().err
+
+
+def test_a_budget_ends_what_is_started(place: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(['study', 'rates.yaml', '--data-dir', str(folder), '--budget', '0.000001']) == 0
+    output = capsys.readouterr().out
+    assert 'not started (the budget of 1e-06 h is used up): fast-seed1, slow-seed2, fast-seed2' in output
+    assert sorted(weights(place / 'runs' / 'rates')) == ['slow-seed1']
+
+
+def start(*words: str) -> Any:
+    return subprocess.Popen(
+        [sys.executable, '-m', 'imagenette_zoo', *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for(path: Path, process: Any) -> None:
+    while not path.exists():
+        time.sleep(0.02)
+        assert process.poll() is None, process.communicate()[0]
+
+
+@pytest.mark.skipif(not shutil.which('pgrep'), reason='no pgrep')
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGKILL])
+def test_a_study_that_was_stopped_goes_on(place: Path, folder: Path, number: signal.Signals) -> None:
+    """Stopped in the middle of a training, it ends with the same weights."""
+    command = ['study', 'rates.yaml', '--only', 'slow', '--data-dir', str(folder), '--output', str(place / 'runs')]
+    (place / 'rates.yaml').write_text(STUDY.format(epochs=150).replace('seeds: 2', 'seeds: 1'))
+    process = start(*command)
+    run = place / 'runs' / 'rates' / 'slow-seed1'
+    wait_for(run / 'state.pt', process)
+    trainings = ['pgrep', '-f', f'train -c {place / "runs"}']
+    assert subprocess.run(trainings, capture_output=True).returncode == 0
+    process.send_signal(number)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == (-9 if number == signal.SIGKILL else 128 + number), output
+    deadline = time.time() + 30
+    while subprocess.run(trainings, capture_output=True).returncode == 0:
+        assert time.time() < deadline, 'a training outlives its study'
+        time.sleep(0.1)
+    assert not (run / 'result.json').exists(), 'the training outlived its study to its end'
+    assert main(command) == 0
+    [recipe] = [trial.recipe for trial in read_study('rates.yaml').trials() if trial.run == 'slow']
+    whole = train(recipe.replace(data_dir=str(folder), output='whole', experiment='slow-seed1'), quiet=True)
+    assert weights(place / 'runs' / 'rates') == weights(whole.folder.parent)
+
+
+def test_run_is_a_study_in_one_line(place: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ['--data-dir', str(folder), '-c', 'base.yaml', '--epochs', '1', '--experiment', 'two', '--device', 'cpu']
+    assert main(['run', 'test_resnet', 'test_vit3', '--seeds', '1', '--img-size', '160', *words]) == 0
+    output = capsys.readouterr().out
+    assert sorted(weights(place / 'runs' / 'two')) == ['test_resnet-seed1', 'test_vit3-seed1']
+    assert f'report: {Path("runs", "two", "report", "report.html")}' in output
+    assert main(['report', 'runs/two', '--output', 'again', '--no-images']) == 0
+    assert 'test_vit3' in (place / 'again' / 'report.md').read_text()
+    assert main(['run', 'test_resnet', '--seed', '3', *words]) == 2
+    assert '--seed: not of this command: --seeds N' in capsys.readouterr().err
+    assert main(['run', 'test_resnet', *words, '--experiment', '../elsewhere']) == 2
+    assert 'is not a plain folder name' in capsys.readouterr().err
+    assert main(['report', str(folder)]) == 2
+
+
+def test_what_can_not_be_brought_home_is_one_failure(place: Path) -> None:
+    """A node with another version of the package: its result is not one of ours."""
+    [trial, *_] = read_study('rates.yaml').trials()
+    for names in (on_ray.RETURNED, on_ray.RETURNED[1:]):
+        files = dict.fromkeys((*names, 'log'), b'{}')
+        cluster = SimpleNamespace(get=lambda _, f=files: (f, ''), exceptions=SimpleNamespace(RayError=ConnectionError))
+        found = Trials()
+        assert on_ray._bring_home(cluster, None, trial, Place(place), found).startswith('FAILED: ')
+        assert (list(found.failed), found.done) == ([trial.name], [])
+        assert not (place / trial.name).exists()
+
+
+def test_a_cluster_that_loses_a_node(place: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two nodes; the one that trains is killed, with all its processes, before its training is done."""
+    pytest.importorskip('ray')
+    from ray.cluster_utils import Cluster
+
+    study = read_study('rates.yaml')
+    assert len(study.trials()) == 4
+    cluster = Cluster(initialize_head=True, head_node_args={'num_cpus': 0, 'include_dashboard': False})
+    nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    try:
+        process = start('study', 'rates.yaml', '--data-dir', str(folder), '--ray', cluster.address)
+        deadline = time.time() + 120
+        while 'imagenette_zoo' not in str(there := _below(nodes[0])):
+            assert time.time() < deadline, 'nothing was sent there'
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.05)
+        cluster.remove_node(nodes[0], allow_graceful=False)
+        for pid in there:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        output = process.communicate(timeout=240)[0]
+    finally:
+        cluster.shutdown()
+    assert process.returncode == 0, output
+    assert 'FAILED' not in output
+    assert main(['study', 'rates.yaml', '--data-dir', str(folder), '--output', 'here']) == 0
+    assert weights(place / 'runs' / 'rates') == weights(place / 'here' / 'rates')
+    assert len(weights(place / 'here' / 'rates')) == 4
+
+
+def _below(node: Any) -> dict[int, str]:
+    """The processes below a node's raylet with their commands, parents first."""
+    open_ones = [node.all_processes['raylet'][0].process.pid]
+    found = {}
+    for pid in open_ones:
+        listed = subprocess.run(['pgrep', '-P', str(pid)], capture_output=True, text=True).stdout.split()
+        open_ones.extend(map(int, listed))
+        with contextlib.suppress(OSError):
+            found[pid] = Path(f'/proc/{pid}/cmdline').read_text()
+    return found

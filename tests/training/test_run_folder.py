@@ -1,0 +1,144 @@
+"""Files that are whole or not there, weights that are read without running anything."""
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from imagenette_zoo.errors import UserError
+from imagenette_zoo.models.model_folder import load_weights, model_folder, read_weights, save_model_folder
+from imagenette_zoo.utils.files import file_stem, write_atomic
+from tests.conftest import needs_local_dir
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / 'a.json'
+    write_atomic(file, b'old')
+
+    def full(*_: object) -> None:
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(os, 'fsync', full)
+    with pytest.raises(UserError, match=r"a\.json: can't write: No space left on device"):
+        write_atomic(file, b'new')
+    assert file.read_bytes() == b'old'
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_process_killed_while_writing_leaves_the_old_file(tmp_path: Path) -> None:
+    file = tmp_path / 'big'
+    write_atomic(file, b'o' * 1000)
+    code = (
+        'import os, pathlib, sys\nfrom imagenette_zoo.training import files\n'
+        'os.fsync = lambda _: os.kill(os.getpid(), 9)\n'
+        'checkpoint.write_atomic(pathlib.Path(sys.argv[1]), b"n" * 1000)'
+    )
+    done = subprocess.run([sys.executable, '-c', code, str(file)], check=False)
+    assert done.returncode == -9
+    assert file.read_bytes() == b'o' * 1000
+
+
+@pytest.mark.skipif(not Path('/dev/full').exists(), reason='no /dev/full')
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / '.x.tmp').symlink_to('/dev/full')
+    with pytest.raises(UserError, match='No space left'):
+        write_atomic(tmp_path / 'x', b'data')
+
+
+def test_a_folder_does_not_hide_the_model_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `runs/` has one after `imagenette-zoo run mbv2_mish_imagenette`, which is no run itself."""
+    monkeypatch.chdir(tmp_path)
+    for name in ('mbv2_mish_imagenette', 'other'):
+        (tmp_path / name).mkdir()
+    assert model_folder('mbv2_mish_imagenette') is None
+    for name in ('other', 'local-dir:mbv2_mish_imagenette'):
+        with pytest.raises(UserError, match=r'no config\.json'):
+            model_folder(name)
+
+
+@pytest.mark.parametrize(
+    ('model', 'stem'),
+    [
+        ('resnet18.a1_in1k', 'resnet18_a1_in1k'),
+        ('local-dir:runs/my run', 'my_run'),
+        ('hf-hub:timm/a', 'a'),
+        ('x:', 'model'),
+    ],
+)
+def test_a_models_name_in_a_files(model: str, stem: str) -> None:
+    assert file_stem(model) == stem
+
+
+@needs_local_dir
+def test_a_model_folder_is_timms(tmp_path: Path) -> None:
+    model = timm.create_model('test_resnet', num_classes=3)
+    config = {'architecture': 'test_resnet', 'num_classes': 3, 'pretrained_cfg': {'input_size': [3, 32, 32]}}
+    save_model_folder(tmp_path / 'm', config, model.state_dict())
+    again = timm.create_model(f'local-dir:{tmp_path}/m', pretrained=True)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
+
+
+def test_weights_of_two_names_are_saved(tmp_path: Path) -> None:
+    weight = torch.ones(2, 3)
+    save_model_folder(tmp_path / 'm', {}, {'a': weight, 'b': weight, 'c': weight.T})
+    found = load_file(tmp_path / 'm' / 'model.safetensors')
+    assert {name: tuple(tensor.shape) for name, tensor in found.items()} == {'a': (2, 3), 'b': (2, 3), 'c': (3, 2)}
+
+
+def test_timms_checkpoints_are_read(tmp_path: Path) -> None:
+    """As its CheckpointSaver writes them: the arguments beside the weights, and two sets of weights."""
+    model, ema = (timm.create_model('test_resnet', num_classes=3) for _ in range(2))
+    torch.save(
+        {
+            'epoch': 3,
+            'arch': 'test_resnet',
+            'args': argparse.Namespace(lr=0.1),
+            'state_dict': {f'module.{k}': v for k, v in model.state_dict().items()},
+            'state_dict_ema': ema.state_dict(),
+        },
+        tmp_path / 'model_best.pth.tar',
+    )
+    plain = read_weights(tmp_path / 'model_best.pth.tar', use_ema=False)
+    averaged = read_weights(tmp_path / 'model_best.pth.tar', use_ema=True)
+    assert all(torch.equal(plain[k], v) for k, v in model.state_dict().items())
+    assert all(torch.equal(averaged[k], v) for k, v in ema.state_dict().items())
+
+
+def test_weights_of_another_model_name_what_disagrees() -> None:
+    model = timm.create_model('test_resnet', num_classes=3)
+    state = model.state_dict()
+    with pytest.raises(UserError, match=r'fc\.weight is \(5, 96\) there and \(3, 96\) here'):
+        load_weights(model, {**state, 'fc.weight': torch.zeros(5, 96)}, 'x')
+    with pytest.raises(
+        UserError, match=r'1 weights are missing and 1 are not its own, as fc\.wait; did you mean fc\.weight'
+    ):
+        load_weights(model, {**{k: v for k, v in state.items() if k != 'fc.weight'}, 'fc.wait': torch.zeros(1)}, 'x')
+
+
+@given(data=st.binary(max_size=300), name=st.sampled_from(['x.safetensors', 'x.pth']))
+def test_no_bytes_make_a_traceback(tmp_path_factory: pytest.TempPathFactory, data: bytes, name: str) -> None:
+    file = tmp_path_factory.mktemp('fuzz') / name
+    file.write_bytes(data)
+    with pytest.raises(UserError) as error:
+        read_weights(file)
+    assert '\n' not in str(error.value)
+
+
+def test_a_flipped_byte_makes_no_traceback(tmp_path: Path) -> None:
+    file = tmp_path / 'x.safetensors'
+    whole = safetensors.torch.save({'a': torch.ones(3), 'b': torch.zeros(2, 2)})
+    for position in range(len(whole) - 28):  # the header
+        file.write_bytes(whole[:position] + bytes([whole[position] ^ 0x15]) + whole[position + 1 :])
+        try:
+            read_weights(file)
+        except UserError as error:
+            assert '\n' not in str(error), position  # noqa: PT017

@@ -1,0 +1,703 @@
+"""The training loop at its public surface: what a run's folder holds, reproducibility, resuming, bad input."""
+
+import copy
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+import yaml
+from timm.scheduler import create_scheduler_v2, scheduler_kwargs
+
+import imagenette_zoo
+from imagenette_zoo import train
+from imagenette_zoo.cli.main import main
+from imagenette_zoo.config.recipe import Recipe
+from imagenette_zoo.data.pipeline import _load_images
+from imagenette_zoo.errors import UserError
+from imagenette_zoo.models import factory
+from imagenette_zoo.models.model_folder import load_folder, save_model_folder
+from imagenette_zoo.training import learner, trainer
+from imagenette_zoo.training.learner import learning_rate
+from imagenette_zoo.training.run import check_alike, open_folder
+from imagenette_zoo.training.run_folder import RunFolder
+from imagenette_zoo.utils.distributed import World
+from tests.conftest import changed, interrupted, make_folder, needs_local_dir
+
+MakeRecipe = Callable[..., Recipe]
+LONG = 'a' * 300  # for any file system
+
+
+def weights(run: Path, which: str = 'last') -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(run / which / 'model.safetensors')
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_runs_folder(recipe: MakeRecipe) -> None:
+    result = train(recipe(epochs=6, checkpoint_hist=2), quiet=True)
+    run = result.folder
+    saved = json.loads((run / 'result.json').read_text())
+    assert saved == json.loads(json.dumps(result.as_json()))
+    assert set(saved) == {
+        'model',
+        'top1',
+        'best_top1',
+        'best_epoch',
+        'top5',
+        'loss',
+        'per_class',
+        'epochs',
+        'img_size',
+        'seed',
+        'params',
+        'gmacs',
+        'seconds',
+        'images_per_second',
+        'peak_memory_mib',
+        'recipe',
+        'dataset',
+        'versions',
+        'hardware',
+        'command',
+    }
+    assert saved['dataset'].pop('hash').startswith('content:')
+    assert saved['dataset'] == {'name': Path(saved['recipe']['data_dir']).name, 'train': 24, 'val': 12}
+    assert set(saved['seconds']) == {'setup', 'total', 'train', 'eval', 'to_80', 'to_85', 'to_90'}
+    assert set(saved['per_class']) == {'class0', 'class1', 'class2'}
+    assert sum(saved['per_class'].values()) / 3 == pytest.approx(saved['top1'])
+    assert saved['params'] == sum(p.numel() for p in timm.create_model('test_resnet', num_classes=3).parameters())
+
+    rows = list(csv.DictReader((run / 'summary.csv').open()))
+    assert list(rows[0]) == ['epoch', 'train_loss', 'eval_loss', 'eval_top1', 'eval_top5', 'lr']
+    assert [row['epoch'] for row in rows] == ['0', '1', '2', '3', '4', '5']
+    assert float(rows[-1]['eval_top1']) == saved['top1']
+    assert (
+        max(float(row['eval_top1']) for row in rows)
+        == saved['best_top1']
+        == float(rows[saved['best_epoch']]['eval_top1'])
+    )
+    assert len((run / 'metrics.jsonl').read_text().splitlines()) == 6
+    assert Recipe(**yaml.safe_load((run / 'args.yaml').read_text())) == recipe(epochs=6, checkpoint_hist=2)
+    kept = {folder.name for folder in (run / 'checkpoints').iterdir()}
+    assert len(kept) == 2
+    assert f'epoch-{saved["best_epoch"]}' in kept
+    assert same(weights(run, 'best'), weights(run, f'checkpoints/epoch-{saved["best_epoch"]}'))
+    assert [path.name for path in run.rglob('.*')] == ['.lock'], 'temporary files are left'
+
+
+@needs_local_dir
+def test_training_learns_and_its_weights_load_in_timm(recipe: MakeRecipe) -> None:
+    result = train(recipe(epochs=12, opt='adamw', no_aug=True), quiet=True)
+    assert result.best_top1 >= 90
+    model = timm.create_model(f'local-dir:{result.folder}/best', pretrained=True)
+    assert same(model.state_dict(), weights(result.folder, 'best'))
+    config = model.pretrained_cfg
+    assert (config['num_classes'], tuple(config['label_names'])) == (3, ('class0', 'class1', 'class2'))
+    assert tuple(config['input_size']) == (3, 32, 32)
+    [validation] = imagenette_zoo.validate(result.folder, recipe().data_dir, workers=0, quiet=True)
+    assert validation.top1 == result.best_top1
+
+
+@needs_local_dir
+def test_model_kwargs_travel_with_the_weights(recipe: MakeRecipe, tmp_path: Path) -> None:
+    result = train(
+        recipe(model='mbv2_mish_imagenette', epochs=1, model_kwargs={'passes': [1, 1, 1, 1, 1, 1, 2]}, gp='max'),
+        quiet=True,
+    )
+    source = f'local-dir:{result.folder}/best'
+    model = timm.create_model(source, pretrained=True)
+    assert same(model.state_dict(), weights(result.folder, 'best'))
+    assert model.global_pool.pool_type == 'max'
+    other = make_folder(tmp_path / 'other', classes=2)
+    tuned = train(recipe(model=source, data_dir=str(other), epochs=1, pretrained=True, experiment='tuned'), quiet=True)
+    model = timm.create_model(f'local-dir:{tuned.folder}/best', pretrained=True)
+    assert same(model.state_dict(), weights(tuned.folder, 'best'))
+    assert model.global_pool.pool_type == 'max'
+
+
+def test_the_same_seed_gives_the_same_weights_whatever_the_workers(recipe: MakeRecipe, tmp_path: Path) -> None:
+    options = dict(
+        reprob=0.5, mixup=0.3, cutmix=0.5, color_jitter=0.4, drop=0.2, aa='rand-m9-mstd0.5', epochs=2, vflip=0.2
+    )
+    runs = [
+        train(recipe(**options, workers=workers, experiment=f'w{workers}-{seed}', seed=seed), quiet=True).folder
+        for workers, seed in ((0, 1), (4, 1), (0, 2))
+    ]
+    assert same(weights(runs[0]), weights(runs[1]))
+    assert not same(weights(runs[0]), weights(runs[2]))
+    assert (runs[0] / 'summary.csv').read_text() == (runs[1] / 'summary.csv').read_text()
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(model_ema=True, model_ema_decay=0.9, sched_on_updates=True, mixup=0.2),
+        dict(
+            opt='adamw', grad_accum_steps=2, clip_grad=1.0, drop_path=0.1, sched='step', decay_epochs=1, decay_rate=0.9
+        ),
+        dict(sched='plateau', patience_epochs=2, lr=1e-7, smoothing=0.0, bce_loss=True, opt='lookahead_radam'),
+    ],
+)
+def test_an_interrupted_run_continues_to_the_same_weights(
+    recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, options: dict[str, object]
+) -> None:
+    whole = train(recipe(**options, epochs=5, experiment='whole'), quiet=True)
+    with pytest.raises(KeyboardInterrupt), interrupted(monkeypatch, epoch=3):
+        train(recipe(**options, epochs=5, experiment='halves'), quiet=True)
+    with pytest.raises(UserError, match='holds an interrupted run: --resume'):
+        train(recipe(**options, epochs=5, experiment='halves'), quiet=True)
+    with pytest.raises(UserError, match='was started with seed 42, not 7'):
+        train(recipe(**options, epochs=5, experiment='halves', resume='auto', seed=7), quiet=True)
+    free = dict(cuda_graph='none', log_interval=7)  # do not decide what is computed
+    halves = train(recipe(**options, **free, epochs=5, experiment='halves', resume='auto'), quiet=True)
+    assert same(weights(whole.folder), weights(halves.folder))
+    assert (whole.folder / 'summary.csv').read_text() == (halves.folder / 'summary.csv').read_text()
+    assert (whole.top1, whole.loss, whole.best_epoch) == (halves.top1, halves.loss, halves.best_epoch)
+
+
+def test_a_finished_run_is_not_replaced_unasked(recipe: MakeRecipe) -> None:
+    run = train(recipe(epochs=1), quiet=True).folder
+    before = {path: path.read_bytes() for path in run.rglob('*') if path.is_file()}
+    with pytest.raises(UserError, match='holds a finished run'):
+        train(recipe(epochs=1), quiet=True)
+    with pytest.raises(UserError, match='this run is finished'):
+        train(recipe(epochs=1, resume=str(run)), quiet=True)
+    assert before == {path: path.read_bytes() for path in run.rglob('*') if path.is_file()}
+    (run / 'mine.txt').write_text('kept')
+    assert train(recipe(epochs=2, overwrite=True), quiet=True).epochs == 2
+    assert (run / 'mine.txt').read_text() == 'kept', "overwriting removes what is not the run's"
+
+
+def test_a_folder_of_something_else_is_left_alone(recipe: MakeRecipe, tmp_path: Path) -> None:
+    run = tmp_path / 'runs' / 'run'
+    (run / 'checkpoints').mkdir(parents=True)
+    (run / 'summary.csv').write_text('mine')
+    with pytest.raises(UserError, match=r'holds summary\.csv of something else'):
+        train(recipe(), quiet=True)
+    assert (run / 'summary.csv').read_text() == 'mine'
+
+
+def test_runs_without_a_name_do_not_meet(recipe: MakeRecipe) -> None:
+    folders = {train(recipe(experiment=None, epochs=1), quiet=True).folder for _ in range(3)}
+    assert len(folders) == 3
+
+
+@pytest.mark.parametrize('words', [['--resume', 'RUN'], ['--resume', '--experiment', 'run', '--output', 'RUNS']])
+def test_an_interrupted_run_is_resumed_from_the_command_line(
+    recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C is exit code 130 and the line to type; the run was started with --overwrite, which must not stick."""
+    started = recipe(overwrite=True)
+    run = Path(started.output) / 'run'
+    file = run.parent.parent / 'recipe.yaml'
+    file.write_text(yaml.safe_dump(changed(started)))
+    with interrupted(monkeypatch, epoch=1):
+        assert main(['train', '-c', str(file)]) == 130
+    assert f'to continue: imagenette-zoo train --resume {run}\n' in capsys.readouterr().out
+    assert main(['train', *(word.replace('RUNS', started.output).replace('RUN', str(run)) for word in words)]) == 0
+    assert (run / 'result.json').exists()
+
+
+def test_other_data_do_not_continue_a_run(recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def stop(*_: object) -> object:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer, 'make_result', stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe(), quiet=True)
+    other = make_folder(tmp_path / 'four', classes=4)
+    with pytest.raises(UserError, match='was started with other training images'):
+        train(recipe(resume='auto', data_dir=str(other)), quiet=True)
+
+
+def test_the_learning_rate_is_timms() -> None:
+    """As `Learning rate (…) calculated from base learning rate` in timm's script."""
+    assert learning_rate(Recipe(lr=0.3)) == 0.3
+    assert learning_rate(Recipe(batch_size=512, lr_base=0.1)) == pytest.approx(0.2)
+    assert learning_rate(Recipe(batch_size=64, lr_base=0.1, grad_accum_steps=2), world_size=2) == pytest.approx(0.1)
+    assert learning_rate(Recipe(opt='adamw', batch_size=1024, lr_base=1e-3)) == pytest.approx(2e-3)
+    assert learning_rate(Recipe(opt='adamw', batch_size=1024, lr_base=1e-3, lr_base_scale='linear')) == pytest.approx(
+        4e-3
+    )
+
+
+def test_the_schedule_is_timms(recipe: MakeRecipe) -> None:
+    """The recorded learning rates are those of timm's factory, stepped as timm's script steps it."""
+    by_epoch = recipe(epochs=6, warmup_epochs=2, lr=0.1, experiment='epochs')
+    rows = list(csv.DictReader((train(by_epoch, quiet=True).folder / 'summary.csv').open()))
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    scheduler, epochs = create_scheduler_v2(
+        optimizer, **scheduler_kwargs(by_epoch.replace(decay_epochs=90)), updates_per_epoch=3
+    )
+    assert epochs == 6
+    for epoch, row in enumerate(rows):
+        assert float(row['lr']) == pytest.approx(optimizer.param_groups[0]['lr'])
+        scheduler.step(epoch + 1)
+
+    by_update = recipe(epochs=4, warmup_epochs=1, lr=0.1, sched_on_updates=True, experiment='updates')
+    rows = list(csv.DictReader((train(by_update, quiet=True).folder / 'summary.csv').open()))
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    scheduler, _ = create_scheduler_v2(
+        optimizer, **scheduler_kwargs(by_update.replace(decay_epochs=90)), updates_per_epoch=3
+    )
+    for epoch, row in enumerate(rows):
+        for update in range(3):
+            scheduler.step_update(3 * epoch + update + 1)
+        assert float(row['lr']) == pytest.approx(optimizer.param_groups[0]['lr'])
+
+
+def test_validation_may_be_rare_and_best_may_mean_the_loss(recipe: MakeRecipe) -> None:
+    result = train(recipe(epochs=5, val_interval=2, eval_metric='loss'), quiet=True)
+    rows = list(csv.DictReader((result.folder / 'summary.csv').open()))
+    assert [bool(row['eval_top1']) for row in rows] == [False, True, False, True, True]
+    losses = {int(row['epoch']): float(row['eval_loss']) for row in rows if row['eval_loss']}
+    assert result.best_epoch == min(losses, key=losses.__getitem__)
+
+
+def test_the_heads_initial_weights_can_be_scaled(recipe: MakeRecipe) -> None:
+    def head(**options: object) -> torch.Tensor:
+        name = 'a'.join(map(str, options.values())).replace('/', '')
+        return weights(train(recipe(experiment=name, epochs=1, lr=1e-12, **options), quiet=True).folder)['fc.weight']
+
+    whole = head(seed=1)
+    torch.testing.assert_close(head(seed=1, head_init_scale=0.5), whole / 2)
+    start = str(Path(recipe().output, '1', 'last'))
+    torch.testing.assert_close(head(seed=2, head_init_scale=0.5, initial_checkpoint=start), whole / 2)
+
+
+def test_a_run_may_move_to_a_device_with_a_gradient_scaler(recipe: MakeRecipe) -> None:
+    """From a CPU, whose state has none, to a GPU with float16."""
+    started = recipe(epochs=1)
+    here = learner.Learner(started, timm.create_model('test_resnet', num_classes=3), World(torch.device('cpu')), 1)
+    state = here.state_dict()
+    here.scaler = torch.amp.GradScaler('cpu')
+    here.load_state_dict(state)
+    assert here.scaler.state_dict()['scale'] > 0
+    with pytest.raises((TypeError, AttributeError)):
+        here.load_state_dict({**state, 'scheduler': None})
+
+
+@pytest.mark.parametrize('clip_grad', [None, 0.1])
+@pytest.mark.parametrize(
+    ('opt', 'fused'), [('adamw', False), ('adamw', True), ('lookahead_adam', True), ('sgd', False)]
+)
+def test_a_gradient_scaler_changes_nothing_but_overflows(
+    recipe: MakeRecipe, opt: str, fused: bool, clip_grad: float | None
+) -> None:
+    torch.manual_seed(0)
+    options = recipe(opt=opt, opt_kwargs={'fused': True} if fused else {}, lr=0.01, nan='skip', clip_grad=clip_grad)
+    model, world = timm.create_model('test_resnet', num_classes=3), World(torch.device('cpu'))
+    plain, scaled = (learner.Learner(options, copy.deepcopy(model), world, 1) for _ in range(2))
+    scaled.scaler = torch.amp.GradScaler('cpu')
+    images, targets = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 0])
+    for _ in range(3):
+        assert torch.equal(plain.step(images, targets), scaled.step(images, targets))
+        for a, b in zip(plain.model.parameters(), scaled.model.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+    before = copy.deepcopy(scaled.model.state_dict())
+    scaled.scaler = torch.amp.GradScaler('cpu', init_scale=3e38)
+    scaled.step(images * 1e3, targets)
+    assert scaled.skipped == 1
+    assert scaled.scaler.get_scale() < 3e38
+    assert same(before, scaled.model.state_dict())
+
+
+def test_what_batchnorm_was_trained_with_stays_with_the_model(recipe: MakeRecipe) -> None:
+    folder = train(recipe(model='mobilenetv2_035', epochs=1, bn_eps=0.5), quiet=True).folder
+    assert load_folder(folder / 'last').bn1.eps == 0.5
+    assert json.loads((folder / 'last' / 'config.json').read_text())['model_args']['bn_eps'] == 0.5
+
+
+def test_mixing_stops_when_it_should(recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    mixed = []
+    step = learner.Learner.step
+
+    def spy(self: object, images: torch.Tensor, targets: torch.Tensor, *args: object) -> torch.Tensor:
+        mixed.append(bool(((targets > 0.02) & (targets < 0.9)).any()))
+        return step(self, images, targets, *args)
+
+    monkeypatch.setattr(learner.Learner, 'step', spy)
+    train(recipe(epochs=3, mixup=1.0, mixup_off_epoch=2, smoothing=0.0), quiet=True)
+    assert any(mixed[:6])
+    assert not any(mixed[6:])
+
+
+def test_the_moving_average_is_what_is_evaluated_and_kept(recipe: MakeRecipe) -> None:
+    plain = train(recipe(experiment='plain'), quiet=True)
+    averaged = train(recipe(experiment='ema', model_ema=True, model_ema_decay=0.9), quiet=True)
+    assert not same(weights(plain.folder), weights(averaged.folder))
+    [validation] = imagenette_zoo.validate(averaged.folder / 'last', recipe().data_dir, workers=0, quiet=True)
+    assert validation.loss == pytest.approx(averaged.loss, rel=1e-6)
+
+
+def test_a_moving_average_on_the_cpu_is_the_same(recipe: MakeRecipe) -> None:
+    ema = dict(model_ema=True, model_ema_decay=0.9)
+    here = train(recipe(**ema, experiment='here'), quiet=True)
+    there = train(recipe(**ema, model_ema_force_cpu=True, experiment='there'), quiet=True)
+    assert there.loss == pytest.approx(here.loss, rel=1e-4)
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(recipe: MakeRecipe) -> None:
+    """Without batch statistics and dropout small batches must equal a large one, also where the last is smaller."""
+    common = dict(model='test_vit', opt='momentum', no_aug=True, img_size=160, epochs=1, color_jitter=0.0)
+    whole = train(recipe(**common, experiment='whole', batch_size=15), quiet=True)
+    parts = train(recipe(**common, experiment='parts', batch_size=5, grad_accum_steps=3), quiet=True)  # 15, and 5 + 4
+    a, b = weights(whole.folder), weights(parts.folder)
+    frozen = train(recipe(**{**common, 'lr': 1e-12}, experiment='frozen'), quiet=True)
+    assert not same(a, weights(frozen.folder)), 'nothing was learned'
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('options', [{}, {'resume': 'auto'}])
+def test_a_checkpoint_starts_a_run(recipe: MakeRecipe, options: dict[str, str]) -> None:
+    first = train(recipe(epochs=10, opt='adamw', no_aug=True), quiet=True)
+    assert first.best_top1 >= 80
+    start = str(first.folder / 'best')
+    second = train(
+        recipe(experiment='second', epochs=1, lr=1e-9, no_aug=True, initial_checkpoint=start, **options), quiet=True
+    )
+    assert second.top1 >= first.best_top1 - 10
+
+
+def run_cli(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, 'PYTHONPATH': str(Path(imagenette_zoo.__file__).parent.parent)}
+    env.pop('IMAGENETTE_DIR', None)
+    return subprocess.run(
+        [sys.executable, '-m', 'imagenette_zoo', *words], capture_output=True, text=True, cwd=cwd, env=env, check=False
+    )
+
+
+def test_the_command_line(recipe: MakeRecipe, tmp_path: Path) -> None:
+    """One real process from a recipe file: plain lines, a table, where everything is."""
+    file = tmp_path / 'tiny.yaml'
+    file.write_text(yaml.safe_dump({**changed(recipe()), 'output': 'runs'}))
+    done = run_cli('train', '-c', str(file), '--epochs', '2', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert '\r' not in done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert sum(line.startswith('epoch ') for line in lines) == 2
+    assert any(line.startswith('class0') for line in lines)
+    assert 'runs/run/result.json' in done.stdout
+    again = run_cli('train', '-c', str(file), '--epochs', '2', cwd=tmp_path)
+    assert (again.returncode, len(again.stderr.splitlines())) == (2, 1)
+    assert 'holds a finished run' in again.stderr
+
+
+@pytest.fixture
+def flags(recipe: MakeRecipe) -> Callable[..., list[str]]:
+    """Flags of a short run; an argument replaces one, None leaves it out."""
+
+    def make(**changes: object) -> list[str]:
+        values = {**changed(recipe()), **changes}
+        return [
+            word
+            for name, value in values.items()
+            if value is not None
+            for word in ([f'--{name.replace("_", "-")}'] if value is True else [f'--{name.replace("_", "-")}={value}'])
+        ]
+
+    return make
+
+
+def expect_error(capsys: pytest.CaptureFixture[str], words: list[str], *parts: str) -> None:
+    """One line on stderr with all the parts, exit code 2."""
+    assert main(words) == 2
+    error = capsys.readouterr().err.strip()
+    assert '\n' not in error
+    for part in parts:
+        assert part in error, error
+
+
+@pytest.mark.parametrize(
+    ('changes', 'parts'),
+    [
+        (dict(data_dir='/nowhere'), ['/nowhere']),
+        (dict(model='resnet5o'), ["unknown model 'resnet5o'", 'did you mean resnet50']),
+        (dict(model='mbv2_mish'), ['unknown model', 'mbv2_mish_imagenette']),
+        (dict(num_classes=10), ['--num-classes 10', '3 classes']),
+        (dict(batch_size=25), ['--batch-size 25', '24 images']),
+        (dict(device='cuda'), ['--device cuda', 'cpu']),
+        (dict(device='quantum'), ['--device quantum']),
+        (dict(opt='adamx'), ["has no optimizer 'adamx'", 'adam']),
+        (dict(output='/proc/nowhere'), ['/proc/nowhere', "can't write"]),
+        (dict(model_kwargs='colour=red'), ['colour']),
+        (dict(model_kwargs='in_chans=1'), ['in_chans=1', 'three channels']),
+        (dict(aa='nonsense'), ['--aa nonsense']),
+        (dict(initial_checkpoint='/nowhere.pth'), ['/nowhere.pth', 'no such checkpoint']),
+        (dict(resume='/nowhere'), ['/nowhere', 'no run to resume']),
+        (dict(output='.', experiment=LONG), ["can't write: File name too long"]),
+        (dict(initial_checkpoint=LONG), ['no such checkpoint']),
+        (dict(resume=LONG), ['no run to resume']),
+        (dict(config=LONG), ['no recipe']),
+        (dict(sync_bn=True), ['--sync-bn']),
+        (dict(torchcompile='inductr'), ["no backend 'inductr'", 'inductor']),
+        (dict(label_noise=5), ['noisy_imagenette.csv']),
+        (dict(img_size=4), ['--img-size']),
+        (dict(model='vit_tiny_patch16_224'), ['vit_tiny_patch16_224', '--img-size']),
+        (dict(opt='adamw', opt_betas='0.9'), ['--opt adamw']),
+        (dict(lr='0'), ['--lr']),
+    ],
+)
+@pytest.mark.skipif(torch.cuda.is_available(), reason='--device cuda is no error here')
+def test_bad_input_is_one_line(
+    flags: Callable[..., list[str]], capsys: pytest.CaptureFixture[str], changes: dict[str, object], parts: list[str]
+) -> None:
+    expect_error(capsys, ['train', *flags(**changes)], *parts)
+
+
+@pytest.mark.parametrize(
+    ('words', 'part'),
+    [(['--checkpoint', LONG], 'no such checkpoint'), (['--results-file', f'{LONG}/x.csv'], 'no such folder')],
+)
+def test_names_that_are_too_long_to_validate(
+    folder: Path, capsys: pytest.CaptureFixture[str], words: list[str], part: str
+) -> None:
+    expect_error(capsys, ['validate', '--model', 'test_resnet', '--data-dir', str(folder), *words], part)
+
+
+def test_without_data_the_line_tells_how_to_get_them(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv('IMAGENETTE_DIR', raising=False)
+    monkeypatch.setenv('IMAGENETTE_ZOO_CACHE', str(tmp_path))
+    expect_error(capsys, ['train'], 'imagenette-zoo data fetch', '--data-dir', 'synthette')
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_a_bad_image_stops_the_run_and_keeps_what_is_done(
+    folder: Path, flags: Callable[..., list[str]], capsys: pytest.CaptureFixture[str], tmp_path: Path, workers: int
+) -> None:
+    broken = shutil.copytree(folder, tmp_path / 'broken')
+    image = broken / 'val' / 'class1' / '2.png'
+    image.write_bytes(image.read_bytes()[:300])
+    expect_error(capsys, ['train', *flags(data_dir=broken, workers=workers)], str(image))
+    image.write_bytes(b'')
+    expect_error(capsys, ['train', *flags(data_dir=broken, workers=workers, experiment='other')], str(image))
+
+
+class Evil:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ('touch pwned',)
+
+
+def test_checkpoints_that_are_refused(
+    flags: Callable[..., list[str]], capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    other = timm.create_model('test_vit', num_classes=3)
+    torch.save({'state_dict': other.state_dict()}, 'other.pth')
+    torch.save({'state_dict': Evil()}, 'evil.pth')
+    Path('torn.pth').write_bytes(Path('other.pth').read_bytes()[:2000])
+    safetensors.torch.save_file(other.state_dict(), 'other.safetensors')
+    Path('torn.safetensors').write_bytes(Path('other.safetensors').read_bytes()[:2000])
+    torch.save({'state_dict': timm.create_model('test_resnet', num_classes=7).state_dict()}, 'seven.pth')
+    for name, part in {
+        'other.pth': 'another model',
+        'other.safetensors': 'another model',
+        'torn.pth': 'truncated',
+        'torn.safetensors': 'truncated',
+        'evil.pth': 'refused',
+        'seven.pth': 'fc.weight is (7,',
+    }.items():
+        expect_error(capsys, ['train', *flags(initial_checkpoint=name)], name, part)
+        expect_error(
+            capsys,
+            [
+                'validate',
+                '--model',
+                'test_resnet',
+                '--checkpoint',
+                name,
+                *flags(
+                    model=None, epochs=None, batch_size=None, lr=None, warmup_epochs=None, output=None, experiment=None
+                ),
+            ],
+            name,
+            part,
+        )
+    assert not Path('pwned').exists()
+    assert not (tmp_path / 'runs' / 'run' / 'args.yaml').exists(), 'a refused run leaves a folder behind'
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason='root may write everywhere')
+def test_a_read_only_output_folder(
+    flags: Callable[..., list[str]], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    locked = tmp_path / 'locked'
+    locked.mkdir(mode=0o500)
+    expect_error(capsys, ['train', *flags(output=locked)], "can't write")
+
+
+def test_two_processes_share_the_work(recipe: MakeRecipe, tmp_path: Path) -> None:
+    """torchrun with gloo: one writer, every validation image counted once."""
+    file = tmp_path / 'tiny.yaml'
+    file.write_text(yaml.safe_dump(changed(recipe(batch_size=4))))
+    env = {**os.environ, 'PYTHONPATH': str(Path(imagenette_zoo.__file__).parent.parent), 'OMP_NUM_THREADS': '1'}
+    done = subprocess.run(
+        [
+            sys.executable,
+            '-m',
+            'torch.distributed.run',
+            '--standalone',
+            '--nproc-per-node=2',
+            '-m',
+            'imagenette_zoo',
+            'train',
+            '-c',
+            str(file),
+        ],
+        capture_output=True,
+        text=True,
+        env=env,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count('epoch 1 of 2') == 1
+    result = json.loads((tmp_path / 'runs' / 'run' / 'result.json').read_text())
+    assert (result['dataset']['val'], result['hardware']['processes']) == (12, 2)
+    [alone] = imagenette_zoo.validate(tmp_path / 'runs/run/last', recipe().data_dir, workers=0, quiet=True)
+    assert alone.loss == pytest.approx(result['loss'], rel=1e-6), 'what is saved is not what was evaluated'
+
+
+def test_a_run_that_came_and_went_meanwhile_is_kept(recipe: MakeRecipe) -> None:
+    """Another process trained here between the look at the folder and the start."""
+    own = recipe(experiment='race')
+    folder, _, _ = open_folder(own)
+    result = train(own, quiet=True)
+    with pytest.raises(UserError, match='holds a finished run'):
+        folder.start(own)
+    assert (result.folder / 'last' / 'model.safetensors').is_file()
+
+
+def test_processes_that_would_train_something_else() -> None:
+    first = Recipe(seed=7, output='here')
+    check_alike(first.replace(output='there', workers=1), first.as_dict())
+    for option, value in {'seed': 8, 'recovery_interval': 5, 'nan': 'skip', 'nan_limit': 3}.items():
+        then = getattr(first, option)
+        with pytest.raises(UserError, match=f'{option} is {value} in this process and {then} in the first'):
+            check_alike(first.replace(**{option: value}), first.as_dict())
+
+
+def test_resuming_is_not_branching(recipe: MakeRecipe, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = train(recipe(), quiet=True).folder
+    assert main(['train', '--resume', str(folder), '--experiment', 'other']) == 2
+    assert '--initial-checkpoint' in capsys.readouterr().err
+
+
+def test_resuming_with_a_recipe_is_not_branching_either(
+    recipe: MakeRecipe, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    run = RunFolder(tmp_path / 'runs' / 'run')
+    run.start(recipe())
+    run.unlock()
+    words = ['train', '--resume', str(run.path), '-c', str(run['args.yaml']), '--experiment', 'other']
+    expect_error(capsys, words, 'leave --experiment other out', f'--initial-checkpoint {run.path}')
+
+
+def test_an_option_that_cant_be_written_costs_no_earlier_run(recipe: MakeRecipe, tmp_path: Path) -> None:
+    (tmp_path / 'result.json').touch()
+    (tmp_path / 'best').mkdir()
+    bad = recipe(overwrite=True, model_kwargs={'act_layer': torch.nn.SiLU})
+    with pytest.raises(UserError, match=r"model_kwargs: can't write down .*SiLU"):
+        RunFolder(tmp_path).start(bad)
+    assert {path.name for path in tmp_path.iterdir()} == {'result.json', 'best'}
+
+
+def test_splits_of_other_names(recipe: MakeRecipe, tmp_path: Path) -> None:
+    data = make_folder(tmp_path / 'data')
+    (data / 'train').rename(data / 'Training')
+    (data / 'val').rename(data / 'Testing')
+    splits = dict(train_split='Training[:75%]', val_split='Testing')
+    result = train(recipe(epochs=1, data_dir=str(data), **splits), quiet=True)
+    assert (result.dataset['train'], result.dataset['val']) == (18, 12)
+    [validation] = imagenette_zoo.validate(result.folder, data, val_split='Testing', workers=0, quiet=True)
+    assert validation.top1 == result.top1
+
+
+def test_more_processes_than_validation_images(recipe: MakeRecipe) -> None:
+    world = World(torch.device('cpu'), size=13)
+    with pytest.raises(UserError, match='13 processes for 12 validation images: start fewer'):
+        _load_images(recipe(), world)
+
+
+def test_noisy_labels_are_trained_on(recipe: MakeRecipe, folder: Path, tmp_path: Path) -> None:
+    """Here all are wrong, by one class; the validation images keep theirs."""
+    data = shutil.copytree(folder, tmp_path / 'data')
+    rows = ['path,noisy_labels_5,is_valid']
+    for path in sorted(data.glob('*/*/*.png')):
+        wrong = (int(path.parent.name[-1]) + 1) % 3
+        rows.append(f'{path.relative_to(data).as_posix()},class{wrong},{path.parts[-3] == "val"}')
+    (data / 'noisy_imagenette.csv').write_text('\n'.join(rows))
+    options = dict(data_dir=str(data), epochs=20, batch_size=4, lr=0.05, opt='momentum')
+    clean, noisy = (
+        train(recipe(**options, label_noise=noise, experiment=f'noise{noise}'), quiet=True) for noise in (0, 5)
+    )
+    train_images, val_images = _load_images(recipe(**options, label_noise=5), World(torch.device('cpu')))
+    assert train_images.targets == tuple(target for target in (1, 2, 0) for _ in range(8))
+    assert val_images.targets == tuple(target for target in (0, 1, 2) for _ in range(4))
+    assert clean.dataset['hash'] != noisy.dataset['hash']
+    assert clean.top1 > 60 > 30 > noisy.top1
+
+
+@pytest.mark.parametrize('from_scratch', [True, False])
+def test_whose_licence_a_trained_model_has(from_scratch: bool, tmp_path: Path) -> None:
+    """That of the published weights where it began with them."""
+    model = timm.create_model('googlenet', num_classes=2)
+    config = timm.data.resolve_data_config(model=model)
+    save_model_folder(tmp_path, factory.model_config(model, config, ['a', 'b'], {}, from_scratch), model.state_dict())
+    cfg = load_folder(tmp_path).pretrained_cfg
+    assert (cfg['license'], cfg['origin_url'] is None) == (None if from_scratch else 'bsd-3-clause', from_scratch)
+
+
+def test_validation_images_that_are_trained_on(recipe: MakeRecipe, capsys: pytest.CaptureFixture[str]) -> None:
+    train(recipe(epochs=1, val_split='train[50%:]'))
+    assert 'validation images are training images, too' in capsys.readouterr().out
+    train(recipe(epochs=1, experiment='apart'))
+    assert 'training images, too' not in capsys.readouterr().out
+
+
+def test_a_full_disk_behind_the_output_does_not_end_the_run() -> None:
+    script = """if True:
+        import sys
+        from imagenette_zoo.utils.console import Console
+        console = Console()
+        console.line('x')
+        console.line('y')
+        assert console.quiet
+        """
+    with open('/dev/full', 'w') as full:
+        done = subprocess.run([sys.executable, '-c', script], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_one_number_a_channel(recipe: MakeRecipe) -> None:
+    with pytest.raises(UserError, match='--batch-size 1: BatchNorm'):
+        train(recipe(model='mobilenetv2_050', img_size=32, batch_size=1), quiet=True)
+
+
+@pytest.mark.parametrize('model', ['resnet18', 'mbv2_mish_imagenette'])
+@pytest.mark.parametrize('kwargs', [{'act_layer': 'mihs'}, {'norm_layer': 'foo'}])
+def test_arguments_of_no_such_value(recipe: MakeRecipe, model: str, kwargs: dict[str, str]) -> None:
+    with pytest.raises(UserError, match=f'model {model}: '):
+        train(recipe(model=model, model_kwargs=kwargs), quiet=True)
+
+
+def test_the_best_is_that_of_the_ranking_after_an_epoch_was_done_again(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    config = {'architecture': 'none'}
+    for number, (epoch, ranked) in enumerate([(0, [0]), (1, [1, 0]), (1, [0, 1])]):
+        folder.save_model(config, {'weight': torch.full((2,), float(number))}, epoch, ranked)
+    assert weights(tmp_path, 'best')['weight'].tolist() == [0, 0]
+    assert weights(tmp_path)['weight'].tolist() == [2, 2]

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Trains a model by a recipe: ``python train.py -c mbv2_mish --data-dir DIR``, the same as ``imagenette-zoo train``."""
+"""Trains a model by a recipe: `python train.py -c mbv2_mish --data-dir DIR`, the same as `imagenette-zoo train`."""
 
 from imagenette_zoo.cli.main import train_main
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Validates models: ``python validate.py --model runs/NAME`` (the same as ``imagenette-zoo validate``)."""
+"""Validates models: `python validate.py --model runs/NAME` (the same as `imagenette-zoo validate`)."""
 
 from imagenette_zoo.cli.main import validate_main
 

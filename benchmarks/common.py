@@ -51,7 +51,7 @@ def report(
     args: Any,
     details: Any = None,
 ) -> None:
-    """Prints a table and writes ``<name>.json``, with a number behind the name where another run has written one."""
+    """Prints a table and writes `<name>.json`, with a number behind the name where another run has written one."""
     rows = [(name, f'{unit}: min', 'median', 'max')]
     for contestant, each in found.items():
         values = [value for value in each if value is not None]
@@ -116,7 +116,7 @@ def run_process(
 
     Returns:
         Its output, its seconds, and the most memory, MiB, that it and its children had for themselves (not the files
-        that they map, nor what children share with it), on ``cuda`` that was in use on the first GPU.
+        that they map, nor what children share with it), on `cuda` that was in use on the first GPU.
     """
     path = os.pathsep.join(map(str, filter(None, [timm_dir, ROOT, os.environ.get('PYTHONPATH')])))
     start = time.perf_counter()

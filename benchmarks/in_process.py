@@ -38,7 +38,7 @@ def wait(device: str) -> None:
 
 
 def rate(run: Callable[[], object], work: float, args: argparse.Namespace) -> float:
-    """10^9 units of work a second, of which one run does ``work``."""
+    """10^9 units of work a second, of which one run does `work`."""
     run()
     wait(args.device)
     start = time.perf_counter()
@@ -174,7 +174,7 @@ def _steps(args: argparse.Namespace, **options: str) -> Callable[[], float]:
 
 
 def fused(args: argparse.Namespace) -> None:
-    """``mbv2_mish_mp3_imagenette`` in evaluation, as trained and fused: as timm makes it, and as our scripts run it."""
+    """`mbv2_mish_mp3_imagenette` in evaluation, as trained and fused: as timm makes it, and as our scripts run it."""
     device = torch.device(args.device)
     model = timm.create_model('mbv2_mish_mp3_imagenette').eval()
     networks = {'as trained': model, 'fused': fuse(model)}

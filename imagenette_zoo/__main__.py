@@ -1,4 +1,4 @@
-"""``python -m imagenette_zoo``."""
+"""`python -m imagenette_zoo`."""
 
 from .cli.main import main
 

@@ -47,7 +47,7 @@ def require(module: str, what: str, extra: str) -> Any:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """``'; did you mean …?'`` for the known names most like ``name``, or nothing."""
+    """`'; did you mean …?'` for the known names most like `name`, or nothing."""
     matches = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
     return f'; did you mean {" or ".join(matches)}?' if matches else ''
 

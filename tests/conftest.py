@@ -113,7 +113,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def recipe(folder: Path, tmp_path: Path) -> Callable[..., Recipe]:
-    """Makes a recipe that trains in a second: ``recipe(epochs=3)``."""
+    """Makes a recipe that trains in a second: `recipe(epochs=3)`."""
 
     def make(**changes: object) -> Recipe:
         defaults: dict[str, object] = dict(

@@ -38,10 +38,10 @@ class Repo:
 
 
 class Hub(ThreadingHTTPServer):
-    """The server; ``broken`` says how requests that begin so fail, as in ``{'PUT /lfs': 'drop'}``.
+    """The server; `broken` says how requests that begin so fail, as in `{'PUT /lfs': 'drop'}`.
 
-    ``drop`` hangs up in the middle, ``deaf`` does as asked and hangs up, ``twice`` does as asked and answers as to one
-    who asks again, ``echo`` repeats the token in what it says; a number is the status that it answers with.
+    `drop` hangs up in the middle, `deaf` does as asked and hangs up, `twice` does as asked and answers as to one
+    who asks again, `echo` repeats the token in what it says; a number is the status that it answers with.
     """
 
     daemon_threads = True
@@ -275,7 +275,7 @@ for line in sys.stdin:
 
 
 class Client:
-    """A process with ``HF_ENDPOINT``: ``client('publish', …)`` runs a command, ``client('load', NAME)`` a model."""
+    """A process with `HF_ENDPOINT`: `client('publish', …)` runs a command, `client('load', NAME)` a model."""
 
     def __init__(self, hub: Hub, home: Path) -> None:
         root = Path(__file__).parents[1]

@@ -143,7 +143,7 @@ def _read(folder: Path, row: str) -> Record:
 
 
 def _check(record: Record, row: str) -> None:
-    """Raises :class:`UserError` where a run is not one of a row, or breaks a rule."""
+    """Raises `UserError` where a run is not one of a row, or breaks a rule."""
     file = RECIPES / f'{row}.yaml'
     if not file.is_file():
         raise UserError(f'{record.folder}: there is no recipe {file.relative_to(ROOT)}, so it is in no row')

@@ -41,7 +41,7 @@ def main() -> int:
 
 
 def pack(run: Path, data_dir: str | None) -> None:
-    """Packs the weights of ``run/last``, the final epoch's.
+    """Packs the weights of `run/last`, the final epoch's.
 
     Raises:
         UserError: There is no finished run, or its weights must not be packed, and why.

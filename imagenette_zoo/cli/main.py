@@ -1,4 +1,4 @@
-"""The command line: ``imagenette-zoo COMMAND``, and the doors ``train.py`` and ``validate.py``."""
+"""The command line: `imagenette-zoo COMMAND`, and the doors `train.py` and `validate.py`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ UNUSABLE = (errno.EACCES, errno.ENAMETOOLONG)  # what the system says of a name 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """``imagenette-zoo``: runs a command; what the user can mend is one line and exit code 2."""
+    """`imagenette-zoo`: runs a command; what the user can mend is one line and exit code 2."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # file names may be no Unicode
         sys.stdout.reconfigure(errors='backslashreplace')
     try:
@@ -61,12 +61,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def train_main(argv: Sequence[str] | None = None) -> int:
-    """``train.py``. Returns the exit code."""
+    """`train.py`. Returns the exit code."""
     return main(['train', *(sys.argv[1:] if argv is None else argv)])
 
 
 def validate_main(argv: Sequence[str] | None = None) -> int:
-    """``validate.py``. Returns the exit code."""
+    """`validate.py`. Returns the exit code."""
     return main(['validate', *(sys.argv[1:] if argv is None else argv)])
 
 

@@ -1,4 +1,4 @@
-"""The subcommands ``study``, ``run``, ``analyse`` and ``report``."""
+"""The subcommands `study`, `run`, `analyse` and `report`."""
 
 from __future__ import annotations
 
@@ -216,7 +216,7 @@ def report_command(
 
     Args:
         paths: A study's folder, or runs, or folders of runs.
-        output: Where the report goes; beside the study, else ``report/``.
+        output: Where the report goes; beside the study, else `report/`.
         data_dir: Where the images are; as in training if not given.
         images: Whether it shows images of the data set.
         compare: Two runs whose classes are shown beside each other.

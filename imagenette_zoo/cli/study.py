@@ -29,7 +29,7 @@ def _passes(args: argparse.Namespace) -> int:
 
 
 def _add_place(parser: argparse.ArgumentParser) -> None:
-    """What ``study`` and ``run`` have in common."""
+    """What `study` and `run` have in common."""
     parser.add_argument(
         '--jobs', type=_positive, default=1, metavar='N', help='trainings at the same time (default: 1)'
     )

@@ -1,7 +1,7 @@
 """Options declared once: a dataclass field with its help gives the flag, the YAML key, the checks and the docs.
 
 A dataclass of options is made of small ones, one a group, by inheritance; the first line of a group's docstring is
-its title in ``--help``. Values come from YAML, from flags or from Python; all three pass through :func:`coerce`.
+its title in `--help`. Values come from YAML, from flags or from Python; all three pass through `coerce`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def option(
 
     Args:
         default: Value where none is given.
-        help: One line for ``--help`` and the docs.
+        help: One line for `--help` and the docs.
         choices: The values allowed.
         low: Smallest value allowed (of each element of a list).
         high: Largest value allowed.
@@ -53,7 +53,7 @@ def option(
         length: The number of elements of a list.
         short: Further spellings of the flag.
         const: Value of the flag when it is given without one.
-        metavar: What ``--help`` calls the value.
+        metavar: What `--help` calls the value.
     """
     metadata = dict(
         help=help,
@@ -85,7 +85,7 @@ class Options:
         self.check()
 
     def check(self) -> None:
-        """Raises :class:`UserError` where two values contradict each other."""
+        """Raises `UserError` where two values contradict each other."""
 
     @classmethod
     def kinds(cls) -> list[tuple[dataclasses.Field[Any], Any]]:
@@ -95,7 +95,7 @@ class Options:
 
     @classmethod
     def check_value(cls, name: str, value: Any) -> None:
-        """Raises :class:`UserError` where a value by itself is wrong for an option."""
+        """Raises `UserError` where a value by itself is wrong for an option."""
         field, kind = next((field, kind) for field, kind in cls.kinds() if field.name == name)
         coerce(field, kind, value)
 
@@ -114,7 +114,7 @@ def _flag(name: str) -> str:
 
 
 def _plain(kind: Any) -> tuple[Any, bool]:
-    """``(type without None, whether None is allowed)``."""
+    """`(type without None, whether None is allowed)`."""
     if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
         inner = [arg for arg in typing.get_args(kind) if arg is not type(None)]
         return inner[0], True
@@ -202,7 +202,7 @@ def _wrong(field: dataclasses.Field[Any], value: Any, expected: str) -> UserErro
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that raises :class:`UserError` with the nearest valid flag."""
+    """An argument parser that raises `UserError` with the nearest valid flag."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(allow_abbrev=False, **kwargs)
@@ -223,7 +223,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class _Pairs(argparse.Action):
-    """``key=value …`` into a dict, values read as Python literals where they are (timm's ``ParseKwargs``)."""
+    """`key=value …` into a dict, values read as Python literals where they are (timm's `ParseKwargs`)."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         pairs = {}

@@ -21,7 +21,7 @@ __all__ = [
 
 
 def read_yaml(path: str | Path, known: set[str]) -> dict[str, Any]:
-    """The mapping in a YAML file, its keys checked; ``-`` in a key counts as ``_``.
+    """The mapping in a YAML file, its keys checked; `-` in a key counts as `_`.
 
     Raises:
         UserError: The file can't be read, is no YAML mapping, or has an unknown key.
@@ -53,7 +53,7 @@ RECIPES = ('', 'leaderboard')  # folders of hparams/
 
 
 def _recipe_folder() -> Path:
-    """``hparams/`` as installed from a wheel, else that of the source checkout."""
+    """`hparams/` as installed from a wheel, else that of the source checkout."""
     package = Path(__file__).parent.parent
     installed = package / 'hparams'
     return installed if installed.is_dir() else package.parent / 'hparams'
@@ -70,7 +70,7 @@ def study_names() -> list[str]:
 
 
 def _shipped(*folders: str) -> dict[str, Path]:
-    """The files of these folders of ``hparams/`` by name, which starts from the first of them."""
+    """The files of these folders of `hparams/` by name, which starts from the first of them."""
     root = _recipe_folder()
     files = [file for folder in folders for file in sorted(Path(root, folder).glob('*.yaml'))]
     return {file.relative_to(root / folders[0]).with_suffix('').as_posix(): file for file in files}
@@ -86,7 +86,7 @@ def find_recipe(name: str | Path) -> Path:
 
 
 def shipped(name: str | Path, kind: str, *folders: str) -> Path:
-    """The file that a name means: a path, or one in these folders of ``hparams/`` as it comes with the package.
+    """The file that a name means: a path, or one in these folders of `hparams/` as it comes with the package.
 
     Raises:
         UserError: There is none; the line names the nearest ones.

@@ -211,7 +211,7 @@ def fetch(size: str) -> Path:
         The folder that holds `train/` and `val/`; at once if it is there already.
 
     Raises:
-        UserError: unknown size, no network, wrong checksum, no room. Nothing half-made stays behind.
+        UserError: Unknown size, no network, wrong checksum, no room. Nothing half-made stays behind.
     """
     if size not in SIZES:
         raise UserError(f'size {size!r} is unknown: expected one of {", ".join(SIZES)}')

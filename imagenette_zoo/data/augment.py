@@ -1,7 +1,7 @@
 """What is done to whole batches on the training device: crop, flip, jitter, normalise, erase, mix.
 
 The distributions are those of timm's transforms. What an image of an epoch gets is drawn from a stream of its own
-(:meth:`Augmentation.draw`), so it depends neither on the batch it is in nor on what ran before.
+(`Augmentation.draw`), so it depends neither on the batch it is in nor on what ran before.
 """
 
 import math
@@ -35,10 +35,10 @@ class Draws:
     """The random numbers of some images.
 
     Attributes:
-        boxes: ``(N, 4)`` top, left, height and width of the crop, in stored pixels.
-        flips: ``(N, 2)`` whether it is flipped vertically and horizontally.
-        bicubic: ``(N,)`` whether it is resampled bicubically instead of bilinearly.
-        jitter: ``(N, 4, 3)`` the colour steps: strength of the pixel, of its grey value and of the mean grey value.
+        boxes: `(N, 4)` top, left, height and width of the crop, in stored pixels.
+        flips: `(N, 2)` whether it is flipped vertically and horizontally.
+        bicubic: `(N,)` whether it is resampled bicubically instead of bilinearly.
+        jitter: `(N, 4, 3)` the colour steps: strength of the pixel, of its grey value and of the mean grey value.
     """
 
     boxes: torch.Tensor
@@ -64,7 +64,7 @@ class Augmentation:
         ratio: Smallest and largest aspect ratio of the crop.
         hflip: Probability of a horizontal flip.
         vflip: Probability of a vertical flip.
-        interpolation: ``bilinear``, ``bicubic`` or ``random``: one of the two for each image.
+        interpolation: `bilinear`, `bicubic` or `random`: one of the two for each image.
         color_jitter: Strength of the jitter of brightness, contrast and saturation, which come in random order.
         color_jitter_prob: Probability of any jitter.
         grayscale_prob: Probability of a conversion to grey.
@@ -88,7 +88,7 @@ class Augmentation:
         """The draws of every image for one epoch.
 
         Args:
-            sizes: ``(N, 2)`` heights and widths of the images as they came, in which boxes have their true ratio.
+            sizes: `(N, 2)` heights and widths of the images as they came, in which boxes have their true ratio.
             side: Side of the square that they are stored as.
             seed: Seed of the run.
             epoch: The epoch.
@@ -125,7 +125,7 @@ class Augmentation:
         return torch.stack([((height - crop_h) / 2).floor(), ((width - crop_w) / 2).floor(), crop_h, crop_w], 1)
 
     def _jitter(self, count: int, generator: torch.Generator) -> torch.Tensor:
-        """Brightness, contrast and saturation are mixtures ``f x + (1 - f) y``: y is black, the mean grey value of the
+        """Brightness, contrast and saturation are mixtures `f x + (1 - f) y`: y is black, the mean grey value of the
         image, its grey picture."""
         strength = self.color_jitter
         factors = _between(torch.rand(count, 3, generator=generator), max(0.0, 1 - strength), 1 + strength)
@@ -147,13 +147,13 @@ def crop_resize(pixels: torch.Tensor, index: torch.Tensor, draws: Draws, size: t
     """Crops, resizes with antialiasing and flips some of the stored images.
 
     Args:
-        pixels: ``(M, S, S, 3)`` uint8, all images.
-        index: ``(N,)`` which of them.
+        pixels: `(M, S, S, 3)` uint8, all images.
+        index: `(N,)` which of them.
         draws: Their draws, N of them, on the same device.
         size: Height and width of the result.
 
     Returns:
-        ``(N, 3, *size)`` uint8, channels-last. On the CPU the pixels of Pillow's filters to within a rounding.
+        `(N, 3, *size)` uint8, channels-last. On the CPU the pixels of Pillow's filters to within a rounding.
     """
     if pixels.is_cuda:
         return _crop_resize_dense(pixels, index, draws, size)
@@ -206,7 +206,7 @@ def _crop_resize_dense(pixels: torch.Tensor, index: torch.Tensor, draws: Draws, 
 def _filter(
     start: torch.Tensor, length: torch.Tensor, side: int, size: int, bicubic: torch.Tensor, flip: torch.Tensor
 ) -> torch.Tensor:
-    """``(N, size, side)``: how much each stored pixel contributes to each pixel of the result.
+    """`(N, size, side)`: how much each stored pixel contributes to each pixel of the result.
 
     Pillow's and torch's antialiased resize: the filter, triangle or Keys' cubic with a = -1/2, is as much wider as the
     image shrinks, and ends at the border of the crop.
@@ -227,11 +227,11 @@ def recolor(images: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
     """Colour jitter and conversion to grey.
 
     Args:
-        images: ``(N, 3, H, W)`` uint8.
-        steps: ``(N, 4, 3)``, see :class:`Draws`.
+        images: `(N, 3, H, W)` uint8.
+        steps: `(N, 4, 3)`, see `Draws`.
 
     Returns:
-        ``(N, 3, H, W)`` uint8.
+        `(N, 3, H, W)` uint8.
     """
     weight = torch.tensor(GREY, device=images.device).view(1, 3, 1, 1)
     mixed = images.float()
@@ -266,7 +266,7 @@ class Normalize:
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """``(N, C, H, W)`` uint8 to ``(N, C, H, W)`` float32 on the device."""
+        """`(N, C, H, W)` uint8 to `(N, C, H, W)` float32 on the device."""
         images = images.to(self.mean.device, non_blocking=True)
         if self.memory_format == torch.contiguous_format:
             return images.float().contiguous().sub_(self.mean).div_(self.std)
@@ -293,7 +293,7 @@ class RandomErasing:
 
     Args:
         probability: Share of the images that are erased.
-        mode: What is filled in: ``const`` zeros, ``rand`` a normal random colour, ``pixel`` one for each pixel.
+        mode: What is filled in: `const` zeros, `rand` a normal random colour, `pixel` one for each pixel.
         max_count: Most rectangles an image; their areas, 2 % to a third of it, are divided by their number.
     """
 
@@ -303,7 +303,7 @@ class RandomErasing:
         self.max_count = max_count
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """``(N, C, H, W)`` to the same; draws from the default generator of the images' device."""
+        """`(N, C, H, W)` to the same; draws from the default generator of the images' device."""
         shape, device = images.shape, images.device
         boxes = self.draw(shape[0], shape[2], shape[3], device)
         rows, columns = torch.arange(shape[2], device=device), torch.arange(shape[3], device=device)
@@ -320,7 +320,7 @@ class RandomErasing:
         return images
 
     def draw(self, count: int, height: int, width: int, device: torch.device) -> torch.Tensor:
-        """``(count, max_count, 4)`` top, left, height and width in pixels; what is not erased has height 0."""
+        """`(count, max_count, 4)` top, left, height and width in pixels; what is not erased has height 0."""
         shape = (count, self.max_count, ATTEMPTS)
         number = torch.randint(1, self.max_count + 1, (count, 1, 1), device=device)
         area = _between(torch.rand(shape, device=device), 0.02, 1 / 3) * height * width / number
@@ -343,9 +343,9 @@ class BatchTransform:
     Args:
         normalize: The normalisation.
         reprob: Probability of random erasing (https://arxiv.org/abs/1708.04896).
-        remode: What it fills in: ``const``, ``rand`` or ``pixel``.
+        remode: What it fills in: `const`, `rand` or `pixel`.
         recount: Most rectangles an image.
-        mixup: timm's mixup/cutmix, or None.
+        mixup: Timm's mixup/cutmix, or None.
     """
 
     def __init__(
@@ -361,7 +361,7 @@ class BatchTransform:
         self.erase = RandomErasing(reprob, remode, recount) if reprob > 0 else None
 
     def __call__(self, images: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """``(N, C, H, W)`` uint8 and ``(N,)`` class indices to floats and targets, ``(N, classes)`` where mixing."""
+        """`(N, C, H, W)` uint8 and `(N,)` class indices to floats and targets, `(N, classes)` where mixing."""
         images = self.normalize(images)
         targets = targets.to(images.device, non_blocking=True)
         if self.erase is not None:
@@ -375,12 +375,12 @@ def shift_batch(images: torch.Tensor, offsets: torch.Tensor, limit: int) -> torc
     """Shifts each image by its own whole-pixel offset; what comes in at the border is the mirrored image.
 
     Args:
-        images: ``(N, C, H, W)``.
-        offsets: ``(N, 2)`` vertical and horizontal offsets in −limit … limit.
+        images: `(N, C, H, W)`.
+        offsets: `(N, 2)` vertical and horizontal offsets in −limit … limit.
         limit: Largest offset, in pixels, below the image's side.
 
     Returns:
-        ``(N, C, H, W)``.
+        `(N, C, H, W)`.
     """
     height, width = images.shape[-2:]
     padded = torch.nn.functional.pad(images, [limit] * 4, mode='reflect')

@@ -67,7 +67,7 @@ def train_side(images: ImageSet, img_size: int, watcher: Watcher) -> tuple[int, 
         The side and `(N, 2)` int32 heights and widths.
 
     Raises:
-        UserError: an image can't be read, or the cache can't be written.
+        UserError: An image can't be read, or the cache can't be written.
     """
     rows = _rows(images, 'sizes', {}, (2,), np.dtype(np.int32), lambda paths, _: map(_size_row, paths), watcher)
     sizes = np.array(rows)
@@ -83,7 +83,7 @@ def train_pixels(images: ImageSet, side: int, watcher: Watcher) -> np.ndarray:
     """`(N, side, side, 3)` uint8: every image whole, squashed to a square.
 
     Raises:
-        UserError: an image can't be read, or the cache can't be written.
+        UserError: An image can't be read, or the cache can't be written.
     """
 
     def squash(image: Image.Image) -> np.ndarray:
@@ -104,13 +104,13 @@ def eval_pixels(
     """`(N, H, W, 3)` uint8: what timm's evaluation transform makes of every image.
 
     Args:
-        images: the split.
-        transform: from an image to `(3, H, W)` uint8.
-        parameters: what the transform was made from, `input_size` `(3, H, W)` among it.
-        watcher: who is told how it goes.
+        images: The split.
+        transform: From an image to `(3, H, W)` uint8.
+        parameters: What the transform was made from, `input_size` `(3, H, W)` among it.
+        watcher: Who is told how it goes.
 
     Raises:
-        UserError: an image can't be read, or the cache can't be written.
+        UserError: An image can't be read, or the cache can't be written.
     """
     channels, height, width = parameters['input_size']
 
@@ -125,7 +125,7 @@ def content_hash(images: ImageSet, watcher: Watcher) -> str:
     """BLAKE2b of the names, labels and bytes of all images of a split, wherever they are.
 
     Raises:
-        UserError: an image can't be read, or the cache can't be written.
+        UserError: An image can't be read, or the cache can't be written.
     """
 
     def rows(paths: Sequence[Path], threads: int) -> Iterator[np.ndarray]:
@@ -384,7 +384,7 @@ def clear() -> tuple[int, Sequence[str]]:
         Bytes freed, and the names of what was left: a process is making it, or it is another user's.
 
     Raises:
-        UserError: the folder can't be written, and nothing was freed.
+        UserError: The folder can't be written, and nothing was freed.
     """
     freed, left = 0, []
     refused: OSError | None = None

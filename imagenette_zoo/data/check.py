@@ -58,11 +58,11 @@ def check(root: str | Path, progress: Callable[[int, int], None] | None = None) 
     """Decode every training and validation image of a data set.
 
     Args:
-        root: folder that holds the splits.
-        progress: called with (done, total) after each image.
+        root: Folder that holds the splits.
+        progress: Called with (done, total) after each image.
 
     Raises:
-        UserError: the folders themselves are wrong, see `load_split`.
+        UserError: The folders themselves are wrong, see `load_split`.
     """
     train = load_split(root)
     sets = (train, load_split(root, 'validation', classes=train.classes))

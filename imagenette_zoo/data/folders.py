@@ -71,14 +71,14 @@ def load_split(root: str | Path, split: str = 'train', classes: Sequence[str] | 
     indices agree with timm's scripts; for WNIDs that is plain sorted order. Hidden files and folders are passed over.
 
     Args:
-        root: folder that holds the splits, see `find_root`.
+        root: Folder that holds the splits, see `find_root`.
         split: `train`, `validation` (or `val`: both mean `val/` or `validation/`), or any folder's name; a slice of it
             in per cent, as `train[:85%]` and `train[85%:]`: so much of each class, drawn by the names of the files, so
             that slices which meet at a number have no image in common and miss none.
-        classes: the training classes, where this is another split: its indices follow them and it may lack some.
+        classes: The training classes, where this is another split: its indices follow them and it may lack some.
 
     Raises:
-        UserError: no such split, no images, an empty training class, or a class that `classes` lacks.
+        UserError: No such split, no images, an empty training class, or a class that `classes` lacks.
     """
     root = Path(root)
     split, part, (start, stop) = _slice(split)
@@ -165,7 +165,7 @@ def list_images(places: Iterable[str | Path]) -> list[Path]:
     In the order of the places, each in natural order; no file twice. A file that is named may end in anything.
 
     Raises:
-        UserError: nothing there, a place without an image, or a folder that can't be read.
+        UserError: Nothing there, a place without an image, or a folder that can't be read.
     """
     found: dict[Path, None] = {}
     for place in map(str, places):
@@ -214,11 +214,11 @@ def with_label_noise(images: ImageSet, percent: int) -> ImageSet:
     """The training images with the labels of the data set's official `noisy_imagenette.csv`.
 
     Args:
-        images: the training split.
+        images: The training split.
         percent: 0, 1, 5, 25 or 50: the column `noisy_labels_<percent>`. 0 keeps the labels and needs no file.
 
     Raises:
-        UserError: unknown percentage, no such file, a column, a label or an image that it should have and has not.
+        UserError: Unknown percentage, no such file, a column, a label or an image that it should have and has not.
     """
     if percent not in NOISE_LEVELS:
         raise UserError(f'label noise {percent} is unknown: expected one of {", ".join(map(str, NOISE_LEVELS))} (%)')

@@ -61,7 +61,7 @@ def open_image(path: str | Path) -> Image.Image:
     16-bit greyscale is scaled to 8 bits where Pillow would clip it.
 
     Raises:
-        UserError: missing, empty, truncated, not an image of `FORMATS`, or of absurd size.
+        UserError: Missing, empty, truncated, not an image of `FORMATS`, or of absurd size.
     """
     with _only_size_warnings():
         return _decode(path)[0]
@@ -71,7 +71,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
     """Width and height of an image put upright, in pixels, from its header alone but for TIFF.
 
     Raises:
-        UserError: as `open_image`, as far as the header tells.
+        UserError: As `open_image`, as far as the header tells.
     """
     try:
         with _only_size_warnings(), open_file(path) as image:
@@ -87,7 +87,7 @@ def decoded(paths: Iterable[str | Path], use: Callable[[Image.Image], T], thread
     """What `use` makes of each image of `open_image`, in order, on all cores or in so many threads.
 
     Raises:
-        UserError: as `open_image`, while iterating.
+        UserError: As `open_image`, while iterating.
     """
     threads = threads or available_cores()  # Pillow lets go of the GIL while it decodes
     waiting: deque[Future[T]] = deque()

@@ -40,7 +40,7 @@ T = TypeVar('T')
 
 
 class Batches:
-    """Batches ``((N, 3, H, W) uint8, (N,) int64)``, on the CPU or on the training device."""
+    """Batches `((N, 3, H, W) uint8, (N,) int64)`, on the CPU or on the training device."""
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -63,13 +63,13 @@ class Batches:
 
 @dataclass(frozen=True)
 class SizeSchedule:
-    """Training at several image sizes, by timm's ``ScheduledBatchSampler`` (progressive resizing:
+    """Training at several image sizes, by timm's `ScheduledBatchSampler` (progressive resizing:
     https://arxiv.org/abs/2104.00298).
 
     Args:
         sides: Image sides in pixels, in the order in which a progressive schedule goes through them.
         epochs: Epochs that a progressive schedule takes.
-        schedule: ``constant``, the same mixture of sizes all the time, or ``progressive``.
+        schedule: `constant`, the same mixture of sizes all the time, or `progressive`.
         weights: How often each side comes, relative to the others; None for equally often.
         spread: How far around the present side a progressive schedule chooses, in sides.
         random_mix: Share of the batches of a progressive schedule whose side is any.
@@ -112,7 +112,7 @@ class EpochBatches:
     """A batch sampler that shuffles by (seed, epoch) and deals each batch out to the processes.
 
     Every image comes once an epoch, but for those that the last step can't use (others every epoch): its images
-    must be a multiple of ``multiple`` in every process, and more than one, which BatchNorm could not normalise.
+    must be a multiple of `multiple` in every process, and more than one, which BatchNorm could not normalise.
 
     Args:
         size: Number of images.
@@ -160,7 +160,7 @@ class EpochBatches:
         self.epoch, self.start = epoch, start
 
     def batches(self) -> Iterator[tuple[torch.Tensor, int]]:
-        """The indices ``(N,)`` of each batch's images, and their side."""
+        """The indices `(N,)` of each batch's images, and their side."""
         generator = torch.Generator().manual_seed(stream_seed(self.seed, 'order', self.epoch) % 2**63)
         order = torch.randperm(self.size, generator=generator)[: self.used]
         sides = self.schedule.of_epoch(len(self), self.batch_size, self.seed, self.epoch)
@@ -183,8 +183,8 @@ class CachedTrainBatches(Batches):
     that a batch is made from: no step waits for the host.
 
     Args:
-        pixels: ``(M, S, S, 3)`` uint8, see ``cache.train_pixels``.
-        sizes: ``(M, 2)`` the images' own heights and widths.
+        pixels: `(M, S, S, 3)` uint8, see `cache.train_pixels`.
+        sizes: `(M, 2)` the images' own heights and widths.
         targets: Their classes.
         augmentation: What happens to them.
         sampler: Which of them make a batch.
@@ -235,10 +235,10 @@ class CachedTrainBatches(Batches):
 
 @dataclass
 class CachedEvalBatches(Batches):
-    """The images as they are stored, in the order of the files, every ``world_size``-th from the ``rank``-th on.
+    """The images as they are stored, in the order of the files, every `world_size`-th from the `rank`-th on.
 
     Args:
-        pixels: ``(M, H, W, 3)`` uint8, see ``cache.eval_pixels``.
+        pixels: `(M, H, W, 3)` uint8, see `cache.eval_pixels`.
         targets: Their classes.
         batch_size: Images a step.
         device: Where the evaluation takes place.
@@ -290,7 +290,7 @@ def _together(batches: Iterable[tuple[torch.Tensor, int]], images: int) -> Itera
 
 
 def _ahead(make: Callable[..., T], arguments: Iterable[tuple[Any, ...]], threads: int) -> Iterator[T]:
-    """``make(*argument)`` of each argument, in order, made in threads while earlier ones are used."""
+    """`make(*argument)` of each argument, in order, made in threads while earlier ones are used."""
     waiting: deque[Future[T]] = deque()
     with ThreadPoolExecutor(threads, 'batches') as pool:
         try:
@@ -310,7 +310,7 @@ def _ahead(make: Callable[..., T], arguments: Iterable[tuple[Any, ...]], threads
 
 @dataclass
 class _Images(Dataset[Any]):
-    """Transformed images. A file that can't be read comes back as its :class:`UserError`: one raised in a worker
+    """Transformed images. A file that can't be read comes back as its `UserError`: one raised in a worker
     would reach the user as a traceback."""
 
     images: ImageSet
@@ -371,7 +371,7 @@ def train_loader(
     workers: int = 4,
     pin_memory: bool = False,
 ) -> FileBatches:
-    """Shuffled, augmented batches; ``transforms`` by the side of the images.
+    """Shuffled, augmented batches; `transforms` by the side of the images.
 
     Raises:
         UserError: While iterating: an image can't be read.
@@ -389,7 +389,7 @@ def eval_loader(
     rank: int = 0,
     world_size: int = 1,
 ) -> FileBatches:
-    """Every ``world_size``-th image from the ``rank``-th on, in the order of the files, not augmented.
+    """Every `world_size`-th image from the `rank`-th on, in the order of the files, not augmented.
 
     Raises:
         UserError: While iterating: an image can't be read.

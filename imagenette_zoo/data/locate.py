@@ -25,11 +25,11 @@ def resolve_dataset(dataset: str = '', data_dir: str | Path | None = None, *spli
     Args:
         dataset: `imagenette`, `folder` or nothing: the folder or archive at `data_dir`, else the Imagenette that
             `find_root` finds. `synthette`: the embedded data set, drawn on first use.
-        data_dir: where the data are.
-        *splits: what it must hold; `train` and `val` if not given.
+        data_dir: Where the data are.
+        *splits: What it must hold; `train` and `val` if not given.
 
     Raises:
-        UserError: an unknown name, no data, or a `data_dir` with `synthette`, which needs none.
+        UserError: An unknown name, no data, or a `data_dir` with `synthette`, which needs none.
     """
     if dataset not in ('', *DATASETS):
         raise UserError(f'dataset {dataset!r} is unknown: expected one of {", ".join(DATASETS)}')
@@ -46,7 +46,7 @@ def validation_images(dataset: str, data_dir: str | Path | None, split: str, tra
     """The images of one split; classes are those of the training split, where it is there.
 
     Raises:
-        UserError: as `resolve_dataset` and `load_split`.
+        UserError: As `resolve_dataset` and `load_split`.
     """
     root = resolve_dataset(dataset, data_dir, split)
     has_classes = holds_splits(root, [train_split.split('[')[0]])
@@ -57,12 +57,12 @@ def find_root(data_dir: str | Path | None, *splits: str) -> Path:
     """The folder that holds the splits: `train/` and `val/` (or `validation/`) where no others are asked for.
 
     Args:
-        data_dir: that folder, its parent, or an archive (`.tgz`, `.tar.gz`, `.tar`), which is unpacked once into the
+        data_dir: That folder, its parent, or an archive (`.tgz`, `.tar.gz`, `.tar`), which is unpacked once into the
             user cache. None stands for `$IMAGENETTE_DIR`, else what `fetch` put into the user cache, the largest first.
-        *splits: what it must hold, as `load_split` takes them.
+        *splits: What it must hold, as `load_split` takes them.
 
     Raises:
-        UserError: nothing there, not a data set, several data sets, or a bad archive.
+        UserError: Nothing there, not a data set, several data sets, or a bad archive.
     """
     needed = tuple(dict.fromkeys(_slice(split)[0] for split in splits)) or _SPLITS
     if data_dir is not None and str(data_dir):

@@ -42,7 +42,7 @@ LARGEST_CACHE = 16 * 2**30  # bytes of decoded images that auto keeps
 
 
 def eval_transform(config: dict[str, Any]) -> Transform:
-    """timm's evaluation transform, to ``(3, H, W)`` uint8."""
+    """timm's evaluation transform, to `(3, H, W)` uint8."""
     return create_transform(
         input_size=config['input_size'],
         interpolation=config['interpolation'],
@@ -54,10 +54,10 @@ def eval_transform(config: dict[str, Any]) -> Transform:
 
 
 def uses_cache(options: DataOptions, images: ImageSet, side: int, console: Console) -> bool:
-    """Whether decoded images are to be kept; says so where ``auto`` means not for their size.
+    """Whether decoded images are to be kept; says so where `auto` means not for their size.
 
     Args:
-        options: ``loader``.
+        options: `loader`.
         images: The images.
         side: The side in pixels that they are kept at, at most.
         console: Who is told.
@@ -155,7 +155,7 @@ def _train_batches(
     """The training batches, from the cache or from the files.
 
     Raises:
-        UserError: The batch is larger than the training set; ``--loader cache`` can't do what is asked for; an image
+        UserError: The batch is larger than the training set; `--loader cache` can't do what is asked for; an image
             can't be read.
     """
     total = recipe.batch_size * world.size
@@ -218,7 +218,7 @@ def _augmentation(recipe: Recipe) -> Augmentation:
 
 
 def _train_transform(recipe: Recipe, config: dict[str, Any], side: int) -> Transform:
-    """timm's training transform, to ``(3, H, W)`` uint8."""
+    """timm's training transform, to `(3, H, W)` uint8."""
     channels, height, width = config['input_size']
     try:
         return create_transform(

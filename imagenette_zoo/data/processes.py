@@ -32,7 +32,7 @@ def worth_processes(items: int, cores: int) -> bool:
 
 
 def in_processes(work: Callable[[int, int], Iterable[object]], items: int, processes: int) -> Iterator[int]:
-    """Runs ``work(k, processes)`` in process k of as many, for the items k, k + processes, and so on.
+    """Runs `work(k, processes)` in process k of as many, for the items k, k + processes, and so on.
 
     Args:
         work: Does a part and yields once an item. What it makes it writes where others see it.
@@ -43,8 +43,8 @@ def in_processes(work: Callable[[int, int], Iterable[object]], items: int, proce
         Numbers of items that have been done.
 
     Raises:
-        UserError: One that ``work`` raised, or that a process is gone.
-        OSError: One that ``work`` raised.
+        UserError: One that `work` raised, or that a process is gone.
+        OSError: One that `work` raised.
         NoProcesses: They could not be started; nothing was done.
     """
     context = multiprocessing.get_context('fork')

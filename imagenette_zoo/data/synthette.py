@@ -206,10 +206,10 @@ def draw(name: str, seed: int, split: str, index: int) -> Pixels:
     """Draw one image.
 
     Args:
-        name: one of `CLASS_NAMES`.
-        seed: the data set's seed.
+        name: One of `CLASS_NAMES`.
+        seed: The data set's seed.
         split: `train` or `val`.
-        index: number within split and class.
+        index: Number within split and class.
 
     Returns:
         RGB pixels, uint8, (H, W, 3), sides of 200–500 px.
@@ -250,17 +250,17 @@ def make(
     """Draw the data set, unless it is there already. An interrupted call leaves nothing that counts as whole.
 
     Args:
-        root: folder for `train/` and `val/`; default: one in the user cache, named after version, seed and counts.
-        seed: the same seed gives the same pixels on every machine.
-        train_per_class: training images a class, at least 1.
-        val_per_class: validation images a class, at least 1.
-        workers: threads that draw; default: one a core, at most 8. The result does not depend on it.
+        root: Folder for `train/` and `val/`; default: one in the user cache, named after version, seed and counts.
+        seed: The same seed gives the same pixels on every machine.
+        train_per_class: Training images a class, at least 1.
+        val_per_class: Validation images a class, at least 1.
+        workers: Threads that draw; default: one a core, at most 8. The result does not depend on it.
 
     Returns:
         The folder that holds `train/` and `val/`.
 
     Raises:
-        UserError: counts below 1, a folder that can't be written or that holds something else.
+        UserError: Counts below 1, a folder that can't be written or that holds something else.
     """
     if min(train_per_class, val_per_class) < 1:
         raise UserError(

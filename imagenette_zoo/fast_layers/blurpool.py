@@ -17,7 +17,7 @@ __all__ = [
 
 
 def speed_up_blur(model: nn.Module) -> None:
-    """Makes every :class:`MaxBlurPool2d` and timm `BlurPool2d` of kernel 3 and stride 2 compute by one kernel each way.
+    """Makes every `MaxBlurPool2d` and timm `BlurPool2d` of kernel 3 and stride 2 compute by one kernel each way.
 
     That is for channels-last images in float32 or bfloat16 on a CPU with a C++ compiler or a GPU with Triton; elsewhere
     such a layer is torch's. Equal but for rounding.

@@ -179,7 +179,7 @@ def _normalized(x: torch.Tensor, found: torch.Tensor, kind: type[nn.Module]) -> 
 def _gradients(
     grad: torch.Tensor, x: torch.Tensor, found: torch.Tensor, kind: type[nn.Module]
 ) -> tuple[torch.Tensor, ...]:
-    """Of x, weight and bias, for what :func:`_statistics` found."""
+    """Of x, weight and bias, for what `_statistics` found."""
     if (gpu := _gpu(x)) is not None:
         return gpu.norm_act_backward(grad, x, found, _ACTIVATIONS[kind][0])
     dx, (dweight, dbias) = torch.empty_like(x), torch.empty_like(found[:2])

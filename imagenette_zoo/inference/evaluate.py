@@ -47,7 +47,7 @@ def evaluate(
         options: Precision.
         world: This process's place.
         console: Where the progress is shown.
-        fast: The same model compiled for batches of ``fast_size`` images.
+        fast: The same model compiled for batches of `fast_size` images.
         fast_size: Their size.
     """
     model.train().eval()  # before timm 1.0.29 LeViT's forget the biases of other weights only when they are trained

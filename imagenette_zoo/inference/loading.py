@@ -61,9 +61,9 @@ def open_model(name: str, options: Any, classes: int | None = None) -> Any:
     """The model that a name on the command line means, with its weights.
 
     Args:
-        name: As :func:`validate` takes it.
-        options: ``checkpoint``, ``pretrained``, ``use_ema`` and the model's details.
-        classes: Of a model by name with a checkpoint, where ``num_classes`` is not given.
+        name: As `validate` takes it.
+        options: `checkpoint`, `pretrained`, `use_ema` and the model's details.
+        classes: Of a model by name with a checkpoint, where `num_classes` is not given.
 
     Raises:
         UserError: There is no such model, or no weights for it.
@@ -92,7 +92,7 @@ def open_model(name: str, options: Any, classes: int | None = None) -> Any:
 
 
 def _check_classes(name: str, asked: int | None, own: int) -> None:
-    """Raises :class:`UserError` where a model would get a new, random classifier."""
+    """Raises `UserError` where a model would get a new, random classifier."""
     if asked not in (None, own):
         raise UserError(f'--num-classes {asked}: {name} has {own}: leave it out')
 
@@ -129,9 +129,9 @@ class TrainedModel:
     Args:
         name: As it was asked for.
         model: From images `(N, 3, H, W)` to logits `(N, classes)`.
-        config: timm's data config: `input_size`, `mean`, `std`, `interpolation`, `crop_pct`, `crop_mode`.
+        config: Timm's data config: `input_size`, `mean`, `std`, `interpolation`, `crop_pct`, `crop_mode`.
         class_names: A name for each logit.
-        transform: timm's evaluation transform, to `(3, H, W)` uint8.
+        transform: Timm's evaluation transform, to `(3, H, W)` uint8.
         normalize: From uint8 pixels to the model's input, on its device.
     """
 
@@ -212,7 +212,7 @@ def _class_names(model: Any, options: UseOptions) -> list[str]:
 
 
 def listed_names(names: Any, count: int, name: str) -> list[str]:
-    """What a config has as ``label_names``, as a list; empty where it has none.
+    """What a config has as `label_names`, as a list; empty where it has none.
 
     Args:
         names: A list, or a mapping from the classes' indices.

@@ -16,8 +16,8 @@ class Scores:
     """Logits and targets of every validation image, and the metrics that follow from them.
 
     Args:
-        logits: ``(N, classes)`` float32, on the CPU.
-        targets: ``(N,)`` class indices.
+        logits: `(N, classes)` float32, on the CPU.
+        targets: `(N,)` class indices.
         class_names: A name for each class.
         seconds: What it took.
     """
@@ -29,7 +29,7 @@ class Scores:
 
     @cached_property
     def predictions(self) -> torch.Tensor:
-        """``(N,)`` predicted class indices."""
+        """`(N,)` predicted class indices."""
         return self.logits.argmax(1)
 
     @cached_property
@@ -50,7 +50,7 @@ class Scores:
 
     @cached_property
     def confusion(self) -> torch.Tensor:
-        """``(classes, classes)`` counts: row = true class, column = predicted class."""
+        """`(classes, classes)` counts: row = true class, column = predicted class."""
         classes = self.logits.shape[1]
         return torch.bincount(self.targets * classes + self.predictions, minlength=classes**2).view(classes, classes)
 

@@ -90,11 +90,11 @@ def predict(
 
     Args:
         images: A file, a folder, a glob pattern, or several of these.
-        model: A run's folder or its ``best/``, ``local-dir:FOLDER``, ``hf-hub:NAME``, or a model's name.
-        **options: The other fields of :class:`PredictOptions`.
+        model: A run's folder or its `best/`, `local-dir:FOLDER`, `hf-hub:NAME`, or a model's name.
+        **options: The other fields of `PredictOptions`.
 
     Returns:
-        One :class:`Prediction` an image: named places in their order, files of a folder in natural order.
+        One `Prediction` an image: named places in their order, files of a folder in natural order.
 
     Raises:
         UserError: Bad input, in one line.
@@ -104,7 +104,7 @@ def predict(
 
 
 def predict_each(places: Sequence[str | Path], options: PredictOptions, console: Console) -> Iterator[Prediction]:
-    """As :func:`predict`, batch by batch; figures are written on the way.
+    """As `predict`, batch by batch; figures are written on the way.
 
     Raises:
         UserError: Bad input, in one line; for an image that can't be read once its turn has come.
@@ -187,7 +187,7 @@ def draw(prediction: Prediction, kind: str) -> bytes:
         kind: `png` or `svg`.
 
     Raises:
-        UserError: matplotlib is not installed.
+        UserError: Matplotlib is not installed.
     """
     require('matplotlib', '--save-figure', 'report')
     import matplotlib.style
@@ -214,7 +214,7 @@ def _figure_files(images: Sequence[Path], place: str | None) -> list[Path]:
     """A file for the figure of each image; none where no place is given. Its folders are made.
 
     Raises:
-        UserError: matplotlib is missing, the place is no place for figures, or an image would be overwritten.
+        UserError: Matplotlib is missing, the place is no place for figures, or an image would be overwritten.
     """
     if not place:
         return []

@@ -38,7 +38,7 @@ __all__ = [
 class Validation:
     """What the validation of one model came to.
 
-    Accuracies and errors are in %; ``confusion`` has a row for each true class; ``shift_consistency`` is None where
+    Accuracies and errors are in %; `confusion` has a row for each true class; `shift_consistency` is None where
     it was not asked for.
     """
 
@@ -72,14 +72,14 @@ def validate(
     """Validates one model or several on the same images.
 
     Args:
-        model: A run's folder or its ``best/``, ``local-dir:FOLDER``, ``hf-hub:NAME``, a model's name (with
-            ``checkpoint`` or ``pretrained``), several of these, or a whole :class:`ValidationOptions`.
-        data_dir: As ``--data-dir``.
+        model: A run's folder or its `best/`, `local-dir:FOLDER`, `hf-hub:NAME`, a model's name (with
+            `checkpoint` or `pretrained`), several of these, or a whole `ValidationOptions`.
+        data_dir: As `--data-dir`.
         quiet: Prints nothing.
-        **options: The other fields of :class:`ValidationOptions`.
+        **options: The other fields of `ValidationOptions`.
 
     Returns:
-        One :class:`Validation` a model, in the order given.
+        One `Validation` a model, in the order given.
 
     Raises:
         UserError: Bad input, in one line.

@@ -232,17 +232,17 @@ def norm_stats(
     """What BatchNorm needs of a batch; the running statistics and the count of batches follow.
 
     Args:
-        x: ``(N, C, H, W)``, channels-last.
-        weight: ``(C,)`` float32.
-        bias: ``(C,)`` float32.
-        running_mean: ``(C,)`` float32, which is updated.
-        running_var: ``(C,)`` float32, which is updated by the unbiased variance.
+        x: `(N, C, H, W)`, channels-last.
+        weight: `(C,)` float32.
+        bias: `(C,)` float32.
+        running_mean: `(C,)` float32, which is updated.
+        running_var: `(C,)` float32, which is updated by the unbiased variance.
         batches: The number of batches, a single int64, which is updated.
         momentum: The batch's share of the running statistics.
         eps: Added to the variance.
 
     Returns:
-        ``(4, C)`` float32: the channels' scale and shift, by which x is normalised, their mean, and the inverse of
+        `(4, C)` float32: the channels' scale and shift, by which x is normalised, their mean, and the inverse of
         their standard deviation.
     """
     rows, channels, eighths = _sizes(x)
@@ -261,8 +261,8 @@ def norm_act_forward(x: torch.Tensor, found: torch.Tensor, kind: int) -> torch.T
     """The activation of that number (`norm_act.py` counts them) of normalised images.
 
     Args:
-        x: ``(N, C, H, W)``, channels-last.
-        found: As :func:`norm_stats` found it.
+        x: `(N, C, H, W)`, channels-last.
+        found: As `norm_stats` found it.
         kind: The activation's number.
     """
     y = torch.empty_like(x)
@@ -279,8 +279,8 @@ def norm_act_backward(
 
     Args:
         grad: Of the activation, laid out like x.
-        x: ``(N, C, H, W)``, channels-last.
-        found: As :func:`norm_stats` found it.
+        x: `(N, C, H, W)`, channels-last.
+        found: As `norm_stats` found it.
         kind: The activation's number.
     """
     rows, channels, eighths = _sizes(x)
@@ -419,12 +419,12 @@ def blur_forward(x: torch.Tensor, maximum: bool, reflect: bool) -> torch.Tensor:
     """Blur pooling by 1/4, 1/2, 1/4 each way and a stride of 2.
 
     Args:
-        x: ``(N, C, H, W)``, channels-last.
+        x: `(N, C, H, W)`, channels-last.
         maximum: Whether the maximum of 2 x 2 pixels comes first.
         reflect: Whether the blur reflects at the border; else it repeats the outermost pixel.
 
     Returns:
-        ``(N, C, ceil(H / 2), ceil(W / 2))``, channels-last.
+        `(N, C, ceil(H / 2), ceil(W / 2))`, channels-last.
     """
     images, channels, height, width = x.shape
     shape = (images, channels, (height + 1) // 2, (width + 1) // 2)
@@ -442,7 +442,7 @@ def blur_backward(grad: torch.Tensor, x: torch.Tensor, maximum: bool, reflect: b
 
     Args:
         grad: Of the result, channels-last.
-        x: ``(N, C, H, W)``, channels-last, like the other arguments as :func:`blur_forward` had it.
+        x: `(N, C, H, W)`, channels-last, like the other arguments as `blur_forward` had it.
         maximum: As above.
         reflect: As above.
     """
@@ -525,12 +525,12 @@ def depthwise_forward(x: torch.Tensor, taps: torch.Tensor, stride: int) -> torch
     """A depthwise convolution by kernels of 3 x 3 and a padding of 1.
 
     Args:
-        x: ``(N, C, H, W)``, channels-last.
-        taps: ``(9, C)`` float32, the kernels.
+        x: `(N, C, H, W)`, channels-last.
+        taps: `(9, C)` float32, the kernels.
         stride: Both ways.
 
     Returns:
-        ``(N, C, ceil(H / stride), ceil(W / stride))``, channels-last.
+        `(N, C, ceil(H / stride), ceil(W / stride))`, channels-last.
     """
     images, channels, height, width = x.shape
     shape = (images, channels, math.ceil(height / stride), math.ceil(width / stride))
@@ -550,9 +550,9 @@ def depthwise_input_gradient(
 
     Args:
         grad: Of the result, channels-last.
-        taps: As :func:`depthwise_forward` had them.
+        taps: As `depthwise_forward` had them.
         stride: As above.
-        size: Of x, ``(H, W)``.
+        size: Of x, `(H, W)`.
     """
     shape = (*grad.shape[:2], *size)
     dx = torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last)
@@ -565,11 +565,11 @@ def depthwise_input_gradient(
 
 
 def depthwise_weight_gradient(grad: torch.Tensor, x: torch.Tensor, stride: int) -> torch.Tensor:
-    """The gradient of the kernels, ``(C, 1, 3, 3)`` float32.
+    """The gradient of the kernels, `(C, 1, 3, 3)` float32.
 
     Args:
         grad: Of the result, channels-last.
-        x: As :func:`depthwise_forward` had it.
+        x: As `depthwise_forward` had it.
         stride: As above.
     """
     rows, channels, eighths = _sizes(grad)
@@ -605,15 +605,15 @@ def resize_filter(
     """How much each stored pixel contributes to each pixel of a crop, as `data/augment.py` says.
 
     Args:
-        start: ``(N,)`` integers, where the crops start.
-        length: ``(N,)`` alike, how long they are.
+        start: `(N,)` integers, where the crops start.
+        length: `(N,)` alike, how long they are.
         side: Of the stored images, pixels.
         size: Of the result, pixels.
-        bicubic: ``(N,)`` bool, by Keys' cubic instead of a triangle.
-        flip: ``(N,)`` bool, whether the result is turned round.
+        bicubic: `(N,)` bool, by Keys' cubic instead of a triangle.
+        flip: `(N,)` bool, whether the result is turned round.
 
     Returns:
-        ``(N, size, side)`` float16.
+        `(N, size, side)` float16.
     """
     out = torch.empty(len(start), size, side, dtype=torch.float16, device=start.device)
     lines = 8
@@ -659,7 +659,7 @@ def check(device: torch.device) -> None:
 
 
 def check_depthwise(device: torch.device) -> None:
-    """As :func:`check`, for depthwise convolutions."""
+    """As `check`, for depthwise convolutions."""
     channels = 2 * ALIGNMENT
     with ThreadPoolExecutor() as pool, torch.inference_mode(False), torch.enable_grad():
         x = torch.linspace(-3, 3, 70 * channels).view(2, 5, 7, channels).sin().permute(0, 3, 1, 2)

@@ -63,7 +63,7 @@ def are_images(x: torch.Tensor) -> bool:
 
 
 def are_kernels_for(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether :func:`call` can be used, on a GPU :func:`triton_kernels`; the first time this compiles, where it is not
+    """Whether `call` can be used, on a GPU `triton_kernels`; the first time this compiles, where it is not
     for nothing."""
     if device.type == 'cuda':
         return dtype in (torch.float32, torch.bfloat16, torch.float16) and triton_kernels(device) is not None

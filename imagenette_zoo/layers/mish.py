@@ -93,7 +93,7 @@ def _algebraic_mish(x: torch.Tensor) -> torch.Tensor:
 
 
 def _algebraic_gradient(grad: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """`grad` times the derivative of :func:`_algebraic_mish`, `n / (n + 2) + 4 x e (e + 1) / (n + 2)^2`."""
+    """`grad` times the derivative of `_algebraic_mish`, `n / (n + 2) + 4 x e (e + 1) / (n + 2)^2`."""
     wide = _wide(x)
     low = wide.clamp(max=20)
     e = low.exp()

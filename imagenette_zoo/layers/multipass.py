@@ -97,7 +97,7 @@ class WideInvertedResidual(nn.Module):
         self.has_skip = has_skip
 
     def feature_info(self, location: str) -> dict[str, Any]:
-        """As :class:`MultiPass` tells it to timm; only the output's place is known."""
+        """As `MultiPass` tells it to timm; only the output's place is known."""
         return {'module': '', 'num_chs': self.project.out_channels}
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -43,10 +43,10 @@ __all__ = [
 
 
 def build_model(name: str, **kwargs: Any) -> Any:
-    """``timm.create_model`` whose failures are one line.
+    """`timm.create_model` whose failures are one line.
 
     Args:
-        name: A model's name, ``local-dir:FOLDER`` or ``hf-hub:NAME``.
+        name: A model's name, `local-dir:FOLDER` or `hf-hub:NAME`.
         **kwargs: Passed on; what is None is left to the model.
 
     Raises:
@@ -70,7 +70,7 @@ def build_model(name: str, **kwargs: Any) -> Any:
 
 
 def source_args(name: str, model: nn.Module) -> dict[str, Any]:
-    """What the config of a ``local-dir:`` or ``hf-hub:`` model has timm build it with, beside the number of classes;
+    """What the config of a `local-dir:` or `hf-hub:` model has timm build it with, beside the number of classes;
     nothing where timm keeps account of that in the model."""
     source, _, place = name.partition(':')
     args: dict[str, Any] = {}
@@ -86,13 +86,13 @@ def source_args(name: str, model: nn.Module) -> dict[str, Any]:
 def input_config(
     options: InputOptions, model: nn.Module, use_test_size: bool = False, crop_mode: str | None = None
 ) -> dict[str, Any]:
-    """timm's data config: ``input_size``, ``interpolation``, ``mean``, ``std``, ``crop_pct``, ``crop_mode``.
+    """timm's data config: `input_size`, `interpolation`, `mean`, `std`, `crop_pct`, `crop_mode`.
 
     Args:
         options: What is asked for instead of the model's own.
         model: The model.
         use_test_size: Its size for tests, where it has one.
-        crop_mode: Instead of its own. Trainings validate by ``center``, as timm's do.
+        crop_mode: Instead of its own. Trainings validate by `center`, as timm's do.
 
     Raises:
         UserError: The model takes no images of three channels.
@@ -149,13 +149,13 @@ def model_config(
     model_args: dict[str, Any],
     from_scratch: bool = False,
 ) -> dict[str, Any]:
-    """``config.json`` of a trained model in timm's Hub layout; the model's own config becomes the same.
+    """`config.json` of a trained model in timm's Hub layout; the model's own config becomes the same.
 
     Args:
         model: The model.
         config: The data config that it was evaluated with.
         class_names: A name for each output.
-        model_args: Arguments that ``timm.create_model`` must be given to build the same model.
+        model_args: Arguments that `timm.create_model` must be given to build the same model.
         from_scratch: The weights were random at first: licence and origin of the published ones are not theirs.
     """
     old = dict(model.pretrained_cfg)
@@ -179,7 +179,7 @@ def compiled(model: nn.Module, options: ComputeOptions, shapes: int = 1) -> nn.M
 
     Args:
         model: The model.
-        options: ``torchcompile`` and ``torchcompile_mode``.
+        options: `torchcompile` and `torchcompile_mode`.
         shapes: How many shapes of input it will be given.
 
     Raises:

@@ -36,7 +36,7 @@ __all__ = [
 
 
 def save_model_folder(folder: Path, config: Mapping[str, Any], state_dict: Mapping[str, torch.Tensor]) -> None:
-    """Writes ``config.json`` and ``model.safetensors``, timm's Hub layout.
+    """Writes `config.json` and `model.safetensors`, timm's Hub layout.
 
     Raises:
         UserError: The disk is full, or the folder can't be written.
@@ -132,7 +132,7 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, torch.Tensor], sourc
 
 
 def model_folder(name: str | Path) -> Path | None:
-    """The model folder that a name means: a run's ``best/``, the folder itself, or None if it is no folder.
+    """The model folder that a name means: a run's `best/`, the folder itself, or None if it is no folder.
 
     Raises:
         UserError: It is a folder, but without a model, and no model of timm's is named so.
@@ -151,10 +151,10 @@ FORBIDDEN = {'checkpoint_path', 'pretrained', 'pretrained_cfg', 'pretrained_cfg_
 
 
 def load_folder(folder: Path, **kwargs: Any) -> Any:
-    """The model in a model folder, with its weights, its config and its ``label_names``.
+    """The model in a model folder, with its weights, its config and its `label_names`.
 
     Args:
-        folder: Holds ``config.json`` and ``model.safetensors``.
+        folder: Holds `config.json` and `model.safetensors`.
         **kwargs: Arguments of the model instead of those in its config; what is None is left to it.
 
     Raises:
@@ -180,7 +180,7 @@ def load_folder(folder: Path, **kwargs: Any) -> Any:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The ``config.json`` of a model folder.
+    """The `config.json` of a model folder.
 
     Raises:
         UserError: It is none, or it would make timm open a file or an address.

@@ -43,7 +43,7 @@ def contents(
         compare: The two runs that are shown beside each other; the best two of different models if not given.
 
     Raises:
-        UserError: There are no trainings, or ``compare`` names a run that is not there.
+        UserError: There are no trainings, or `compare` names a run that is not there.
     """
     if not records:
         raise UserError('nothing to report: no training is finished yet; train first')

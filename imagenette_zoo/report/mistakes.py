@@ -94,7 +94,7 @@ def find_images(records: Sequence[Record], data_dir: str | None = None) -> Image
 
 
 def thumbnail(images: ImageSet, index: int) -> str | None:
-    """An image, small, as a ``data:`` address; None where it can't be read."""
+    """An image, small, as a `data:` address; None where it can't be read."""
     try:
         image = open_image(images.root / images.paths[index])
     except UserError:

@@ -65,7 +65,7 @@ class Section:
 
 
 def check_packages() -> None:
-    """Raises :class:`UserError` where a package that reports need is missing."""
+    """Raises `UserError` where a package that reports need is missing."""
     for package in NEEDED:
         require(package, 'a report', 'report')
 
@@ -80,7 +80,7 @@ def write_report(
     compare: tuple[str, str] | None = None,
     markdown: Path | None = None,
 ) -> Path:
-    """Writes ``report.html``, ``report.md``, ``report.json`` and ``figures/``: the same bytes for the same input.
+    """Writes `report.html`, `report.md`, `report.json` and `figures/`: the same bytes for the same input.
 
     Args:
         folder: Where to; it is made.
@@ -90,10 +90,10 @@ def write_report(
         images: Whether the page shows images of the data set. A report that is given away must not, and then says
             the same wherever it is written, whether or not the images are at hand.
         compare: Two runs that are shown beside each other; the best two of different models if not given.
-        markdown: Where the Markdown goes instead of ``report.md``; it points to the figures from there.
+        markdown: Where the Markdown goes instead of `report.md`; it points to the figures from there.
 
     Returns:
-        The path of ``report.html``.
+        The path of `report.html`.
 
     Raises:
         UserError: There are no trainings, a run to compare is not there, a package is missing, or the folder can't be

@@ -86,7 +86,7 @@ class Table:
 
 
 def _number(value: float, metric: str) -> str:
-    """``'2.237'`` for 2,236,682 parameters."""
+    """`'2.237'` for 2,236,682 parameters."""
     _, _, _, decimals, one = _format(metric)
     return _signed(f'{value / one:,.{decimals}f}')
 
@@ -102,7 +102,7 @@ def _format(metric: str) -> tuple[str, str, str, int, float]:
 
 
 def _mean(stat: Content | None, metric: str) -> str:
-    """``'91.20 ± 0.31'``."""
+    """`'91.20 ± 0.31'`."""
     if stat is None or stat['mean'] is None:
         return '–'
     half = f' ± {_number(stat["half"], metric)}' if stat['half'] is not None and metric not in EXACT else ''
@@ -196,7 +196,7 @@ def claims_summary(content: Content) -> str:
 
 
 def describe_claim(claim: Content) -> dict[str, Any]:
-    """A claim and its verdict in words: ``facts`` and each of ``findings`` are pairs of label and text."""
+    """A claim and its verdict in words: `facts` and each of `findings` are pairs of label and text."""
     metric = claim['metric']
     exact = metric in EXACT
     facts = [
@@ -273,7 +273,7 @@ def _expected(finding: Content, metric: str) -> str:
 
 
 def _effect(finding: Content, metric: str) -> str:
-    """``'+1.23 points, 95 % interval +0.50 to +1.96'``."""
+    """`'+1.23 points, 95 % interval +0.50 to +1.96'`."""
     _, _, unit, decimals, one = _format(metric)
 
     def write(value: float) -> str:
@@ -336,7 +336,7 @@ def _reach_cell(reach: Content) -> Cell:
 
 
 def class_table(runs: Sequence[Content], classes: Sequence[str], halves: bool = False) -> Table:
-    """Top-1 of each run by class; with ``halves`` also half of the interval."""
+    """Top-1 of each run by class; with `halves` also half of the interval."""
     rows = []
     for run in runs:
         cells = [_run_cell(run)]

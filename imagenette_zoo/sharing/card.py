@@ -32,8 +32,8 @@ class Trained:
     Args:
         record: The run.
         epoch: That whose weights these are, the first is 0.
-        top1: In %, as ``top5`` and ``per_class``.
-        top5: See ``top1``.
+        top1: In %, as `top5` and `per_class`.
+        top5: See `top1`.
         loss: Cross-entropy.
         per_class: Top-1 of each class.
     """
@@ -51,8 +51,8 @@ class CardFacts:
     """What a card tells.
 
     Args:
-        repo_id: ``OWNER/NAME`` on the Hub, with ``@REVISION`` where it is not the main branch.
-        config: The model's ``config.json``.
+        repo_id: `OWNER/NAME` on the Hub, with `@REVISION` where it is not the main branch.
+        config: The model's `config.json`.
         labels: The names of its classes, where they are known.
         params: Number of its parameters.
         gmacs: 10^9 multiply-accumulates for one image, None where unknown.
@@ -80,7 +80,7 @@ def read_trained(run: Path, weights: str) -> Trained:
 
     Args:
         run: Its folder.
-        weights: ``last``, ``best`` or ``epoch-N``.
+        weights: `last`, `best` or `epoch-N`.
 
     Raises:
         UserError: The run is damaged, or has no scores of that epoch.
@@ -101,7 +101,7 @@ def read_trained(run: Path, weights: str) -> Trained:
 
 
 def model_card(facts: CardFacts) -> ModelCard:
-    """The card: metadata in the Hub's form, with the accuracies as its ``model-index``, and the text."""
+    """The card: metadata in the Hub's form, with the accuracies as its `model-index`, and the text."""
     text = f'---\n{_metadata(facts).to_yaml()}\n---\n\n{_text(facts)}'
     return ModelCard(text.encode(errors='replace').decode())  # names of folders may be no Unicode
 

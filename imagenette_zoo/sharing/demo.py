@@ -1,8 +1,8 @@
 """A page to try models: drop an image, see the classes and, as a heat map, what decided; two models side by side.
 
-``imagenette-zoo demo MODEL…`` serves it on loopback. The same file is the ``app.py`` of a Hugging Face Space, which
-needs beside it ``requirements.txt`` (imagenette-zoo with its extra ``demo``), in its ``README.md`` ``sdk: gradio`` and
-``app_file: app.py``, and among its variables ``DEMO_MODELS``, as in ``hf-hub:me/one hf-hub:me/two``; without it two
+`imagenette-zoo demo MODEL…` serves it on loopback. The same file is the `app.py` of a Hugging Face Space, which
+needs beside it `requirements.txt` (imagenette-zoo with its extra `demo`), in its `README.md` `sdk: gradio` and
+`app_file: app.py`, and among its variables `DEMO_MODELS`, as in `hf-hub:me/one hf-hub:me/two`; without it two
 models are shown whose weights come with the package.
 """
 
@@ -75,13 +75,13 @@ def explain(trained: TrainedModel, image: Image.Image) -> Explained:
 
 
 def build(models: Sequence[str]) -> Any:
-    """The page, a ``gradio.Blocks``: one column a model, two at most; with more models each column has a choice.
+    """The page, a `gradio.Blocks`: one column a model, two at most; with more models each column has a choice.
 
     Args:
         models: Their names, at least one.
 
     Raises:
-        UserError: gradio is missing, or a model.
+        UserError: Gradio is missing, or a model.
     """
     os.environ.setdefault('GRADIO_ANALYTICS_ENABLED', 'False')  # nothing is sent anywhere
     gr = require('gradio', 'the demo', 'demo')
@@ -121,14 +121,14 @@ def _answer(models: dict[str, TrainedModel], error: type[Exception]) -> Callable
 
 
 def serve(models: Sequence[str], port: int | None = None) -> None:
-    """Serves the page until Ctrl-C: on loopback, or where ``GRADIO_SERVER_NAME`` says, as on a Space.
+    """Serves the page until Ctrl-C: on loopback, or where `GRADIO_SERVER_NAME` says, as on a Space.
 
     Args:
         models: Their names.
-        port: Where; None: ``GRADIO_SERVER_PORT``, else the first that is free from 7860 on.
+        port: Where; None: `GRADIO_SERVER_PORT`, else the first that is free from 7860 on.
 
     Raises:
-        UserError: gradio is missing, a model, or a free port.
+        UserError: Gradio is missing, a model, or a free port.
     """
     page = build(models)
     forget_other_formats()  # gradio opens some uploads by Pillow too; which ones depends on its version
@@ -139,7 +139,7 @@ def serve(models: Sequence[str], port: int | None = None) -> None:
 
 
 def main() -> None:
-    """A Space's entry: the models of ``DEMO_MODELS``."""
+    """A Space's entry: the models of `DEMO_MODELS`."""
     try:
         serve(os.environ.get('DEMO_MODELS', '').split() or DEFAULT)
     except UserError as error:

@@ -63,7 +63,7 @@ class Exported:
         format: `onnx`, `torch-export` or `torchscript`.
         difference: The largest between a logit of the file's and the model's as it was trained.
         images: How many images were compared, and
-        source: where they are from.
+        source: Where they are from.
     """
 
     file: Path
@@ -77,10 +77,10 @@ def export(model: str | Path, to: str = 'onnx', output: str | Path | None = None
     """Writes a trained model for other programs.
 
     Args:
-        model: A run's folder or its ``best/``, ``local-dir:FOLDER``, ``hf-hub:NAME``, or a model's name.
+        model: A run's folder or its `best/`, `local-dir:FOLDER`, `hf-hub:NAME`, or a model's name.
         to: `onnx`, `torch-export` or `torchscript`.
         output: The file.
-        **options: The other fields of :class:`ExportOptions`.
+        **options: The other fields of `ExportOptions`.
 
     Raises:
         UserError: Bad input, or a file that does not compute what the model does; none is written then.
@@ -93,7 +93,7 @@ def export_model(options: ExportOptions, *, quiet: bool = False) -> Exported:
     """Fuses a model, exports it for any number of images, and writes it if it gives what PyTorch gives.
 
     Raises:
-        UserError: As :func:`export`.
+        UserError: As `export`.
     """
     kind = FORMATS[options.to]
     for package in kind.needs:

@@ -47,7 +47,7 @@ class PublishOptions:
         private: A repository that is made is private.
         revision: The branch; it is made where there is none. None: the main one.
         license: The Hub's name of the weights' licence; None: that of the model's config, else apache-2.0.
-        output: Where the folder is written; None: ``hub/REPO_ID``.
+        output: Where the folder is written; None: `hub/REPO_ID`.
         overwrite: Files on the Hub that differ are replaced.
         dry_run: The folder is written and checked, nothing is sent.
     """
@@ -61,14 +61,14 @@ class PublishOptions:
 
 
 def publish(source: str, repo_id: str, options: PublishOptions | None = None, *, quiet: bool = False) -> Path:
-    """Puts a trained model on the Hub: afterwards ``timm.create_model('hf-hub:REPO_ID', pretrained=True)`` has it.
+    """Puts a trained model on the Hub: afterwards `timm.create_model('hf-hub:REPO_ID', pretrained=True)` has it.
 
     Everything goes in one commit, so that a repository has the whole model or nothing of it; what is interrupted can
     be repeated.
 
     Args:
-        source: A finished run, whose last weights are published, or a model folder, as a run's ``best/``.
-        repo_id: ``OWNER/NAME``.
+        source: A finished run, whose last weights are published, or a model folder, as a run's `best/`.
+        repo_id: `OWNER/NAME`.
         options: How.
         quiet: Prints nothing.
 
@@ -152,7 +152,7 @@ def write_folder(
     Args:
         folder: The model folder.
         trained: How its weights came about, if known.
-        repo_id: ``OWNER/NAME``.
+        repo_id: `OWNER/NAME`.
         output: Where to; it is made.
         options: Licence and branch.
         console: Who is told.
@@ -161,7 +161,7 @@ def write_folder(
         The names of the files.
 
     Raises:
-        UserError: It is no model's, or ``output`` can't be written.
+        UserError: It is no model's, or `output` can't be written.
     """
     config = read_config(folder)
     model = load_folder(folder)

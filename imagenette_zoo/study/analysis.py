@@ -46,11 +46,11 @@ TENSORS = {
 
 @dataclass(frozen=True)
 class Analysis:
-    """The final weights of a run, image by image; the content of ``analysis.json`` and ``predictions.safetensors``.
+    """The final weights of a run, image by image; the content of `analysis.json` and `predictions.safetensors`.
 
-    Accuracies are in %. ``train_top1`` is that on ``train_images`` training images, evenly spread, seen as the
-    validation sees them. ``confusion`` has a row for each true class. ``passes`` has the blocks of a MultiPass model.
-    The tensors are ``(N,)``, in the order of the validation images: the true class, the class predicted, its
+    Accuracies are in %. `train_top1` is that on `train_images` training images, evenly spread, seen as the
+    validation sees them. `confusion` has a row for each true class. `passes` has the blocks of a MultiPass model.
+    The tensors are `(N,)`, in the order of the validation images: the true class, the class predicted, its
     probability and that of the true class.
     """
 
@@ -70,7 +70,7 @@ class Analysis:
 
     @property
     def correct(self) -> torch.Tensor:
-        """``(N,)`` whether each image was classified correctly."""
+        """`(N,)` whether each image was classified correctly."""
         return self.targets == self.predictions
 
     @property
@@ -92,7 +92,7 @@ def analyse(folder: Path, console: Console, data_dir: str | None = None, device:
         folder: The run's.
         console: Who is told.
         data_dir: Where the images are; as in training if not given.
-        device: As ``--device``; as in training if not given.
+        device: As `--device`; as in training if not given.
 
     Raises:
         UserError: The run is not finished or damaged, or its images are not there.
@@ -151,7 +151,7 @@ def analyse(folder: Path, console: Console, data_dir: str | None = None, device:
 
 
 def read_analysis(folder: Path) -> Analysis | None:
-    """What :func:`analyse` wrote into a run's folder, or None where it did not.
+    """What `analyse` wrote into a run's folder, or None where it did not.
 
     Raises:
         UserError: It is damaged.

@@ -25,7 +25,7 @@ STEPS = 3  # of which the first is not counted
 
 
 def image_counts(recipe: Recipe, data_dir: str | None) -> tuple[int, int, int]:
-    """``(training images, validation images, classes)``, those of Imagenette where the data are not at hand."""
+    """`(training images, validation images, classes)`, those of Imagenette where the data are not at hand."""
     try:
         root = resolve_dataset(recipe.dataset, data_dir or recipe.data_dir, recipe.train_split, recipe.val_split)
         train = load_split(root, recipe.train_split)
@@ -39,7 +39,7 @@ def seconds_per_epoch(recipe: Recipe, counts: tuple[int, int, int]) -> float:
 
     Args:
         recipe: The run.
-        counts: As :func:`image_counts` gives them.
+        counts: As `image_counts` gives them.
 
     Raises:
         UserError: The recipe names something that is not there.

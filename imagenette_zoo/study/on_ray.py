@@ -39,10 +39,10 @@ def run_on_ray(study: Study, place: Place, console: Console, address: str, *, on
 
     Args:
         study: What is to be trained.
-        place: ``output`` is on this machine, ``data_dir`` the place of the images on every node; ``jobs`` is not looked
+        place: `output` is on this machine, `data_dir` the place of the images on every node; `jobs` is not looked
             at: each training has a GPU where the cluster has some, else a node's cores.
         console: Who is told.
-        address: The cluster's, as ``ray.init`` takes it; ``local`` starts one on this machine.
+        address: The cluster's, as `ray.init` takes it; `local` starts one on this machine.
         only: Names of runs; all if none is given.
 
     Raises:
@@ -64,7 +64,7 @@ def run_on_ray(study: Study, place: Place, console: Console, address: str, *, on
 
 
 def _probe(address: str) -> None:
-    """Raises :class:`UserError` where nobody listens: Ray itself would try for minutes."""
+    """Raises `UserError` where nobody listens: Ray itself would try for minutes."""
     host, _, port = address.rpartition(':')
     if host and port.isdigit() and '/' not in host:
         try:
@@ -135,7 +135,7 @@ def _bring_home(ray: Any, ready: Any, trial: Trial, place: Place, found: Trials)
 
 
 def _train_there(trial: Trial, place: Place) -> tuple[dict[str, bytes], str]:
-    """On a node: trains in a new folder; ``(its files, why it failed)``."""
+    """On a node: trains in a new folder; `(its files, why it failed)`."""
     with tempfile.TemporaryDirectory() as temporary:
         here = replace(place, output=Path(temporary))
         log = here.output / 'log'

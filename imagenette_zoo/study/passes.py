@@ -58,12 +58,12 @@ class PassesOptions(ComputeOptions, InputOptions, ArchitectureOptions, WeightsOp
 class BlockPasses:
     """One MultiPass block.
 
-    ``cka`` and ``cosine`` have a row and a column for each pass. What is compared is what a pass adds to the block's
+    `cka` and `cosine` have a row and a column for each pass. What is compared is what a pass adds to the block's
     input where it is a residual that can be told apart from it, else its output.
 
     Args:
         name: The module's name.
-        kinds: What each pass is, as in ``kernel 3``.
+        kinds: What each pass is, as in `kernel 3`.
         residual: Whether the input was taken off.
         cka: Linear CKA between the passes: every position of every image is an example
             (https://arxiv.org/abs/1905.00414). 1 where one is a rotated and scaled copy of the other.
@@ -168,7 +168,7 @@ class _Likeness:
         self.cosines: torch.Tensor | float = 0.0  # (n, n)
 
     def add(self, outputs: Sequence[torch.Tensor]) -> None:
-        """Takes what the passes made of a batch, ``(N, C, H, W)`` each."""
+        """Takes what the passes made of a batch, `(N, C, H, W)` each."""
         each = torch.stack([_exact(output) for output in outputs])  # (n, N, C, H, W)
         features = each.permute(0, 1, 3, 4, 2).flatten(1, 3)  # (n, examples, C)
         self.examples += features.shape[1]
@@ -179,7 +179,7 @@ class _Likeness:
         self.cosines = self.cosines + torch.einsum('aif,bif->ab', directions, directions)
 
     def cka(self) -> torch.Tensor:
-        """``(n, n)``: the squared norm of the cross-covariance over the norms of the covariances."""
+        """`(n, n)`: the squared norm of the cross-covariance over the norms of the covariances."""
         assert isinstance(self.sums, torch.Tensor)
         mean = self.sums / self.examples
         covariance = self.products / self.examples - torch.einsum('ac,bd->abcd', mean, mean)
@@ -188,7 +188,7 @@ class _Likeness:
         return norms.square() / torch.outer(own, own).clamp(min=1e-300)
 
     def cosine(self) -> torch.Tensor:
-        """``(n, n)``: mean over the images."""
+        """`(n, n)`: mean over the images."""
         assert isinstance(self.cosines, torch.Tensor)
         return self.cosines / self.images
 

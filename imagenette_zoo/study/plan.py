@@ -82,7 +82,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Comparison:
-    """``larger`` is expected to exceed ``smaller`` by more than ``bound`` (a difference, or a ratio of the two)."""
+    """`larger` is expected to exceed `smaller` by more than `bound` (a difference, or a ratio of the two)."""
 
     larger: str
     smaller: str
@@ -209,7 +209,7 @@ class _Reader:
             raise self.fail(node, 'not a plain value') from None
 
     def mapping(self, node: Any, what: str, known: set[str] | None = None) -> dict[str, tuple[Any, Any]]:
-        """``{key: (key's node, value's node)}``, ``-`` in a key of ``known`` counting as ``_``."""
+        """`{key: (key's node, value's node)}`, `-` in a key of `known` counting as `_`."""
         if not isinstance(node, yaml.MappingNode):
             raise self.fail(node, f'{what} must be a list of "name: value" lines')
         found: dict[str, tuple[Any, Any]] = {}
@@ -291,7 +291,7 @@ class _Reader:
                     raise self.fail(key, f'{full}: {error}') from None
 
     def grid(self, name: str, node: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-        """``(name, overrides)`` of one run, or of each point of its grid."""
+        """`(name, overrides)` of one run, or of each point of its grid."""
         if isinstance(node, yaml.ScalarNode) and not node.value:  # a run that is the base itself
             yield name, {}
             return
@@ -373,7 +373,7 @@ class _Reader:
     def order(
         self, node: Any, order: object, bounds: Mapping[str, float], runs: Mapping[str, StudyRun]
     ) -> Iterator[Comparison]:
-        """The comparisons in ``a > b > c`` or ``a <= b``."""
+        """The comparisons in `a > b > c` or `a <= b`."""
         words = order.split() if isinstance(order, str) else []
         names, operators = words[::2], words[1::2]
         if len(words) < 3 or len(words) % 2 == 0 or any(operator not in OPERATORS for operator in operators):

@@ -48,8 +48,8 @@ class Record:
     Args:
         run: The name of the run, the same for all seeds.
         folder: Where it lies.
-        result: Its ``result.json``.
-        history: Its ``metrics.jsonl``, a row an epoch.
+        result: Its `result.json`.
+        history: Its `metrics.jsonl`, a row an epoch.
         analysis: What its weights do with each image, or None where nobody looked.
     """
 
@@ -64,7 +64,7 @@ class Record:
         return self.result.seed
 
     def reach(self, unit: str, top1: float) -> tuple[float, bool]:
-        """``(epochs or seconds to this top-1, whether it was reached)``: interpolated between validations, from a guess
+        """`(epochs or seconds to this top-1, whether it was reached)`: interpolated between validations, from a guess
         at the start; where it was not reached, the whole training, a lower bound."""
         spent, before = 0.0, (0.0, 100 / max(len(self.result.per_class), 1))
         for row in self.history:
@@ -79,7 +79,7 @@ class Record:
         return spent, False
 
     def metric(self, name: str) -> float | None:
-        """A metric of ``METRICS``; None where it is not known of this run."""
+        """A metric of `METRICS`; None where it is not known of this run."""
         if match := THRESHOLD.fullmatch(name):
             return self.reach(match[1], float(match[2]))[0]
         if name in OF_THE_RESULT:
@@ -138,7 +138,7 @@ def study_records(study: Study, output: Path) -> list[Record]:
 
 
 def check_recipe(result: Result, trial: Trial) -> None:
-    """Raises :class:`UserError` where a finished training is not what the study says."""
+    """Raises `UserError` where a finished training is not what the study says."""
     for option, value in trial.recipe.as_dict().items():
         then = result.recipe.get(option, value)
         if then != value and option not in FREE - {'seed'}:

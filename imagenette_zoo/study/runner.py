@@ -60,9 +60,9 @@ class Place:
     """Where and how the trainings of a study run.
 
     Args:
-        output: The study's folder: a folder for each training, and what was printed under ``logs/``.
-        data_dir: As ``--data-dir``.
-        device: As ``--device``.
+        output: The study's folder: a folder for each training, and what was printed under `logs/`.
+        data_dir: As `--data-dir`.
+        device: As `--device`.
         jobs: How many run at the same time.
     """
 
@@ -79,7 +79,7 @@ class Place:
 
 @dataclass
 class Trials:
-    """What became of the trainings of a study: ``failed`` and ``left`` by name, with the reason."""
+    """What became of the trainings of a study: `failed` and `left` by name, with the reason."""
 
     done: list[Trial] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
@@ -87,7 +87,7 @@ class Trials:
 
 
 def state_of(trial: Trial, place: Place) -> str:
-    """``done``, ``begun`` or ``new``.
+    """`done`, `begun` or `new`.
 
     Raises:
         UserError: Its folder holds a training by another recipe, or on other images.
@@ -106,7 +106,7 @@ def state_of(trial: Trial, place: Place) -> str:
 
 
 def _check_images(result: Result, trial: Trial, place: Place) -> None:
-    """Raises :class:`UserError` where a finished training is not on the images that are at hand now."""
+    """Raises `UserError` where a finished training is not on the images that are at hand now."""
     recipe = trial.recipe
     now = _data_name(recipe.dataset, place.data_dir or recipe.data_dir, recipe.train_split, recipe.val_split)
     then = result.dataset.get('name')
@@ -246,7 +246,7 @@ def run_study(
 
 @contextlib.contextmanager
 def opened(study: Study, place: Place, only: Sequence[str]) -> Iterator[tuple[list[Trial], dict[str, str]]]:
-    """Holds a study's folder: ``(trainings of the runs in only, or all; the state of each)``.
+    """Holds a study's folder: `(trainings of the runs in only, or all; the state of each)`.
 
     Raises:
         UserError: A folder holds something else, or another process runs this study.
@@ -270,7 +270,7 @@ def opened(study: Study, place: Place, only: Sequence[str]) -> Iterator[tuple[li
 
 
 def check_models(study: Study) -> None:
-    """Raises :class:`UserError` where a run's model is none that timm or the zoo has."""
+    """Raises `UserError` where a run's model is none that timm or the zoo has."""
     for run in study.runs.values():
         name = run.recipe.model
         if ':' not in name and not timm.is_model(name):

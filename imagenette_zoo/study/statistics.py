@@ -40,10 +40,10 @@ class Sample:
 
     Args:
         values: A number for each seed.
-        correct: ``(seeds, images)`` whether each image was classified correctly, for a metric that is their share in %.
+        correct: `(seeds, images)` whether each image was classified correctly, for a metric that is their share in %.
         exact: It is the same for every seed, as the number of parameters.
         bounds: Some of the values are only what the true ones are not below.
-        images: What tells the images of ``correct`` from others.
+        images: What tells the images of `correct` from others.
         note: What to know about the values.
     """
 
@@ -74,8 +74,8 @@ class Interval:
 class Finding:
     """What was found about one comparison.
 
-    ``effect`` is the difference of the means, or their ratio (of geometric means); ``low`` and ``high`` bound it at
-    95 %, without correction; ``p`` is two-sided, against the comparison's bound. ``more_seeds`` is how many further
+    `effect` is the difference of the means, or their ratio (of geometric means); `low` and `high` bound it at
+    95 %, without correction; `p` is two-sided, against the comparison's bound. `more_seeds` is how many further
     seeds of both runs would decide it with a probability of 80 % if the effect is what it seems; None where it is
     decided, or none would.
     """
@@ -94,7 +94,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found about a claim: ``supported``, ``contradicted`` or ``undecided``; p before and after Holm."""
+    """What was found about a claim: `supported`, `contradicted` or `undecided`; p before and after Holm."""
 
     claim: Claim
     verdict: str
@@ -263,7 +263,7 @@ def judge(claims: Sequence[Claim], samples: Mapping[tuple[str, str], Sample]) ->
 
     Args:
         claims: All claims of the study: they are corrected together.
-        samples: ``{(metric, run): numbers}``.
+        samples: `{(metric, run): numbers}`.
     """
     found = [_weigh(claim, samples, len(claims)) for claim in claims]
     verdicts = []
@@ -277,7 +277,7 @@ def judge(claims: Sequence[Claim], samples: Mapping[tuple[str, str], Sample]) ->
 def _weigh(
     claim: Claim, samples: Mapping[tuple[str, str], Sample], claims: int
 ) -> tuple[float, list[Finding], int | None]:
-    """``(p-value, findings, further seeds that would decide it)`` of one claim out of so many."""
+    """`(p-value, findings, further seeds that would decide it)` of one claim out of so many."""
     findings = _findings(claim, samples, claims)
     if _against(findings):  # one of them suffices
         findings = _findings(claim, samples, claims * len(findings))

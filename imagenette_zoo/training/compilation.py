@@ -26,7 +26,7 @@ SECONDS_A_LAYER = 0.3  # to compile it, forward and backward
 
 
 def resolve(recipe: Recipe, model: nn.Module, images: int, device: torch.device, console: Console) -> Recipe:
-    """The recipe with ``torchcompile: auto`` replaced by what that means for this run, and says so.
+    """The recipe with `torchcompile: auto` replaced by what that means for this run, and says so.
 
     The answer depends on the recipe, the model, the data and the kind of machine alone, not on a measurement, so that
     a run is repeated and resumed as it was.

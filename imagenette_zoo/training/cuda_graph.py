@@ -112,11 +112,11 @@ class Recorder:
 
     def replay(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor | None:
         """The loss of a batch, detached, None where it is to be rehearsed. The parameters have its gradients, or where
-        :attr:`updates` are updated.
+        `updates` are updated.
 
         Args:
-            images: ``(N, 3, H, W)``.
-            targets: ``(N,)`` or ``(N, classes)``.
+            images: `(N, 3, H, W)`.
+            targets: `(N,)` or `(N, classes)`.
 
         Raises:
             UserError: The step can't be recorded.

@@ -35,7 +35,7 @@ _FUSED = (torch.optim.Adam, torch.optim.AdamW)  # whose step can be one kernel; 
 
 
 def learning_rate(recipe: Recipe, world_size: int = 1) -> float:
-    """The recipe's learning rate, as timm's script finds it: ``lr``, else ``lr_base`` scaled by the global batch."""
+    """The recipe's learning rate, as timm's script finds it: `lr`, else `lr_base` scaled by the global batch."""
     if recipe.lr:
         return recipe.lr
     scale = recipe.lr_base_scale or (
@@ -166,7 +166,7 @@ class Learner:
 
     @contextmanager
     def evaluating(self) -> Iterator[nn.Module]:
-        """:attr:`eval_model`, for as long as it takes on the device that it is evaluated on."""
+        """`eval_model`, for as long as it takes on the device that it is evaluated on."""
         if self.ema is None or self.ema.device is None:
             yield self.eval_model
             return
@@ -184,11 +184,11 @@ class Learner:
     def step(
         self, images: torch.Tensor, targets: torch.Tensor, share: float = 1.0, update: bool = True
     ) -> torch.Tensor:
-        """Forward, backward and, where ``update``, the optimizer's step.
+        """Forward, backward and, where `update`, the optimizer's step.
 
         Args:
-            images: ``(N, 3, H, W)``, normalised.
-            targets: ``(N,)`` class indices or ``(N, classes)`` shares.
+            images: `(N, 3, H, W)`, normalised.
+            targets: `(N,)` class indices or `(N, classes)` shares.
             share: Of the images whose gradients the update adds up.
             update: Whether this is the last of them.
 
@@ -320,7 +320,7 @@ class Learner:
                     distribute_bn(model, self.world.size, reduce=True)
 
     def after_epoch(self, epoch: int, metric: float | None) -> None:
-        """Steps a schedule that goes by epochs: ``epoch`` are done."""
+        """Steps a schedule that goes by epochs: `epoch` are done."""
         if self.scheduler is not None:
             try:
                 self.scheduler.step(epoch, metric)
@@ -350,7 +350,7 @@ class Learner:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes up what :meth:`state_dict` gave."""
+        """Takes up what `state_dict` gave."""
         self.model.load_state_dict(state['model'])
         for group, here in zip(state['optimizer']['param_groups'], self.optimizer.param_groups, strict=False):
             if 'capturable' in group:  # it is not yet recorded, and may now be on a CPU

@@ -48,7 +48,7 @@ class Meter:
     Args:
         position: Where the epoch goes on; it is brought up to date.
         epoch: Which one it is.
-        world: The processes; all must call :meth:`check` and :meth:`settle` at the same steps.
+        world: The processes; all must call `check` and `settle` at the same steps.
         stops: Whether a loss that is not finite is an error.
     """
 
@@ -100,7 +100,7 @@ class Meter:
         """Waits for the device and brings the position up to date: what is saved now can be gone on from.
 
         Raises:
-            UserError: As :meth:`check`, or the weights are not finite, which the next loss would show.
+            UserError: As `check`, or the weights are not finite, which the next loss would show.
         """
         self.check()
         if self.stops and not learner.is_finite():

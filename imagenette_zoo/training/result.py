@@ -28,12 +28,12 @@ FREE_TO_DIFFER = {
 
 @dataclass
 class Result:
-    """What a run came to: the content of its ``result.json``.
+    """What a run came to: the content of its `result.json`.
 
-    Accuracies are in %, times in seconds, memory in MiB. ``seconds['setup']`` is what came before the first step
-    (decoding, compiling), ``seconds['total']`` training and validation together, ``seconds['to_80']`` that up to the
+    Accuracies are in %, times in seconds, memory in MiB. `seconds['setup']` is what came before the first step
+    (decoding, compiling), `seconds['total']` training and validation together, `seconds['to_80']` that up to the
     end of the validation that first gave 80 % top-1, or None;
-    ``per_class`` belongs to ``top1``.
+    `per_class` belongs to `top1`.
     """
 
     model: str
@@ -60,7 +60,7 @@ class Result:
 
     @classmethod
     def from_json(cls, values: Any, folder: Path) -> Result:
-        """The result in the content of a ``result.json``.
+        """The result in the content of a `result.json`.
 
         Raises:
             ValueError: It is none: a field is missing, unknown or of another kind.
@@ -77,14 +77,14 @@ class Result:
         return cls(**values, folder=folder)
 
     def as_json(self) -> dict[str, Any]:
-        """The content of ``result.json``."""
+        """The content of `result.json`."""
         values = asdict(self)
         del values['folder']
         return values
 
 
 def _is_a(value: Any, kind: Any) -> bool:
-    """Whether a value out of JSON is of a type as the fields of :class:`Result` have it."""
+    """Whether a value out of JSON is of a type as the fields of `Result` have it."""
     if kind is Any:
         return True
     if isinstance(kind, types.UnionType):
@@ -116,7 +116,7 @@ def read_result(folder: Path) -> Result:
 
 
 def differences(then: Result, run: Run) -> list[str]:
-    """What about a run that is ready differs from one that is finished: ``'torch 2.10.0 then, 2.11.0 now'``."""
+    """What about a run that is ready differs from one that is finished: `'torch 2.10.0 then, 2.11.0 now'`."""
     train, val = run.data.train, run.data.val
     world = run.learner.world
     now = [environment.versions(), environment.hardware(world.device, world.size), run.recipe.as_dict()]

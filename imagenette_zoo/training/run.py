@@ -54,7 +54,7 @@ class Run:
         folder: Where its files are kept.
         data: What it trains on.
         learner: The model and what changes it.
-        config: timm's data config of the model.
+        config: Timm's data config of the model.
         data_hash: What tells its data from others.
         history: A row for each epoch that is done.
         position: Where it is in the next one.
@@ -109,7 +109,7 @@ def prepare(recipe: Recipe, folder: RunFolder, state: bytes | None, world: World
 
     Args:
         recipe: Its options.
-        folder: Its folder, and ``state`` what it goes on from, as :func:`open_folder` gave them.
+        folder: Its folder, and `state` what it goes on from, as `open_folder` gave them.
         state: None starts it.
         world: This process's place.
         console: Who is told.

@@ -1,9 +1,9 @@
 """A run's folder: model folders in timm's Hub layout, the state to resume from, the metrics. Every file is atomic.
 
-``runs/NAME/`` holds ``args.yaml``, ``summary.csv`` (timm's columns), ``metrics.jsonl``, ``last/``, ``best/`` and
-``checkpoints/epoch-N/`` (each loads with ``timm.create_model('local-dir:…')``), ``state.pt``, and ``result.json``,
-which is written last: a folder that has one holds a finished run. ``.lock`` is held by the process that writes there.
-``tensorboard/`` and ``wandb/`` are their own packages' to write, where they track the run.
+`runs/NAME/` holds `args.yaml`, `summary.csv` (timm's columns), `metrics.jsonl`, `last/`, `best/` and
+`checkpoints/epoch-N/` (each loads with `timm.create_model('local-dir:…')`), `state.pt`, and `result.json`,
+which is written last: a folder that has one holds a finished run. `.lock` is held by the process that writes there.
+`tensorboard/` and `wandb/` are their own packages' to write, where they track the run.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ OWN_FOLDERS = ('last', 'best', 'checkpoints', 'tensorboard', 'wandb')
 
 
 def resumed_run(resume: str, output: str, experiment: str | None) -> Path:
-    """The folder of the run that ``--resume`` means: the one it names, or with ``auto`` that of the experiment, which
+    """The folder of the run that `--resume` means: the one it names, or with `auto` that of the experiment, which
     need not exist yet.
 
     Raises:
@@ -112,7 +112,7 @@ class RunFolder:
         )
 
     def lock(self) -> None:
-        """Makes this process the only one to write here, until it ends or :meth:`unlock`.
+        """Makes this process the only one to write here, until it ends or `unlock`.
 
         Raises:
             UserError: Another process writes here.
@@ -156,13 +156,13 @@ class RunFolder:
         write_atomic(self['args.yaml'], text)
 
     def save_state(self, state: Mapping[str, Any]) -> None:
-        """Writes ``state.pt``, what :meth:`parse_state` gives back."""
+        """Writes `state.pt`, what `parse_state` gives back."""
         buffer = io.BytesIO()
         torch.save(dict(state), buffer)
         write_atomic(self['state.pt'], buffer.getvalue())
 
     def read_state(self) -> bytes | None:
-        """The content of ``state.pt``; None where nothing was saved yet.
+        """The content of `state.pt`; None where nothing was saved yet.
 
         Raises:
             UserError: It can't be read.
@@ -175,7 +175,7 @@ class RunFolder:
             raise UserError(f"{self['state.pt']}: can't read: {error.strerror}") from None
 
     def parse_state(self, data: bytes) -> dict[str, Any]:
-        """The state in what :meth:`read_state` gave.
+        """The state in what `read_state` gave.
 
         Raises:
             UserError: It is torn.
@@ -193,7 +193,7 @@ class RunFolder:
             ) from None
 
     def save_metrics(self, history: list[dict[str, Any]]) -> None:
-        """Writes ``summary.csv`` and ``metrics.jsonl``: a row an epoch."""
+        """Writes `summary.csv` and `metrics.jsonl`: a row an epoch."""
         columns = ('epoch', 'train_loss', 'eval_loss', 'eval_top1', 'eval_top5', 'lr')
         text = io.StringIO()
         writer = csv.DictWriter(text, columns, extrasaction='ignore', restval='', lineterminator='\n')
@@ -209,10 +209,10 @@ class RunFolder:
         epoch: int,
         ranking: list[int],
     ) -> None:
-        """Writes ``last/``, and its second names among the best epochs.
+        """Writes `last/`, and its second names among the best epochs.
 
         Args:
-            config: The model's ``config.json``.
+            config: The model's `config.json`.
             state_dict: Its weights.
             epoch: The epoch that they are from.
             ranking: The epochs to keep, best first.
@@ -232,12 +232,12 @@ class RunFolder:
                     shutil.rmtree(folder)
 
     def save_result(self, result: Mapping[str, Any]) -> None:
-        """Writes ``result.json``, which ends the run."""
+        """Writes `result.json`, which ends the run."""
         write_atomic(self['result.json'], (json.dumps(result, indent=2) + '\n').encode())
 
 
 def _as_yaml(recipe: Recipe) -> bytes:
-    """The content of ``args.yaml``, all options: a recipe to train from again.
+    """The content of `args.yaml`, all options: a recipe to train from again.
 
     Raises:
         UserError: A value is no plain one.

@@ -1,7 +1,7 @@
-"""Tracking people already use: TensorBoard and Weights & Biases are told what ``metrics.jsonl`` holds, by its names.
+"""Tracking people already use: TensorBoard and Weights & Biases are told what `metrics.jsonl` holds, by its names.
 
-A row of the history is a step of its epoch; the accuracy of a class is ``eval_top1/CLASS``, a number of the result
-``result/top1``. The history of the run is the truth: whoever opens a tracker tells it all of it, so that each epoch is
+A row of the history is a step of its epoch; the accuracy of a class is `eval_top1/CLASS`, a number of the result
+`result/top1`. The history of the run is the truth: whoever opens a tracker tells it all of it, so that each epoch is
 there exactly once whatever was lost or logged too early when a run was killed, and also if tracking begins late.
 
 No tracker can hurt a run: it is told between the epochs, each of which seeds its own random numbers; one that raises or
@@ -46,7 +46,7 @@ class Tracker(Protocol):
 
     @staticmethod
     def check() -> None:
-        """Raises :class:`UserError` where it can't be used."""
+        """Raises `UserError` where it can't be used."""
 
     def __init__(self, recipe: Recipe, folder: Path, history: Sequence[Row]) -> None: ...
 
@@ -104,7 +104,7 @@ class Tracking:
         self._tell(lambda tracker: tracker.epoch(row))
 
     def result(self, result: Mapping[str, Any]) -> None:
-        """Tells them the content of ``result.json``."""
+        """Tells them the content of `result.json`."""
         values = {f'result/{name}': result[name] for name in RESULT if result[name] is not None}
         self._tell(lambda tracker: tracker.result(values, result['epochs']))
 
@@ -131,7 +131,7 @@ def _flag(option: str) -> str:
 
 
 def _within(seconds: float, act: Callable[[], T]) -> T:
-    """What ``act`` returns or raises, in a thread that is waited for and then left to itself.
+    """What `act` returns or raises, in a thread that is waited for and then left to itself.
 
     Raises:
         TimeoutError: It takes longer.
@@ -181,7 +181,7 @@ def _empty(former: set[Path], present: Path) -> None:
 
 
 class _TensorBoard:
-    """Event files in ``tensorboard/``."""
+    """Event files in `tensorboard/`."""
 
     option: ClassVar[str] = 'log_tensorboard'
 
@@ -232,7 +232,7 @@ class _TensorBoard:
 
 
 class _Wandb:
-    """A run of Weights & Biases, its files in ``wandb/``; what it is told before it is given up is kept there too."""
+    """A run of Weights & Biases, its files in `wandb/`; what it is told before it is given up is kept there too."""
 
     option: ClassVar[str] = 'log_wandb'
 

@@ -31,7 +31,7 @@ def train(recipe: Recipe, *, quiet: bool = False, repeats: Result | None = None)
     """Trains a model by a recipe.
 
     Args:
-        recipe: All options; ``Recipe.load('mbv2_mish', epochs=5)`` is a start.
+        recipe: All options; `Recipe.load('mbv2_mish', epochs=5)` is a start.
         quiet: Prints nothing.
         repeats: A finished run that this one is to repeat: what differs is said.
 

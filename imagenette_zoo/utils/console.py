@@ -37,7 +37,7 @@ def plain(value: Any) -> Any:
 
 
 def duration(seconds: float) -> str:
-    """``'7.4 s'``, ``'3 min 05 s'``, ``'2 h 07 min'``."""
+    """`'7.4 s'`, `'3 min 05 s'`, `'2 h 07 min'`."""
     if seconds < 60:
         return f'{seconds:.1f} s'
     minutes, rest = divmod(round(seconds), 60)
@@ -79,8 +79,8 @@ class Console:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def progress(self, title: str, steps: int, log_interval: int | None = None, done: int = 0) -> Progress:
-        """A bar over ``steps`` steps, the first ``done`` of them taken before; without a terminal a line every
-        ``log_interval`` steps."""
+        """A bar over `steps` steps, the first `done` of them taken before; without a terminal a line every
+        `log_interval` steps."""
         return Progress(self, title, steps, log_interval, done)
 
 
@@ -113,7 +113,7 @@ class Progress:
         self.bar.close()
 
     def wants_details(self) -> bool:
-        """Whether the next :meth:`advance` will show its details: computing them may make a GPU wait."""
+        """Whether the next `advance` will show its details: computing them may make a GPU wait."""
         following = self.step + 1
         if self.console.live:
             return following % 10 == 0 or following == self.steps

@@ -1,4 +1,4 @@
-"""The processes that train together, as ``torchrun`` starts them; alone without it."""
+"""The processes that train together, as `torchrun` starts them; alone without it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class World:
         return self.rank == 0
 
     def gather_rows(self, rows: torch.Tensor, total: int) -> torch.Tensor:
-        """Rows that were dealt out by ``rank::size``, ``(n, …)`` on the CPU, put together again: ``(total, …)``."""
+        """Rows that were dealt out by `rank::size`, `(n, …)` on the CPU, put together again: `(total, …)`."""
         if self.size == 1:
             return rows
         parts: list[torch.Tensor | None] = [None] * self.size
@@ -46,7 +46,7 @@ class World:
         return whole
 
     def gather(self, value: torch.Tensor) -> torch.Tensor:
-        """This tensor of every process: ``(processes, …)``."""
+        """This tensor of every process: `(processes, …)`."""
         if self.size == 1:
             return value[None]
         parts = [torch.empty_like(value) for _ in range(self.size)]
@@ -62,10 +62,10 @@ class World:
         return bool(found)
 
     def share(self, make: Callable[[], T]) -> T:
-        """What ``make`` returns in the first process, in all of them: only that one needs to see the run's folder.
+        """What `make` returns in the first process, in all of them: only that one needs to see the run's folder.
 
         Raises:
-            UserError: In all of them, where ``make`` raised it.
+            UserError: In all of them, where `make` raised it.
         """
         if self.size == 1:
             return make()
@@ -96,7 +96,7 @@ class World:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of this name; ``auto`` is CUDA where there is one, else the CPU.
+    """The device of this name; `auto` is CUDA where there is one, else the CPU.
 
     Raises:
         UserError: There is no such device on this machine.
@@ -117,7 +117,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def join(device_name: str) -> World:
-    """Joins the other processes that ``torchrun`` started.
+    """Joins the other processes that `torchrun` started.
 
     Raises:
         UserError: There is no such device on this machine.

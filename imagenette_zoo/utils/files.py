@@ -106,7 +106,7 @@ def _is_safe(folder: Path) -> bool:
 def private_home(name: str) -> Path:
     """A private folder for what is executed or unpickled.
 
-    It is in :func:`cache_dir`; where others could change it there, as in a cache that users share, in the cache of this
+    It is in `cache_dir`; where others could change it there, as in a cache that users share, in the cache of this
     user's home; and where that is no better, a temporary one that ends with this process.
 
     Args:
@@ -127,7 +127,7 @@ def _temporary() -> 'tempfile.TemporaryDirectory[str]':
 
 
 def keep_inductor_private() -> None:
-    """Has inductor, and Triton under it, keep what it compiles in :func:`private_home`; to be called before either is
+    """Has inductor, and Triton under it, keep what it compiles in `private_home`; to be called before either is
     used.
 
     By itself it is a folder of the system's temporary one, whose name others know. A `TORCHINDUCTOR_CACHE_DIR` that the
@@ -157,7 +157,7 @@ class PlainLoader(yaml.SafeLoader):
 
 
 def read_text(path: str | Path, kind: str) -> str:
-    """The text of a YAML file, a recipe or whatever ``kind`` says.
+    """The text of a YAML file, a recipe or whatever `kind` says.
 
     Raises:
         UserError: It can't be read, or is longer than such a file can be.
@@ -183,7 +183,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
     Another process may do the same at the same time: whoever ends first wins and the other's work is thrown away.
 
     Raises:
-        UserError: the place can't be written or is full.
+        UserError: The place can't be written or is full.
     """
     temporary = target.with_name(f'.{target.name}.{uuid4().hex}')
     try:
@@ -235,7 +235,7 @@ except ImportError:  # Windows
 class ProcessLock:
     """A lock on a file that belongs to this process alone: not to those it forks, and to nobody once it is killed.
 
-    Where there is ``fcntl`` it is a POSIX record lock. One of ``flock`` would outlive a killed run by the seconds that
+    Where there is `fcntl` it is a POSIX record lock. One of `flock` would outlive a killed run by the seconds that
     its data workers need to notice.
 
     Args:

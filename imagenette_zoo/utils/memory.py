@@ -55,7 +55,7 @@ def reset_peak_memory(device: torch.device) -> None:
 
 def peak_memory(device: torch.device) -> float:
     """MiB: of the device on CUDA, else of this process, without the files that it has mapped where that is known; since
-    :func:`reset_peak_memory`, on Linux and CUDA."""
+    `reset_peak_memory`, on Linux and CUDA."""
     if device.type == 'cuda':
         return torch.cuda.max_memory_allocated(device) / 2**20
     status = Path('/proc/self/status')

@@ -1,6 +1,6 @@
 """Random streams that depend on what they are for, and on nothing that ran before.
 
-Image ``i`` of epoch ``e`` and step ``t`` of epoch ``e`` each start from a seed made of those numbers. So the same
+Image `i` of epoch `e` and step `t` of epoch `e` each start from a seed made of those numbers. So the same
 augmentations come out with 0 or 4 workers, and a resumed run needs no random state from the one it continues.
 """
 

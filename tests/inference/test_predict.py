@@ -32,7 +32,7 @@ def create(name: str, **kwargs: Any) -> Any:
 
 
 def model_folder(place: Path, changes: dict[str, object] | None = None, name: str = 'test_resnet') -> Path:
-    """A model folder of three classes; ``changes`` are of its config, None removes."""
+    """A model folder of three classes; `changes` are of its config, None removes."""
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=3)
     config = {**timm.data.resolve_data_config(model=model), 'input_size': (3, 32, 32)}

@@ -72,7 +72,7 @@ def make_record(
     data_dir: str = '/nowhere',
     **changes: Any,
 ) -> Record:
-    """A training that was never run: top-1 rises to ``top1`` in four epochs of 10 s."""
+    """A training that was never run: top-1 rises to `top1` in four epochs of 10 s."""
     history = [
         {'epoch': epoch, 'train_loss': 1.0, 'train_seconds': 8.0, 'seconds': 10.0, 'eval_top1': top1 * (epoch + 1) / 4}
         for epoch in range(4)

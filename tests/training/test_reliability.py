@@ -1,4 +1,4 @@
-"""Runs that are killed, stopped, starved and started twice; the long version is benchmarks/reliability.py."""
+"""Runs that are killed, stopped, starved and started twice; the long version is tools/soak.py."""
 
 import contextlib
 import json
@@ -677,7 +677,7 @@ def test_two_processes_with_a_compiled_model(recipe: MakeRecipe, tmp_path: Path)
 @pytest.mark.parametrize('words', [['kill', '--kills=2'], ['fuzz', '--inputs=40'], ['endure', '--epochs=12']])
 def test_the_long_version_runs(words: list[str], tmp_path: Path) -> None:
     env = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}
-    command = [sys.executable, ROOT / 'benchmarks' / 'reliability.py', *words, '--results-dir', tmp_path]
+    command = [sys.executable, ROOT / 'tools' / 'soak.py', *words, '--results-dir', tmp_path]
     done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=280, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads((tmp_path / f'{words[0]}.json').read_text())['kept'] is True

@@ -251,7 +251,7 @@ import json, os, sys, tempfile, time
 time.sleep = lambda seconds: None  # huggingface_hub waits between its attempts
 answers = os.fdopen(os.dup(1), 'w')
 import timm, torch
-from imagenette_zoo.cli import main
+from imagenette_zoo.cli.main import main
 
 for line in sys.stdin:
     asked = json.loads(line)

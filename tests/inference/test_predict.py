@@ -128,7 +128,7 @@ def test_predictions_are_those_of_validate(recipe: Callable[..., Recipe], folder
 def test_many_images_on_a_cpu_are_in_channels_last_layout(
     tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module, model = sys.modules['imagenette_zoo.sharing.predict'], model_folder(tmp_path / 'model')
+    module, model = sys.modules['imagenette_zoo.inference.predict'], model_folder(tmp_path / 'model')
     layouts = []
 
     def spy(trained: TrainedModel, pixels: torch.Tensor, *others: Any, **named: Any) -> list[Prediction]:

@@ -19,11 +19,11 @@ from tests.utils.test_files import FOREIGN, needs_root
 SOURCE = Path(runtime.__file__).with_name('cpu.cpp')
 SCRIPT = """if True:
     import torch
-    from imagenette_zoo.layers import kernels
+    from imagenette_zoo.kernels import runtime
     x = torch.randn(100)
     y = torch.empty_like(x)
-    assert kernels.are_kernels_for(x.device, x.dtype)
-    kernels.call('mish_forward', [100], x, y)
+    assert runtime.are_kernels_for(x.device, x.dtype)
+    runtime.call('mish_forward', [100], x, y)
     torch.testing.assert_close(y, torch.nn.functional.mish(x))
     """
 

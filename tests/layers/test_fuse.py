@@ -15,9 +15,9 @@ from timm.layers import freeze_batch_norm_2d as freeze
 from timm.models import register_notrace_module
 from torch.nn.modules.batchnorm import _BatchNorm
 
-import imagenette_zoo
 from imagenette_zoo import fuse
 from imagenette_zoo.layers import MultiPass, WideInvertedResidual
+from imagenette_zoo.models.factory import model_cost
 from tests.conftest import ZOO
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 5e-4}  # float32 itself is 1e-4 away from float64 on some
@@ -499,6 +499,6 @@ def test_compiles(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_validation_counts_the_fused_model() -> None:
     model = create('resnet18').float()
-    plain, fused = (imagenette_zoo.models.model_cost(each, (3, 64, 64)) for each in (model, fuse(model)))
+    plain, fused = (model_cost(each, (3, 64, 64)) for each in (model, fuse(model)))
     assert fused[1] == plain[1]
     assert fused[0] == plain[0] - sum(norm.weight.numel() for norm in model.modules() if isinstance(norm, _BatchNorm))

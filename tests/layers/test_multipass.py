@@ -15,8 +15,8 @@ from timm.models._efficientnet_builder import decode_arch_def
 from timm.models.resnet import BasicBlock
 from timm.utils import reparameterize_model
 
-import imagenette_zoo
 from imagenette_zoo.layers import MaxBlurPool2d, Mish, MultiPass, WideInvertedResidual, multipass
+from imagenette_zoo.models.factory import model_cost
 from imagenette_zoo.models.mobilenetv2 import MobileNetV2
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
@@ -247,7 +247,7 @@ def test_models_that_do_not_fuse_stay(
 @pytest.mark.parametrize('n', [2, 3])
 def test_split_costs_what_one_pass_does(n: int) -> None:
     plain, split, full = (
-        imagenette_zoo.models.model_cost(timm.create_model('mbv2_mish_imagenette', **settings), (3, 64, 64))[1]
+        model_cost(timm.create_model('mbv2_mish_imagenette', **settings), (3, 64, 64))[1]
         for settings in ({}, {'passes': n, 'split': True}, {'passes': n})
     )
     assert split == pytest.approx(plain, rel=0.01)
@@ -257,7 +257,7 @@ def test_split_costs_what_one_pass_does(n: int) -> None:
 @pytest.mark.parametrize('name', ['resnet34_mp2_imagenette', 'resnet50_maxblur_imagenette'])
 def test_split_resnets_cost_about_what_one_pass_does(name: str) -> None:
     plain, split, full = (
-        imagenette_zoo.models.model_cost(timm.create_model(name, **settings), (3, 64, 64))[1]
+        model_cost(timm.create_model(name, **settings), (3, 64, 64))[1]
         for settings in ({'passes': 1}, {'passes': 2, 'split': True}, {'passes': 2})
     )
     assert split < 1.2 * plain

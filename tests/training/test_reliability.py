@@ -356,7 +356,8 @@ def test_too_many_left_out_in_a_row_end_the_run(recipe: MakeRecipe, monkeypatch:
 def test_full_memory_is_one_line(folder: Path, tmp_path: Path) -> None:
     """A process whose memory really ends."""
     code = (
-        'import resource, sys; from imagenette_zoo.cli import main; import imagenette_zoo.training.trainer, torch\n'
+        'import resource, sys; import imagenette_zoo.training.trainer, torch\n'
+        'from imagenette_zoo.cli.main import main\n'
         "kib = int(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmData')))\n"
         'resource.setrlimit(resource.RLIMIT_DATA, (kib * 1024 + 2**30,) * 2)\n'
         'sys.exit(main(sys.argv[1:]))'

@@ -38,9 +38,9 @@ def test_a_process_killed_while_writing_leaves_the_old_file(tmp_path: Path) -> N
     file = tmp_path / 'big'
     write_atomic(file, b'o' * 1000)
     code = (
-        'import os, pathlib, sys\nfrom imagenette_zoo.training import files\n'
+        'import os, pathlib, sys\nfrom imagenette_zoo.utils import files\n'
         'os.fsync = lambda _: os.kill(os.getpid(), 9)\n'
-        'checkpoint.write_atomic(pathlib.Path(sys.argv[1]), b"n" * 1000)'
+        'files.write_atomic(pathlib.Path(sys.argv[1]), b"n" * 1000)'
     )
     done = subprocess.run([sys.executable, '-c', code, str(file)], check=False)
     assert done.returncode == -9

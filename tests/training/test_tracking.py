@@ -313,7 +313,7 @@ def run_outside(recipe: Recipe, tmp_path: Path, env: dict[str, str], code: str =
     file.write_text(yaml.safe_dump(changed(recipe)))
     kept = {name: value for name, value in os.environ.items() if not name.startswith('WANDB_')}
     env = {**kept, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1', 'HOME': str(tmp_path), **env}
-    code = f'import sys; {code}\nfrom imagenette_zoo.cli import main\nsys.exit(main(sys.argv[1:]))'
+    code = f'import sys; {code}\nfrom imagenette_zoo.cli.main import main\nsys.exit(main(sys.argv[1:]))'
     command = [sys.executable, '-c', code, 'train', '-c', str(file)]
     return subprocess.run(command, capture_output=True, text=True, env=env, check=False, timeout=100)
 

@@ -78,7 +78,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
 
 
 def decoded(paths: Iterable[str | Path], use: Callable[[Image.Image], T], threads: int | None = None) -> Iterator[T]:
-    """What `use` makes of each image of `open_image`, in order, on all cores or in so many threads.
+    """Calls `use` with each image as `open_image` reads it: the results in order, on all cores or in so many threads.
 
     Raises:
         UserError: As `open_image`, while iterating.
@@ -120,7 +120,7 @@ def decode(path: str | Path) -> tuple[Image.Image, str]:
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    """What puts a picture upright; `ImageOps.exif_transpose` writes the EXIF anew and so trips over any odd tag."""
+    """How to put a picture upright; `ImageOps.exif_transpose` writes the EXIF anew and so trips over any odd tag."""
     try:
         return _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # a broken EXIF block does not make a picture bad

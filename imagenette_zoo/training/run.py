@@ -94,7 +94,7 @@ class Run:
             self.folder.save_state(state)
 
     def signature(self) -> dict[str, Any]:
-        """What must be the same for the run to be continued: beside the recipe, the data and the processes."""
+        """The data and the processes: beside the recipe they must be the same for the run to be continued."""
         return {
             'training images': len(self.data.train),
             'validation images': len(self.data.val),

@@ -29,6 +29,7 @@ def test_archive_is_unpacked_once(tmp_path: Path, cache: Path, name: str) -> Non
     root = locate.find_root(archive)
     assert cache in root.parents
     assert len(folders.load_split(root)) == 4
+    assert (root / 'train').stat().st_mode == (tmp_path / 'data' / 'train').stat().st_mode
     (root / 'mark').touch()
     archive.rename(tmp_path / f'moved-{name}')
     assert locate.find_root(tmp_path / f'moved-{name}') == root

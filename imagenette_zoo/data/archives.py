@@ -89,7 +89,7 @@ def _extract(archive: Path, folder: Path) -> None:
     try:
         with tarfile.open(archive) as tar:
             # From Python 3.10.12 on. Alone it would let links and some `..` through; see CVE-2025-4517 for such links.
-            tar.extraction_filter = getattr(tarfile, 'data_filter', None)
+            tar.extraction_filter = getattr(tarfile, 'data_filter', lambda member, _: member)
             for member in tar:
                 name, member.name = member.name, _safe_name(archive, member)
                 room -= member.size
@@ -99,7 +99,7 @@ def _extract(archive: Path, folder: Path) -> None:
                         f'({name!r} no longer fits): make room or set IMAGENETTE_ZOO_CACHE to another folder',
                     )
                 try:
-                    if member.isdir():  # tarfile would let nobody else in
+                    if member.isdir():  # without that filter only this user could enter it
                         (folder / member.name).mkdir(parents=True, exist_ok=True)
                     else:
                         tar.extract(member, folder, set_attrs=False)

@@ -29,11 +29,19 @@ def test_archive_is_unpacked_once(tmp_path: Path, cache: Path, name: str) -> Non
     root = locate.find_root(archive)
     assert cache in root.parents
     assert len(folders.load_split(root)) == 4
-    assert (root / 'train').stat().st_mode == (tmp_path / 'data' / 'train').stat().st_mode
     (root / 'mark').touch()
     archive.rename(tmp_path / f'moved-{name}')
     assert locate.find_root(tmp_path / f'moved-{name}') == root
     assert (root / 'mark').exists()
+
+
+def test_a_python_without_tarfiles_filter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to 3.10.11 and 3.11.3: folders have the usual mode, links are refused."""
+    monkeypatch.delattr(tarfile, 'data_filter', raising=False)
+    root = locate.find_root(make_archive(tmp_path / 'set.tar', make_imagenette(tmp_path / 'data')))
+    assert (root / 'train').stat().st_mode == (tmp_path / 'data' / 'train').stat().st_mode
+    with pytest.raises(UserError, match='a link'):
+        locate.find_root(tar_with(tmp_path / 'bad.tar', member('train/a/link', tarfile.SYMTYPE, '/etc/passwd')))
 
 
 def tar_with(path: Path, member: tarfile.TarInfo) -> Path:

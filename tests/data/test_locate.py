@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from imagenette_zoo.config.groups import DataOptions
 from imagenette_zoo.data import folders, locate
-from imagenette_zoo.data.locate import resolve_dataset, validation_images
+from imagenette_zoo.data.locate import load_splits, resolve_dataset, validation_images
 from imagenette_zoo.errors import UserError
 from tests.data.imagenette import WNIDS, assert_one_line, make_archive, make_imagenette
 
@@ -143,6 +144,17 @@ def test_splits_of_other_names(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=message) as error:
             locate.find_root(root, *splits)
         assert_one_line(error)
+
+
+def test_both_splits_have_the_classes_of_the_training_split(tmp_path: Path) -> None:
+    root = make_imagenette(tmp_path / 'data')
+    shutil.rmtree(root / 'val' / WNIDS[0])
+    train, val = load_splits(DataOptions(data_dir=str(root), train_split='train[:50%]'))
+    assert train.classes == val.classes == tuple(WNIDS[:2])
+    assert (train.targets, val.targets) == ((0, 1), (1, 1))
+    shutil.rmtree(root / 'train')
+    with pytest.raises(UserError, match='has val/ but no train/'):
+        load_splits(DataOptions(data_dir=str(root)))
 
 
 def test_validation_images_need_no_training_images(tmp_path: Path) -> None:

@@ -67,12 +67,7 @@ def data_hash(options: DataOptions, sets: Sequence[ImageSet], img_size: int, con
 
 
 def eval_batches(
-    options: DataOptions,
-    images: ImageSet,
-    config: dict[str, Any],
-    batch_size: int,
-    world: World,
-    console: Console,
+    options: DataOptions, images: ImageSet, config: dict[str, Any], batch_size: int, world: World, console: Console
 ) -> Batches:
     """This process's part of the images as timm's evaluation transform makes them, from the cache or the files."""
     transform = eval_transform(config)
@@ -117,15 +112,7 @@ def load_images(recipe: Recipe, world: World) -> tuple[ImageSet, ImageSet]:
 def load_data(
     recipe: Recipe, train: ImageSet, val: ImageSet, config: dict[str, Any], world: World, console: Console
 ) -> Data:
-    """The batches of these images for a training.
-
-    Args:
-        recipe: All options.
-        train: The training images.
-        val: The validation images.
-        config: Timm's data config of the model.
-        world: The processes that train together.
-        console: Where it is said how it goes.
+    """The batches of both splits, for a model of this data config.
 
     Raises:
         UserError: As `train_batches`.
@@ -142,15 +129,7 @@ def load_data(
 def train_batches(
     recipe: Recipe, images: ImageSet, config: dict[str, Any], world: World, console: Console, multiple: int = 1
 ) -> Batches:
-    """The training batches, from the cache or from the files.
-
-    Args:
-        recipe: All options.
-        images: The training images.
-        config: Timm's data config of the model.
-        world: The processes that train together.
-        console: Where it is said how it goes.
-        multiple: The size of a batch is a multiple of it: mixing pairs the images.
+    """The training batches, from the cache or from the files, of a `multiple` of images each: mixing pairs them.
 
     Raises:
         UserError: The batch is larger than the training set; `--loader cache` can't do what is asked for; an image
@@ -187,7 +166,7 @@ def train_batches(
 
 
 def _not_batched(recipe: Recipe, config: dict[str, Any]) -> str:
-    """The option, if any, timm's per-image transforms can follow."""
+    """The option that only timm's per-image transforms can follow, or nothing."""
     if recipe.no_aug:
         return '--no-aug'
     if recipe.aa:

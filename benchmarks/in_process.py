@@ -262,7 +262,7 @@ def decode(args: argparse.Namespace) -> None:
     """Filling the cache with all training images."""
     import os
 
-    from imagenette_zoo.data.cache import train_pixels, train_side
+    from imagenette_zoo.data.cache import train_pixels, train_size
     from imagenette_zoo.data.folders import load_split
 
     images = load_split(args.data_dir, 'train')
@@ -271,7 +271,7 @@ def decode(args: argparse.Namespace) -> None:
         number[0] += 1
         os.environ['IMAGENETTE_ZOO_CACHE'] = str(Path(args.scratch) / f'decode-{number[0]}')
         start = time.perf_counter()
-        side, _ = train_side(images, args.img_size, Console(quiet=True))
+        side, _ = train_size(images, args.img_size, Console(quiet=True))
         train_pixels(images, side, Console(quiet=True))
         return time.perf_counter() - start
 

@@ -1,1 +1,1 @@
-"""Data sets: found, decoded, augmented, batched."""
+"""Data sets: located, decoded, augmented, batched."""

@@ -14,68 +14,26 @@ import ssl
 import sys
 import tarfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from http.client import HTTPException
 from pathlib import Path
 from urllib.error import URLError
 
-from ..errors import UserError, _reason
+from ..errors import UserError, os_reason
 from ..utils.files import cache_dir, whole_folder
 from .constants import SIZES
-from .folders import _named, _spellings, holds_splits
+from .folders import holds_splits
 
-__all__ = [
-    'fetch',
-]
-_ARCHIVE_SUFFIXES = ('.tgz', '.tar.gz', '.tar')
+__all__ = ['ARCHIVE_SUFFIXES', 'fetch', 'unpacked']
+
+ARCHIVE_SUFFIXES = ('.tgz', '.tar.gz', '.tar')
 _CORRUPT = (  # what a bad archive raises; the second line is tarfile's answer to hostile headers
     *(tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile),
     *(ValueError, LookupError, OverflowError, RecursionError),
 )
 _BAD_NAME = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
 _OFFLINE = (URLError, HTTPException, ConnectionError, TimeoutError, ssl.SSLError)  # what a bad connection raises
-
-
-def _root_at(place: Path, what: str, splits: Sequence[str]) -> Path:
-    wanted = _named(splits)
-    if os.path.isfile(place):
-        if not place.name.lower().endswith(_ARCHIVE_SUFFIXES):
-            raise UserError(
-                f'{what} {place} is a file and no archive: expected a folder with {wanted}, or one of '
-                f'{", ".join(_ARCHIVE_SUFFIXES)}',
-            )
-        return _unpacked(place, splits)
-    if not os.path.isdir(place):
-        raise UserError(f'{what} {place} does not exist: give the folder that holds {wanted}')
-    if holds_splits(place, splits):
-        return place
-    try:
-        children = sorted(child for child in place.iterdir() if os.path.isdir(child) and not child.name.startswith('.'))
-    except OSError as error:
-        raise UserError(f'{what} {place} cannot be read: {_reason(error)}') from error
-    roots = [child for child in children if holds_splits(child, splits)]
-    roots = [root for root in roots if holds_splits(root)] or roots
-    if len(roots) == 1:
-        return roots[0]
-    if roots:
-        raise UserError(
-            f'{what} {place} holds {len(roots)} data sets ({", ".join(root.name for root in roots)}): give one of them',
-        )
-    missing = [split for split in splits if not holds_splits(place, [split])]
-    if len(missing) < len(splits):
-        there = next(split for split in splits if split not in missing)
-        lacks = ' (or '.join(f'{name}/' for name in _spellings(missing[0])) + ')' * (len(_spellings(missing[0])) - 1)
-        raise UserError(f'{what} {place} has {_spellings(there)[0]}/ but no {lacks}: add it or give another folder')
-    if not any(place.iterdir()):
-        raise UserError(f'{what} {place} is empty: expected a folder that holds {wanted}')
-    found = ', '.join(child.name for child in children[:5]) or 'no folders'
-    raise UserError(
-        f'{what} {place} holds no {wanted} (found: {found}): give the folder that does, or (to train) '
-        '--train-split and --val-split',
-    )
-
-
 
 
 def _published(size: str) -> tuple[str, str]:
@@ -90,33 +48,31 @@ def _torchvision_size(size: str) -> str:
     return size if size == 'full' else f'{size}px'
 
 
-def _unpacked(archive: Path, splits: Sequence[str]) -> Path:
-    """Unpack an archive once into the user cache, under a name made from its content."""
+def unpacked(archive: Path, check: Callable[[Path], object]) -> Path:
+    """The folder in the user cache that an archive is unpacked to, once, under a name made from its content.
+
+    Args:
+        archive: The file.
+        check: Called with the new folder; where it raises nothing is kept.
+
+    Raises:
+        UserError: The archive is damaged or hostile, or there is no room; one that `check` raised.
+    """
     try:
         if archive.stat().st_size == 0:
             raise UserError(f'archive {archive} is empty (0 bytes): download it again')
-        found = _md5(archive)
+        md5 = _md5(archive)
     except OSError as error:
-        raise UserError(f'archive {archive} cannot be read: {_reason(error)}') from error
+        raise UserError(f'archive {archive} cannot be read: {os_reason(error)}') from error
     for size, name in SIZES.items():
-        if archive.name == f'{name}.tgz' and found != (expected := _published(size)[1]):
-            raise UserError(f'archive {archive}: expected md5 {expected}, found {found}: download it again')
-    target = cache_dir() / f'archive-{found}'
+        if archive.name == f'{name}.tgz' and md5 != (expected := _published(size)[1]):
+            raise UserError(f'archive {archive}: expected md5 {expected}, found {md5}: download it again')
+    target = cache_dir() / f'archive-{md5}'
     if not os.path.isdir(target):
         with whole_folder(target) as folder:
             _extract(archive, folder)
-            try:
-                _root_at(folder, 'archive', splits)
-            except UserError as error:
-                message = str(error).replace(str(folder), str(archive))
-                raise UserError(message) from None
-    try:
-        return _root_at(target, 'unpacked archive', splits)
-    except UserError as error:
-        raise UserError(
-            f'{target}, unpacked from {archive}, does not hold {_named(splits)}: ask for other splits, or remove it to '
-            'unpack it again',
-        ) from error
+            check(folder)
+    return target
 
 
 def _md5(path: Path) -> str:
@@ -132,39 +88,30 @@ def _extract(archive: Path, folder: Path) -> None:
     room = shutil.disk_usage(folder).free
     try:
         with tarfile.open(archive) as tar:
+            # From Python 3.10.12 on. Alone it would let links and some `..` through; see CVE-2025-4517 for such links.
+            tar.extraction_filter = getattr(tarfile, 'data_filter', lambda member, _: member)
             for member in tar:
-                path = folder.joinpath(*_safe_parts(archive, member))
+                name, member.name = member.name, _safe_name(archive, member)
                 room -= member.size
                 if room < 0:
                     raise UserError(
                         f'archive {archive} unpacks to more than the free space in {folder.parent} '
-                        f'({member.name!r} no longer fits): make room or set IMAGENETTE_ZOO_CACHE to another folder',
+                        f'({name!r} no longer fits): make room or set IMAGENETTE_ZOO_CACHE to another folder',
                     )
-                _extract_member(tar, member, path)
+                try:
+                    if member.isdir():  # without that filter only this user could enter it
+                        (folder / member.name).mkdir(parents=True, exist_ok=True)
+                    else:
+                        tar.extract(member, folder, set_attrs=False)
+                except OSError as error:
+                    if error.errno in _BAD_NAME:
+                        raise tarfile.ExtractError(f'{name!r}: {os_reason(error)}') from error
+                    raise
             _read_end(tar)
     except _CORRUPT as error:
         raise UserError(
-            f'archive {archive} is truncated or corrupt ({_reason(error)}): download it again',
+            f'archive {archive} is truncated or corrupt ({os_reason(error)}): download it again',
         ) from error
-
-
-def _extract_member(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> None:
-    try:
-        if member.isdir():
-            path.mkdir(parents=True, exist_ok=True)
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sink = path.open('wb')
-    except OSError as error:
-        if error.errno in _BAD_NAME:
-            raise tarfile.ExtractError(f'{member.name!r}: {_reason(error)}') from error
-        raise
-    with sink:
-        source = tar.extractfile(member)
-        assert source is not None  # a plain file, see _safe_parts
-        shutil.copyfileobj(source, sink, 1 << 20)
-    if path.stat().st_size != member.size:
-        raise tarfile.ReadError('unexpected end of data')
 
 
 def _read_end(tar: tarfile.TarFile) -> None:
@@ -183,8 +130,8 @@ def _read_end(tar: tarfile.TarFile) -> None:
         block = tar.fileobj.read(1 << 20)
 
 
-def _safe_parts(archive: Path, member: tarfile.TarInfo) -> tuple[str, ...]:
-    parts = tuple(part for part in re.split(r'[/\\]', member.name) if part not in ('', '.'))
+def _safe_name(archive: Path, member: tarfile.TarInfo) -> str:
+    parts = [part for part in re.split(r'[/\\]', member.name) if part not in ('', '.')]
     if member.name.startswith(('/', '\\')) or any(re.match('[A-Za-z]:', part) for part in parts):
         problem = 'an absolute path'
     elif '..' in parts:
@@ -194,7 +141,7 @@ def _safe_parts(archive: Path, member: tarfile.TarInfo) -> tuple[str, ...]:
     elif member.size < 0:
         problem = 'a file of negative size'
     else:
-        return parts
+        return '/'.join(parts)
     raise UserError(
         f'archive {archive} holds {problem} ({member.name!r}): expected plain files and folders only; '
         'nothing was unpacked, get the archive from its publisher',
@@ -234,15 +181,15 @@ def fetch(size: str) -> Path:
         except _OFFLINE as error:
             cause = error.reason if isinstance(error, URLError) and isinstance(error.reason, OSError) else error
             raise UserError(
-                f'cannot download {url} ({_reason(cause)}): check the network and try again, or download it elsewhere '
-                f'and give it as --data-dir {name}',
+                f'cannot download {url} ({os_reason(cause)}): check the network and try again, or download it '
+                f'elsewhere and give it as --data-dir {name}',
             ) from error
         except (RuntimeError, *_CORRUPT) as error:
             archive = download / name
-            found = _md5(archive) if archive.is_file() else 'nothing'
-            if found == md5:
-                raise UserError(f'{url} cannot be unpacked ({_reason(error)}): try again') from error
-            raise UserError(f'download of {url}: expected md5 {md5}, found {found}: try again') from error
+            received = _md5(archive) if archive.is_file() else 'nothing'
+            if received == md5:
+                raise UserError(f'{url} cannot be unpacked ({os_reason(error)}): try again') from error
+            raise UserError(f'download of {url}: expected md5 {md5}, found {received}: try again') from error
         for child in (download / Path(name).stem).iterdir():
             child.rename(folder / child.name)
         shutil.rmtree(download)

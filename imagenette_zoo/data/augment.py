@@ -1,7 +1,7 @@
-"""What is done to whole batches on the training device: crop, flip, jitter, normalise, erase, mix.
+"""Whole batches on the training device: crop, flip, jitter, normalise, erase, mix.
 
-The distributions are those of timm's transforms. What an image of an epoch gets is drawn from a stream of its own
-(`Augmentation.draw`), so it depends neither on the batch it is in nor on what ran before.
+The distributions are those of timm's transforms. The samples of an image in an epoch are drawn from a stream of its own
+(`Augmentation.draw`), so they depend neither on the batch it is in nor on what ran before.
 """
 
 import math
@@ -18,9 +18,9 @@ from ..utils.seeding import stream_seed
 __all__ = [
     'Augmentation',
     'BatchTransform',
-    'Draws',
     'Normalize',
     'RandomErasing',
+    'Samples',
     'crop_resize',
     'recolor',
     'shift_batch',
@@ -31,7 +31,7 @@ GREY = (0.299, 0.587, 0.114)  # ITU-R 601, Pillow's
 
 
 @dataclass(frozen=True)
-class Draws:
+class Samples:
     """The random numbers of some images.
 
     Attributes:
@@ -46,18 +46,18 @@ class Draws:
     bicubic: torch.Tensor
     jitter: torch.Tensor
 
-    def of(self, index: torch.Tensor) -> 'Draws':
+    def of(self, index: torch.Tensor) -> 'Samples':
         """Those of some of the images."""
-        return Draws(self.boxes[index], self.flips[index], self.bicubic[index], self.jitter[index])
+        return Samples(self.boxes[index], self.flips[index], self.bicubic[index], self.jitter[index])
 
-    def to(self, device: torch.device) -> 'Draws':
+    def to(self, device: torch.device) -> 'Samples':
         """The same on a device."""
-        return Draws(*(values.to(device) for values in (self.boxes, self.flips, self.bicubic, self.jitter)))
+        return Samples(*(values.to(device) for values in (self.boxes, self.flips, self.bicubic, self.jitter)))
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What happens to a training image at random, before it is normalised: timm's training transform.
+    """The random part of timm's training transform, before the image is normalised.
 
     Args:
         scale: Smallest and largest area of the random-resized crop.
@@ -84,23 +84,23 @@ class Augmentation:
         """Whether colours change at all."""
         return self.color_jitter * self.color_jitter_prob > 0 or self.grayscale_prob > 0
 
-    def draw(self, sizes: torch.Tensor, side: int, seed: int, epoch: int) -> Draws:
-        """The draws of every image for one epoch.
+    def draw(self, sizes: torch.Tensor, stored_size: int, seed: int, epoch: int) -> Samples:
+        """The samples of every image for one epoch.
 
         Args:
             sizes: `(N, 2)` heights and widths of the images as they came, in which boxes have their true ratio.
-            side: Side of the square that they are stored as.
+            stored_size: Size of the square that they are stored as.
             seed: Seed of the run.
             epoch: The epoch.
         """
         generator = torch.Generator().manual_seed(stream_seed(seed, 'augmentation', epoch) % 2**63)
         count = len(sizes)
         flips = torch.rand(count, 2, generator=generator) < torch.tensor([self.vflip, self.hflip])
-        share = {'bilinear': 0.0, 'bicubic': 1.0, 'random': 0.5}[self.interpolation]
-        bicubic = torch.rand(count, generator=generator) < share
-        return Draws(self._boxes(sizes, side, generator), flips, bicubic, self._jitter(count, generator))
+        fraction = {'bilinear': 0.0, 'bicubic': 1.0, 'random': 0.5}[self.interpolation]
+        bicubic = torch.rand(count, generator=generator) < fraction
+        return Samples(self._boxes(sizes, stored_size, generator), flips, bicubic, self._jitter(count, generator))
 
-    def _boxes(self, sizes: torch.Tensor, side: int, generator: torch.Generator) -> torch.Tensor:
+    def _boxes(self, sizes: torch.Tensor, stored_size: int, generator: torch.Generator) -> torch.Tensor:
         """Random-resized crops (https://arxiv.org/abs/1409.4842), drawn in the images' own pixels."""
         count = len(sizes)
         random = torch.rand(4, count, ATTEMPTS, generator=generator, dtype=torch.float64)
@@ -113,8 +113,8 @@ class Augmentation:
         top, left = (random[2] * (height - crop_h + 1)).floor(), (random[3] * (width - crop_w + 1)).floor()
         drawn = [values.gather(1, first)[:, 0] for values in (top, left, crop_h, crop_w)]
         boxes = torch.where(fits.any(1, keepdim=True), torch.stack(drawn, 1), self._central(sizes))
-        start = (boxes[:, :2] * side / sizes).round().clamp(0, side - 1)
-        end = ((boxes[:, :2] + boxes[:, 2:]) * side / sizes).round().clamp(max=side)
+        start = (boxes[:, :2] * stored_size / sizes).round().clamp(0, stored_size - 1)
+        end = ((boxes[:, :2] + boxes[:, 2:]) * stored_size / sizes).round().clamp(max=stored_size)
         return torch.cat([start, (end - start).clamp(min=1)], 1).long()
 
     def _central(self, sizes: torch.Tensor) -> torch.Tensor:
@@ -143,60 +143,68 @@ def _between(random: torch.Tensor, low: float, high: float) -> torch.Tensor:
     return low + random * (high - low)
 
 
-def crop_resize(pixels: torch.Tensor, index: torch.Tensor, draws: Draws, size: tuple[int, int]) -> torch.Tensor:
+def crop_resize(pixels: torch.Tensor, index: torch.Tensor, samples: Samples, size: tuple[int, int]) -> torch.Tensor:
     """Crops, resizes with antialiasing and flips some of the stored images.
 
     Args:
         pixels: `(M, S, S, 3)` uint8, all images.
         index: `(N,)` which of them.
-        draws: Their draws, N of them, on the same device.
+        samples: Their samples, N of them, on the same device.
         size: Height and width of the result.
 
     Returns:
         `(N, 3, *size)` uint8, channels-last. On the CPU the pixels of Pillow's filters to within a rounding.
     """
     if pixels.is_cuda:
-        return _crop_resize_dense(pixels, index, draws, size)
+        return _crop_resize_dense(pixels, index, samples, size)
     if are_kernels_for(pixels.device, pixels.dtype) and pixels.is_contiguous() and pixels.shape[-1] == 3:
-        return _crop_resize_fused(pixels, index, draws, size)
-    return _crop_resize_each(pixels, index, draws, size)
+        return _crop_resize_fused(pixels, index, samples, size)
+    return _crop_resize_each(pixels, index, samples, size)
 
 
-def _crop_resize_fused(pixels: torch.Tensor, index: torch.Tensor, draws: Draws, size: tuple[int, int]) -> torch.Tensor:
+def _crop_resize_fused(
+    pixels: torch.Tensor, index: torch.Tensor, samples: Samples, size: tuple[int, int]
+) -> torch.Tensor:
     """A whole batch in one call, on one thread: this runs beside the training."""
     out = torch.empty(len(index), *size, 3, dtype=torch.uint8)
-    arguments = (index, draws.boxes, draws.flips, draws.bicubic)
+    arguments = (index, samples.boxes, samples.flips, samples.bicubic)
     sizes = (len(index), pixels.shape[1], *size)
     call('crop_resize', sizes, pixels, *(argument.contiguous() for argument in arguments), out)
     return out.permute(0, 3, 1, 2)
 
 
-def _crop_resize_each(pixels: torch.Tensor, index: torch.Tensor, draws: Draws, size: tuple[int, int]) -> torch.Tensor:
+def _crop_resize_each(
+    pixels: torch.Tensor, index: torch.Tensor, samples: Samples, size: tuple[int, int]
+) -> torch.Tensor:
     """By torch's vectorised kernels for single uint8 images."""
     out = torch.empty(len(index), *size, pixels.shape[-1], dtype=torch.uint8)
     result = out.permute(0, 3, 1, 2)
     kernels = torch.ops.aten._upsample_bilinear2d_aa.out, torch.ops.aten._upsample_bicubic2d_aa.out
     stored, view = pixels.numpy(), out.numpy()  # NumPy, since this runs beside the training and must take no threads
-    rows = zip(index.tolist(), draws.boxes.tolist(), draws.bicubic.tolist(), strict=True)
-    for place, (image, (top, left, height, width), bicubic) in enumerate(rows):
+    rows = zip(index.tolist(), samples.boxes.tolist(), samples.bicubic.tolist(), strict=True)
+    for position, (image, (top, left, height, width), bicubic) in enumerate(rows):
         crop = np.ascontiguousarray(stored[image, top : top + height, left : left + width])
-        kernels[bicubic](torch.from_numpy(crop).permute(2, 0, 1)[None], size, False, out=result[place : place + 1])
+        kernels[bicubic](
+            torch.from_numpy(crop).permute(2, 0, 1)[None], size, False, out=result[position : position + 1]
+        )
     whole = view.view(f'V{view.shape[-1]}')[..., 0]  # a pixel is one item: three times as fast
     for axis in (0, 1):
-        flipped = draws.flips[:, axis].numpy()
+        flipped = samples.flips[:, axis].numpy()
         whole[flipped] = np.flip(whole[flipped], axis + 1)
     return result
 
 
-def _crop_resize_dense(pixels: torch.Tensor, index: torch.Tensor, draws: Draws, size: tuple[int, int]) -> torch.Tensor:
+def _crop_resize_dense(
+    pixels: torch.Tensor, index: torch.Tensor, samples: Samples, size: tuple[int, int]
+) -> torch.Tensor:
     """The same as two matrix products an image, rows and columns: a few kernels for a whole batch on a GPU."""
-    side = pixels.shape[1]
-    top, left, height, width = draws.boxes.unbind(1)
+    stored_size = pixels.shape[1]
+    top, left, height, width = samples.boxes.unbind(1)
     gpu = triton_kernels(pixels.device) if pixels.is_cuda else None
     make = _filter if gpu is None else gpu.resize_filter
     dtype = torch.float16 if pixels.is_cuda else torch.float32  # as exact as TF32 and half of the bytes
-    rows = make(top, height, side, size[0], draws.bicubic, draws.flips[:, 0]).to(dtype)
-    columns = make(left, width, side, size[1], draws.bicubic, draws.flips[:, 1]).to(dtype)
+    rows = make(top, height, stored_size, size[0], samples.bicubic, samples.flips[:, 0]).to(dtype)
+    columns = make(left, width, stored_size, size[1], samples.bicubic, samples.flips[:, 1]).to(dtype)
     images = torch.einsum('nyj,njkc->nykc', rows, pixels[index].to(dtype))
     images = torch.einsum('nxk,nykc->nyxc', columns, images)
     images = images.round_().clamp_(0, 255).to(torch.uint8, memory_format=torch.contiguous_format)
@@ -204,9 +212,9 @@ def _crop_resize_dense(pixels: torch.Tensor, index: torch.Tensor, draws: Draws, 
 
 
 def _filter(
-    start: torch.Tensor, length: torch.Tensor, side: int, size: int, bicubic: torch.Tensor, flip: torch.Tensor
+    start: torch.Tensor, length: torch.Tensor, stored_size: int, size: int, bicubic: torch.Tensor, flip: torch.Tensor
 ) -> torch.Tensor:
-    """`(N, size, side)`: how much each stored pixel contributes to each pixel of the result.
+    """`(N, size, stored_size)`: how much each stored pixel contributes to each pixel of the result.
 
     Pillow's and torch's antialiased resize: the filter, triangle or Keys' cubic with a = -1/2, is as much wider as the
     image shrinks, and ends at the border of the crop.
@@ -214,11 +222,11 @@ def _filter(
     start, length = start[:, None, None], length[:, None, None].float()
     scale = length / size
     centre = (torch.arange(size, device=start.device)[:, None] + 0.5) * scale
-    place = torch.arange(side, device=start.device) - start
-    x = ((place + 0.5 - centre) / scale.clamp(min=1)).abs()
+    position = torch.arange(stored_size, device=start.device) - start
+    x = ((position + 0.5 - centre) / scale.clamp(min=1)).abs()
     triangle = (1 - x).clamp(min=0)
     cubic = torch.where(x < 1, (1.5 * x - 2.5) * x * x + 1, torch.where(x < 2, ((-0.5 * x + 2.5) * x - 4) * x + 2, 0.0))
-    weight = torch.where(bicubic[:, None, None], cubic, triangle) * ((place >= 0) & (place < length))
+    weight = torch.where(bicubic[:, None, None], cubic, triangle) * ((position >= 0) & (position < length))
     weight = weight / weight.sum(-1, keepdim=True)
     return torch.where(flip[:, None, None], weight.flip(1), weight)
 
@@ -228,7 +236,7 @@ def recolor(images: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
 
     Args:
         images: `(N, 3, H, W)` uint8.
-        steps: `(N, 4, 3)`, see `Draws`.
+        steps: `(N, 4, 3)`, see `Samples`.
 
     Returns:
         `(N, 3, H, W)` uint8.
@@ -292,8 +300,8 @@ class RandomErasing:
     """Random erasing (https://arxiv.org/abs/1708.04896) of normalised images as timm does it, for a whole batch.
 
     Args:
-        probability: Share of the images that are erased.
-        mode: What is filled in: `const` zeros, `rand` a normal random colour, `pixel` one for each pixel.
+        probability: Fraction of the images that are erased.
+        mode: The filling: `const` zeros, `rand` a normal random colour, `pixel` one for each pixel.
         max_count: Most rectangles an image; their areas, 2 % to a third of it, are divided by their number.
     """
 
@@ -377,7 +385,7 @@ def shift_batch(images: torch.Tensor, offsets: torch.Tensor, limit: int) -> torc
     Args:
         images: `(N, C, H, W)`.
         offsets: `(N, 2)` vertical and horizontal offsets in −limit … limit.
-        limit: Largest offset, in pixels, below the image's side.
+        limit: Largest offset, in pixels, below the image's size.
 
     Returns:
         `(N, C, H, W)`.

@@ -1,7 +1,7 @@
 """Images decoded once, into memory-mapped uint8 files.
 
 An entry is a folder of the user cache: `rows.bin`, a row for each image of a split, and `meta.json`. Its name is made
-of the files' place, names, sizes and times and of what was done to the pixels, so other files or parameters are another
+of the files' paths, sizes and times and of what was done to the pixels, so other files or parameters are another
 entry. It appears whole or not at all; one process makes it, others wait. What other users made, or can write to, is not
 read: who truncates a mapped file ends the process that has it mapped.
 """
@@ -36,8 +36,8 @@ from .images import decoded, image_size
 from .processes import NoProcesses, in_processes, worth_processes
 
 __all__ = [
-    'Entry', 'Watcher', 'clear', 'content_hash', 'entries', 'eval_pixels', 'home', 'names_hash', 'stored_side',
-    'train_pixels', 'train_side',
+    'Entry', 'Watcher', 'clear', 'content_hash', 'entries', 'eval_pixels', 'home', 'names_hash', 'stored_size',
+    'train_pixels', 'train_size',
 ]  # fmt: skip
 
 FORMAT = 1
@@ -48,7 +48,7 @@ WRITTEN_BEHIND = 64 * 2**20  # bytes that are on their way to the disk while the
 
 
 class Watcher(Protocol):
-    """Who is told how it goes; `imagenette_zoo.utils.console.Console` is one."""
+    """Shows how it goes; `imagenette_zoo.utils.console.Console` is one."""
 
     def line(self, text: str) -> None:
         """Says something."""
@@ -57,42 +57,42 @@ class Watcher(Protocol):
         """A bar with a method `advance(images)`."""
 
 
-def train_side(images: ImageSet, img_size: int, watcher: Watcher) -> tuple[int, np.ndarray]:
-    """The side in pixels of stored training images, and the images' own sizes.
+def train_size(images: ImageSet, img_size: int, watcher: Watcher) -> tuple[int, np.ndarray]:
+    """The size in pixels of stored training images, and the images' own sizes.
 
     Half as large again as the largest crop, so that a crop of 44 % of the area is not enlarged; at least 224, so that
     smaller crops share an entry; never larger than the largest image.
 
     Returns:
-        The side and `(N, 2)` int32 heights and widths.
+        The size and `(N, 2)` int32 heights and widths.
 
     Raises:
         UserError: An image can't be read, or the cache can't be written.
     """
     rows = _rows(images, 'sizes', {}, (2,), np.dtype(np.int32), lambda paths, _: map(_size_row, paths), watcher)
     sizes = np.array(rows)
-    return min(stored_side(img_size), int(sizes.max())), sizes
+    return min(stored_size(img_size), int(sizes.max())), sizes
 
 
-def stored_side(img_size: int) -> int:
-    """The side in pixels that training images are stored at where they are not smaller."""
+def stored_size(img_size: int) -> int:
+    """The size in pixels that training images are stored at where they are not smaller."""
     return max(224, 32 * math.ceil(1.5 * img_size / 32))
 
 
-def train_pixels(images: ImageSet, side: int, watcher: Watcher) -> np.ndarray:
-    """`(N, side, side, 3)` uint8: every image whole, squashed to a square.
+def train_pixels(images: ImageSet, size: int, watcher: Watcher) -> np.ndarray:
+    """`(N, size, size, 3)` uint8: every image whole, squashed to a square.
 
     Raises:
         UserError: An image can't be read, or the cache can't be written.
     """
 
     def squash(image: Image.Image) -> np.ndarray:
-        return np.asarray(image.resize((side, side), Image.Resampling.BICUBIC) if image.size != (side, side) else image)
+        return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC) if image.size != (size, size) else image)
 
     def rows(paths: Sequence[Path], threads: int) -> Iterator[np.ndarray]:
         return decoded(paths, squash, threads)
 
-    return _rows(images, 'train', {'side': side}, (side, side, 3), np.dtype(np.uint8), rows, watcher)
+    return _rows(images, 'train', {'side': size}, (size, size, 3), np.dtype(np.uint8), rows, watcher)
 
 
 def eval_pixels(
@@ -106,8 +106,8 @@ def eval_pixels(
     Args:
         images: The split.
         transform: From an image to `(3, H, W)` uint8.
-        parameters: What the transform was made from, `input_size` `(3, H, W)` among it.
-        watcher: Who is told how it goes.
+        parameters: Those that the transform was made from, `input_size` `(3, H, W)` among it.
+        watcher: Shows how it goes.
 
     Raises:
         UserError: An image can't be read, or the cache can't be written.
@@ -155,7 +155,7 @@ def _size_row(path: Path) -> np.ndarray:
     return np.array([height, width], np.int32)
 
 
-# What makes the rows of some files, in order, in so many threads.
+# Makes the rows of some files, in order, in so many threads.
 Make = Callable[[Sequence[Path], int], Iterable[np.ndarray]]
 
 # --- Entries ----------------------------------------------------------------------------------------------------------
@@ -178,31 +178,31 @@ def _rows(
         'host': platform.node(), 'data': str(images.root.absolute()), 'split': images.split, 'what': what,
         'shape': [len(images), *shape], 'dtype': dtype.name,
     }  # fmt: skip
-    found = _open(folder)
-    if found is None:
+    rows = _open(folder)
+    if rows is None:
         with _only_one(folder, watcher):
-            found = _open(folder)  # another process may just have made it
-            if found is None:
+            rows = _open(folder)  # another process may just have made it
+            if rows is None:
                 _make(folder, meta, [images.root / path for path in images.paths], make, watcher)
                 _remove_superseded(folder, meta)
-                found = _open(folder)
-    if found is None:
+                rows = _open(folder)
+    if rows is None:
         raise UserError(
             f"{folder}: changed while it was made: is something clearing the cache, or is it another user's? Then set "
             f'IMAGENETTE_ZOO_CACHE to another folder'
         )
     with suppress(OSError):
         os.utime(folder)
-    return found
+    return rows
 
 
 def home() -> Path:
     """Where this user's entries are; in a cache of another user they have a folder of their own."""
-    place = cache_dir()
+    folder = cache_dir()
     with suppress(OSError):
-        if hasattr(os, 'geteuid') and place.stat().st_uid != os.geteuid():
-            return place / f'decoded-{os.geteuid()}'
-    return place / 'decoded'
+        if hasattr(os, 'geteuid') and folder.stat().st_uid != os.geteuid():
+            return folder / f'decoded-{os.geteuid()}'
+    return folder / 'decoded'
 
 
 def _key(images: ImageSet, what: dict[str, Any]) -> str:
@@ -290,7 +290,7 @@ def _make(folder: Path, meta: dict[str, Any], paths: Sequence[Path], make: Make,
                     progress.advance(1)
                 written += rows * (size // count)
                 if written - synced >= WRITTEN_BEHIND and sync.done():
-                    sync.result()  # a failure is told only once
+                    sync.result()  # a failure is raised only once
                     synced, sync = written, disk.submit(os.fsync, file.fileno())
             sync.result()
             _to_disk(file)
@@ -364,17 +364,17 @@ class Entry:
 
 def entries() -> list[Entry]:
     """The whole entries of the user cache, last used first."""
-    found = []
+    whole = []
     for path in home().glob('[!.]*/meta.json'):  # not those that are being made
         try:
             meta, folder = json.loads(path.read_text()), path.parent
             size = (folder / 'rows.bin').stat().st_size
             shape, used = tuple(meta['shape']), folder.stat().st_mtime
             host = meta.get('host', platform.node())
-            found.append(Entry(folder, host, meta['data'], meta['split'], meta['what'], shape, size, used))
+            whole.append(Entry(folder, host, meta['data'], meta['split'], meta['what'], shape, size, used))
         except (OSError, ValueError, KeyError, TypeError):
             continue  # torn, or removed at this moment
-    return sorted(found, key=lambda entry: -entry.used)
+    return sorted(whole, key=lambda entry: -entry.used)
 
 
 def clear() -> tuple[int, Sequence[str]]:

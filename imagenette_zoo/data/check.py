@@ -1,4 +1,4 @@
-"""Looks at every image of a data set."""
+"""Every image of a data set decoded: the bad ones, and the sizes and modes of the others."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from ..errors import UserError
 from ..utils.environment import available_cores
 from .folders import load_split
-from .images import _decode, _only_size_warnings
+from .images import decode, only_size_warnings
 
 __all__ = [
     'ClassReport',
@@ -23,7 +23,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class ClassReport:
-    """What `check` found in one class of one split; sizes in pixels, None where no image could be read."""
+    """One class of one split; sizes in pixels, None where no image could be read."""
 
     split: str
     name: str
@@ -44,7 +44,7 @@ class BadImage:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What `check` found."""
+    """The classes of a data set, and its bad images."""
 
     root: Path
     classes: tuple[ClassReport, ...]
@@ -70,7 +70,7 @@ def check(root: str | Path, progress: Callable[[int, int], None] | None = None) 
     done = 0
     reports: list[ClassReport] = []
     bad: list[BadImage] = []
-    with _only_size_warnings(), ThreadPoolExecutor(available_cores()) as pool:
+    with only_size_warnings(), ThreadPoolExecutor(available_cores()) as pool:
         for images in sets:
             seen: list[list[tuple[int, int, str]]] = [[] for _ in images.classes]
             counts = Counter(images.targets)
@@ -92,7 +92,7 @@ def check(root: str | Path, progress: Callable[[int, int], None] | None = None) 
 def _inspect(path: Path) -> tuple[int, int, str] | str:
     """Width, height and mode, or what is wrong."""
     try:
-        image, mode = _decode(path)
+        image, mode = decode(path)
     except UserError as error:
         return str(error).removeprefix(f'image {path} ')
     return image.width, image.height, mode
@@ -113,5 +113,5 @@ def _class_report(split: str, name: str, count: int, seen: Sequence[tuple[int, i
 
 
 def _range(numbers: Iterable[int]) -> tuple[int, int] | None:
-    found = list(numbers)
-    return (min(found), max(found)) if found else None
+    numbers = list(numbers)
+    return (min(numbers), max(numbers)) if numbers else None

@@ -11,33 +11,25 @@ from dataclasses import dataclass, replace
 from glob import glob
 from pathlib import Path
 
-from ..errors import UserError, _reason
+from ..errors import UserError, os_reason
 from .constants import IMAGE_EXTENSIONS, IMAGENETTE, NOISE_LEVELS
 
 __all__ = [
-    'ImageSet',
-    'load_split',
-    'list_images',
-    'evenly',
+    'ImageSet', 'SPLITS', 'evenly', 'holds_splits', 'list_images', 'load_split', 'parse_slice', 'spellings',
     'with_label_noise',
-]
+]  # fmt: skip
 
-_SPLITS = ('train', 'val')
+SPLITS = ('train', 'val')
 
 
-def holds_splits(folder: Path, splits: Sequence[str] = _SPLITS) -> bool:
+def holds_splits(folder: Path, splits: Sequence[str] = SPLITS) -> bool:
     """Whether a folder has all of these splits, named as `load_split` takes them, but no slices."""
-    return all(any(os.path.isdir(folder / name) for name in _spellings(split)) for split in splits)
+    return all(any(os.path.isdir(folder / name) for name in spellings(split)) for split in splits)
 
 
-def _named(splits: Sequence[str]) -> str:
-    return ' and '.join(f'{_spellings(split)[0]}/' for split in splits)
-
-
-def _spellings(split: str) -> tuple[str, ...]:
+def spellings(split: str) -> tuple[str, ...]:
+    """The names that a split's folder may have, the usual one first."""
     return ('val', 'validation') if split in ('val', 'validation') else (split,)
-
-
 
 
 @dataclass(frozen=True)
@@ -81,15 +73,15 @@ def load_split(root: str | Path, split: str = 'train', classes: Sequence[str] | 
         UserError: No such split, no images, an empty training class, or a class that `classes` lacks.
     """
     root = Path(root)
-    split, part, (start, stop) = _slice(split)
-    folder = next((root / name for name in _spellings(split) if os.path.isdir(root / name)), None)
+    split, part, (start, stop) = parse_slice(split)
+    folder = next((root / name for name in spellings(split) if os.path.isdir(root / name)), None)
     if folder is None:
-        raise UserError(f'data folder {root} has no {split}/: expected {" or ".join(_spellings(split))} in it')
+        raise UserError(f'data folder {root} has no {split}/: expected {" or ".join(spellings(split))} in it')
     try:
-        found = _class_folders(folder)
-        files = {name: _images_below(f'{folder}{os.sep}{name}', f'{folder.name}/{name}') for name in found}
+        names = _class_folders(folder)
+        files = {name: _images_below(f'{folder}{os.sep}{name}', f'{folder.name}/{name}') for name in names}
     except OSError as error:
-        raise UserError(f'data folder {folder} cannot be read: {_reason(error)}') from error
+        raise UserError(f'data folder {folder} cannot be read: {os_reason(error)}') from error
     if not any(files.values()):
         raise UserError(f'{folder} holds no images: expected <class>/<image>, one folder a class')
     if part:
@@ -99,14 +91,14 @@ def load_split(root: str | Path, split: str = 'train', classes: Sequence[str] | 
         if not any(files.values()):
             raise UserError(f'{folder}: its classes are too small for {split}{part}: take more per cent')
     if classes is None:
-        empty = [name for name in found if not files[name]]
-        if empty and split not in _spellings('val'):
+        empty = [name for name in names if not files[name]]
+        if empty and split not in spellings('val'):
             if part:
                 raise UserError(f'class folder {folder / empty[0]} gives {split}{part} no images: take more per cent')
             raise UserError(f'class folder {folder / empty[0]} holds no images: add some or remove the folder')
-        classes = found
+        classes = names
     else:
-        unknown = [name for name in found if files[name] and name not in classes]
+        unknown = [name for name in names if files[name] and name not in classes]
         if unknown:
             raise UserError(
                 f'class {unknown[0]!r} is in {folder} but not among the training classes: add it there or remove it',
@@ -126,13 +118,13 @@ def load_split(root: str | Path, split: str = 'train', classes: Sequence[str] | 
     )
 
 
-def _slice(split: str) -> tuple[str, str, tuple[int, int]]:
+def parse_slice(split: str) -> tuple[str, str, tuple[int, int]]:
     """`train[10%:85%]` as `('train', '[10%:85%]', (10, 85))`, `train` as `('train', '', (0, 100))`."""
     name, bracket, part = split.partition('[')
     if not bracket:
         return split, '', (0, 100)
-    found = re.fullmatch(r'(?:(\d{1,3})%)?:(?:(\d{1,3})%)?\]', part)
-    start, stop = (int(found[1] or 0), int(found[2] or 100)) if found else (0, 0)
+    numbers = re.fullmatch(r'(?:(\d{1,3})%)?:(?:(\d{1,3})%)?\]', part)
+    start, stop = (int(numbers[1] or 0), int(numbers[2] or 100)) if numbers else (0, 0)
     if not start < stop <= 100:
         raise UserError(f'split {split!r}: a slice is like {name}[:85%] or {name}[85%:]')
     return name, bracket + part, (start, stop)
@@ -146,44 +138,44 @@ def _class_folders(folder: Path) -> list[str]:
 
 def _images_below(folder: str, relative: str) -> list[str]:
     """Paths of a folder's images, with `relative` in the folder's place."""
-    found = []
+    paths = []
     with os.scandir(folder) as entries:
         for entry in entries:
             name = entry.name
             if name.startswith('.'):
                 continue
             if _is_image(name):
-                found.append(f'{relative}/{name}')
+                paths.append(f'{relative}/{name}')
             elif entry.is_dir():
-                found += _images_below(entry.path, f'{relative}/{name}')
-    return found
+                paths += _images_below(entry.path, f'{relative}/{name}')
+    return paths
 
 
-def list_images(places: Iterable[str | Path]) -> list[Path]:
+def list_images(patterns: Iterable[str | Path]) -> list[Path]:
     """The images that are meant by files, folders (with all below them) and glob patterns (`**` for any depth).
 
-    In the order of the places, each in natural order; no file twice. A file that is named may end in anything.
+    In the order given, each in natural order; no file twice. A file that is named may end in anything.
 
     Raises:
-        UserError: Nothing there, a place without an image, or a folder that can't be read.
+        UserError: Nothing there, nothing that is an image, or a folder that can't be read.
     """
-    found: dict[Path, None] = {}
-    for place in map(str, places):
-        if os.path.isfile(place):
-            found[Path(place)] = None
+    paths: dict[Path, None] = {}
+    for pattern in map(str, patterns):
+        if os.path.isfile(pattern):
+            paths[Path(pattern)] = None
             continue
         try:
-            if os.path.isdir(place):
-                images = _images_below(place, Path(place).as_posix())
+            if os.path.isdir(pattern):
+                images = _images_below(pattern, Path(pattern).as_posix())
             else:
-                images = [path for path in glob(place, recursive=True) if _is_image(path) and os.path.isfile(path)]
+                images = [path for path in glob(pattern, recursive=True) if _is_image(path) and os.path.isfile(path)]
         except OSError as error:
-            raise UserError(f'folder {place} cannot be read: {_reason(error)}') from error
+            raise UserError(f'folder {pattern} cannot be read: {os_reason(error)}') from error
         if not images:
-            what = 'is no file or folder and matches no image' if not os.path.isdir(place) else 'holds no images'
-            raise UserError(f'{place} {what}: expected {", ".join(sorted(IMAGE_EXTENSIONS))}')
-        found.update(dict.fromkeys(map(Path, sorted(images, key=_natural_key))))
-    return list(found)
+            what = 'is no file or folder and matches no image' if not os.path.isdir(pattern) else 'holds no images'
+            raise UserError(f'{pattern} {what}: expected {", ".join(sorted(IMAGE_EXTENSIONS))}')
+        paths.update(dict.fromkeys(map(Path, sorted(images, key=_natural_key))))
+    return list(paths)
 
 
 def _is_image(path: str) -> bool:
@@ -256,4 +248,4 @@ def _noisy_labels(csv_path: Path, column: str) -> dict[str, str]:
             f'label noise needs {csv_path}, which does not exist: it is part of the official archives, copy it there',
         ) from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f'{csv_path} cannot be read: {_reason(error)}') from error
+        raise UserError(f'{csv_path} cannot be read: {os_reason(error)}') from error

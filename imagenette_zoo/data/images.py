@@ -13,17 +13,13 @@ from typing import IO, TypeVar
 
 from PIL import Image, UnidentifiedImageError
 
-from ..errors import UserError, _reason
+from ..errors import UserError, os_reason
 from ..utils.environment import available_cores
 from .constants import FORMATS
 
 __all__ = [
-    'open_file',
-    'forget_other_formats',
-    'open_image',
-    'image_size',
-    'decoded',
-]
+    'decode', 'decoded', 'forget_other_formats', 'image_size', 'only_size_warnings', 'open_file', 'open_image',
+]  # fmt: skip
 
 T = TypeVar('T')
 _ORIENTATION = 0x0112  # EXIF tag
@@ -36,8 +32,6 @@ _UPRIGHT = {  # value of that tag → what puts the picture upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-
 
 
 def open_file(file: str | Path | IO[bytes]) -> Image.Image:
@@ -63,8 +57,8 @@ def open_image(path: str | Path) -> Image.Image:
     Raises:
         UserError: Missing, empty, truncated, not an image of `FORMATS`, or of absurd size.
     """
-    with _only_size_warnings():
-        return _decode(path)[0]
+    with only_size_warnings():
+        return decode(path)[0]
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -74,7 +68,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
         UserError: As `open_image`, as far as the header tells.
     """
     try:
-        with _only_size_warnings(), open_file(path) as image:
+        with only_size_warnings(), open_file(path) as image:
             if image.format == 'TIFF':  # Pillow turns it as it loads it, and its size before that
                 image.load()
             turned = _turn(image) in (_UPRIGHT[5], _UPRIGHT[6], _UPRIGHT[7], _UPRIGHT[8])
@@ -84,16 +78,16 @@ def image_size(path: str | Path) -> tuple[int, int]:
 
 
 def decoded(paths: Iterable[str | Path], use: Callable[[Image.Image], T], threads: int | None = None) -> Iterator[T]:
-    """What `use` makes of each image of `open_image`, in order, on all cores or in so many threads.
+    """Calls `use` with each image as `open_image` reads it: the results in order, on all cores or in so many threads.
 
     Raises:
         UserError: As `open_image`, while iterating.
     """
     threads = threads or available_cores()  # Pillow lets go of the GIL while it decodes
     waiting: deque[Future[T]] = deque()
-    with _only_size_warnings(), ThreadPoolExecutor(threads) as pool:
+    with only_size_warnings(), ThreadPoolExecutor(threads) as pool:
         for path in paths:
-            waiting.append(pool.submit(lambda path: use(_decode(path)[0]), path))
+            waiting.append(pool.submit(lambda path: use(decode(path)[0]), path))
             if len(waiting) > 8 * threads:
                 yield waiting.popleft().result()
         while waiting:
@@ -101,7 +95,7 @@ def decoded(paths: Iterable[str | Path], use: Callable[[Image.Image], T], thread
 
 
 @contextmanager
-def _only_size_warnings() -> Iterator[None]:
+def only_size_warnings() -> Iterator[None]:
     """Pillow's warning of an absurd size is an error; its others are nothing that a user could mend."""
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
@@ -109,8 +103,12 @@ def _only_size_warnings() -> Iterator[None]:
         yield
 
 
-def _decode(path: str | Path) -> tuple[Image.Image, str]:
-    """RGB image and the mode of the file."""
+def decode(path: str | Path) -> tuple[Image.Image, str]:
+    """RGB image and the mode of the file, in a block of `only_size_warnings`.
+
+    Raises:
+        UserError: As `open_image`.
+    """
     try:
         with open_file(path) as image:
             mode = image.mode
@@ -122,7 +120,7 @@ def _decode(path: str | Path) -> tuple[Image.Image, str]:
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    """What puts a picture upright; `ImageOps.exif_transpose` writes the EXIF anew and so trips over any odd tag."""
+    """How to put a picture upright; `ImageOps.exif_transpose` writes the EXIF anew and so trips over any odd tag."""
     try:
         return _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # a broken EXIF block does not make a picture bad
@@ -144,7 +142,7 @@ def _complaint(path: str | Path, error: Exception) -> str:
             return 'is empty (0 bytes): replace or remove it'
         return f'is not an image that is read ({", ".join(FORMATS)}): convert, replace or remove it'
     if isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError)):
-        return f'cannot be read: {_reason(error)}'
+        return f'cannot be read: {os_reason(error)}'
     if isinstance(error, (Image.DecompressionBombWarning, Image.DecompressionBombError)):
         return f'is too large: expected at most {Image.MAX_IMAGE_PIXELS} pixels; shrink or remove it'
-    return f'is truncated or corrupt ({_reason(error)}): replace or remove it'
+    return f'is truncated or corrupt ({os_reason(error)}): replace or remove it'

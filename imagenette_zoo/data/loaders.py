@@ -5,7 +5,7 @@ Both are reproducible whatever the number of workers and whatever ran before.
 
 import signal
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import starmap
@@ -17,24 +17,17 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..errors import UserError
 from ..utils.environment import available_cores
-from ..utils.seeding import seed_everything, stream_seed
+from ..utils.seeding import seed_everything
 from .augment import Augmentation, crop_resize, recolor
 from .folders import ImageSet
 from .images import open_image
+from .sampling import EpochBatches, Key
 
 __all__ = [
-    'Batches',
-    'CachedEvalBatches',
-    'CachedTrainBatches',
-    'EpochBatches',
-    'FileBatches',
-    'SizeSchedule',
-    'eval_loader',
-    'train_loader',
-]
+    'Batches', 'CachedEvalBatches', 'CachedTrainBatches', 'FileBatches', 'Transform', 'eval_loader', 'train_loader',
+]  # fmt: skip
 
 Transform = Callable[[Any], np.ndarray]
-Key = tuple[int, int, int]  # (epoch, index, side)
 PIXELS_TOGETHER = 2**25  # that a GPU crops at a time: 0.2 GB in float16
 T = TypeVar('T')
 
@@ -56,120 +49,6 @@ class Batches:
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         """Chooses the order and the augmentations of the next pass over a training set, and the batch it starts at."""
         raise NotImplementedError
-
-
-# --- Which images, in which order, at which size ----------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class SizeSchedule:
-    """Training at several image sizes, by timm's `ScheduledBatchSampler` (progressive resizing:
-    https://arxiv.org/abs/2104.00298).
-
-    Args:
-        sides: Image sides in pixels, in the order in which a progressive schedule goes through them.
-        epochs: Epochs that a progressive schedule takes.
-        schedule: `constant`, the same mixture of sizes all the time, or `progressive`.
-        weights: How often each side comes, relative to the others; None for equally often.
-        spread: How far around the present side a progressive schedule chooses, in sides.
-        random_mix: Share of the batches of a progressive schedule whose side is any.
-    """
-
-    sides: tuple[int, ...]
-    epochs: int = 1
-    schedule: str = 'constant'
-    weights: Sequence[float] | None = None
-    spread: float = 0.65
-    random_mix: float = 0.1
-
-    def of_epoch(self, batches: int, batch_size: int, seed: int, epoch: int) -> list[int]:
-        """The side of each batch of an epoch.
-
-        Raises:
-            UserError: This timm has no such sampler.
-        """
-        if len(self.sides) == 1:
-            return [self.sides[0]] * batches
-        try:
-            from timm.data.scheduled_sampler import ScheduledBatchSampler
-        except ImportError:
-            raise UserError('--train-img-sizes: this timm does not have it: upgrade timm') from None
-        sampler = ScheduledBatchSampler(
-            range(batches * batch_size),  # type: ignore[arg-type]
-            [batch_size] * len(self.sides),
-            choice_weights=self.weights,
-            seed=seed,
-            choice_schedule=self.schedule,
-            schedule_epochs=self.epochs if self.schedule == 'progressive' else None,
-            schedule_spread=self.spread,
-            schedule_random_mix=self.random_mix,
-        )
-        sampler.set_epoch(epoch)
-        return [self.sides[keys[0][1]] for keys in sampler]
-
-
-class EpochBatches:
-    """A batch sampler that shuffles by (seed, epoch) and deals each batch out to the processes.
-
-    Every image comes once an epoch, but for those that the last step can't use (others every epoch): its images
-    must be a multiple of `multiple` in every process, and more than one, which BatchNorm could not normalise.
-
-    Args:
-        size: Number of images.
-        batch_size: Images a step of one process.
-        seed: Seed of the order.
-        multiple: What the size of the last, smaller batch must be a multiple of.
-        rank: Which process this is.
-        world_size: Number of processes.
-        schedule: The side of each batch's images.
-    """
-
-    def __init__(
-        self,
-        size: int,
-        batch_size: int,
-        seed: int,
-        multiple: int = 1,
-        rank: int = 0,
-        world_size: int = 1,
-        schedule: SizeSchedule = SizeSchedule((0,)),
-    ) -> None:
-        self.size = size
-        self.batch_size = batch_size
-        self.global_batch = batch_size * world_size
-        self.used = size - size % (multiple * world_size)
-        if self.used % self.global_batch == world_size and batch_size > 1:
-            self.used -= world_size
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
-        self.schedule = schedule
-        self.epoch = 0
-        self.start = 0
-
-    def __len__(self) -> int:
-        return -(-self.used // self.global_batch)
-
-    @property
-    def own(self) -> int:
-        """Images of an epoch in each process."""
-        return self.used // self.world_size
-
-    def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Chooses the epoch, and the batch that the next pass starts at."""
-        self.epoch, self.start = epoch, start
-
-    def batches(self) -> Iterator[tuple[torch.Tensor, int]]:
-        """The indices `(N,)` of each batch's images, and their side."""
-        generator = torch.Generator().manual_seed(stream_seed(self.seed, 'order', self.epoch) % 2**63)
-        order = torch.randperm(self.size, generator=generator)[: self.used]
-        sides = self.schedule.of_epoch(len(self), self.batch_size, self.seed, self.epoch)
-        for batch, side in list(zip(order.split(self.global_batch), sides, strict=True))[self.start :]:
-            yield batch[self.rank :: self.world_size], side
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        for batch, side in self.batches():
-            yield [(self.epoch, index, side) for index in batch.tolist()]
 
 
 # --- From the cache ---------------------------------------------------------------------------------------------------
@@ -212,13 +91,13 @@ class CachedTrainBatches(Batches):
         self.sampler.set_epoch(epoch, start)
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        place = self.pixels.device
-        draws = self.augmentation.draw(self.sizes, self.pixels.shape[1], self.sampler.seed, self.sampler.epoch)
-        draws = draws.to(place)
+        device = self.pixels.device
+        samples = self.augmentation.draw(self.sizes, self.pixels.shape[1], self.sampler.seed, self.sampler.epoch)
+        samples = samples.to(device)
 
-        def crops(index: torch.Tensor, side: int) -> tuple[torch.Tensor, torch.Tensor]:
-            index = index.to(place, non_blocking=True)
-            return crop_resize(self.pixels, index, draws.of(index), (side, side)), index
+        def crops(index: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+            index = index.to(device, non_blocking=True)
+            return crop_resize(self.pixels, index, samples.of(index), (size, size)), index
 
         batches = self.sampler.batches()
         made: Iterator[tuple[torch.Tensor, torch.Tensor]]
@@ -228,9 +107,9 @@ class CachedTrainBatches(Batches):
             made = _ahead(crops, batches, available_cores())
         for images, index in made:
             if self.augmentation.recolors:  # here, since torch's threads would get in those of the training's way
-                images = recolor(images, draws.jitter[index])
-            size = self.sampler.batch_size
-            yield from zip(images.split(size), self.targets[index].split(size), strict=True)
+                images = recolor(images, samples.jitter[index])
+            batch_size = self.sampler.batch_size
+            yield from zip(images.split(batch_size), self.targets[index].split(batch_size), strict=True)
 
 
 @dataclass
@@ -276,17 +155,17 @@ def _resident(pixels: torch.Tensor, targets: torch.Tensor, device: torch.device)
 
 
 def _together(batches: Iterable[tuple[torch.Tensor, int]], images: int) -> Iterator[tuple[torch.Tensor, int]]:
-    """Successive batches of images of one side as one, of so many images or of a batch: a GPU makes them as fast."""
+    """Successive batches of images of one size as one, of so many images or of a batch: a GPU makes them as fast."""
     waiting: list[torch.Tensor] = []
-    side = 0
-    for batch, its_side in batches:
-        if waiting and (its_side != side or sum(map(len, waiting)) + len(batch) > images):
-            yield torch.cat(waiting), side
+    size = 0
+    for batch, its_size in batches:
+        if waiting and (its_size != size or sum(map(len, waiting)) + len(batch) > images):
+            yield torch.cat(waiting), size
             waiting = []
         waiting.append(batch)
-        side = its_side
+        size = its_size
     if waiting:
-        yield torch.cat(waiting), side
+        yield torch.cat(waiting), size
 
 
 def _ahead(make: Callable[..., T], arguments: Iterable[tuple[Any, ...]], threads: int) -> Iterator[T]:
@@ -314,21 +193,21 @@ class _Images(Dataset[Any]):
     would reach the user as a traceback."""
 
     images: ImageSet
-    transforms: dict[int, Transform]  # by the images' side
+    transforms: dict[int, Transform]  # by the images' size
     seed: int | None
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, key: Key) -> tuple[np.ndarray, int] | UserError:
-        epoch, index, side = key
+        epoch, index, size = key
         try:
             image = open_image(self.images.root / self.images.paths[index])
         except UserError as error:
             return error
         if self.seed is not None:
             seed_everything(self.seed, 'image', epoch, index)
-        return self.transforms[side](image), self.images.targets[index]
+        return self.transforms[size](image), self.images.targets[index]
 
 
 def _collate(samples: list[tuple[np.ndarray, int] | UserError]) -> tuple[torch.Tensor, torch.Tensor] | UserError:
@@ -371,7 +250,7 @@ def train_loader(
     workers: int = 4,
     pin_memory: bool = False,
 ) -> FileBatches:
-    """Shuffled, augmented batches; `transforms` by the side of the images.
+    """Shuffled, augmented batches; `transforms` by the size of the images.
 
     Raises:
         UserError: While iterating: an image can't be read.

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
-from ..config.groups import DATASETS
-from ..errors import UserError
+from ..config.groups import DATASETS, DataOptions
+from ..errors import UserError, os_reason
 from ..utils.files import cache_dir
-from .archives import _root_at
+from .archives import ARCHIVE_SUFFIXES, unpacked
 from .constants import SIZES
-from .folders import _SPLITS, ImageSet, _slice, holds_splits, load_split
+from .folders import SPLITS, ImageSet, holds_splits, load_split, parse_slice, spellings
 
-__all__ = [
-    'resolve_dataset',
-    'validation_images',
-    'find_root',
-]
+__all__ = ['find_root', 'load_splits', 'resolve_dataset', 'validation_images']
 
 
 def resolve_dataset(dataset: str = '', data_dir: str | Path | None = None, *splits: str) -> Path:
@@ -42,6 +39,17 @@ def resolve_dataset(dataset: str = '', data_dir: str | Path | None = None, *spli
     return make()
 
 
+def load_splits(options: DataOptions) -> tuple[ImageSet, ImageSet]:
+    """The training and the validation images that options name; both have the classes of the training split.
+
+    Raises:
+        UserError: As `resolve_dataset` and `load_split`.
+    """
+    root = resolve_dataset(options.dataset, options.data_dir, options.train_split, options.val_split)
+    train = load_split(root, options.train_split)
+    return train, load_split(root, options.val_split, train.classes)
+
+
 def validation_images(dataset: str, data_dir: str | Path | None, split: str, train_split: str = 'train') -> ImageSet:
     """The images of one split; classes are those of the training split, where it is there.
 
@@ -49,7 +57,7 @@ def validation_images(dataset: str, data_dir: str | Path | None, split: str, tra
         UserError: As `resolve_dataset` and `load_split`.
     """
     root = resolve_dataset(dataset, data_dir, split)
-    has_classes = holds_splits(root, [train_split.split('[')[0]])
+    has_classes = holds_splits(root, [parse_slice(train_split)[0]])
     return load_split(root, split, load_split(root, train_split).classes if has_classes else None)
 
 
@@ -64,7 +72,7 @@ def find_root(data_dir: str | Path | None, *splits: str) -> Path:
     Raises:
         UserError: Nothing there, not a data set, several data sets, or a bad archive.
     """
-    needed = tuple(dict.fromkeys(_slice(split)[0] for split in splits)) or _SPLITS
+    needed = tuple(dict.fromkeys(parse_slice(split)[0] for split in splits)) or SPLITS
     if data_dir is not None and str(data_dir):
         return _root_at(Path(os.path.expanduser(data_dir)), 'data folder', needed)
     variable = os.environ.get('IMAGENETTE_DIR')
@@ -77,3 +85,67 @@ def find_root(data_dir: str | Path | None, *splits: str) -> Path:
         'no Imagenette found: run "imagenette-zoo data fetch --size 160" (100 MB), or give --data-dir, or set '
         'IMAGENETTE_DIR, or use --dataset synthette',
     )
+
+
+def _root_at(path: Path, what: str, splits: Sequence[str]) -> Path:
+    if not os.path.isfile(path):
+        return _root_in(path, what, splits)
+    if not path.name.lower().endswith(ARCHIVE_SUFFIXES):
+        raise UserError(
+            f'{what} {path} is a file and no archive: expected a folder with {_named(splits)}, or one of '
+            f'{", ".join(ARCHIVE_SUFFIXES)}',
+        )
+
+    def check(folder: Path) -> None:
+        try:
+            _root_in(folder, 'archive', splits)
+        except UserError as error:
+            raise UserError(str(error).replace(str(folder), str(path))) from None
+
+    folder = unpacked(path, check)
+    try:
+        return _root_in(folder, 'unpacked archive', splits)
+    except UserError as error:
+        raise UserError(
+            f'{folder}, unpacked from {path}, does not hold {_named(splits)}: ask for other splits, or remove it to '
+            'unpack it again',
+        ) from error
+
+
+def _root_in(folder: Path, what: str, splits: Sequence[str]) -> Path:
+    """The folder, or the only one in it that holds the splits."""
+    wanted = _named(splits)
+    if not os.path.isdir(folder):
+        raise UserError(f'{what} {folder} does not exist: give the folder that holds {wanted}')
+    if holds_splits(folder, splits):
+        return folder
+    try:
+        children = sorted(path for path in folder.iterdir() if os.path.isdir(path) and not path.name.startswith('.'))
+    except OSError as error:
+        raise UserError(f'{what} {folder} cannot be read: {os_reason(error)}') from error
+    roots = [child for child in children if holds_splits(child, splits)]
+    roots = [root for root in roots if holds_splits(root)] or roots
+    if len(roots) == 1:
+        return roots[0]
+    if roots:
+        raise UserError(
+            f'{what} {folder} holds {len(roots)} data sets ({", ".join(root.name for root in roots)}): give one of '
+            'them',
+        )
+    missing = [split for split in splits if not holds_splits(folder, [split])]
+    if len(missing) < len(splits):
+        there = next(split for split in splits if split not in missing)
+        first, *others = spellings(missing[0])
+        lacks = f'{first}/' + ''.join(f' (or {name}/)' for name in others)
+        raise UserError(f'{what} {folder} has {spellings(there)[0]}/ but no {lacks}: add it or give another folder')
+    if not any(folder.iterdir()):
+        raise UserError(f'{what} {folder} is empty: expected a folder that holds {wanted}')
+    names = ', '.join(child.name for child in children[:5]) or 'no folders'
+    raise UserError(
+        f'{what} {folder} holds no {wanted} (found: {names}): give the folder that does, or (to train) '
+        '--train-split and --val-split',
+    )
+
+
+def _named(splits: Sequence[str]) -> str:
+    return ' and '.join(f'{spellings(split)[0]}/' for split in splits)

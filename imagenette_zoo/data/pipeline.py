@@ -14,29 +14,16 @@ from ..config.recipe import Recipe
 from ..errors import UserError
 from ..utils.console import Console
 from ..utils.distributed import World
-from . import pipeline
 from .augment import Augmentation, BatchTransform, Normalize
-from .cache import content_hash, eval_pixels, names_hash, stored_side, train_pixels, train_side
-from .folders import ImageSet, load_split, with_label_noise
-from .loaders import (
-    Batches,
-    CachedEvalBatches,
-    CachedTrainBatches,
-    EpochBatches,
-    SizeSchedule,
-    Transform,
-    eval_loader,
-    train_loader,
-)
-from .locate import resolve_dataset
+from .cache import content_hash, eval_pixels, names_hash, stored_size, train_pixels, train_size
+from .folders import ImageSet, with_label_noise
+from .loaders import Batches, CachedEvalBatches, CachedTrainBatches, Transform, eval_loader, train_loader
+from .locate import load_splits
+from .sampling import EpochBatches, SizeSchedule
 
 __all__ = [
-    'eval_transform',
-    'uses_cache',
-    'data_hash',
-    'eval_batches',
-    'Data',
-]
+    'Data', 'data_hash', 'eval_batches', 'eval_transform', 'load_data', 'load_images', 'train_batches', 'uses_cache',
+]  # fmt: skip
 
 LARGEST_CACHE = 16 * 2**30  # bytes of decoded images that auto keeps
 
@@ -53,41 +40,36 @@ def eval_transform(config: dict[str, Any]) -> Transform:
     )
 
 
-def uses_cache(options: DataOptions, images: ImageSet, side: int, console: Console) -> bool:
+def uses_cache(options: DataOptions, images: ImageSet, img_size: int, console: Console) -> bool:
     """Whether decoded images are to be kept; says so where `auto` means not for their size.
 
     Args:
         options: `loader`.
         images: The images.
-        side: The side in pixels that they are kept at, at most.
-        console: Who is told.
+        img_size: The size in pixels that they are kept at, at most.
+        console: Where it is said.
     """
-    size = len(images) * side**2 * 3
-    if options.loader == 'auto' and size > LARGEST_CACHE:
+    memory = len(images) * img_size**2 * 3
+    if options.loader == 'auto' and memory > LARGEST_CACHE:
         console.line(
-            f'{len(images):,} images of {images.root / images.split} would take up to {size / 2**30:.0f} GiB decoded: '
-            f'they are decoded every epoch (--loader cache keeps them all the same)'
+            f'{len(images):,} images of {images.root / images.split} would take up to {memory / 2**30:.0f} GiB '
+            f'decoded: they are decoded every epoch (--loader cache keeps them all the same)'
         )
         return False
     return options.loader != 'timm'
 
 
-def data_hash(options: DataOptions, sets: Sequence[ImageSet], side: int, console: Console) -> str:
-    """What tells these data from others: of their bytes where they are decoded into the cache, else of their names."""
-    if all(uses_cache(options, images, stored_side(side), Console(quiet=True)) for images in sets):
+def data_hash(options: DataOptions, sets: Sequence[ImageSet], img_size: int, console: Console) -> str:
+    """A hash of the images: of their bytes where they are decoded into the cache, else of their names."""
+    if all(uses_cache(options, images, stored_size(img_size), Console(quiet=True)) for images in sets):
         return 'content:' + '+'.join(content_hash(images, console) for images in sets)
     return 'names:' + '+'.join(map(names_hash, sets))
 
 
 def eval_batches(
-    options: DataOptions,
-    images: ImageSet,
-    config: dict[str, Any],
-    batch_size: int,
-    world: World,
-    console: Console,
+    options: DataOptions, images: ImageSet, config: dict[str, Any], batch_size: int, world: World, console: Console
 ) -> Batches:
-    """This process's share of the images as timm's evaluation transform makes them, from the cache or the files."""
+    """This process's part of the images as timm's evaluation transform makes them, from the cache or the files."""
     transform = eval_transform(config)
     if uses_cache(options, images, max(config['input_size'][1:]), console):
         names = ['input_size', 'interpolation', 'crop_pct', 'crop_mode']
@@ -109,50 +91,45 @@ class Data:
     transform: BatchTransform
 
 
-def _load_images(recipe: Recipe, world: World) -> tuple[ImageSet, ImageSet]:
-    root = resolve_dataset(recipe.dataset, recipe.data_dir, recipe.train_split, recipe.val_split)
-    train_images = load_split(root, recipe.train_split)
-    val_images = load_split(root, recipe.val_split, train_images.classes)
-    classes = len(train_images.classes)
+def load_images(recipe: Recipe, world: World) -> tuple[ImageSet, ImageSet]:
+    """The training images, with the labels that the recipe asks for, and the validation images.
+
+    Raises:
+        UserError: They are not there, or do not fit the recipe or the number of processes.
+    """
+    train, val = load_splits(recipe)
+    classes = len(train.classes)
     if recipe.num_classes not in (None, classes):
         raise UserError(
-            f'--num-classes {recipe.num_classes} disagrees with the {classes} classes of {root}: '
+            f'--num-classes {recipe.num_classes} disagrees with the {classes} classes of {train.root}: '
             f'--num-classes {classes} is theirs'
         )
-    if world.size > len(val_images):
-        raise UserError(f'{world.size} processes for {len(val_images)} validation images: start fewer')
-    if recipe.label_noise:
-        train_images = with_label_noise(train_images, recipe.label_noise)
-    return train_images, val_images
+    if world.size > len(val):
+        raise UserError(f'{world.size} processes for {len(val)} validation images: start fewer')
+    return with_label_noise(train, recipe.label_noise), val
 
 
-def _load_batches(
-    recipe: Recipe,
-    train_images: ImageSet,
-    val_images: ImageSet,
-    config: dict[str, Any],
-    world: World,
-    console: Console,
+def load_data(
+    recipe: Recipe, train: ImageSet, val: ImageSet, config: dict[str, Any], world: World, console: Console
 ) -> Data:
-    mixup = _make_mixup(recipe, len(train_images.classes))
+    """The batches of both splits, for a model of this data config.
+
+    Raises:
+        UserError: As `train_batches`.
+    """
+    mixup = _make_mixup(recipe, len(train.classes))
     normalize = Normalize(config['mean'], config['std'], world.device, recipe.is_channels_last(world.device))
     reprob = 0.0 if recipe.no_aug else recipe.reprob
     transform = BatchTransform(normalize, reprob, recipe.remode, recipe.recount, mixup)
-    train_batches = _train_batches(recipe, train_images, config, world, console, multiple=2 if mixup else 1)
+    training = train_batches(recipe, train, config, world, console, multiple=2 if mixup else 1)
     batch_size = recipe.validation_batch_size or recipe.batch_size
-    val_batches = pipeline.eval_batches(recipe, val_images, config, batch_size, world, console)
-    return Data(train_images, val_images, train_batches, val_batches, transform)
+    return Data(train, val, training, eval_batches(recipe, val, config, batch_size, world, console), transform)
 
 
-def _train_batches(
-    recipe: Recipe,
-    images: ImageSet,
-    config: dict[str, Any],
-    world: World,
-    console: Console,
-    multiple: int,  # mixing pairs the images
+def train_batches(
+    recipe: Recipe, images: ImageSet, config: dict[str, Any], world: World, console: Console, multiple: int = 1
 ) -> Batches:
-    """The training batches, from the cache or from the files.
+    """The training batches, from the cache or from the files, of a `multiple` of images each: mixing pairs them.
 
     Raises:
         UserError: The batch is larger than the training set; `--loader cache` can't do what is asked for; an image
@@ -164,9 +141,9 @@ def _train_batches(
         raise UserError(
             f'--batch-size {shown} is larger than the training set of {len(images)} images: choose a smaller one'
         )
-    sides = recipe.train_img_sizes or (config['input_size'][-1],)
+    img_sizes = recipe.train_img_sizes or (config['input_size'][-1],)
     schedule = SizeSchedule(
-        sides,
+        img_sizes,
         recipe.epochs,
         recipe.train_size_schedule,
         recipe.train_size_probs,
@@ -178,18 +155,18 @@ def _train_batches(
     missing = _not_batched(recipe, config)
     if missing and recipe.loader == 'cache':
         raise UserError(f'--loader cache: can not do {missing}: use --loader timm')
-    if not missing and pipeline.uses_cache(recipe, images, stored_side(max(sides)), console):
-        side, sizes = train_side(images, max(sides), console)
-        pixels = torch.from_numpy(train_pixels(images, side, console))
+    if not missing and uses_cache(recipe, images, stored_size(max(img_sizes)), console):
+        stored, sizes = train_size(images, max(img_sizes), console)
+        pixels = torch.from_numpy(train_pixels(images, stored, console))
         return CachedTrainBatches(
             pixels, torch.from_numpy(sizes), torch.tensor(images.targets), _augmentation(recipe), sampler, world.device
         )
-    transforms = {side: _train_transform(recipe, config, side) for side in sides}
+    transforms = {img_size: _train_transform(recipe, config, img_size) for img_size in img_sizes}
     return train_loader(images, transforms, sampler, recipe.workers, recipe.pin_mem)
 
 
 def _not_batched(recipe: Recipe, config: dict[str, Any]) -> str:
-    """What the recipe asks for that only timm's per-image transforms can do, or nothing."""
+    """The option that only timm's per-image transforms can follow, or nothing."""
     if recipe.no_aug:
         return '--no-aug'
     if recipe.aa:
@@ -217,12 +194,12 @@ def _augmentation(recipe: Recipe) -> Augmentation:
     )
 
 
-def _train_transform(recipe: Recipe, config: dict[str, Any], side: int) -> Transform:
+def _train_transform(recipe: Recipe, config: dict[str, Any], img_size: int) -> Transform:
     """timm's training transform, to `(3, H, W)` uint8."""
     channels, height, width = config['input_size']
     try:
         return create_transform(
-            input_size=(channels, side, side) if height == width else config['input_size'],
+            input_size=(channels, img_size, img_size) if height == width else config['input_size'],
             is_training=True,
             no_aug=recipe.no_aug,
             interpolation=config['interpolation'] if recipe.no_aug else recipe.train_interpolation,

@@ -18,7 +18,7 @@ from ..errors import UserError
 __all__ = ['NoProcesses', 'in_processes', 'worth_processes']
 
 AT_LEAST = 1000  # images: fewer are done before the processes are there
-TOLD = 16  # items after which a process says that they are done
+REPORT_EVERY = 16  # items
 
 
 class NoProcesses(Exception):
@@ -67,14 +67,14 @@ def in_processes(work: Callable[[int, int], Iterable[object]], items: int, proce
         while waiting:
             for connection in cast(list[Any], wait(waiting)):
                 try:
-                    told = connection.recv()
+                    report = connection.recv()
                 except EOFError:
                     waiting.remove(connection)
                     continue
-                if isinstance(told, Exception):
-                    raise told
-                left -= told
-                yield told
+                if isinstance(report, Exception):
+                    raise report
+                left -= report
+                yield report
         if left:
             raise UserError(f'a process that was to do {left} of {items} images is gone: was there too little memory?')
     finally:
@@ -113,7 +113,7 @@ def _run(
     try:
         for _ in work(k, processes):
             done += 1
-            if done == TOLD:
+            if done == REPORT_EVERY:
                 there.send(done)
                 done = 0
             if os.getppid() != parent:  # it was killed

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..data.folders import ImageSet, load_split
+from ..config.groups import DataOptions
+from ..data.folders import ImageSet
 from ..data.images import open_image
-from ..data.locate import resolve_dataset
+from ..data.locate import load_splits
 from ..errors import UserError
 from ..study.records import Record
 
@@ -83,9 +84,7 @@ def find_images(records: Sequence[Record], data_dir: str | None = None) -> Image
         if record.analysis and (dataset, train, val, place) not in tried:
             tried.add((dataset, train, val, place))
             try:
-                train, val = train or 'train', val or 'validation'
-                root = resolve_dataset(dataset, place, train, val)
-                images = load_split(root, val, load_split(root, train).classes)
+                _, images = load_splits(DataOptions(place, dataset, train or 'train', val or 'validation'))
             except (UserError, OSError):
                 continue
             if list(images.targets) == record.analysis.targets.tolist():

@@ -16,8 +16,8 @@ from ..config.hparams import read_yaml
 from ..config.recipe import Recipe
 from ..data import pipeline
 from ..data.augment import Normalize
-from ..data.folders import evenly, load_split
-from ..data.locate import resolve_dataset
+from ..data.folders import evenly
+from ..data.locate import load_splits
 from ..errors import UserError, first_line
 from ..inference.evaluate import evaluate, shift_consistency
 from ..inference.loading import load_model
@@ -106,12 +106,11 @@ def analyse(folder: Path, console: Console, data_dir: str | None = None, device:
     options = ValidationOptions(**given)
     world = World(choose_device(options.device))
     keep_freed_memory()
-    root = resolve_dataset(options.dataset, options.data_dir, recipe.train_split, options.val_split)
-    train_images = load_split(root, recipe.train_split)
-    images = load_split(root, options.val_split, train_images.classes)
+    train_images, images = load_splits(options)
     if (count := read_result(folder).dataset.get('val')) not in (None, len(images)):
         raise UserError(
-            f'{root} has {len(images)} validation images, {folder} was validated on {count}: give the former --data-dir'
+            f'{images.root} has {len(images)} validation images, {folder} was validated on {count}: give the '
+            'former --data-dir'
         )
     some = evenly(train_images, TRAINING_IMAGES)
     model = load_model(str(folder / 'last'), options, images)
@@ -137,7 +136,7 @@ def analyse(folder: Path, console: Console, data_dir: str | None = None, device:
         class_names=list(images.class_names),
         confusion=scores.confusion.tolist(),
         passes=passes,
-        data=f'{root.name}/{images.split}',
+        data=f'{images.root.name}/{images.split}',
         targets=scores.targets.to(torch.int16),
         predictions=scores.predictions.to(torch.int16),
         confidence=probabilities.amax(1).half(),

@@ -8,8 +8,7 @@ import torch
 
 from ..config.recipe import Recipe
 from ..data.constants import IMAGENETTE
-from ..data.folders import load_split
-from ..data.locate import resolve_dataset
+from ..data.locate import load_splits
 from ..errors import UserError
 from ..models import factory
 from ..training.cuda_graph import REHEARSALS
@@ -27,9 +26,8 @@ STEPS = 3  # of which the first is not counted
 def image_counts(recipe: Recipe, data_dir: str | None) -> tuple[int, int, int]:
     """`(training images, validation images, classes)`, those of Imagenette where the data are not at hand."""
     try:
-        root = resolve_dataset(recipe.dataset, data_dir or recipe.data_dir, recipe.train_split, recipe.val_split)
-        train = load_split(root, recipe.train_split)
-        return len(train), len(load_split(root, recipe.val_split, train.classes)), len(train.classes)
+        train, val = load_splits(recipe.replace(data_dir=data_dir or recipe.data_dir))
+        return len(train), len(val), len(train.classes)
     except UserError:
         return *PUBLISHED, len(IMAGENETTE)
 

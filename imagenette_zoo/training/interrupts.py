@@ -1,4 +1,4 @@
-"""What can befall a run: signals, lost processes, full memory, numbers that go wrong. Each ends in one line."""
+"""Signals, lost processes, full memory: each ends a run in one line."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Stopped(KeyboardInterrupt):
 
 
 class StopSignals:
-    """Turns the first Ctrl-C or SIGTERM into a wish that is fulfilled after the step; a second Ctrl-C stops at once.
+    """Turns the first Ctrl-C or SIGTERM into a request to stop after the step; a second Ctrl-C stops at once.
 
     Use as a context manager around a run. Outside of Python's main thread signals can't be caught: nothing happens.
 
@@ -49,7 +49,7 @@ class StopSignals:
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.wish: int | None = None
+        self.requested: int | None = None
         self._since = 0.0
         self._at_once = False
         self._former: dict[int, object] = {}
@@ -66,16 +66,16 @@ class StopSignals:
 
     def _receive(self, number: int, _: FrameType | None) -> None:
         repeated = 'TORCHELASTIC_RUN_ID' in os.environ and time.monotonic() - self._since < REPEATED
-        if self.wish is not None and number == signal.SIGINT and not repeated:
+        if self.requested is not None and number == signal.SIGINT and not repeated:
             raise KeyboardInterrupt
-        if self.wish is None:
-            self.wish, self._since = number, time.monotonic()
+        if self.requested is None:
+            self.requested, self._since = number, time.monotonic()
             if self._at_once:
                 raise Stopped(number)
 
-    def wished(self) -> bool:
+    def stop_requested(self) -> bool:
         """Whether any of the processes was asked to stop; all must ask."""
-        return self.world.anywhere(self.wish is not None)
+        return self.world.any_rank(self.requested is not None)
 
     def stop(self) -> None:
         """Ends the run here.
@@ -83,12 +83,12 @@ class StopSignals:
         Raises:
             Stopped: Always.
         """
-        raise Stopped(self.wish or signal.SIGTERM)
+        raise Stopped(self.requested or signal.SIGTERM)
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
         """While nothing is computed that would have to be saved a signal need not wait."""
-        if self.wished():
+        if self.stop_requested():
             self.stop()
         self._at_once = True
         try:
@@ -99,7 +99,7 @@ class StopSignals:
 
 @contextmanager
 def explained(recipe: Recipe, world: World) -> Iterator[None]:
-    """Turns what torch raises for full memory, a failing compiler or a lost process into one line."""
+    """Turns torch's errors for full memory, a failing compiler or a lost process into one line."""
     try:
         yield
     except MemoryError as error:

@@ -1,4 +1,4 @@
-"""How far an epoch is and what its losses were, without waiting for the device."""
+"""Progress and losses of an epoch, without waiting for the device."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Meter:
     Args:
         position: Where the epoch goes on; it is brought up to date.
         epoch: Which one it is.
-        world: The processes; all must call `check` and `settle` at the same steps.
+        world: The processes; all must call `check` and `flush` at the same steps.
         stops: Whether a loss that is not finite is an error.
     """
 
@@ -91,13 +91,13 @@ class Meter:
             return
         first = int(self._first_bad)
         here = first != NEVER
-        if self.world.anywhere(here):
+        if self.world.any_rank(here):
             step = first if here else self._step - 1
             where = f'step {step} of epoch {self.epoch}' if here else f'epoch {self.epoch}, in another process'
             raise _not_finite(f'the loss became infinite or NaN in {where}', self._rates[step - self._first_step])
 
-    def settle(self, learner: Learner) -> None:
-        """Waits for the device and brings the position up to date: what is saved now can be gone on from.
+    def flush(self, learner: Learner) -> None:
+        """Waits for the device and brings the position up to date: a run that is saved now can go on from it.
 
         Raises:
             UserError: As `check`, or the weights are not finite, which the next loss would show.

@@ -13,7 +13,7 @@ import torch
 from ..config.hparams import read_yaml
 from ..config.recipe import Recipe, TrackingOptions
 from ..data import pipeline
-from ..data.pipeline import Data, _load_batches, _load_images
+from ..data.pipeline import Data
 from ..errors import UserError, first_line
 from ..models import factory
 from ..models.model_folder import load_weights, model_folder, read_weights
@@ -77,8 +77,8 @@ class Run:
         return bool(self.history or self.position.step)
 
     @property
-    def place(self) -> str:
-        """Where it is, as a person says it."""
+    def progress(self) -> str:
+        """How far it is, as `epoch 3, step 2 of 9`."""
         steps = len(self.data.train_batches)
         return f'epoch {len(self.history)}' + (f', step {self.position.step} of {steps}' if self.position.step else '')
 
@@ -94,7 +94,7 @@ class Run:
             self.folder.save_state(state)
 
     def signature(self) -> dict[str, Any]:
-        """What must be the same for the run to be continued: beside the recipe, the data and the processes."""
+        """The data and the processes: beside the recipe they must be the same for the run to be continued."""
         return {
             'training images': len(self.data.train),
             'validation images': len(self.data.val),
@@ -111,21 +111,21 @@ def prepare(recipe: Recipe, folder: RunFolder, state: bytes | None, world: World
         recipe: Its options.
         folder: Its folder, and `state` what it goes on from, as `open_folder` gave them.
         state: None starts it.
-        world: This process's place.
-        console: Who is told.
+        world: The processes that train together.
+        console: Where it is said how it goes.
 
     Raises:
         UserError: Anything that the recipe names is wrong or missing.
     """
-    world.share(lambda: check_trackers(recipe))
-    train_images, val_images = _load_images(recipe, world)
+    world.broadcast(lambda: check_trackers(recipe))
+    train_images, val_images = pipeline.load_images(recipe, world)
     if shared := len(set(train_images.paths) & set(val_images.paths)):
         console.line(f'note: {shared:,} of the {len(val_images):,} validation images are training images, too')
     seed_everything(recipe.seed, 'model')
     start = recipe if state is None else recipe.replace(pretrained=False, initial_checkpoint=None)
     model = make_model(start, len(train_images.classes))
     config = factory.input_config(recipe, model, crop_mode='center')
-    data = _load_batches(recipe, train_images, val_images, config, world, console)
+    data = pipeline.load_data(recipe, train_images, val_images, config, world, console)
     sets = (train_images, val_images)
     data_hash = pipeline.data_hash(recipe, sets, config['input_size'][-1], console)
     world.check_agreed('the images', [data_hash, *map(len, sets), train_images.classes])  # else all would wait forever

@@ -24,7 +24,7 @@ from .tracking import Tracking
 
 __all__ = ['Result', 'train']
 
-LOOKS = {'cpu': 1, 'cuda': 50}  # steps between looks at the losses: on a GPU one waits for all that was asked of it
+CHECK_EVERY = {'cpu': 1, 'cuda': 50}  # steps: on a GPU to check the losses is to wait for all of them
 
 
 def train(recipe: Recipe, *, quiet: bool = False, repeats: Result | None = None) -> Result:
@@ -33,10 +33,10 @@ def train(recipe: Recipe, *, quiet: bool = False, repeats: Result | None = None)
     Args:
         recipe: All options; `Recipe.load('mbv2_mish', epochs=5)` is a start.
         quiet: Prints nothing.
-        repeats: A finished run that this one is to repeat: what differs is said.
+        repeats: A finished run that this one is to repeat: the differences are printed.
 
     Returns:
-        What it came to; the run's folder holds the same and the weights.
+        The scores and all else that is known of the run; its folder holds the same and the weights.
 
     Raises:
         UserError: Bad input, in one line. What is already computed stays.
@@ -56,19 +56,19 @@ def train(recipe: Recipe, *, quiet: bool = False, repeats: Result | None = None)
 
 def _start(recipe: Recipe, world: World, console: Console, start: float, repeats: Result | None) -> Result:
     """Opens the run's folder and does what is left to be done there."""
-    folder, state, finished = world.share(lambda: open_folder(recipe))
+    folder, state, finished = world.broadcast(lambda: open_folder(recipe))
     try:
-        check_alike(recipe, world.share(recipe.as_dict))
+        check_alike(recipe, world.broadcast(recipe.as_dict))
         if finished:
-            result = world.share(lambda: read_result(folder.path))
+            result = world.broadcast(lambda: read_result(folder.path))
             console.line(f'{folder.path}: this run is finished')
         else:
             run = prepare(recipe, folder, state, world, console)
             run.setup_seconds = time.perf_counter() - start
             if repeats is not None:
-                told = differences(repeats, run)
-                console.line(f'repeats {repeats.folder}: ' + ('nothing differs' if not told else 'what differs:'))
-                for line in told:
+                lines = differences(repeats, run)
+                console.line(f'repeats {repeats.folder}: ' + ('nothing differs' if not lines else 'what differs:'))
+                for line in lines:
                     console.line(f'  {line}')
             result = _run(run, console)
         tell(result, console)
@@ -89,7 +89,7 @@ def _run(run: Run, console: Console) -> Result:
         f'{recipe.model}: {cost}; {len(data.train):,} training and {len(data.val):,} validation images of '
         f'{len(data.train.classes)} classes; {learner.world.device}'
     )
-    console.line(f'run folder: {run.folder.path}' + (f', continued at {run.place}' if run.begun else ''))
+    console.line(f'run folder: {run.folder.path}' + (f', continued at {run.progress}' if run.begun else ''))
     own = {'global_pool': recipe.gp, 'bn_eps': recipe.bn_eps}
     model_args = {**factory.source_args(recipe.model, learner.model), **recipe.model_kwargs}
     model_args |= {name: value for name, value in own.items() if value is not None}
@@ -105,7 +105,7 @@ def _run(run: Run, console: Console) -> Result:
         except KeyboardInterrupt as request:
             if isinstance(request, Stopped):
                 run.save()
-                console.line(f'{request}: stopped at {run.place}; all of it is saved')
+                console.line(f'{request}: stopped at {run.progress}; all of it is saved')
             if run.begun:
                 program = 'python train.py' if Path(sys.argv[0]).name == 'train.py' else 'imagenette-zoo train'
                 console.line(f'to continue: {program} --resume {shlex.quote(str(run.folder.path))}')
@@ -156,7 +156,7 @@ def _train_epoch(epoch: int, run: Run, stop: StopSignals, console: Console) -> N
         data.transform.mixup.mixup_enabled = epoch < recipe.mixup_off_epoch
     learner.model.train()
     meter = Meter(position, epoch, world, stops=recipe.nan == 'stop')
-    looks = LOOKS.get(world.device.type, LOOKS['cuda'])
+    check_every = CHECK_EVERY.get(world.device.type, CHECK_EVERY['cuda'])
     saved = position.step
     with console.progress(f'epoch {epoch}', len(batches), recipe.log_interval * accumulate, position.step) as progress:
         for step, (images, targets) in enumerate(batches, position.step):
@@ -165,8 +165,8 @@ def _train_epoch(epoch: int, run: Run, stop: StopSignals, console: Console) -> N
             first = step - step % accumulate
             parts = min(accumulate, len(batches) - first)
             update = step + 1 == first + parts
-            share = len(images) / min(parts * recipe.batch_size, batches.size - first * recipe.batch_size)
-            meter.add(learner.step(images, targets, share, update), len(images), learner.lr)
+            fraction = len(images) / min(parts * recipe.batch_size, batches.size - first * recipe.batch_size)
+            meter.add(learner.step(images, targets, fraction, update), len(images), learner.lr)
             details = {}
             if progress.wants_details():
                 details = {'loss': f'{meter.mean:.3f}', 'lr': f'{learner.lr:.2e}'}
@@ -175,18 +175,18 @@ def _train_epoch(epoch: int, run: Run, stop: StopSignals, console: Console) -> N
                 continue
             learner.after_update()
             meter.skipped += learner.skipped > 0
-            if (step + 1) % looks == 0:
+            if (step + 1) % check_every == 0:
                 meter.check()
-            stopping = stop.wished()
+            stopping = stop.stop_requested()
             due = 0 < recipe.recovery_interval * accumulate <= step + 1 - saved
             if (stopping or due) and step + 1 < len(batches):
-                meter.settle(learner)
+                meter.flush(learner)
                 if stopping:
                     stop.stop()
                 run.save()
                 saved = step + 1
     learner.after_last_update()
-    meter.settle(learner)
+    meter.flush(learner)
 
 
 def _evaluate(epoch: int, run: Run, console: Console) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""What everything else may use: the standard library and nothing of torch."""
+"""Tools for all other parts, which know no model and no image."""

@@ -1,4 +1,4 @@
-"""What a person sees: one live bar an epoch on a terminal, plain lines elsewhere, tables."""
+"""Output for people: one live bar an epoch on a terminal, plain lines elsewhere, tables."""
 
 from __future__ import annotations
 

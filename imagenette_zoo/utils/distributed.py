@@ -21,12 +21,12 @@ T = TypeVar('T')
 
 @dataclass(frozen=True)
 class World:
-    """This process's place among those that train together."""
+    """The processes that train together, as this one sees them."""
 
     device: torch.device
     rank: int = 0
     size: int = 1
-    control: Any = None  # a group on the CPU: what is said there does not wait for a GPU
+    control: Any = None  # a group on the CPU: its messages do not wait for a GPU
 
     @property
     def primary(self) -> bool:
@@ -53,16 +53,16 @@ class World:
         dist.all_gather(parts, value)
         return torch.stack(parts)
 
-    def anywhere(self, here: bool) -> bool:
+    def any_rank(self, here: bool) -> bool:
         """Whether something is the case in any of the processes; all must ask."""
         if self.size == 1:
             return here
-        found = torch.tensor(here, dtype=torch.uint8)
-        dist.all_reduce(found, dist.ReduceOp.MAX, group=self.control)
-        return bool(found)
+        flag = torch.tensor(here, dtype=torch.uint8)
+        dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.control)
+        return bool(flag)
 
-    def share(self, make: Callable[[], T]) -> T:
-        """What `make` returns in the first process, in all of them: only that one needs to see the run's folder.
+    def broadcast(self, make: Callable[[], T]) -> T:
+        """The result of `make` in the first process, in all of them: only that one needs to see the run's folder.
 
         Raises:
             UserError: In all of them, where `make` raised it.
@@ -86,7 +86,7 @@ class World:
         Raises:
             UserError: In all of them, where they have not.
         """
-        if self.anywhere(value != self.share(lambda: value)):
+        if self.any_rank(value != self.broadcast(lambda: value)):
             raise UserError(f'{what} differ from process to process: all must have the same')
 
     def leave(self) -> None:

@@ -28,11 +28,11 @@ def available_cores() -> int:
 
 def versions() -> dict[str, str]:
     """The versions that a result depends on."""
-    found = {'python': platform.python_version()}
+    numbers = {'python': platform.python_version()}
     for name in ('imagenette-zoo', 'torch', 'torchvision', 'timm', 'numpy', 'pillow'):
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
+            numbers[name] = metadata.version(name)
+    return numbers
 
 
 def hardware(device: torch.device, processes: int = 1) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from uuid import uuid4
 import filelock
 import yaml
 
-from ..errors import UserError, _reason
+from ..errors import UserError, os_reason
 
 __all__ = [
     'cache_dir',
@@ -52,11 +52,11 @@ def _usual_cache() -> str:
     return os.path.join(os.environ.get('XDG_CACHE_HOME') or '~/.cache', 'imagenette-zoo')
 
 
-def _expanded(place: str) -> Path:
-    found = os.path.expanduser(place)
-    if found.startswith('~'):
-        raise UserError(f'cache folder {place}: no such home folder; set IMAGENETTE_ZOO_CACHE to a folder')
-    return Path(found)
+def _expanded(folder: str) -> Path:
+    path = os.path.expanduser(folder)
+    if path.startswith('~'):
+        raise UserError(f'cache folder {folder}: no such home folder; set IMAGENETTE_ZOO_CACHE to a folder')
+    return Path(path)
 
 
 def is_own(status: os.stat_result) -> bool:
@@ -112,10 +112,10 @@ def private_home(name: str) -> Path:
     Args:
         name: Its name.
     """
-    for place in (os.environ.get('IMAGENETTE_ZOO_CACHE'), _usual_cache()):
-        if place:
+    for cache_folder in (os.environ.get('IMAGENETTE_ZOO_CACHE'), _usual_cache()):
+        if cache_folder:
             with suppress(OSError, UserError):
-                return private_folder(_expanded(place) / name)
+                return private_folder(_expanded(cache_folder) / name)
     folder = Path(_temporary().name, name)
     folder.mkdir(mode=0o700, exist_ok=True)
     return folder
@@ -192,21 +192,21 @@ def whole_folder(target: Path) -> Iterator[Path]:
         temporary.mkdir()
     except OSError as error:
         raise UserError(
-            f'cannot write to {target.parent}: {_reason(error)}; make it writable or set IMAGENETTE_ZOO_CACHE to a '
+            f'cannot write to {target.parent}: {os_reason(error)}; make it writable or set IMAGENETTE_ZOO_CACHE to a '
             'folder that is',
         ) from error
     try:
         yield temporary
-        _settle(temporary, target)
+        _rename(temporary, target)
     except OSError as error:
         raise UserError(
-            f'cannot fill {target}: {_reason(error)}; make room there or set IMAGENETTE_ZOO_CACHE to another folder',
+            f'cannot fill {target}: {os_reason(error)}; make room there or set IMAGENETTE_ZOO_CACHE to another folder',
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _settle(temporary: Path, target: Path) -> None:
+def _rename(temporary: Path, target: Path) -> None:
     try:
         temporary.rename(target)
     except OSError:
@@ -325,8 +325,8 @@ def file_stem(model: str) -> str:
 
 def unused(path: Path) -> Path:
     """The path, with a number behind it where something is there."""
-    found, number = path, 1
-    while os.path.lexists(found):
+    free, number = path, 1
+    while os.path.lexists(free):
         number += 1
-        found = path.with_name(f'{path.name}-{number}')
-    return found
+        free = path.with_name(f'{path.name}-{number}')
+    return free

@@ -17,16 +17,17 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision.transforms import functional
 
 from imagenette_zoo.data import augment
-from imagenette_zoo.data.augment import Augmentation, BatchTransform, Draws, Normalize, RandomErasing, recolor
-from imagenette_zoo.data.cache import train_pixels, train_side
+from imagenette_zoo.data.augment import Augmentation, BatchTransform, Normalize, RandomErasing, Samples, recolor
+from imagenette_zoo.data.cache import train_pixels, train_size
 from imagenette_zoo.data.folders import load_split
-from imagenette_zoo.data.loaders import CachedTrainBatches, EpochBatches, SizeSchedule, train_loader
+from imagenette_zoo.data.loaders import CachedTrainBatches, train_loader
+from imagenette_zoo.data.sampling import EpochBatches, SizeSchedule
 from imagenette_zoo.utils.console import Console
 from imagenette_zoo.utils.seeding import seed_everything
 from tests.conftest import needs_compiler
 
 CPU = torch.device('cpu')
-Resize = Callable[[torch.Tensor, torch.Tensor, Draws, tuple[int, int]], torch.Tensor]
+Resize = Callable[[torch.Tensor, torch.Tensor, Samples, tuple[int, int]], torch.Tensor]
 
 
 def assert_alike(ours: np.ndarray, theirs: np.ndarray, what: str = '') -> None:
@@ -42,7 +43,7 @@ def assert_rate(hits: torch.Tensor, rate: float) -> None:
     assert abs(hits.double().mean().item() - rate) <= 4 * math.sqrt(rate * (1 - rate) / hits.numel())
 
 
-def drawn(count: int, size: tuple[int, int] = (8, 8), side: int = 64, **options: object) -> Draws:
+def drawn(count: int, size: tuple[int, int] = (8, 8), side: int = 64, **options: object) -> Samples:
     """The draws for images of one size."""
     return Augmentation(**options).draw(torch.tensor([size] * count, dtype=torch.int32), side, seed=1, epoch=0)
 
@@ -145,7 +146,7 @@ def stored(count: int, side: int = 64) -> torch.Tensor:
     return torch.from_numpy(np.stack([np.asarray(Image.fromarray(image).resize((side, side), 3)) for image in noise]))
 
 
-def pillows(pixels: torch.Tensor, draws: Draws, size: tuple[int, int]) -> torch.Tensor:
+def pillows(pixels: torch.Tensor, draws: Samples, size: tuple[int, int]) -> torch.Tensor:
     """Pillow's crop, resize and flips."""
     result = []
     for image, (top, left, height, width), bicubic, (vertical, horizontal) in zip(
@@ -375,7 +376,7 @@ def test_real_images_come_out_as_from_timms_loader(
     images = load_split(imagenette_dir)
     images = replace(images, paths=images.paths[::19], targets=images.targets[::19])
     sampler = EpochBatches(len(images), 64, seed=1, schedule=SizeSchedule((96,)))
-    side, sizes = train_side(images, 96, Console(quiet=True))
+    side, sizes = train_size(images, 96, Console(quiet=True))
     pixels = torch.from_numpy(train_pixels(images, side, Console(quiet=True)))
     augmentation = Augmentation(scale=(0.35, 1.0), color_jitter=color_jitter)
     ours = CachedTrainBatches(pixels, torch.from_numpy(sizes), torch.tensor(images.targets), augmentation, sampler, CPU)

@@ -29,7 +29,7 @@ from imagenette_zoo.config.groups import ValidationOptions
 from imagenette_zoo.config.recipe import Recipe
 from imagenette_zoo.data import cache, pipeline, processes
 from imagenette_zoo.data import images as image_files
-from imagenette_zoo.data.cache import eval_pixels, train_pixels, train_side
+from imagenette_zoo.data.cache import eval_pixels, train_pixels, train_size
 from imagenette_zoo.data.folders import ImageSet, load_split
 from imagenette_zoo.data.loaders import CachedEvalBatches, CachedTrainBatches, FileBatches
 from imagenette_zoo.errors import UserError
@@ -140,15 +140,15 @@ def test_training_pixels_are_the_whole_image(tmp_path: Path) -> None:
     assert pixels.dtype == np.uint8
     assert np.array_equal(pixels[0], noise(50, 50))
     assert np.array_equal(pixels, squashed(images, 50))
-    side, sizes = train_side(images, 224, QUIET)
+    side, sizes = train_size(images, 224, QUIET)
     assert sizes.tolist() == [[50, 50], [30, 70], [90, 45]]
     assert side == 90, 'larger than any image'
 
 
 @pytest.mark.parametrize(('img_size', 'side'), [(96, 224), (160, 256), (224, 352), (400, 500)])
-def test_the_stored_side_is_half_as_large_again_as_the_crop(tmp_path: Path, img_size: int, side: int) -> None:
+def test_the_stored_size_is_half_as_large_again_as_the_crop(tmp_path: Path, img_size: int, side: int) -> None:
     images = saved(tmp_path / 'large', {'0.png': Image.new('RGB', (500, 20))})
-    assert train_side(images, img_size, QUIET)[0] == side
+    assert train_size(images, img_size, QUIET)[0] == side
 
 
 def test_turned_photographs_are_stored_upright(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_turned_photographs_are_stored_upright(tmp_path: Path) -> None:
         exif[0x0112] = orientation
         images = saved(tmp_path / str(orientation), {'photo.jpg': noise(30, 50)}, exif=exif)
         assert np.array_equal(train_pixels(images, 40, QUIET), squashed(images, 40))
-        _, sizes = train_side(images, 32, QUIET)
+        _, sizes = train_size(images, 32, QUIET)
         assert sizes.tolist() == [[30, 50] if orientation < 5 else [50, 30]]
 
 
@@ -413,10 +413,10 @@ def test_processes_tell_what_is_wrong(images: ImageSet, home: Path, monkeypatch:
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(UserError, match=f'^image {path} '):
         train_pixels(images, 48, QUIET)
-    monkeypatch.setattr(image_files, '_decode', lambda path: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(image_files, 'decode', lambda path: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(UserError, match=r'a process that was to do .* is gone'):
         train_pixels(images, 48, QUIET)
-    monkeypatch.setattr(image_files, '_decode', lambda path: {}['wrong'])
+    monkeypatch.setattr(image_files, 'decode', lambda path: {}['wrong'])
     with pytest.raises(RuntimeError, match='KeyError'):
         train_pixels(images, 48, QUIET)
     assert names(home) == []
@@ -490,7 +490,7 @@ def builder(images: ImageSet) -> Iterator[Builder]:
     begun, go_on = context.Event(), context.Event()
 
     def build() -> None:
-        decode = image_files._decode
+        decode = image_files.decode
 
         def wait_at_the_last(path: Path) -> Any:
             if str(path).endswith(images.paths[-1]):
@@ -498,7 +498,7 @@ def builder(images: ImageSet) -> Iterator[Builder]:
                 go_on.wait()
             return decode(path)
 
-        image_files._decode = wait_at_the_last
+        image_files.decode = wait_at_the_last
         train_pixels(images, 48, QUIET)
 
     process = context.Process(target=build)
@@ -670,7 +670,7 @@ def test_the_entries_are_listed_and_cleared(
     for words in ([], ['--list']):
         assert main(['data', 'cache', *words]) == 0
         assert capsys.readouterr().out == f'no decoded images in {home}\n'
-    train_side(images, 32, QUIET)
+    train_size(images, 32, QUIET)
     pixels = train_pixels(images, 224, QUIET)
     kept = pixels[3].copy()
     for kind, used in (('train', 0), ('sizes', 1_000_000_000)):

@@ -11,17 +11,10 @@ from timm.data import create_transform
 
 from imagenette_zoo.data import loaders
 from imagenette_zoo.data.augment import Augmentation, BatchTransform, Normalize, shift_batch
-from imagenette_zoo.data.cache import eval_pixels, train_pixels, train_side
+from imagenette_zoo.data.cache import eval_pixels, train_pixels, train_size
 from imagenette_zoo.data.folders import ImageSet, load_split
-from imagenette_zoo.data.loaders import (
-    CachedEvalBatches,
-    CachedTrainBatches,
-    EpochBatches,
-    SizeSchedule,
-    _ahead,
-    eval_loader,
-    train_loader,
-)
+from imagenette_zoo.data.loaders import CachedEvalBatches, CachedTrainBatches, _ahead, eval_loader, train_loader
+from imagenette_zoo.data.sampling import EpochBatches, SizeSchedule
 from imagenette_zoo.errors import UserError
 from imagenette_zoo.utils.console import Console
 from imagenette_zoo.utils.seeding import seed_everything, stream_seed
@@ -153,7 +146,7 @@ def test_validation_images_are_dealt_out_once(folder: Path, world: int) -> None:
 
 
 def cached(images: ImageSet, sampler: EpochBatches, **options: object) -> CachedTrainBatches:
-    side, sizes = train_side(images, 32, QUIET)
+    side, sizes = train_size(images, 32, QUIET)
     pixels = torch.from_numpy(train_pixels(images, side, QUIET))
     targets = torch.tensor(images.targets)
     return CachedTrainBatches(pixels, torch.from_numpy(sizes), targets, Augmentation(**options), sampler, CPU)

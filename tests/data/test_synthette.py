@@ -16,11 +16,7 @@ from imagenette_zoo.data import check, folders, images, synthette
 from imagenette_zoo.data.locate import resolve_dataset
 from imagenette_zoo.errors import UserError
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv('IMAGENETTE_ZOO_CACHE', str(tmp_path / 'cache'))
-    return tmp_path / 'cache'
+pytestmark = pytest.mark.usefixtures('cache')
 
 
 def test_layout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -138,13 +134,13 @@ def test_wrong_requests(tmp_path: Path) -> None:
     assert (tmp_path / 'mine' / 'thesis.txt').exists()
 
 
-def read_pixels(images: folders.ImageSet, side: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(N, 3 · side · side) in [-1, 1] and (N,)."""
+def read_pixels(split: folders.ImageSet, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(N, 3 · size · size) in [-1, 1] and (N,)."""
     pixels = [
-        np.asarray(images.open_image(images.root / path).resize((side, side), Image.Resampling.BOX))
-        for path in images.paths
+        np.asarray(images.open_image(split.root / path).resize((size, size), Image.Resampling.BOX))
+        for path in split.paths
     ]
-    return torch.from_numpy(np.stack(pixels)).flatten(1).float() / 127.5 - 1, torch.tensor(images.targets)
+    return torch.from_numpy(np.stack(pixels)).flatten(1).float() / 127.5 - 1, torch.tensor(split.targets)
 
 
 def test_default_set_is_too_hard_for_a_linear_model(

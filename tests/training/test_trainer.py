@@ -21,7 +21,7 @@ import imagenette_zoo
 from imagenette_zoo import train
 from imagenette_zoo.cli.main import main
 from imagenette_zoo.config.recipe import Recipe
-from imagenette_zoo.data.pipeline import _load_images
+from imagenette_zoo.data.pipeline import load_images
 from imagenette_zoo.errors import UserError
 from imagenette_zoo.models import factory
 from imagenette_zoo.models.model_folder import load_folder, save_model_folder
@@ -629,7 +629,7 @@ def test_splits_of_other_names(recipe: MakeRecipe, tmp_path: Path) -> None:
 def test_more_processes_than_validation_images(recipe: MakeRecipe) -> None:
     world = World(torch.device('cpu'), size=13)
     with pytest.raises(UserError, match='13 processes for 12 validation images: start fewer'):
-        _load_images(recipe(), world)
+        load_images(recipe(), world)
 
 
 def test_noisy_labels_are_trained_on(recipe: MakeRecipe, folder: Path, tmp_path: Path) -> None:
@@ -644,7 +644,7 @@ def test_noisy_labels_are_trained_on(recipe: MakeRecipe, folder: Path, tmp_path:
     clean, noisy = (
         train(recipe(**options, label_noise=noise, experiment=f'noise{noise}'), quiet=True) for noise in (0, 5)
     )
-    train_images, val_images = _load_images(recipe(**options, label_noise=5), World(torch.device('cpu')))
+    train_images, val_images = load_images(recipe(**options, label_noise=5), World(torch.device('cpu')))
     assert train_images.targets == tuple(target for target in (1, 2, 0) for _ in range(8))
     assert val_images.targets == tuple(target for target in (0, 1, 2) for _ in range(4))
     assert clean.dataset['hash'] != noisy.dataset['hash']

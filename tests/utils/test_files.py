@@ -4,6 +4,7 @@ import os
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from imagenette_zoo.errors import UserError
 from imagenette_zoo.utils import files
 from tests.conftest import needs_compiler
+from tests.data.imagenette import touch
 
 FOREIGN = 65534  # nobody
 needs_root = pytest.mark.skipif(not hasattr(os, 'geteuid') or os.geteuid() != 0, reason='root alone gives files away')
@@ -159,3 +161,65 @@ def test_where_inductor_keeps_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path:
     files.keep_inductor_private()
     assert os.environ['TORCHINDUCTOR_CACHE_DIR'] == str(tmp_path / 'inductor')
     assert mode(tmp_path / 'inductor') == 0o700
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
+    def fill() -> None:
+        with files.whole_folder(tmp_path / 'x') as folder:
+            (folder / 'half').touch()
+            raise OSError(28, 'No space left on device')
+
+    with pytest.raises(UserError, match='No space left on device'):
+        fill()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_leftovers_are_removed_after_a_day(tmp_path: Path) -> None:
+    target = tmp_path / 'data'
+    old, young, other, mine = (
+        tmp_path / name for name in (f'.data.{"a" * 32}', f'.data.{"b" * 32}', f'.data-2.{"c" * 32}', '.data.backup')
+    )
+    for folder in (old, young, other, mine):
+        touch(folder / 'file')
+        if folder != young:
+            os.utime(folder, (0, time.time() - 25 * 60 * 60))
+    with files.whole_folder(target) as folder:
+        touch(folder / 'file')
+    assert sorted(tmp_path.iterdir()) == sorted([target, young, other, mine])
+
+
+def test_an_empty_folder_in_the_way_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def rename_as_on_windows(source: Path, target: Path) -> None:
+        if os.path.exists(target):
+            raise FileExistsError(17, 'File exists')
+        rename(source, target)
+
+    rename = os.rename
+    monkeypatch.setattr(os, 'rename', rename_as_on_windows)
+    target = tmp_path / 'target'
+    target.mkdir()
+    with files.whole_folder(target) as folder:
+        (folder / 'file').write_text('kept')
+    assert (target / 'file').read_text() == 'kept'
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_folder_has_the_usual_mode_and_the_process_keeps_its_own(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / 'plain').mkdir()
+    monkeypatch.setattr(os, 'umask', None)  # state of the whole process, other threads' too
+    with files.whole_folder(tmp_path / 'target'):
+        pass
+    assert (tmp_path / 'target').stat().st_mode == (tmp_path / 'plain').stat().st_mode
+
+
+def test_two_at_once_make_one_whole_folder(tmp_path: Path) -> None:
+    target = tmp_path / 'target'
+    with files.whole_folder(target) as first:
+        (first / 'file').write_text('first')
+        with files.whole_folder(target) as second:
+            (second / 'file').write_text('second')
+    assert (target / 'file').read_text() == 'second'
+    assert list(tmp_path.iterdir()) == [target]

@@ -1,0 +1,316 @@
+"""Archives: unpacked once, the damaged and the hostile refused, the published ones downloaded."""
+
+import hashlib
+import io
+import shutil
+import socket
+import tarfile
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from imagenette_zoo.cli import data
+from imagenette_zoo.data import archives, folders, locate
+from imagenette_zoo.errors import UserError
+from tests.data.imagenette import WNIDS, assert_one_line, make_archive, make_imagenette
+
+pytestmark = pytest.mark.usefixtures('cache')
+
+
+@pytest.mark.parametrize('name', ['set.tgz', 'set.tar.gz', 'set.tar'])
+def test_archive_is_unpacked_once(tmp_path: Path, cache: Path, name: str) -> None:
+    archive = make_archive(tmp_path / name, make_imagenette(tmp_path / 'data'))
+    root = locate.find_root(archive)
+    assert cache in root.parents
+    assert len(folders.load_split(root)) == 4
+    (root / 'mark').touch()
+    archive.rename(tmp_path / f'moved-{name}')
+    assert locate.find_root(tmp_path / f'moved-{name}') == root
+    assert (root / 'mark').exists()
+
+
+def test_a_python_without_tarfiles_filter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to 3.10.11 and 3.11.3: folders have the usual mode, links are refused."""
+    monkeypatch.delattr(tarfile, 'data_filter', raising=False)
+    root = locate.find_root(make_archive(tmp_path / 'set.tar', make_imagenette(tmp_path / 'data')))
+    assert (root / 'train').stat().st_mode == (tmp_path / 'data' / 'train').stat().st_mode
+    with pytest.raises(UserError, match='a link'):
+        locate.find_root(tar_with(tmp_path / 'bad.tar', member('train/a/link', tarfile.SYMTYPE, '/etc/passwd')))
+
+
+def tar_with(path: Path, member: tarfile.TarInfo) -> Path:
+    with tarfile.open(path, 'w') as tar:
+        for name in ('train/a/0.png', 'val/a/0.png'):
+            tar.addfile(tarfile.TarInfo(name))
+        tar.addfile(member)
+    return path
+
+
+def member(name: str, kind: bytes = tarfile.REGTYPE, target: str = '') -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info
+
+
+@pytest.mark.parametrize(
+    ('bad', 'message'),
+    [
+        (member('/tmp/evil'), 'an absolute path'),
+        (member('C:\\evil'), 'an absolute path'),
+        (member('train/C:/evil'), 'an absolute path'),
+        (member('train\\.\\c:evil'), 'an absolute path'),
+        (member('train/../../evil'), r'a path with "\.\."'),
+        (member('train\\..\\..\\evil'), r'a path with "\.\."'),
+        (member('train/a/link', tarfile.SYMTYPE, '/etc/passwd'), 'a link'),
+        (member('train/a/link', tarfile.LNKTYPE, 'train/a/0.png'), 'a link'),
+        (member('train/a/null', tarfile.CHRTYPE), 'a device'),
+        (member('train/a/pipe', tarfile.FIFOTYPE), 'a device'),
+    ],
+)
+def test_unsafe_archive_is_refused(tmp_path: Path, cache: Path, bad: tarfile.TarInfo, message: str) -> None:
+    archive = tar_with(tmp_path / 'set.tar', bad)
+    with pytest.raises(UserError, match=message) as error:
+        locate.find_root(archive)
+    assert_one_line(error)
+    assert list(cache.iterdir()) == []
+    assert not list(tmp_path.rglob('evil'))
+
+
+def with_header(name: str, value: str) -> tarfile.TarInfo:
+    info = member('train/a/1.png')
+    info.pax_headers = {name: value}
+    return info
+
+
+def tars(path: Path, *members: tarfile.TarInfo) -> Path:
+    with tarfile.open(path, 'w', format=tarfile.PAX_FORMAT) as tar:
+        for info in members:
+            tar.addfile(info, io.BytesIO(bytes(max(info.size, 0))))
+    return path
+
+
+@pytest.mark.parametrize(
+    'bad',
+    [
+        [with_header('path', 'train/a\0b/1.png')],
+        [with_header('GNU.sparse.map', 'x,y')],
+        [with_header('GNU.sparse.size', 'many')],
+        [member('.')],
+        [member('train', tarfile.DIRTYPE), member('train')],
+        [member('train'), member('train', tarfile.DIRTYPE)],
+        [member('train'), member('train/a/0.png')],
+        [member('train/a/' + 'x' * 300)],
+    ],
+)
+def test_senseless_archive_is_refused(tmp_path: Path, cache: Path, bad: list[tarfile.TarInfo]) -> None:
+    archive = tars(tmp_path / 'set.tar', member('notes', tarfile.DIRTYPE), *bad)
+    with pytest.raises(UserError, match=r'set\.tar is truncated or corrupt') as error:
+        locate.find_root(archive)
+    assert_one_line(error)
+    assert 'make room' not in str(error.value)
+    assert list(cache.iterdir()) == []
+
+
+def test_endless_chain_of_headers_is_refused(tmp_path: Path) -> None:
+    header = member('././@LongLink', tarfile.GNUTYPE_LONGNAME).tobuf(tarfile.GNU_FORMAT)
+    (tmp_path / 'set.tar').write_bytes(header * 3000)
+    with pytest.raises(UserError, match='truncated or corrupt') as error:
+        locate.find_root(tmp_path / 'set.tar')
+    assert_one_line(error)
+
+
+def test_archive_larger_than_the_disk_is_refused(
+    tmp_path: Path,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    files = [member(f'{split}/a/0.png') for split in ('train', 'val')]
+    for info in files:
+        info.size = 600
+    archive = tars(tmp_path / 'set.tar', *files)
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: SimpleNamespace(free=1199))
+    with pytest.raises(
+        UserError, match=r"more than the free space in .*'val/a/0\.png' no longer fits.*make room"
+    ) as error:
+        locate.find_root(archive)
+    assert_one_line(error)
+    assert list(cache.iterdir()) == []
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: SimpleNamespace(free=1200))
+    assert locate.find_root(archive).parent == cache
+
+
+def test_archive_that_denies_its_size_is_refused(tmp_path: Path) -> None:
+    bad = member('train/a/1.png')
+    header = bytearray(bad.tobuf(tarfile.GNU_FORMAT))
+    header[124:136] = b'\xff' * 10 + (-512 & 0xFFFF).to_bytes(2, 'big')
+    header[148:156] = f'{sum(header[:148]) + sum(header[156:]) + 8 * 32:06o}\0 '.encode()
+    (tmp_path / 'set.tar').write_bytes(bytes(header) + bytes(1024))
+    with pytest.raises(UserError, match='negative size') as error:
+        locate.find_root(tmp_path / 'set.tar')
+    assert_one_line(error)
+
+
+def test_archive_is_read_once_at_a_later_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = make_archive(tmp_path / 'imagenette2-160.tgz', make_imagenette(tmp_path / 'data'))
+    publish(monkeypatch, 'https://example.org/imagenette2-160.tgz', hashlib.md5(archive.read_bytes()).hexdigest())
+    root = locate.find_root(archive)
+    opened = []
+    path_open = Path.open
+
+    def count(path: Path, *args: Any, **options: Any) -> Any:
+        opened.append(path)
+        return path_open(path, *args, **options)
+
+    monkeypatch.setattr(Path, 'open', count)
+    assert locate.find_root(archive) == root
+    assert opened == [archive]
+
+
+def test_damaged_cache_names_the_remedy(tmp_path: Path, cache: Path) -> None:
+    archive = make_archive(tmp_path / 'set.tgz', make_imagenette(tmp_path / 'data'))
+    shutil.rmtree(locate.find_root(archive) / 'val')
+    (folder,) = cache.iterdir()
+    with pytest.raises(UserError, match=rf'{folder}.* hold train/ and val/: .* remove it to unpack it again') as error:
+        locate.find_root(archive)
+    assert_one_line(error)
+    shutil.rmtree(folder)
+    assert len(folders.load_split(locate.find_root(archive))) == 4
+
+
+def with_wrong_byte(data: bytes, position: int) -> bytes:
+    return data[:position] + bytes([data[position] ^ 0xFF]) + data[position + 1 :]
+
+
+def member_offset(archive: Path, index: int) -> int:
+    with tarfile.open(archive) as tar:
+        return tar.getmembers()[index].offset
+
+
+@pytest.mark.parametrize('name', ['set.tgz', 'set.tar'])
+def test_damaged_archive_is_refused(tmp_path: Path, cache: Path, name: str) -> None:
+    data = make_archive(tmp_path / name, make_imagenette(tmp_path / 'data', count=20)).read_bytes()
+    broken = {'half': data[: len(data) // 2], 'text': b'not a tar' * 200, 'empty': b''}
+    if name.endswith('.tgz'):  # checksums: the file's content, and (last) the compressor's own
+        broken |= {f'byte {i} wrong': with_wrong_byte(data, i) for i in (len(data) // 3, len(data) // 2, len(data) - 8)}
+        broken['end missing'] = data[:-8]
+    else:  # tarfile takes both of these for the end of the archive
+        broken['header wrong'] = with_wrong_byte(data, member_offset(tmp_path / name, 10))
+        broken['cut between members'] = data[: member_offset(tmp_path / name, 10)]
+    for kind, content in broken.items():
+        archive = tmp_path / f'{kind}-{name}'
+        archive.write_bytes(content)
+        with pytest.raises(UserError, match='download it again') as error:
+            locate.find_root(archive)
+        assert_one_line(error)
+        assert str(archive) in str(error.value)
+        assert not cache.exists() or list(cache.iterdir()) == []
+
+
+def test_archive_without_a_data_set_is_refused(tmp_path: Path, cache: Path) -> None:
+    (tmp_path / 'data' / 'cats').mkdir(parents=True)
+    archive = make_archive(tmp_path / 'set.tgz', tmp_path / 'data')
+    with pytest.raises(UserError, match=r'archive .*set\.tgz holds no train/ and val/'):
+        locate.find_root(archive)
+    assert list(cache.iterdir()) == []
+
+
+def test_official_name_means_official_checksum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = make_archive(tmp_path / 'imagenette2-160.tgz', make_imagenette(tmp_path / 'data'))
+    found = hashlib.md5(archive.read_bytes()).hexdigest()
+    with pytest.raises(UserError, match=f'expected md5 e793b78cc4c9e9a4ccc0c1155377a412, found {found}: download'):
+        locate.find_root(archive)
+    publish(monkeypatch, 'https://example.org/imagenette2-160.tgz', found)
+    assert len(folders.load_split(locate.find_root(archive))) == 4
+
+
+def test_unwritable_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / 'file').touch()
+    monkeypatch.setenv('IMAGENETTE_ZOO_CACHE', str(tmp_path / 'file' / 'cache'))
+    archive = make_archive(tmp_path / 'set.tgz', make_imagenette(tmp_path / 'data'))
+    with pytest.raises(UserError, match='IMAGENETTE_ZOO_CACHE') as error:
+        locate.find_root(archive)
+    assert_one_line(error)
+
+
+def publish(monkeypatch: pytest.MonkeyPatch, url: str, md5: str) -> None:
+    from torchvision.datasets import Imagenette
+
+    monkeypatch.setitem(Imagenette._ARCHIVES, '160px', (url, md5))
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *args: object) -> None:
+            pass
+
+    (tmp_path / 'www').mkdir()
+    httpd = ThreadingHTTPServer(('127.0.0.1', 0), partial(Quiet, directory=str(tmp_path / 'www')))
+    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    yield f'http://127.0.0.1:{httpd.server_port}'
+    httpd.shutdown()
+    httpd.server_close()
+
+
+@pytest.mark.usefixtures('no_imagenette_dir')
+def test_fetch(
+    tmp_path: Path,
+    cache: Path,
+    server: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    archive = make_archive(tmp_path / 'www' / 'imagenette2-160.tgz', make_imagenette(tmp_path / 'data', WNIDS))
+    url = f'{server}/imagenette2-160.tgz'
+
+    publish(monkeypatch, url, '0' * 32)
+    with pytest.raises(UserError, match='expected md5 00000') as error:
+        archives.fetch('160')
+    assert_one_line(error)
+    assert list(cache.iterdir()) == []
+
+    publish(monkeypatch, url, hashlib.md5(archive.read_bytes()).hexdigest())
+    assert data.fetch_command('160') == 0
+    captured = capsys.readouterr()
+    assert str(cache / 'imagenette2-160') in captured.out
+    assert captured.err == ''
+    assert 'imagenette-zoo train finds it there' in captured.out
+    root = locate.find_root(None)
+    assert root == cache / 'imagenette2-160'
+    assert sorted(path.name for path in root.iterdir()) == ['train', 'val']
+    assert len(folders.load_split(root)) == 20
+
+    archive.unlink()
+    monkeypatch.setenv('IMAGENETTE_DIR', str(make_imagenette(cache / 'mine')))
+    assert data.fetch_command('160') == 0  # no second download
+    assert f'mine is what is used without --data-dir; give --data-dir {root}' in capsys.readouterr().out
+    shutil.rmtree(root / 'val')
+    with pytest.raises(UserError, match='imagenette2-160 exists but does not hold train/ and val/: remove it'):
+        archives.fetch('160')
+
+
+def test_fetch_without_network(cache: Path, monkeypatch: pytest.MonkeyPatch, server: str) -> None:
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    for url, reason in (
+        (f'http://127.0.0.1:{port}/imagenette2-160.tgz', 'Connection refused'),
+        (f'{server}/imagenette2-160.tgz', 'HTTP Error 404: File not found'),
+    ):
+        publish(monkeypatch, url, '0' * 32)
+        with pytest.raises(UserError, match=reason) as error:
+            archives.fetch('160')
+        assert_one_line(error)
+        assert url in str(error.value)
+        assert list(cache.iterdir()) == []
+
+
+def test_fetch_of_an_unknown_size() -> None:
+    with pytest.raises(UserError, match="'64' is unknown: expected one of 160, 320, full"):
+        archives.fetch('64')

@@ -1,0 +1,195 @@
+"""Image folders: listed in order, sliced, labelled."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from imagenette_zoo.data import constants, folders, locate
+from imagenette_zoo.errors import UserError
+from tests.data.imagenette import WNIDS, assert_one_line, gradient, make_imagenette, touch
+
+
+def test_names_are_in_wnid_order() -> None:
+    assert sorted(WNIDS) == WNIDS
+    assert list(constants.IMAGENETTE.values()) == [
+        'tench',
+        'English springer',
+        'cassette player',
+        'chain saw',
+        'church',
+        'French horn',
+        'garbage truck',
+        'gas pump',
+        'golf ball',
+        'parachute',
+    ]
+
+
+def test_split_of_known_and_of_own_classes(tmp_path: Path) -> None:
+    for name in ('train/n01440764/a.JPEG', 'train/n02086240/b.png', 'train/mine/deep/er/c.WebP', 'val/mine/d.tif'):
+        touch(tmp_path / name)
+    for name in ('train/mine/.hidden.png', 'train/mine/notes.txt', 'train/.git/x.png', 'train/list.png'):
+        touch(tmp_path / name)
+    train = folders.load_split(tmp_path)
+    assert train.classes == ('mine', 'n01440764', 'n02086240')
+    assert train.class_names == ('mine', 'tench', 'n02086240')
+    assert train.paths == ('train/mine/deep/er/c.WebP', 'train/n01440764/a.JPEG', 'train/n02086240/b.png')
+    assert train.targets == (0, 1, 2)
+    assert len(train) == 3
+    val = folders.load_split(tmp_path, 'validation', classes=train.classes)
+    assert (val.split, val.paths, val.targets, val.classes) == ('val', ('val/mine/d.tif',), (0,), train.classes)
+
+
+def test_slices_of_a_split(tmp_path: Path) -> None:
+    """Whole and disjoint together, of every class, the same at every call, and in the split's order."""
+    make_imagenette(tmp_path)
+    for number in range(20):
+        touch(tmp_path / 'train' / 'mine' / f'{number}.png')
+    whole = folders.load_split(tmp_path)
+    first, rest = (folders.load_split(tmp_path, f'train[{part}]', whole.classes) for part in (':85%', '85%:'))
+    assert sorted(first.paths + rest.paths) == sorted(whole.paths)
+    assert (first.split, rest.split) == ('train[:85%]', 'train[85%:]')  # the cache keeps the latest of each
+    mine = [path for path in rest.paths if '/mine/' in path]
+    assert mine == [f'train/mine/{number}.png' for number in (1, 7, 11)]  # drawn, on every machine alike
+    assert first.paths == tuple(path for path in whole.paths if path in first.paths)
+    assert first.paths == folders.load_split(tmp_path, 'train[0%:85%]', whole.classes).paths
+
+
+@pytest.mark.parametrize(
+    'split', ['train[:85]', 'train[85%:85%]', 'train[50%:10%]', 'train[:101%]', 'train[', 'train[]']
+)
+def test_no_slices(tmp_path: Path, split: str) -> None:
+    make_imagenette(tmp_path)
+    with pytest.raises(UserError, match='a slice is like') as error:
+        folders.load_split(tmp_path, split)
+    assert_one_line(error)
+
+
+def test_slices_without_images(tmp_path: Path) -> None:
+    make_imagenette(tmp_path)
+    touch(tmp_path / 'train' / 'mine' / 'only.png')
+    with pytest.raises(UserError, match=r'mine gives train\[:50%\] no images') as error:
+        folders.load_split(tmp_path, 'train[:50%]')
+    assert_one_line(error)
+    with pytest.raises(UserError, match=r'its classes are too small for val\[:1%\]') as error:
+        folders.load_split(tmp_path, 'val[:1%]', folders.load_split(tmp_path).classes)
+    assert_one_line(error)
+
+
+def test_order_is_timms(tmp_path: Path) -> None:
+    from timm.data.readers.reader_image_folder import ReaderImageFolder
+
+    for name in ('class10', 'class2', 'Class1', 'b', 'b-side', 'n02'):
+        for file in ('img10.jpg', 'img2.png', 'IMG1.JPEG', '007.jpg'):
+            touch(tmp_path / 'train' / name / file)
+    images = folders.load_split(tmp_path)
+    timm = ReaderImageFolder(str(tmp_path / 'train'))
+    assert {name: i for i, name in enumerate(images.classes)} == timm.class_to_idx
+    assert [(str(tmp_path / path), target) for path, target in zip(images.paths, images.targets, strict=True)] == (
+        timm.samples
+    )
+
+
+def test_class_that_training_lacks(tmp_path: Path) -> None:
+    make_imagenette(tmp_path)
+    (tmp_path / 'val' / WNIDS[0]).rename(tmp_path / 'val' / 'zebra')
+    train = folders.load_split(tmp_path)
+    with pytest.raises(UserError, match=r"class 'zebra' is in .*val but not among the training classes") as error:
+        folders.load_split(tmp_path, 'validation', classes=train.classes)
+    assert_one_line(error)
+
+
+def test_empty_classes_and_splits(tmp_path: Path) -> None:
+    make_imagenette(tmp_path)
+    (tmp_path / 'val' / 'extra').mkdir()
+    assert len(folders.load_split(tmp_path, 'val', classes=WNIDS[:2])) == 4
+    (tmp_path / 'train' / 'extra').mkdir()
+    with pytest.raises(UserError, match='extra holds no images'):
+        folders.load_split(tmp_path)
+    (tmp_path / 'flat').mkdir()
+    Image.fromarray(gradient()).save(tmp_path / 'flat' / 'a.png')
+    with pytest.raises(UserError, match='flat holds no images: expected <class>/<image>'):
+        folders.load_split(tmp_path, 'flat')
+    with pytest.raises(UserError, match='has no test/'):
+        folders.load_split(tmp_path, 'test')
+
+
+def write_noise(root: Path, rows: list[list[str]], header: str = 'path,noisy_labels_0,noisy_labels_5,is_valid') -> None:
+    (root / 'noisy_imagenette.csv').write_text('\n'.join([header, *(','.join(row) for row in rows)]) + '\n')
+
+
+def noise_rows(root: Path, noisy: str) -> list[list[str]]:
+    images = folders.load_split(root)
+    rows = [[path, path.split('/')[1], path.split('/')[1], 'False'] for path in images.paths]
+    rows[0][2] = noisy
+    return rows
+
+
+def test_label_noise(tmp_path: Path) -> None:
+    make_imagenette(tmp_path)
+    images = folders.load_split(tmp_path)
+    assert folders.with_label_noise(images, 0) == images
+    write_noise(tmp_path, noise_rows(tmp_path, WNIDS[1]))
+    noisy = folders.with_label_noise(images, 5)
+    assert images.targets == (0, 0, 1, 1)
+    assert noisy.targets == (1, 0, 1, 1)
+    assert noisy.paths == images.paths
+
+
+def test_wrong_label_noise(tmp_path: Path) -> None:
+    make_imagenette(tmp_path)
+    images = folders.load_split(tmp_path)
+    with pytest.raises(UserError, match='label noise 7 is unknown: expected one of 0, 1, 5, 25, 50'):
+        folders.with_label_noise(images, 7)
+    with pytest.raises(UserError, match=r'noisy_imagenette\.csv, which does not exist'):
+        folders.with_label_noise(images, 5)
+    write_noise(tmp_path, noise_rows(tmp_path, WNIDS[1]))
+    with pytest.raises(UserError, match="no column 'noisy_labels_25'"):
+        folders.with_label_noise(images, 25)
+    write_noise(tmp_path, noise_rows(tmp_path, 'zebra'))
+    with pytest.raises(UserError, match="label 'zebra'"):
+        folders.with_label_noise(images, 5)
+    rows = noise_rows(tmp_path, 'zebra')
+    write_noise(tmp_path, [*rows[:-1], rows[-1][:2]])
+    with pytest.raises(UserError, match=r'holds the label') as error:
+        folders.with_label_noise(images, 5)
+    assert_one_line(error)
+    write_noise(tmp_path, noise_rows(tmp_path, WNIDS[1])[1:])
+    with pytest.raises(UserError, match=f'no training label for {images.paths[0]}'):
+        folders.with_label_noise(images, 5)
+    (tmp_path / 'noisy_imagenette.csv').write_bytes(b'\xff\xfe\x00path')
+    with pytest.raises(UserError, match=r'cannot be read|no column'):
+        folders.with_label_noise(images, 5)
+
+
+def test_label_noise_is_for_training_images_only(tmp_path: Path) -> None:
+    make_imagenette(tmp_path)
+    val = folders.load_split(tmp_path, 'val')
+    write_noise(tmp_path, [[path, path.split('/')[1], path.split('/')[1], 'True'] for path in val.paths])
+    with pytest.raises(UserError, match='no training label'):
+        folders.with_label_noise(val, 5)
+
+
+def test_real_imagenette_is_listed_whole(imagenette_dir: Path) -> None:
+    root = locate.find_root(imagenette_dir)
+    train, val = folders.load_split(root), folders.load_split(root, 'validation')
+    assert (len(train), len(val)) == (9469, 3925)
+    assert train.classes == val.classes == tuple(WNIDS)
+    assert train.class_names == tuple(constants.IMAGENETTE.values())
+    counts = np.bincount(train.targets)
+    assert (counts.min(), counts.max()) == (858, 993)
+
+
+@pytest.mark.parametrize('percent', [1, 5, 25, 50])
+def test_real_label_noise(imagenette_dir: Path, percent: int) -> None:
+    images = folders.load_split(locate.find_root(imagenette_dir))
+    noisy = folders.with_label_noise(images, percent)
+    with (images.root / 'noisy_imagenette.csv').open(newline='') as file:
+        rows = [row for row in csv.DictReader(file) if row['is_valid'] == 'False']
+    expected = sum(row['noisy_labels_0'] != row[f'noisy_labels_{percent}'] for row in rows)
+    changed = sum(a != b for a, b in zip(images.targets, noisy.targets, strict=True))
+    assert changed == expected
+    assert abs(changed / len(images) - percent / 100) < 0.01

@@ -14,8 +14,9 @@ from ..errors import UserError, nearest
 from ..report.page import check_packages, write_report
 from ..study.estimate import image_counts, seconds_per_epoch
 from ..study.plan import Study, find_study, make_study, plain_name, read_study
+from ..study.process import Place, epochs_done
 from ..study.records import Record, by_run, group_runs, samples_of, study_records
-from ..study.runner import Place, Trials, check_models, epochs_done, run_study, state_of
+from ..study.runner import Trials, check_models, run_study, state_of
 from ..study.statistics import interval, judge, threshold
 from ..utils.console import Console, duration, table
 

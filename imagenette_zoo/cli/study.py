@@ -67,7 +67,7 @@ def _add_study(parser: argparse.ArgumentParser) -> None:
 
 
 def _study(args: argparse.Namespace) -> int:
-    from ..study.runner import Place
+    from ..study.process import Place
     from .studies import study_command
 
     place = Place(Path(args.output, Path(args.study).stem), args.data_dir, args.device, args.jobs)
@@ -87,7 +87,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     from ..study.plan import plain_name
-    from ..study.runner import Place
+    from ..study.process import Place
     from .studies import run_command
 
     flags = given_flags(args, Recipe)

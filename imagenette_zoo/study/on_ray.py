@@ -22,7 +22,8 @@ from ..utils.console import Console
 from ..utils.files import write_atomic
 from .analysis import FILES
 from .plan import Study, Trial
-from .runner import Place, Trials, commands, opened, reason, sigterm_interrupts, told
+from .process import Place, commands, reason, told
+from .runner import Trials, opened, sigterm_interrupts
 
 __all__ = ['run_on_ray']
 

@@ -19,7 +19,8 @@ from imagenette_zoo.cli.main import main
 from imagenette_zoo.errors import UserError
 from imagenette_zoo.study import on_ray
 from imagenette_zoo.study.plan import read_study
-from imagenette_zoo.study.runner import Place, Trials, environment, state_of
+from imagenette_zoo.study.process import Place, environment
+from imagenette_zoo.study.runner import Trials, state_of
 from imagenette_zoo.training.trainer import train
 from imagenette_zoo.utils.files import ProcessLock
 from tests.conftest import make_folder

@@ -14,7 +14,7 @@ from ..errors import UserError, nearest
 from ..report.page import check_packages, write_report
 from ..study.estimate import image_counts, seconds_per_epoch
 from ..study.plan import Study, find_study, make_study, plain_name, read_study
-from ..study.process import Place, epochs_done
+from ..study.process import Slot, epochs_done
 from ..study.records import Record, by_run, group_runs, samples_of, study_records
 from ..study.runner import Trials, check_models, run_study, state_of
 from ..study.statistics import interval, judge, threshold
@@ -25,7 +25,7 @@ __all__ = ['dry_run', 'report_command', 'run_command', 'study_command']
 
 def study_command(
     name: str,
-    place: Place,
+    slot: Slot,
     *,
     only: Sequence[str] = (),
     budget: float | None = None,
@@ -36,7 +36,7 @@ def study_command(
 
     Args:
         name: Its file, or the name of one that comes with the package.
-        place: Where and how; the study gets a folder of its name there.
+        slot: Where and how; the study gets a folder of its name there.
         only: Names of runs.
         budget: Hours, instead of the study's own.
         plan_only: Only says what would be done and what it would take.
@@ -49,11 +49,11 @@ def study_command(
     for run in only:
         if run not in study.runs:
             raise UserError(f'--only: {name} has no run {run!r}{nearest(run, study.runs)}')
-    _carry_out(study, place, Console(), only=only, budget=budget, plan_only=plan_only, ray=ray)
+    _carry_out(study, slot, Console(), only=only, budget=budget, plan_only=plan_only, ray=ray)
 
 
 def run_command(
-    models: Sequence[str], recipe: Recipe, seeds: int, place: Place, *, plan_only: bool = False, ray: str | None = None
+    models: Sequence[str], recipe: Recipe, seeds: int, slot: Slot, *, plan_only: bool = False, ray: str | None = None
 ) -> None:
     """Trains models by one recipe with several seeds, and reports.
 
@@ -61,7 +61,7 @@ def run_command(
         models: Their names.
         recipe: All other options.
         seeds: How many.
-        place: Where and how.
+        slot: Where and how.
         plan_only: Only says what would be done and what it would take.
         ray: The address of a Ray cluster that the trainings are sent to.
 
@@ -72,12 +72,12 @@ def run_command(
     if len(recipes) != len(models):
         raise UserError(f'a model is given twice, or two names differ by punctuation only: {" ".join(models)}')
     study = make_study(' and '.join(models), recipes, tuple(range(1, seeds + 1)))
-    _carry_out(study, place, Console(), plan_only=plan_only, ray=ray)
+    _carry_out(study, slot, Console(), plan_only=plan_only, ray=ray)
 
 
 def _carry_out(
     study: Study,
-    place: Place,
+    slot: Slot,
     console: Console,
     *,
     only: Sequence[str] = (),
@@ -86,31 +86,31 @@ def _carry_out(
     ray: str | None = None,
 ) -> None:
     if plan_only:
-        dry_run(study, place, console, only, budget)
+        dry_run(study, slot, console, only, budget)
         return
-    if ray is not None and (budget is not None or place.jobs > 1):
+    if ray is not None and (budget is not None or slot.jobs > 1):
         raise UserError('--ray: --budget and --jobs are for one machine: leave them out')
     check_packages()
     if ray is None:
-        found = run_study(study, place, console, only=only, budget=budget)
+        found = run_study(study, slot, console, only=only, budget=budget)
     else:
         from ..study.on_ray import run_on_ray
 
         if study.budget is not None:
             console.line(f'the budget of {study.budget:g} h is for one machine: a Ray cluster does all of it')
-        found = run_on_ray(study, place, console, ray, only=only)
+        found = run_on_ray(study, slot, console, ray, only=only)
     try:
-        _report(study, place, console)
+        _report(study, slot, console)
     except UserError as error:
         if found.failed:  # which are what is raised, then
             console.line(f'no report: {error}')
-        _say_failures(found, place, console)
+        _say_failures(found, slot, console)
         raise
-    _say_failures(found, place, console)
+    _say_failures(found, slot, console)
 
 
-def _report(study: Study, place: Place, console: Console) -> None:
-    records = study_records(study, place.output)
+def _report(study: Study, slot: Slot, console: Console) -> None:
+    records = study_records(study, slot.output)
     if not records:
         return
     console.line()
@@ -118,11 +118,11 @@ def _report(study: Study, place: Place, console: Console) -> None:
     if study.claims:
         console.line()
         console.line(verdicts(study, records))
-    page = write_report(place.output / 'report', records, study=study, data_dir=place.data_dir)
+    page = write_report(slot.output / 'report', records, study=study, data_dir=slot.data_dir)
     console.line(f'\nreport: {page}')
 
 
-def _say_failures(found: Trials, place: Place, console: Console) -> None:
+def _say_failures(found: Trials, slot: Slot, console: Console) -> None:
     reasons: dict[str, list[str]] = {}
     for name, reason in found.left.items():
         reasons.setdefault(reason, []).append(name)
@@ -131,11 +131,11 @@ def _say_failures(found: Trials, place: Place, console: Console) -> None:
     if found.failed:
         shown = '; '.join(f'{name}: {reason}' for name, reason in found.failed.items())
         count = len(found.failed) + len(found.done) + len(found.left)
-        raise UserError(f'{len(found.failed)} of {count} trainings failed (see {place.output / "logs"}): {shown}')
+        raise UserError(f'{len(found.failed)} of {count} trainings failed (see {slot.output / "logs"}): {shown}')
 
 
 def dry_run(
-    study: Study, place: Place, console: Console, only: Sequence[str] = (), budget: float | None = None
+    study: Study, slot: Slot, console: Console, only: Sequence[str] = (), budget: float | None = None
 ) -> float:
     """Prints what would be trained and what it would take; returns the hours."""
     check_models(study)
@@ -145,21 +145,21 @@ def dry_run(
         if only and name not in only:
             continue
         trials = [trial for trial in study.trials() if trial.run == name]
-        states = [state_of(trial, place) for trial in trials]
-        counts = image_counts(run.recipe, place.data_dir)
+        states = [state_of(trial, slot) for trial in trials]
+        counts = image_counts(run.recipe, slot.data_dir)
         epochs = sum(
-            trial.recipe.epochs - epochs_done(place.output / trial.name)
+            trial.recipe.epochs - epochs_done(slot.output / trial.name)
             for trial, state in zip(trials, states, strict=True)
             if state != 'done'
         )
-        recipe = run.recipe.replace(device=place.device or run.recipe.device)
+        recipe = run.recipe.replace(device=slot.device or run.recipe.device)
         hours = epochs * seconds_per_epoch(recipe, counts) / 3600 if epochs else 0.0
         total += hours
         size = 'own' if recipe.img_size is None else str(recipe.img_size)
         shown = [str(states.count(state)) for state in ('done', 'begun')]
         rows.append((name, recipe.model, size, str(recipe.epochs), str(len(trials)), *shown, f'{hours:.2f}'))
     console.line(table(rows))
-    wall = total / min(place.jobs, max(1, torch.cuda.device_count()))  # several on one device share it
+    wall = total / min(slot.jobs, max(1, torch.cuda.device_count()))  # several on one device share it
     console.line(f'\nabout {duration(3600 * wall)} to go, by a few steps of each on this machine, without set-up')
     if (limit := budget or study.budget) is not None:
         console.line(f'the budget is {limit:g} h of training and validation, what is done included')

@@ -67,11 +67,11 @@ def _add_study(parser: argparse.ArgumentParser) -> None:
 
 
 def _study(args: argparse.Namespace) -> int:
-    from ..study.process import Place
+    from ..study.process import Slot
     from .studies import study_command
 
-    place = Place(Path(args.output, Path(args.study).stem), args.data_dir, args.device, args.jobs)
-    study_command(args.study, place, only=args.only, budget=args.budget, plan_only=args.dry_run, ray=args.ray)
+    slot = Slot(Path(args.output, Path(args.study).stem), args.data_dir, args.device, args.jobs)
+    study_command(args.study, slot, only=args.only, budget=args.budget, plan_only=args.dry_run, ray=args.ray)
     return 0
 
 
@@ -87,7 +87,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     from ..study.plan import plain_name
-    from ..study.process import Place
+    from ..study.process import Slot
     from .studies import run_command
 
     flags = given_flags(args, Recipe)
@@ -104,8 +104,8 @@ def _run(args: argparse.Namespace) -> int:
     if len(name) > LONGEST_NAME:
         raise UserError('so many models make a long name: choose one with --experiment NAME')
     recipe = Recipe.load(args.config, **flags).replace(experiment=None)
-    place = Place(Path(recipe.output, name), recipe.data_dir, flags.get('device'), args.jobs)
-    run_command(args.models, recipe, args.seeds, place, plan_only=args.dry_run, ray=args.ray)
+    slot = Slot(Path(recipe.output, name), recipe.data_dir, flags.get('device'), args.jobs)
+    run_command(args.models, recipe, args.seeds, slot, plan_only=args.dry_run, ray=args.ray)
     return 0
 
 

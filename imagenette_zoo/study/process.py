@@ -23,14 +23,14 @@ from ..utils.environment import available_cores
 from ..utils.files import write_atomic
 from .plan import Trial, differing
 
-__all__ = ['Job', 'Place', 'commands', 'environment', 'epochs_done', 'reason', 'told']
+__all__ = ['Job', 'Slot', 'commands', 'environment', 'epochs_done', 'outcome', 'reason']
 
 PR_SET_PDEATHSIG = 1
 LIBC: Any = ctypes.CDLL(None) if sys.platform == 'linux' else None
 
 
 @dataclass(frozen=True)
-class Place:
+class Slot:
     """Where and how the trainings of a study run.
 
     Args:
@@ -51,32 +51,32 @@ class Place:
         return [word for name, value in given.items() if value for word in (name, value)]
 
 
-def commands(trial: Trial, place: Place) -> list[list[str]]:
-    """What a training is made of, each a command that a person can give as well; its recipe is written for them."""
-    recipe = place.output / 'recipes' / f'{trial.run}.yaml'
+def commands(trial: Trial, slot: Slot) -> list[list[str]]:
+    """The commands that make up a training, as a person can give them as well; its recipe is written for them."""
+    recipe = slot.output / 'recipes' / f'{trial.run}.yaml'
     recipe.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(
         recipe, yaml.safe_dump(differing(trial.recipe.as_dict(), Recipe().as_dict()), sort_keys=False).encode()
     )
-    words = ['--seed', str(trial.recipe.seed), '--output', str(place.output), '--experiment', trial.name, '--resume']
+    words = ['--seed', str(trial.recipe.seed), '--output', str(slot.output), '--experiment', trial.name, '--resume']
     program = [sys.executable, '-m', 'imagenette_zoo']
     return [
-        [*program, 'train', '-c', str(recipe), *words, *place.flags()],
-        [*program, 'analyse', str(place.output / trial.name), *place.flags()],
+        [*program, 'train', '-c', str(recipe), *words, *slot.flags()],
+        [*program, 'analyse', str(slot.output / trial.name), *slot.flags()],
     ]
 
 
 class Job:
     """A training under way: its commands one after the other, what they print in a log."""
 
-    def __init__(self, trial: Trial, place: Place, slot: int) -> None:
+    def __init__(self, trial: Trial, slot: Slot, number: int) -> None:
         self.trial = trial
-        self.slot = slot
-        self.folder = place.output / trial.name
-        self.log = place.output / 'logs' / f'{trial.name}.log'
+        self.number = number
+        self.folder = slot.output / trial.name
+        self.log = slot.output / 'logs' / f'{trial.name}.log'
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        self._commands = deque(commands(trial, place))
-        self._environment = environment(place.jobs, slot, place.device or trial.recipe.device)
+        self._commands = deque(commands(trial, slot))
+        self._environment = environment(slot.jobs, number, slot.device or trial.recipe.device)
         self._mode = 'wb'
         self._start()
 
@@ -102,14 +102,14 @@ class Job:
         return code
 
 
-def environment(jobs: int, slot: int, device: str = 'auto') -> dict[str, str]:
-    """Cores, and GPUs where the device is none of them, are shared out where several run at the same time."""
+def environment(jobs: int, number: int, device: str = 'auto') -> dict[str, str]:
+    """Cores, and GPUs where the device is none of them, are divided where several run at the same time."""
     own = {'PYTHONPATH': os.pathsep.join(filter(None, sys.path))}
     if jobs > 1:
         own['OMP_NUM_THREADS'] = os.environ.get('OMP_NUM_THREADS', str(max(1, available_cores() // jobs)))
         if (count := torch.cuda.device_count()) > 1 and ':' not in device:
             visible = os.environ.get('CUDA_VISIBLE_DEVICES') or ','.join(map(str, range(count)))
-            own['CUDA_VISIBLE_DEVICES'] = visible.split(',')[slot % count]
+            own['CUDA_VISIBLE_DEVICES'] = visible.split(',')[number % count]
     return {**os.environ, **own}
 
 
@@ -125,8 +125,8 @@ def epochs_done(folder: Path) -> int:
     return 0
 
 
-def told(folder: Path) -> str:
-    """What to say of a training that is done."""
+def outcome(folder: Path) -> str:
+    """A training that is done, in words."""
     result = read_result(folder)
     return f'top-1 {result.top1:.2f} % in {duration(result.seconds.get("total") or 0.0)}'
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from imagenette_zoo.cli import studies
 from imagenette_zoo.cli.main import main
 from imagenette_zoo.errors import UserError
+from imagenette_zoo.report import studies
 from imagenette_zoo.study import on_ray
 from imagenette_zoo.study.plan import read_study
 from imagenette_zoo.study.process import Slot, environment

@@ -155,7 +155,12 @@ def _add_passes(parser: argparse.ArgumentParser) -> None:
 def _passes(args: argparse.Namespace) -> int:
     from ..study.passes import PassesOptions, compare_passes
 
-    compare_passes(PassesOptions(**one_model(args, given_flags(args, PassesOptions))))
+    options = PassesOptions(**one_model(args, given_flags(args, PassesOptions)))
+    report = compare_passes(options)
+    if options.save_figure:
+        from ..report.passes import save_passes_figure
+
+        save_passes_figure(report, Path(options.save_figure))
     return 0
 
 

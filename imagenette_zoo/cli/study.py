@@ -18,9 +18,7 @@ LONGEST_NAME = 100  # of a folder that nobody chose
 
 def _add_plan(parser: argparse.ArgumentParser) -> None:
     """The arguments that `study` and `run` have in common."""
-    parser.add_argument(
-        '--jobs', type=positive, default=1, metavar='N', help='trainings at the same time (default: 1)'
-    )
+    parser.add_argument('--jobs', type=positive, default=1, metavar='N', help='trainings at the same time (default: 1)')
     parser.add_argument('--dry-run', action='store_true', help='only print the plan with the estimated hours')
     parser.add_argument(
         '--ray',

@@ -14,13 +14,33 @@ from .section import count, interval_numbers, mean_text, metric_format, signed
 __all__ = ['HOW', 'claims_summary', 'describe_claim', 'numbers']
 
 SYMBOLS = {'supported': '✓', 'contradicted': '✗', 'undecided': '?'}
+_VERDICTS = (
+    'A claim must hold for other seeds and for other images of the same kind. Final top-1 is therefore compared with '
+    'both as sources of chance: the variance of a difference is that between the seeds of each run plus that between '
+    'images of the paired difference (each image’s share of right answers under one run minus that under the other), '
+    'less what chance adds to single answers, which is in the seeds’ part. '
+    'Other metrics, and top-1 where not all seeds were looked at image by image, have seeds only. Half of an '
+    'interval’s width is the root of the sum of the squares of each part’s own, by Student’s t (Banerjee 1960), which '
+    'holds however much the runs’ spreads differ. McNemar’s test would compare two trainings, not two ideas. The '
+    'p-values of all claims are corrected together by Holm’s method: supported or '
+    f'contradicted is what stays at or below {LEVEL:g}, so that chance alone decides a claim in one study of twenty '
+    'at most; all else is undecided, which is not the same as no effect. A claim of several comparisons is supported '
+    'if all hold, and contradicted if one is found the other way. The 95 % interval of a single difference is not '
+    'corrected. Parameters and GMACs are counted: no test is needed.'
+)
+_MORE_SEEDS = (
+    'How many more seeds would decide a claim: as many as give the test a power of 80 %, if the difference and the '
+    'spread are what they seem. Choose the number once: who adds seeds until a claim is decided errs more often than '
+    f'{LEVEL:.0%}. More seeds do not help where the images are too few.'
+)
+HOW = [('Verdicts', _VERDICTS), ('More seeds', _MORE_SEEDS)]  # headings and paragraphs
 
 
 def numbers(study: Study, runs: Mapping[str, Sequence[Record]]) -> list[dict[str, Any]]:
     """The verdict on each claim of a study.
 
     Args:
-        study: Which claims.
+        study: Its claims are judged.
         runs: The trainings of each run.
     """
     return [_claim(verdict) for verdict in judge(study.claims, samples_of(study.claims, runs))]
@@ -155,23 +175,3 @@ def _effect(finding: Numbers, metric: str) -> str:
     if finding['low'] is None or metric in EXACT:
         return effect
     return f'{effect}, 95 % interval {write(finding["low"])} to {write(finding["high"])}'
-
-
-HOW = [('Verdicts', (
-    'A claim must hold for other seeds and for other images of the same kind. Final top-1 is therefore compared with '
-    'both as sources of chance: the variance of a difference is that between the seeds of each run plus that between '
-    'images of the paired difference (each image’s share of right answers under one run minus that under the other), '
-    'less what chance adds to single answers, which is in the seeds’ part. '
-    'Other metrics, and top-1 where not all seeds were looked at image by image, have seeds only. Half of an '
-    'interval’s width is the root of the sum of the squares of each part’s own, by Student’s t (Banerjee 1960), which '
-    'holds however much the runs’ spreads differ. McNemar’s test would compare two trainings, not two ideas. The '
-    'p-values of all claims are corrected together by Holm’s method: supported or '
-    f'contradicted is what stays at or below {LEVEL:g}, so that chance alone decides a claim in one study of twenty '
-    'at most; all else is undecided, which is not the same as no effect. A claim of several comparisons is supported '
-    'if all hold, and contradicted if one is found the other way. The 95 % interval of a single difference is not '
-    'corrected. Parameters and GMACs are counted: no test is needed.'
-)), ('More seeds', (
-    'How many more seeds would decide a claim: as many as give the test a power of 80 %, if the difference and the '
-    'spread are what they seem. Choose the number once: who adds seeds until a claim is decided errs more often than '
-    f'{LEVEL:.0%}. More seeds do not help where the images are too few.'
-))]

@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import UserError, nearest
 from ..study.records import Record
 from .drawing import COLOURS, INK, Numbers, Picture, draw_picture, legend, names, run_label, short, short_label
-from .section import MOST_CLASSES, Cell, Figure, Section, Table, mean_text, run_cell, stat
+from .section import MOST_CLASSES, Cell, Figure, Section, Table, mean_text, run_cell, stat_of
 
 __all__ = ['class_table', 'compared', 'numbers', 'section']
 
@@ -16,7 +16,7 @@ __all__ = ['class_table', 'compared', 'numbers', 'section']
 def numbers(records: Sequence[Record]) -> dict[str, Any]:
     """Top-1 of a run by class, as far as all seeds have it."""
     classes = {
-        name: stat([record.result.per_class.get(name) for record in records]) for name in records[0].result.per_class
+        name: stat_of([record.result.per_class.get(name) for record in records]) for name in records[0].result.per_class
     }
     return {name: top1 for name, top1 in classes.items() if top1}
 
@@ -46,9 +46,7 @@ def section(content: Numbers) -> Section:
         return Section('classes', title, [reason])
     caption = 'Mean over seeds; whiskers: 95 % interval, from three seeds on.'
     picture = _two_runs(runs, classes, 'classes')
-    return Section(
-        'classes', title, figures=[Figure(picture, caption, class_table(runs, classes, halves=True))]
-    )
+    return Section('classes', title, figures=[Figure(picture, caption, class_table(runs, classes, halves=True))])
 
 
 def class_table(runs: Sequence[Numbers], classes: Sequence[str], halves: bool = False) -> Table:

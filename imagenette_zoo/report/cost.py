@@ -12,6 +12,12 @@ from .section import Cell, Figure, Section, Table, metric_cell, metric_format, r
 __all__ = ['COSTS', 'HOW', 'fronts', 'section']
 
 COSTS = ('gmacs', 'train_seconds')
+HOW = (
+    'Cost',
+    'GMACs are multiply-accumulates of one image. Times, images/s and memory are of the machine named at the '
+    'top, as busy as it was: compare them only between runs that had it to themselves. A run is on the front '
+    'if no other costs less and is as good, by the means; their intervals are not looked at.',
+)
 
 
 def fronts(content: Numbers) -> dict[str, list[int]]:
@@ -127,13 +133,3 @@ def _number_points(axis: Any, points: Mapping[int, tuple[float, float]]) -> None
         dx, dy = (free or positions)[0]
         taken.append((x + dx, y + dy))
         axis.annotate(str(number), points[number], (dx, dy), textcoords='offset points', ha='center', va='center')
-
-
-HOW = [
-    (
-        'Cost',
-        'GMACs are multiply-accumulates of one image. Times, images/s and memory are of the machine named at the '
-        'top, as busy as it was: compare them only between runs that had it to themselves. A run is on the front '
-        'if no other costs less and is as good, by the means; their intervals are not looked at.',
-    )
-]

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..study.records import Record
 from .drawing import COLOURS, MOST_LINES, Numbers, Picture, draw_picture, legend, names, run_label, short_label
-from .section import Cell, Figure, Section, Table, stat
+from .section import Cell, Figure, Section, Table, stat_of
 
 __all__ = ['learning_curves', 'numbers', 'section']
 
@@ -15,7 +15,6 @@ MARKERS = ('o', 's', '^', 'D', 'v', 'P')
 LINES = ('-', '--', '-.', ':', (0, (6, 1)), (0, (3, 1, 1, 1, 1, 1)))
 LEAST_FOR_A_BAND = 3  # seeds: with two, Student's interval is nine times as wide as they are apart
 MOST_EPOCHS = 25  # in a table
-# Metric: what it is called, its unit, the unit of a difference, decimals, and what one unit is.
 
 
 def numbers(records: Sequence[Record]) -> dict[str, Any]:
@@ -26,7 +25,7 @@ def numbers(records: Sequence[Record]) -> dict[str, Any]:
     ]
     curve = []
     for epoch in sorted(set.intersection(*map(set, seeds))):
-        top1 = stat([seed[epoch] for seed in seeds])
+        top1 = stat_of([seed[epoch] for seed in seeds])
         if top1 and len(records) < LEAST_FOR_A_BAND:
             top1['low'], top1['high'] = min(top1['values']), max(top1['values'])
         if top1:

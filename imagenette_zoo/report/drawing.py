@@ -99,10 +99,12 @@ def run_label(run: Numbers) -> str:
 
 
 def short_label(run: Numbers) -> str:
+    """A run in a legend."""
     return f'{run["number"]} · {short(run["run"], 44)}'
 
 
 def names(runs: Sequence[Numbers]) -> str:
+    """Runs in the title of a picture."""
     return ', '.join(map(run_label, runs))
 
 
@@ -128,6 +130,7 @@ def draw_picture(name: str, title: str, height: float, draw: Callable[[Any], Non
 
 
 def legend(figure: Any, handles: Sequence[Any], labels: Sequence[str]) -> None:
+    """A legend below the figure."""
     figure.legend(list(handles), list(labels), loc='outside lower left', handlelength=3)
 
 

@@ -69,13 +69,17 @@ def write_report(
     worst = mistakes.section(records, data_dir, images)
     content['mistakes'] = mistakes.numbers(worst)
     sections = [
-        runs.section(content),
-        curves.section(content),
-        cost.section(content),
-        classes.section(content),
-        confusion.section(content),
-        worst,
-        passes.section(content),
+        section
+        for section in (
+            runs.section(content),
+            curves.section(content),
+            cost.section(content),
+            classes.section(content),
+            confusion.section(content),
+            worst,
+            passes.section(content),
+        )
+        if section
     ]
     view = {
         'title': content['title'],
@@ -83,13 +87,13 @@ def write_report(
         'notes': setup.notes(content),
         'claims': [claims.describe_claim(claim) for claim in content['claims']],
         'claims_summary': claims.claims_summary(content),
-        'sections': [section for section in sections if section],
+        'sections': sections,
         'how': _how(content),
         'options': setup.options_table(content),
     }
     markdown = markdown or folder / 'report.md'
     view['figures'] = quote(Path(os.path.relpath(folder / 'figures', markdown.parent)).as_posix())
-    pictures = [each.picture for section in sections if section for each in section.figures if each.picture]
+    pictures = [each.picture for section in sections for each in section.figures if each.picture]
     _write(folder, markdown, content, view, pictures)
     return folder / 'report.html'
 
@@ -165,13 +169,13 @@ def _how(content: Numbers) -> list[tuple[str, str]]:
     ]
     if content['claims']:
         paragraphs += claims.HOW
-    paragraphs += [*runs.HOW, *cost.HOW]
+    paragraphs += [runs.HOW, cost.HOW]
     if content['setup']['analysed']:
         metrics = ('gap', 'shift_consistency', 'calibration_error')
         words = '; '.join(f'{metric_format(metric)[0]}: {METRICS[metric].removesuffix(", %")}' for metric in metrics)
         paragraphs.append(('Image by image', f'Of the final weights: {words}.'))
     if any(run['passes'] for run in content['runs']):
-        paragraphs += passes.HOW
+        paragraphs.append(passes.HOW)
     if common := content['options']['common']:
         options = ', '.join(f'{name} {setup.option_value(value)}' for name, value in common.items())
         paragraphs.append(('Options', f'All runs have in common, beside the defaults: {options}.'))

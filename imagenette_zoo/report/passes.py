@@ -19,6 +19,14 @@ from .section import MOST_FIGURES, Cell, Figure, Section, Table, signed
 
 __all__ = ['HOW', 'numbers', 'save_passes_figure', 'section']
 
+HOW = (
+    'Passes',
+    'Linear CKA compares what two passes of a block add to its input (or put out, where that can’t be told apart), '
+    'each position of each image an example: 1 where one is a rotated and scaled copy of the other, so no new '
+    'information. Points lost: top-1 of the whole network minus top-1 when the block merges its other passes only, on '
+    f'{PASSES_IMAGES} validation images (all, where there are fewer); nothing is trained anew.',
+)
+
 
 def numbers(records: Sequence[Record]) -> dict[str, Any] | None:
     """The blocks of a MultiPass model, mean over the seeds that were analysed."""
@@ -117,11 +125,3 @@ def save_passes_figure(report: PassesReport, path: Path) -> None:
     run = {'number': 1, 'run': report.model, 'passes': {'blocks': [asdict(block) for block in report.blocks]}}
     heading = f'{report.model}: top-1 {report.top1:.2f} % on {report.images:,} images'
     write_atomic(path, getattr(_pass_similarity(run, 'passes', heading), path.suffix[1:]))
-
-
-HOW = [('Passes', (
-    'Linear CKA compares what two passes of a block add to its input (or put out, where that can’t be told apart), '
-    'each position of each image an example: 1 where one is a rotated and scaled copy of the other, so no new '
-    'information. Points lost: top-1 of the whole network minus top-1 when the block merges its other passes only, on '
-    f'{PASSES_IMAGES} validation images (all, where there are fewer); nothing is trained anew.'
-))]

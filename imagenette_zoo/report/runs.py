@@ -10,11 +10,17 @@ from ..study.records import Record, sample
 from ..utils.console import duration
 from .classes import class_table
 from .drawing import Numbers
-from .section import MOST_CLASSES, Cell, Section, Table, metric_cell, metric_format, run_cell, stat
+from .section import MOST_CLASSES, Cell, Section, Table, metric_cell, metric_format, run_cell, stat_of
 
 __all__ = ['HOW', 'numbers', 'section']
 
 THRESHOLDS = (80, 85, 90)
+HOW = (
+    'Time to an accuracy',
+    'Seconds of training and validation (epochs likewise) up to the validation that first gave the accuracy, '
+    'interpolated between it and the one before, from a guess at the start. Seeds that never got there make no '
+    'mean: the table says how many did. In a claim they count as the whole training, a lower bound.',
+)
 
 
 def numbers(records: Sequence[Record]) -> dict[str, Any]:
@@ -23,17 +29,17 @@ def numbers(records: Sequence[Record]) -> dict[str, Any]:
     for metric in METRICS:
         if not metric.endswith('_N'):
             values = sample(records, metric)
-            metrics[metric] = stat(values.values) if values else None
+            metrics[metric] = stat_of(values.values) if values else None
     return {'metrics': metrics, 'reach': {str(top1): _reach(records, top1) for top1 in THRESHOLDS}}
 
 
 def _reach(records: Sequence[Record], top1: float) -> dict[str, Any]:
     """How many seeds reached this top-1, and, where all did, after how long."""
     reached = [record.reach('seconds', top1)[1] for record in records]
-    numbers: dict[str, Any] = {'reached': sum(reached), 'of': len(reached)}
+    reach: dict[str, Any] = {'reached': sum(reached), 'of': len(reached)}
     for unit in ('seconds', 'epochs'):
-        numbers[unit] = stat([record.reach(unit, top1)[0] for record in records]) if all(reached) else None
-    return numbers
+        reach[unit] = stat_of([record.reach(unit, top1)[0] for record in records]) if all(reached) else None
+    return reach
 
 
 def section(content: Numbers) -> Section:
@@ -93,13 +99,3 @@ def _reach_cell(reach: Numbers) -> Cell:
     if reach['seconds']:
         return _time_cell(reach['seconds'])
     return Cell(f'{reach["reached"]} of {reach["of"]} seeds' if reach['reached'] else 'not reached')
-
-
-HOW = [
-    (
-        'Time to an accuracy',
-        'Seconds of training and validation (epochs likewise) up to the validation that first gave the accuracy, '
-        'interpolated between it and the one before, from a guess at the start. Seeds that never got there make no '
-        'mean: the table says how many did. In a claim they count as the whole training, a lower bound.',
-    )
-]

@@ -27,12 +27,12 @@ __all__ = [
     'metric_format',
     'run_cell',
     'signed',
-    'stat',
+    'stat_of',
 ]
 
 MOST_FIGURES = 12  # of a kind; the rest is in report.json
 MOST_CLASSES = 60  # in a table or figure
-# Metric: what it is called, its unit, the unit of a difference, decimals, and what one unit is.
+# As `metric_format` gives them.
 FORMATS = {
     'top1': ('top-1', ' %', ' points', 2, 1.0),
     'best_top1': ('best epoch', ' %', ' points', 2, 1.0),
@@ -113,7 +113,7 @@ class Section:
     mistakes: list[Shown] = field(default_factory=list)
 
 
-def stat(values: Sequence[float | None]) -> dict[str, Any] | None:
+def stat_of(values: Sequence[float | None]) -> dict[str, Any] | None:
     """Mean, 95 % interval and the numbers themselves; None where one of them is missing."""
     known = [float(value) for value in values if value is not None and math.isfinite(value)]
     if not known or len(known) < len(values):
@@ -121,9 +121,9 @@ def stat(values: Sequence[float | None]) -> dict[str, Any] | None:
     return {**interval_numbers(interval(known)), 'values': known}
 
 
-def interval_numbers(mean: Interval) -> dict[str, Any]:
-    """The bounds of an interval, fit for JSON."""
-    return {'mean': mean.mean, 'low': mean.low, 'high': mean.high, 'half': mean.half, 'count': mean.count}
+def interval_numbers(bounds: Interval) -> dict[str, Any]:
+    """A mean with its interval, fit for JSON."""
+    return {name: getattr(bounds, name) for name in ('mean', 'low', 'high', 'half', 'count')}
 
 
 def _number_text(value: float, metric: str) -> str:
@@ -138,6 +138,7 @@ def signed(text: str) -> str:
 
 
 def metric_format(metric: str) -> tuple[str, str, str, int, float]:
+    """A metric's name, its unit, the unit of a difference, decimals, and what one unit is."""
     match = THRESHOLD.fullmatch(metric)
     return FORMATS[match[1] if match else metric]
 
@@ -151,17 +152,21 @@ def mean_text(stat: Numbers | None, metric: str) -> str:
 
 
 def metric_cell(stat: Numbers | None, metric: str) -> Cell:
+    """A mean with its interval, sorted by the mean."""
     return Cell(mean_text(stat, metric), stat['mean'] if stat else None)
 
 
-def count(number: int, what: str) -> str:
-    return f'{number:,} {what}{"" if number == 1 else "s"}'
+def count(number: int, noun: str) -> str:
+    """`'1 seed'`, `'2 seeds'`."""
+    return f'{number:,} {noun}{"" if number == 1 else "s"}'
 
 
 def listed(values: Iterable[object]) -> str:
+    """`'1, 2 and 3'`."""
     words = [str(value) for value in values]
     return ', '.join(words[:-1]) + ' and ' + words[-1] if len(words) > 1 else ''.join(words)
 
 
 def run_cell(run: Numbers) -> Cell:
+    """The header of a run's row."""
     return Cell(run_label(run), run['run'])

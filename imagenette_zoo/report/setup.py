@@ -119,4 +119,5 @@ def options_table(content: Numbers) -> Table | None:
 
 
 def option_value(value: object) -> str:
+    """The value of an option in words."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -31,9 +31,7 @@ PUBLISHED = (9469, 3925)  # training and validation images of Imagenette
 STEPS = 3  # of which the first is not counted
 
 
-def dry_run(
-    study: Study, slot: Slot, console: Console, only: Sequence[str] = (), budget: float | None = None
-) -> float:
+def dry_run(study: Study, slot: Slot, console: Console, only: Sequence[str] = (), budget: float | None = None) -> float:
     """Prints what would be trained and what it would take; returns the hours."""
     check_models(study)
     rows: list[tuple[str, ...]] = [('run', 'model', 'px', 'epochs', 'seeds', 'done', 'begun', 'hours to go')]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from ..study.plan import METRICS, THRESHOLD, Study
@@ -62,21 +63,12 @@ def _claim(verdict: Verdict) -> dict[str, Any]:
 
 
 def _finding(finding: Finding) -> dict[str, Any]:
-    comparison = finding.comparison
+    rest = ('effect', 'low', 'high', 'p', 'holds', 'more_seeds', 'note')
     return {
-        'larger': comparison.larger,
-        'smaller': comparison.smaller,
-        'bound': comparison.bound,
-        'ratio': comparison.ratio,
+        **asdict(finding.comparison),
         'larger_mean': interval_numbers(finding.larger) if finding.larger else None,
         'smaller_mean': interval_numbers(finding.smaller) if finding.smaller else None,
-        'effect': finding.effect,
-        'low': finding.low,
-        'high': finding.high,
-        'p': finding.p,
-        'holds': finding.holds,
-        'more_seeds': finding.more_seeds,
-        'note': finding.note,
+        **{name: getattr(finding, name) for name in rest},
     }
 
 

@@ -1,4 +1,4 @@
-"""What a command is, and the arguments that several have."""
+"""A command as the command line knows it, and the arguments that several have."""
 
 from __future__ import annotations
 

@@ -16,6 +16,25 @@ __all__ = ['ANALYSE', 'PASSES', 'REPORT', 'RUN', 'STUDY']
 LONGEST_NAME = 100  # of a folder that nobody chose
 
 
+def _add_passes(parser: argparse.ArgumentParser) -> None:
+    from ..study.passes import PassesOptions
+
+    parser.add_argument('run', nargs='?', metavar='MODEL', help='the same as --model')
+    add_flags(parser, PassesOptions)
+
+
+def _passes(args: argparse.Namespace) -> int:
+    from ..study.passes import PassesOptions, compare_passes
+
+    options = PassesOptions(**one_model(args, given_flags(args, PassesOptions)))
+    report = compare_passes(options)
+    if options.save_figure:
+        from ..report.passes import save_passes_figure
+
+        save_passes_figure(report, Path(options.save_figure))
+    return 0
+
+
 def _add_plan(parser: argparse.ArgumentParser) -> None:
     """The arguments that `study` and `run` have in common."""
     parser.add_argument('--jobs', type=positive, default=1, metavar='N', help='trainings at the same time (default: 1)')
@@ -140,25 +159,6 @@ def _report(args: argparse.Namespace) -> int:
         compare=compare,
         markdown=args.markdown,
     )
-    return 0
-
-
-def _add_passes(parser: argparse.ArgumentParser) -> None:
-    from ..study.passes import PassesOptions
-
-    parser.add_argument('run', nargs='?', metavar='MODEL', help='the same as --model')
-    add_flags(parser, PassesOptions)
-
-
-def _passes(args: argparse.Namespace) -> int:
-    from ..study.passes import PassesOptions, compare_passes
-
-    options = PassesOptions(**one_model(args, given_flags(args, PassesOptions)))
-    report = compare_passes(options)
-    if options.save_figure:
-        from ..report.passes import save_passes_figure
-
-        save_passes_figure(report, Path(options.save_figure))
     return 0
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import os
 import sys
 import time
@@ -11,17 +13,16 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from .. import list_models
 from ..data import cache
 from ..data.archives import fetch
 from ..data.check import CheckReport, ClassReport, check
+from ..data.constants import SIZES
 from ..data.locate import find_root, resolve_dataset
 from ..utils.console import table
+from .command import Command
 
-__all__ = [
-    'fetch_command',
-    'check_command',
-    'cache_command',
-]
+__all__ = ['DATA', 'LIST', 'cache_command', 'check_command', 'fetch_command']
 
 
 def _add_list(parser: argparse.ArgumentParser) -> None:
@@ -29,12 +30,6 @@ def _add_list(parser: argparse.ArgumentParser) -> None:
 
 
 def _list(args: argparse.Namespace) -> int:
-    import dataclasses
-    import json
-
-    from .. import list_models
-    from ..utils.console import table
-
     models = list_models()
     if args.json:
         print(json.dumps([dataclasses.asdict(model) for model in models], indent=2))
@@ -48,22 +43,18 @@ def _list(args: argparse.Namespace) -> int:
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(prog='imagenette-zoo data', dest='action', required=True, metavar='ACTION')
-    fetch = actions.add_parser('fetch', help='download Imagenette into the user cache')
-    from ..data.constants import SIZES
-
-    fetch.add_argument('--size', choices=SIZES, default='160', help='shorter side (default: 160)')
-    check = actions.add_parser('check', help='decode every image and count the classes')
-    check.add_argument('--data-dir', metavar='DIR', help='as in training')
-    check.add_argument('--dataset', default='', metavar='NAME', help='as in training')
-    cache = actions.add_parser('cache', help='list or remove the decoded images in the user cache')
-    what = cache.add_mutually_exclusive_group()
-    what.add_argument('--list', action='store_true', help='list them (the default)')
-    what.add_argument('--clear', action='store_true', help='remove them all')
+    parser = actions.add_parser('fetch', help='download Imagenette into the user cache')
+    parser.add_argument('--size', choices=SIZES, default='160', help='shorter side (default: 160)')
+    parser = actions.add_parser('check', help='decode every image and count the classes')
+    parser.add_argument('--data-dir', metavar='DIR', help='as in training')
+    parser.add_argument('--dataset', default='', metavar='NAME', help='as in training')
+    parser = actions.add_parser('cache', help='list or remove the decoded images in the user cache')
+    action = parser.add_mutually_exclusive_group()
+    action.add_argument('--list', action='store_true', help='list them (the default)')
+    action.add_argument('--clear', action='store_true', help='remove them all')
 
 
 def _data(args: argparse.Namespace) -> int:
-    from .data import cache_command, check_command, fetch_command
-
     if args.action == 'fetch':
         return fetch_command(args.size)
     if args.action == 'cache':
@@ -145,8 +136,8 @@ def _figures(entries: Sequence[ClassReport]) -> tuple[str, str, str, str]:
     """Images, widths, heights and greyscale images of some classes together."""
     return (
         str(sum(entry.count for entry in entries)),
-        _range([side for entry in entries for side in entry.width or ()]),
-        _range([side for entry in entries for side in entry.height or ()]),
+        _range([width for entry in entries for width in entry.width or ()]),
+        _range([height for entry in entries for height in entry.height or ()]),
         str(sum(entry.greyscale for entry in entries)),
     )
 
@@ -156,3 +147,7 @@ def _range(numbers: list[int]) -> str:
         return '-'
     low, high = min(numbers), max(numbers)
     return str(low) if low == high else f'{low}-{high}'
+
+
+LIST = Command('list', 'list the models of the zoo', _add_list, _list)
+DATA = Command('data', 'fetch and check the data, list and clear its cache', _add_data, _data, ' ACTION')

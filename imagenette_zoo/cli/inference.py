@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 
 from ..config.fields import add_flags, given_flags
 from ..config.groups import ValidationOptions
+from .command import Command
+
+__all__ = ['PREDICT', 'VALIDATE']
 
 
 def _add_validate(parser: argparse.ArgumentParser) -> None:
@@ -28,20 +32,24 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
 
 
 def _predict(args: argparse.Namespace) -> int:
-    import json
-
     from ..inference.predict import PredictOptions, describe, predict_each
     from ..utils.console import Console
 
     options, console = PredictOptions(**given_flags(args, PredictOptions)), Console()
-    found = []
+    predictions = []
     for prediction in predict_each(args.images, options, console):
         if args.json:
-            found.append(prediction.as_json())
+            predictions.append(prediction.as_json())
         else:
             console.line(describe(prediction))
     if args.json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(predictions, indent=2))
     elif options.save_figure:
         console.line(f'\nfigures: {options.save_figure}')
     return 0
+
+
+VALIDATE = Command('validate', 'validate one model or several', _add_validate, _validate)
+PREDICT = Command(
+    'predict', 'what a trained model takes images for, and where it sees it', _add_predict, _predict, ' IMAGE…'
+)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 
 from ..config.fields import add_flags, given_flags
-from .arguments import _one_model, _positive
+from .command import Command, one_model, positive
+
+__all__ = ['DEMO', 'EXPORT', 'PUBLISH']
 
 
 def _add_export(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +21,7 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
 def _export(args: argparse.Namespace) -> int:
     from ..sharing.export import ExportOptions, export_model
 
-    export_model(ExportOptions(**_one_model(args, given_flags(args, ExportOptions))))
+    export_model(ExportOptions(**one_model(args, given_flags(args, ExportOptions))))
     return 0
 
 
@@ -34,8 +37,6 @@ def _add_publish(parser: argparse.ArgumentParser) -> None:
 
 
 def _publish(args: argparse.Namespace) -> int:
-    import dataclasses
-
     from ..sharing.publish import PublishOptions, publish
 
     options = {field.name: getattr(args, field.name) for field in dataclasses.fields(PublishOptions)}
@@ -54,7 +55,7 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
         help="a run, a model folder, hf-hub:NAME or a model's name; two are shown side by side (default: "
         f'{" and ".join(DEFAULT)})',
     )
-    parser.add_argument('--port', type=_positive, metavar='N', help='on this port (default: the first free from 7860)')
+    parser.add_argument('--port', type=positive, metavar='N', help='on this port (default: the first free from 7860)')
 
 
 def _demo(args: argparse.Namespace) -> int:
@@ -62,3 +63,16 @@ def _demo(args: argparse.Namespace) -> int:
 
     serve(args.models, args.port)
     return 0
+
+
+EXPORT = Command(
+    'export',
+    'write a trained model for other programs: ONNX, torch.export, TorchScript',
+    _add_export,
+    _export,
+    ' [MODEL]',
+)
+PUBLISH = Command(
+    'publish', 'put a trained model on the Hugging Face Hub', _add_publish, _publish, ' RUN|FOLDER REPO_ID'
+)
+DEMO = Command('demo', 'a page that classifies your images and shows why', _add_demo, _demo, ' [MODEL…]')

@@ -9,7 +9,9 @@ from ..config.fields import add_flags, given_flags
 from ..config.hparams import GOOD_RECIPE
 from ..config.recipe import Recipe
 from ..errors import UserError
-from .arguments import _one_model, _positive
+from .command import Command, one_model, positive
+
+__all__ = ['ANALYSE', 'PASSES', 'REPORT', 'RUN', 'STUDY']
 
 LONGEST_NAME = 100  # of a folder that nobody chose
 
@@ -24,15 +26,18 @@ def _add_passes(parser: argparse.ArgumentParser) -> None:
 def _passes(args: argparse.Namespace) -> int:
     from ..study.passes import PassesOptions, compare_passes
 
-    compare_passes(PassesOptions(**_one_model(args, given_flags(args, PassesOptions))))
+    options = PassesOptions(**one_model(args, given_flags(args, PassesOptions)))
+    report = compare_passes(options)
+    if options.save_figure:
+        from ..report.passes import save_passes_figure
+
+        save_passes_figure(report, Path(options.save_figure))
     return 0
 
 
-def _add_place(parser: argparse.ArgumentParser) -> None:
-    """What `study` and `run` have in common."""
-    parser.add_argument(
-        '--jobs', type=_positive, default=1, metavar='N', help='trainings at the same time (default: 1)'
-    )
+def _add_plan(parser: argparse.ArgumentParser) -> None:
+    """The arguments that `study` and `run` have in common."""
+    parser.add_argument('--jobs', type=positive, default=1, metavar='N', help='trainings at the same time (default: 1)')
     parser.add_argument('--dry-run', action='store_true', help='only print the plan with the estimated hours')
     parser.add_argument(
         '--ray',
@@ -63,15 +68,15 @@ def _add_study(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--device', metavar='DEVICE', help='as in training')
     parser.add_argument('--only', nargs='+', default=[], metavar='RUN', help='only these of its runs')
     parser.add_argument('--budget', type=_hours, metavar='HOURS', help="instead of the study's own budget")
-    _add_place(parser)
+    _add_plan(parser)
 
 
 def _study(args: argparse.Namespace) -> int:
-    from ..study.runner import Place
-    from .studies import study_command
+    from ..report.studies import run_study_file
+    from ..study.process import Slot
 
-    place = Place(Path(args.output, Path(args.study).stem), args.data_dir, args.device, args.jobs)
-    study_command(args.study, place, only=args.only, budget=args.budget, plan_only=args.dry_run, ray=args.ray)
+    slot = Slot(Path(args.output, Path(args.study).stem), args.data_dir, args.device, args.jobs)
+    run_study_file(args.study, slot, only=args.only, budget=args.budget, plan_only=args.dry_run, ray=args.ray)
     return 0
 
 
@@ -80,15 +85,15 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '-c', '--config', default=GOOD_RECIPE, metavar='RECIPE', help=f'as in training (default: {GOOD_RECIPE})'
     )
-    parser.add_argument('--seeds', type=_positive, default=3, metavar='N', help='trainings of each model (default: 3)')
-    _add_place(parser)
+    parser.add_argument('--seeds', type=positive, default=3, metavar='N', help='trainings of each model (default: 3)')
+    _add_plan(parser)
     add_flags(parser, Recipe)
 
 
 def _run(args: argparse.Namespace) -> int:
+    from ..report.studies import run_models
     from ..study.plan import plain_name
-    from ..study.runner import Place
-    from .studies import run_command
+    from ..study.process import Slot
 
     flags = given_flags(args, Recipe)
     foreign = {
@@ -104,8 +109,8 @@ def _run(args: argparse.Namespace) -> int:
     if len(name) > LONGEST_NAME:
         raise UserError('so many models make a long name: choose one with --experiment NAME')
     recipe = Recipe.load(args.config, **flags).replace(experiment=None)
-    place = Place(Path(recipe.output, name), recipe.data_dir, flags.get('device'), args.jobs)
-    run_command(args.models, recipe, args.seeds, place, plan_only=args.dry_run, ray=args.ray)
+    slot = Slot(Path(recipe.output, name), recipe.data_dir, flags.get('device'), args.jobs)
+    run_models(args.models, recipe, args.seeds, slot, plan_only=args.dry_run, ray=args.ray)
     return 0
 
 
@@ -123,10 +128,10 @@ def _analyse(args: argparse.Namespace) -> int:
     console = Console()
     for run in map(Path, args.runs):
         read_result(run)
-        found = analyse(run, console, args.data_dir, args.device)
+        analysis = analyse(run, console, args.data_dir, args.device)
         console.line(
-            f'{run}: top-1 {found.top1:.2f} % ({found.train_top1:.2f} % on {found.train_images:,} training images), '
-            f'shift consistency {found.shift_consistency:.2f} %'
+            f'{run}: top-1 {analysis.top1:.2f} % ({analysis.train_top1:.2f} % on {analysis.train_images:,} training '
+            f'images), shift consistency {analysis.shift_consistency:.2f} %'
         )
     return 0
 
@@ -143,10 +148,10 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from .studies import report_command
+    from ..report.studies import report_on
 
     compare = tuple(args.compare) if args.compare else None
-    report_command(
+    report_on(
         args.paths,
         args.output,
         data_dir=args.data_dir,
@@ -155,3 +160,12 @@ def _report(args: argparse.Namespace) -> int:
         markdown=args.markdown,
     )
     return 0
+
+
+RUN = Command('run', 'train models with several seeds and report: the one-liner', _add_run, _run, ' MODEL…')
+STUDY = Command('study', 'run what is missing of a study and judge its claims', _add_study, _study, ' FILE')
+ANALYSE = Command(
+    'analyse', "what a finished run's weights do with each image, for a report", _add_analyse, _analyse, ' RUN…'
+)
+REPORT = Command('report', 'write the report on a study or on any runs', _add_report, _report, ' PATH…')
+PASSES = Command('passes', 'compare the passes of a MultiPass model', _add_passes, _passes, ' MODEL')

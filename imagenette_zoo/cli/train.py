@@ -10,9 +10,12 @@ from ..config.fields import add_flags, given_flags
 from ..config.hparams import FLAGSHIP, recipe_names
 from ..config.recipe import Recipe
 from ..errors import UserError
+from .command import Command
+
+__all__ = ['TRAIN']
 
 
-def _add_train(parser: argparse.ArgumentParser) -> None:
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '-c',
         '--config',
@@ -47,3 +50,6 @@ def _train(args: argparse.Namespace) -> int:
         base = FLAGSHIP
     train(Recipe.load(base, **flags) if base else Recipe(**flags))
     return 0
+
+
+TRAIN = Command('train', 'train a model by a recipe', _add_arguments, _train)

@@ -19,8 +19,7 @@ from ..config.fields import option
 from ..data.folders import list_images
 from ..data.images import decoded
 from ..errors import UserError, first_line, require
-from ..utils.console import Console
-from ..utils.console import plain as printable
+from ..utils.console import Console, printable
 from ..utils.distributed import choose_device
 from ..utils.files import write_atomic
 from ..utils.memory import keep_freed_memory

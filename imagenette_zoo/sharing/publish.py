@@ -24,8 +24,10 @@ from ..inference.loading import listed_names
 from ..models import factory
 from ..models.factory import model_cost
 from ..models.model_folder import link_model_folder, load_folder, model_folder, read_config
-from ..report import figures
-from ..report.contents import contents
+from ..report.confusion import confusion_matrix
+from ..report.curves import learning_curves
+from ..report.drawing import MOST_CELLS, Picture
+from ..report.page import report_numbers
 from ..training.run_folder import RunFolder
 from ..utils.console import Console
 from ..utils.files import write_atomic
@@ -183,19 +185,19 @@ def write_folder(
     return ['config.json', 'model.safetensors', 'README.md', *(file for file, _ in shown)]
 
 
-def _pictures(trained: Trained, console: Console) -> list[figures.Picture]:
+def _pictures(trained: Trained, console: Console) -> list[Picture]:
     """The report's figures of this run, where matplotlib is there to draw them."""
-    run = contents([trained.record], None, None)['runs'][0]
+    run = report_numbers([trained.record])['runs'][0]
     lowest = min((row['mean'] for row in run['curve']), default=0.0)
     try:
-        found = [figures.learning_curves([run], 'curves', (max(0.0, lowest - 2), 100.0))]
+        pictures = [learning_curves([run], 'curves', (max(0.0, lowest - 2), 100.0))]
         confusion = run['confusion'] if trained.epoch + 1 == trained.record.result.epochs else None  # of last/
-        if confusion and len(confusion['classes']) <= figures.MOST_CELLS:
-            found.append(figures.confusion_matrix(run, 'confusion'))
+        if confusion and len(confusion['classes']) <= MOST_CELLS:
+            pictures.append(confusion_matrix(run, 'confusion'))
     except ImportError:
         console.line('the card gets no figures: they need pip install "imagenette-zoo[report]"')
         return []
-    return found
+    return pictures
 
 
 # --- The Hub ----------------------------------------------------------------------------------------------------------

@@ -1,8 +1,10 @@
-"""What a study will take, before it runs: each run's steps, timed on random images."""
+"""The plan of a study and its hours before it runs: each run's steps, timed on random images."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from importlib.util import find_spec
 
 import torch
 
@@ -14,13 +16,63 @@ from ..models import factory
 from ..training.cuda_graph import REHEARSALS
 from ..training.learner import Learner
 from ..training.run import make_model
+from ..utils.console import Console, duration, table
 from ..utils.distributed import World, choose_device
 from ..utils.memory import collect, keep_freed_memory
+from .plan import Study
+from .process import Slot, epochs_done
+from .runner import check_models, state_of
+from .statistics import threshold
 
-__all__ = ['image_counts', 'seconds_per_epoch']
+__all__ = ['dry_run', 'image_counts', 'seconds_per_epoch']
 
 PUBLISHED = (9469, 3925)  # training and validation images of Imagenette
 STEPS = 3  # of which the first is not counted
+
+
+def dry_run(study: Study, slot: Slot, console: Console, only: Sequence[str] = (), budget: float | None = None) -> float:
+    """Prints what would be trained and what it would take; returns the hours."""
+    check_models(study)
+    rows: list[tuple[str, ...]] = [('run', 'model', 'px', 'epochs', 'seeds', 'done', 'begun', 'hours to go')]
+    total = 0.0
+    for name, run in study.runs.items():
+        if only and name not in only:
+            continue
+        trials = [trial for trial in study.trials() if trial.run == name]
+        states = [state_of(trial, slot) for trial in trials]
+        counts = image_counts(run.recipe, slot.data_dir)
+        epochs = sum(
+            trial.recipe.epochs - epochs_done(slot.output / trial.name)
+            for trial, state in zip(trials, states, strict=True)
+            if state != 'done'
+        )
+        recipe = run.recipe.replace(device=slot.device or run.recipe.device)
+        hours = epochs * seconds_per_epoch(recipe, counts) / 3600 if epochs else 0.0
+        total += hours
+        size = 'own' if recipe.img_size is None else str(recipe.img_size)
+        shown = [str(states.count(state)) for state in ('done', 'begun')]
+        rows.append((name, recipe.model, size, str(recipe.epochs), str(len(trials)), *shown, f'{hours:.2f}'))
+    console.line(table(rows))
+    wall = total / min(slot.jobs, max(1, torch.cuda.device_count()))  # several on one device take turns
+    console.line(f'\nabout {duration(3600 * wall)} to go, by a few steps of each on this machine, without set-up')
+    if (limit := budget or study.budget) is not None:
+        console.line(f'the budget is {limit:g} h of training and validation, what is done included')
+    for claim in study.claims:
+        console.line(f'{claim.name}: {claim.sentence}  [{claim.metric}: {"; ".join(claim.order)}]')
+    if study.claims and find_spec('scipy'):
+        console.line(_reach(len(study.seeds), len(study.claims)))
+    return wall
+
+
+def _reach(seeds: int, claims: int) -> str:
+    """How large a difference must be to be decided."""
+    if seeds == 1:
+        return 'one seed: no claim can be tested; two are the least, five a good number'
+    return (
+        f'{seeds} seeds, {claims} claim{"s" if claims > 1 else ""} tested together: a difference is decided from '
+        f'{threshold(seeds, claims):.1f} standard errors on (of its mean over seeds); with 5 seeds from '
+        f'{threshold(5, claims):.1f}, with 10 from {threshold(10, claims):.1f}'
+    )
 
 
 def image_counts(recipe: Recipe, data_dir: str | None) -> tuple[int, int, int]:
@@ -50,22 +102,22 @@ def seconds_per_epoch(recipe: Recipe, counts: tuple[int, int, int]) -> float:
     model = make_model(recipe, classes)
     config = factory.input_config(recipe, model, crop_mode='center')
     learner = Learner(recipe, model, world, 1)
-    channels, _, side = config['input_size']
-    sides = recipe.train_img_sizes or (side,)
+    channels, _, size = config['input_size']
+    sizes = recipe.train_img_sizes or (size,)
     batch = min(recipe.batch_size, train)
-    step = sum(_step_seconds(learner, batch, channels, each, classes) for each in sides) / len(sides)
-    looked_at = min(recipe.validation_batch_size or recipe.batch_size, val)
-    look = _look_seconds(learner, looked_at, channels, side)
-    return train / batch * step + val / looked_at * look / recipe.val_interval
+    step = sum(_step_seconds(learner, batch, channels, each, classes) for each in sizes) / len(sizes)
+    val_batch = min(recipe.validation_batch_size or recipe.batch_size, val)
+    val_step = _val_step_seconds(learner, val_batch, channels, size)
+    return train / batch * step + val / val_batch * val_step / recipe.val_interval
 
 
-def _batch(learner: Learner, batch: int, channels: int, side: int) -> torch.Tensor:
+def _batch(learner: Learner, batch: int, channels: int, size: int) -> torch.Tensor:
     layout = torch.channels_last if learner.recipe.is_channels_last(learner.world.device) else torch.contiguous_format
-    return torch.randn(batch, channels, side, side, device=learner.world.device).to(memory_format=layout)
+    return torch.randn(batch, channels, size, size, device=learner.world.device).to(memory_format=layout)
 
 
-def _step_seconds(learner: Learner, batch: int, channels: int, side: int, classes: int) -> float:
-    images = _batch(learner, batch, channels, side)
+def _step_seconds(learner: Learner, batch: int, channels: int, size: int, classes: int) -> float:
+    images = _batch(learner, batch, channels, size)
     targets = torch.randint(classes, (batch,), device=learner.world.device)
     if learner.recipe.mixes:
         targets = torch.nn.functional.one_hot(targets, classes).float()
@@ -79,8 +131,8 @@ def _step_seconds(learner: Learner, batch: int, channels: int, side: int, classe
 
 
 @torch.inference_mode()
-def _look_seconds(learner: Learner, batch: int, channels: int, side: int) -> float:
-    images = _batch(learner, batch, channels, side)
+def _val_step_seconds(learner: Learner, batch: int, channels: int, size: int) -> float:
+    images = _batch(learner, batch, channels, size)
     learner.model.eval()
     times = []
     with factory.autocast(learner.recipe, learner.world.device):

@@ -22,7 +22,8 @@ from ..utils.console import Console
 from ..utils.files import write_atomic
 from .analysis import FILES
 from .plan import Study, Trial
-from .runner import Place, Trials, commands, opened, reason, sigterm_interrupts, told
+from .process import Slot, commands, outcome, reason
+from .runner import Trials, opened, sigterm_interrupts
 
 __all__ = ['run_on_ray']
 
@@ -34,14 +35,14 @@ RETURNED = (
 )  # fmt: skip
 
 
-def run_on_ray(study: Study, place: Place, console: Console, address: str, *, only: Sequence[str] = ()) -> Trials:
+def run_on_ray(study: Study, slot: Slot, console: Console, address: str, *, only: Sequence[str] = ()) -> Trials:
     """Trains what is missing of a study on a Ray cluster.
 
     Args:
         study: What is to be trained.
-        place: `output` is on this machine, `data_dir` the place of the images on every node; `jobs` is not looked
+        slot: `output` is on this machine, `data_dir` the folder of the images on every node; `jobs` is not looked
             at: each training has a GPU where the cluster has some, else a node's cores.
-        console: Who is told.
+        console: Where it is printed.
         address: The cluster's, as `ray.init` takes it; `local` starts one on this machine.
         only: Names of runs; all if none is given.
 
@@ -50,7 +51,7 @@ def run_on_ray(study: Study, place: Place, console: Console, address: str, *, on
         KeyboardInterrupt: Ctrl-C; what has come home stays.
     """
     ray = require('ray', '--ray', 'ray')
-    with opened(study, place, only) as (chosen, states):
+    with opened(study, slot, only) as (chosen, states):
         _probe(address)
         try:
             ray.init(address=address, log_to_driver=False, logging_level='error')
@@ -58,7 +59,7 @@ def run_on_ray(study: Study, place: Place, console: Console, address: str, *, on
             raise UserError(f'--ray {address}: no cluster there ({first_line(error)})') from None
         try:
             with sigterm_interrupts():
-                return _collect(ray, chosen, states, place, console)
+                return _collect(ray, chosen, states, slot, console)
         finally:
             ray.shutdown()
 
@@ -74,70 +75,70 @@ def _probe(address: str) -> None:
 
 
 def _resources(ray: Any) -> dict[str, float]:
-    """What one training takes: a GPU with its share of the cores, else all cores of the smallest node."""
+    """One training takes a GPU with its part of the cores, else all cores of the smallest node."""
     nodes = [node['Resources'] for node in ray.nodes() if node['Alive']]
     cores = min((node['CPU'] for node in nodes if node.get('CPU')), default=1.0)
     gpus = [node['GPU'] for node in nodes if node.get('GPU')]
     return {'num_gpus': 1, 'num_cpus': max(1, cores // max(gpus))} if gpus else {'num_cpus': max(1, cores)}
 
 
-def _collect(ray: Any, chosen: list[Trial], states: dict[str, str], place: Place, console: Console) -> Trials:
-    found = Trials(done=[trial for trial in chosen if states[trial.name] == 'done'])
+def _collect(ray: Any, chosen: list[Trial], states: dict[str, str], slot: Slot, console: Console) -> Trials:
+    trials = Trials(done=[trial for trial in chosen if states[trial.name] == 'done'])
     waiting = []
     for trial in chosen:
-        if RunFolder(place.output / trial.name).finished and states[trial.name] != 'done':  # nobody looked at it
-            code = subprocess.run(commands(trial, place)[1]).returncode
+        if RunFolder(slot.output / trial.name).finished and states[trial.name] != 'done':  # nobody looked at it
+            code = subprocess.run(commands(trial, slot)[1]).returncode
             if code:
-                found.failed[trial.name] = 'its analysis failed'
+                trials.failed[trial.name] = 'its analysis failed'
             else:
-                found.done.append(trial)
+                trials.done.append(trial)
         elif states[trial.name] != 'done':
             waiting.append(trial)
     task = ray.remote(max_retries=RETRIES, **_resources(ray))(_train_there)
-    there = replace(place, output=Path(), data_dir=place.data_dir and str(Path(place.data_dir).expanduser().absolute()))
-    asked = {task.remote(trial, there): trial for trial in waiting}
+    there = replace(slot, output=Path(), data_dir=slot.data_dir and str(Path(slot.data_dir).expanduser().absolute()))
+    tasks = {task.remote(trial, there): trial for trial in waiting}
     nodes = sum(node['Alive'] for node in ray.nodes())
-    console.line(f'{len(chosen)} trainings: {len(found.done)} done, {len(waiting)} sent to {nodes} nodes')
-    with console.progress('trainings', len(chosen), done=len(found.done)) as progress:
-        while asked:
-            [ready], _ = ray.wait(list(asked), num_returns=1)
-            trial = asked.pop(ready)
-            text = _bring_home(ray, ready, trial, place, found)
+    console.line(f'{len(chosen)} trainings: {len(trials.done)} done, {len(waiting)} sent to {nodes} nodes')
+    with console.progress('trainings', len(chosen), done=len(trials.done)) as progress:
+        while tasks:
+            [ready], _ = ray.wait(list(tasks), num_returns=1)
+            trial = tasks.pop(ready)
+            text = _bring_home(ray, ready, trial, slot, trials)
             progress.bar.update()
-            console.line(f'[{len(found.done) + len(found.failed)}/{len(chosen)}] {trial.name}: {text}')
-    return found
+            console.line(f'[{len(trials.done) + len(trials.failed)}/{len(chosen)}] {trial.name}: {text}')
+    return trials
 
 
-def _bring_home(ray: Any, ready: Any, trial: Trial, place: Place, found: Trials) -> str:
-    """Writes what a task returned; what to say of it."""
+def _bring_home(ray: Any, ready: Any, trial: Trial, slot: Slot, trials: Trials) -> str:
+    """Writes what a task returned; the outcome in words."""
     try:
         files, why = ray.get(ready)
     except ray.exceptions.RayError as error:
         files, why = {}, f'{type(error).__name__}: {str(error).strip().splitlines()[-1][:200]}'
     try:
-        (place.output / 'logs').mkdir(exist_ok=True)
-        write_atomic(place.output / 'logs' / f'{trial.name}.log', files.pop('log', b''))
+        (slot.output / 'logs').mkdir(exist_ok=True)
+        write_atomic(slot.output / 'logs' / f'{trial.name}.log', files.pop('log', b''))
         if why:
             raise UserError(why)
-        folder = place.output / trial.name
+        folder = slot.output / trial.name
         if missing := [name for name in RETURNED if name not in files]:
             raise UserError(f'{", ".join(missing)} did not come home: has the node another version of this package?')
         Result.from_json(json.loads(files['result.json']), folder)  # what is not ours is not written
         for name in RETURNED:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             write_atomic(folder / name, files[name])
-        text = told(folder)
+        text = outcome(folder)
     except (OSError, UserError, ValueError, RecursionError) as error:
-        found.failed[trial.name] = first_line(error)
+        trials.failed[trial.name] = first_line(error)
         return f'FAILED: {first_line(error)}'
-    found.done.append(trial)
+    trials.done.append(trial)
     return text
 
 
-def _train_there(trial: Trial, place: Place) -> tuple[dict[str, bytes], str]:
+def _train_there(trial: Trial, slot: Slot) -> tuple[dict[str, bytes], str]:
     """On a node: trains in a new folder; `(its files, why it failed)`."""
     with tempfile.TemporaryDirectory() as temporary:
-        here = replace(place, output=Path(temporary))
+        here = replace(slot, output=Path(temporary))
         log = here.output / 'log'
         for command in commands(trial, here):
             with open(log, 'ab') as file:

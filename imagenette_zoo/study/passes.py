@@ -23,7 +23,6 @@ from ..inference.evaluate import evaluate
 from ..inference.loading import load_model
 from ..layers import MultiPass
 from ..models import factory
-from ..report import figures
 from ..utils import environment
 from ..utils.console import Console, table
 from ..utils.distributed import World, choose_device
@@ -96,7 +95,7 @@ def compare_passes(options: PassesOptions, *, quiet: bool = False) -> PassesRepo
     """Compares the passes of every MultiPass block of a model on validation images.
 
     Args:
-        options: The model, the images and how they are computed.
+        options: The model, the images and how they are computed; that a figure can be drawn is checked, but not done.
         quiet: Prints nothing.
 
     Raises:
@@ -146,8 +145,6 @@ def compare_passes(options: PassesOptions, *, quiet: bool = False) -> PassesRepo
     )
     if options.results_file:
         write_atomic(Path(options.results_file), (json.dumps(asdict(report), indent=2) + '\n').encode())
-    if options.save_figure:
-        _save_figure(report, Path(options.save_figure))
     console.line(_tell(report))
     return report
 
@@ -266,10 +263,3 @@ def _tell(report: PassesReport) -> str:
         f'new information)\nleaving out one pass costs {min(losses):+.2f} to {max(losses):+.2f} points, mean '
         f'{sum(losses) / len(losses):+.2f}; one image is {100 / report.images:.2f} points'
     )
-
-
-def _save_figure(report: PassesReport, path: Path) -> None:
-    run = {'number': 1, 'run': report.model, 'passes': {'blocks': [asdict(block) for block in report.blocks]}}
-    heading = f'{report.model}: top-1 {report.top1:.2f} % on {report.images:,} images'
-    picture = figures.pass_similarity(run, 'passes', heading)
-    write_atomic(path, getattr(picture, path.suffix[1:]))

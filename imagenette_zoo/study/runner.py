@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import timm
-import torch
-import yaml
 
-from ..config.recipe import Recipe
 from ..data.locate import resolve_dataset
 from ..errors import UserError, nearest
 from ..training.interrupts import Stopped
@@ -28,71 +22,41 @@ from ..training.result import Result, read_result
 from ..training.run import check_resumable
 from ..training.run_folder import RunFolder
 from ..utils.console import Console, duration
-from ..utils.environment import available_cores
 from ..utils.files import write_atomic
 from .analysis import FILES
-from .plan import Study, Trial, differing, dump_study
+from .plan import Study, Trial, dump_study
+from .process import Job, Slot, epochs_done, outcome, reason
 from .records import check_recipe
 
 __all__ = [
-    'Place',
     'Trials',
     'check_models',
-    'commands',
-    'environment',
-    'epochs_done',
     'opened',
-    'reason',
     'run_study',
     'sigterm_interrupts',
     'state_of',
-    'told',
 ]
 
-LOOK = 0.2  # seconds between looks at what runs
+POLL_SECONDS = 0.2  # between checks of what runs
 PATIENCE = 60.0  # seconds that a training gets to save what it has
-PR_SET_PDEATHSIG = 1
-LIBC: Any = ctypes.CDLL(None) if sys.platform == 'linux' else None
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where and how the trainings of a study run.
-
-    Args:
-        output: The study's folder: a folder for each training, and what was printed under `logs/`.
-        data_dir: As `--data-dir`.
-        device: As `--device`.
-        jobs: How many run at the same time.
-    """
-
-    output: Path
-    data_dir: str | None = None
-    device: str | None = None
-    jobs: int = 1
-
-    def flags(self) -> list[str]:
-        """The flags of a training that say where it runs."""
-        given = {'--data-dir': self.data_dir, '--device': self.device}
-        return [word for name, value in given.items() if value for word in (name, value)]
 
 
 @dataclass
 class Trials:
-    """What became of the trainings of a study: `failed` and `left` by name, with the reason."""
+    """The trainings of a study afterwards: `failed` and `left` by name, with the reason."""
 
     done: list[Trial] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
 
 
-def state_of(trial: Trial, place: Place) -> str:
+def state_of(trial: Trial, slot: Slot) -> str:
     """`done`, `begun` or `new`.
 
     Raises:
         UserError: Its folder holds a training by another recipe, or on other images.
     """
-    folder = RunFolder(place.output / trial.name)
+    folder = RunFolder(slot.output / trial.name)
     if not folder.started:
         folder.check_unused()
         folder.unlock()
@@ -101,14 +65,14 @@ def state_of(trial: Trial, place: Place) -> str:
     if folder.finished:
         result = read_result(folder.path)
         check_recipe(result, trial)
-        _check_images(result, trial, place)
+        _check_images(result, trial, slot)
     return 'done' if folder.finished and all(folder[name].is_file() for name in FILES) else 'begun'
 
 
-def _check_images(result: Result, trial: Trial, place: Place) -> None:
+def _check_images(result: Result, trial: Trial, slot: Slot) -> None:
     """Raises `UserError` where a finished training is not on the images that are at hand now."""
     recipe = trial.recipe
-    now = _data_name(recipe.dataset, place.data_dir or recipe.data_dir, recipe.train_split, recipe.val_split)
+    now = _data_name(recipe.dataset, slot.data_dir or recipe.data_dir, recipe.train_split, recipe.val_split)
     then = result.dataset.get('name')
     if now and then and now != then:
         raise UserError(
@@ -125,103 +89,9 @@ def _data_name(dataset: str, data_dir: str | None, *splits: str) -> str | None:
         return None
 
 
-def commands(trial: Trial, place: Place) -> list[list[str]]:
-    """What a training is made of, each a command that a person can give as well; its recipe is written for them."""
-    recipe = place.output / 'recipes' / f'{trial.run}.yaml'
-    recipe.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(
-        recipe, yaml.safe_dump(differing(trial.recipe.as_dict(), Recipe().as_dict()), sort_keys=False).encode()
-    )
-    words = ['--seed', str(trial.recipe.seed), '--output', str(place.output), '--experiment', trial.name, '--resume']
-    program = [sys.executable, '-m', 'imagenette_zoo']
-    return [
-        [*program, 'train', '-c', str(recipe), *words, *place.flags()],
-        [*program, 'analyse', str(place.output / trial.name), *place.flags()],
-    ]
-
-
-class _Job:
-    """A training under way: its commands one after the other, what they print in a log."""
-
-    def __init__(self, trial: Trial, place: Place, slot: int) -> None:
-        self.trial = trial
-        self.slot = slot
-        self.folder = place.output / trial.name
-        self.log = place.output / 'logs' / f'{trial.name}.log'
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        self._commands = deque(commands(trial, place))
-        self._environment = environment(place.jobs, slot, place.device or trial.recipe.device)
-        self._mode = 'wb'
-        self._start()
-
-    def _start(self) -> None:
-        with open(self.log, self._mode) as log:
-            self.process = subprocess.Popen(
-                self._commands.popleft(),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=self._environment,
-                start_new_session=True,  # Ctrl-C is for the one who runs the study, who passes it on
-                preexec_fn=_end_with_parent if LIBC else None,
-            )
-        self._mode = 'ab'
-
-    def poll(self) -> int | None:
-        """None while it runs, then its exit code."""
-        code = self.process.poll()
-        if code == 0 and self._commands:
-            self._start()
-            return None
-        return code
-
-
-def environment(jobs: int, slot: int, device: str = 'auto') -> dict[str, str]:
-    """Cores, and GPUs where the device is none of them, are shared out where several run at the same time."""
-    own = {'PYTHONPATH': os.pathsep.join(filter(None, sys.path))}
-    if jobs > 1:
-        own['OMP_NUM_THREADS'] = os.environ.get('OMP_NUM_THREADS', str(max(1, available_cores() // jobs)))
-        if (count := torch.cuda.device_count()) > 1 and ':' not in device:
-            visible = os.environ.get('CUDA_VISIBLE_DEVICES') or ','.join(map(str, range(count)))
-            own['CUDA_VISIBLE_DEVICES'] = visible.split(',')[slot % count]
-    return {**os.environ, **own}
-
-
-def _end_with_parent() -> None:
-    """In the child: if the study is killed its trainings save and stop, too."""
-    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def epochs_done(folder: Path) -> int:
-    """How many epochs of a training are done."""
-    with contextlib.suppress(OSError):
-        return (folder / 'metrics.jsonl').read_bytes().count(b'\n')
-    return 0
-
-
-def told(folder: Path) -> str:
-    """What to say of a training that is done."""
-    result = read_result(folder)
-    return f'top-1 {result.top1:.2f} % in {duration(result.seconds.get("total") or 0.0)}'
-
-
-def reason(code: int, log: Path) -> str:
-    """Why a training ended with this exit code, as its log tells."""
-    if code < 0:
-        return f'killed by {signal.Signals(-code).name}'
-    with contextlib.suppress(OSError):
-        lines = [line.strip() for line in log.read_text(errors='replace').splitlines() if line.strip()]
-        errors = [line for line in lines if line.startswith('error: ')]
-        if errors:
-            return errors[-1].removeprefix('error: ')
-        if lines:
-            return lines[-1][:200]
-    return 'no word of it'
-
-
 def run_study(
     study: Study,
-    place: Place,
+    slot: Slot,
     console: Console,
     *,
     only: Sequence[str] = (),
@@ -231,8 +101,8 @@ def run_study(
 
     Args:
         study: What is to be trained.
-        place: Where and how.
-        console: Who is told.
+        slot: Where and how.
+        console: Where it is printed.
         only: Names of runs; all if none is given.
         budget: Hours after which no further training is started; the study's own if not given.
 
@@ -240,30 +110,30 @@ def run_study(
         UserError: A folder holds something else, or another process runs this study.
         KeyboardInterrupt: Ctrl-C or SIGTERM; what was computed is saved.
     """
-    with opened(study, place, only) as (chosen, states), sigterm_interrupts():
-        return _Overview(study, chosen, states, place, console, budget or study.budget).run()
+    with opened(study, slot, only) as (chosen, states), sigterm_interrupts():
+        return _Overview(study, chosen, states, slot, console, budget or study.budget).run()
 
 
 @contextlib.contextmanager
-def opened(study: Study, place: Place, only: Sequence[str]) -> Iterator[tuple[list[Trial], dict[str, str]]]:
+def opened(study: Study, slot: Slot, only: Sequence[str]) -> Iterator[tuple[list[Trial], dict[str, str]]]:
     """Holds a study's folder: `(trainings of the runs in only, or all; the state of each)`.
 
     Raises:
         UserError: A folder holds something else, or another process runs this study.
     """
     check_models(study)
-    if (place.output / 'args.yaml').exists():
-        raise UserError(f'{place.output}: holds a run, not a study: choose another --output or --experiment')
+    if (slot.output / 'args.yaml').exists():
+        raise UserError(f'{slot.output}: holds a run, not a study: choose another --output or --experiment')
     try:
-        place.output.mkdir(parents=True, exist_ok=True)
+        slot.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{place.output}: can't make the study's folder: {error.strerror}") from None
-    folder = RunFolder(place.output)
+        raise UserError(f"{slot.output}: can't make the study's folder: {error.strerror}") from None
+    folder = RunFolder(slot.output)
     folder.lock()
     try:
         chosen = [trial for trial in study.trials() if not only or trial.run in only]
-        states = {trial.name: state_of(trial, place) for trial in study.trials()}
-        write_atomic(place.output / 'study.yaml', dump_study(study).encode())
+        states = {trial.name: state_of(trial, slot) for trial in study.trials()}
+        write_atomic(slot.output / 'study.yaml', dump_study(study).encode())
         yield chosen, states
     finally:
         folder.unlock()
@@ -290,37 +160,37 @@ def sigterm_interrupts() -> Iterator[None]:
 
 
 class _Overview:
-    """The loop over the trainings, and what is said of it."""
+    """The loop over the trainings, and what is printed of it."""
 
     def __init__(
         self,
         study: Study,
         trials: list[Trial],
         states: dict[str, str],
-        place: Place,
+        slot: Slot,
         console: Console,
         budget: float | None,
     ) -> None:
         self.study = study
-        self.place = place
+        self.slot = slot
         self.console = console
         self.budget = budget
-        self.found = Trials(done=[trial for trial in trials if states[trial.name] == 'done'])
+        self.trials = Trials(done=[trial for trial in trials if states[trial.name] == 'done'])
         self.waiting = deque(trial for trial in trials if states[trial.name] != 'done')
-        self.running: list[_Job] = []
+        self.running: list[Job] = []
         self.total = len(trials)
         self.epochs = {trial.name: trial.recipe.epochs for trial in trials}
 
     def run(self) -> Trials:
-        self._say_start()
+        self._print_start()
         shown = sum(self._epochs_done(name) for name in self.epochs)
         with self.console.progress('epochs', sum(self.epochs.values()), done=shown) as progress:
             try:
                 while self.waiting or self.running:
                     self._fill()
-                    time.sleep(LOOK)
+                    time.sleep(POLL_SECONDS)
                     for job in list(self.running):
-                        self._look(job)
+                        self._check(job)
                     if self.console.live:
                         now = sum(self._epochs_done(name) for name in self.epochs)
                         progress.bar.set_postfix_str(', '.join(job.trial.name for job in self.running))
@@ -329,36 +199,36 @@ class _Overview:
             except BaseException:
                 self._stop()
                 raise
-        return self.found
+        return self.trials
 
-    def _say_start(self) -> None:
-        done = len(self.found.done)
+    def _print_start(self) -> None:
+        done = len(self.trials.done)
         self.console.line(
-            f'{self.total} trainings: {done} done, {len(self.waiting)} to do, {self.place.jobs} at a time; '
-            f'in {self.place.output}'
+            f'{self.total} trainings: {done} done, {len(self.waiting)} to do, {self.slot.jobs} at a time; '
+            f'in {self.slot.output}'
         )
 
     def _fill(self) -> None:
         """Starts trainings while there is room and budget."""
-        while self.waiting and len(self.running) < self.place.jobs:
+        while self.waiting and len(self.running) < self.slot.jobs:
             if self.budget is not None and self._hours() >= self.budget:
                 for trial in self.waiting:
-                    self.found.left[trial.name] = f'the budget of {self.budget:g} h is used up'
+                    self.trials.left[trial.name] = f'the budget of {self.budget:g} h is used up'
                 self.waiting.clear()
                 return
-            slot = min(set(range(self.place.jobs)) - {job.slot for job in self.running})
+            number = min(set(range(self.slot.jobs)) - {job.number for job in self.running})
             trial = self.waiting.popleft()
             try:
-                job = _Job(trial, self.place, slot)
+                job = Job(trial, self.slot, number)
             except (OSError, UserError) as error:
-                self.found.failed[trial.name] = str(error)
+                self.trials.failed[trial.name] = str(error)
                 self.console.line(f'{trial.name}: FAILED: {error}')
                 continue
             self.running.append(job)
             if not self.console.live:
                 self.console.line(f'started {job.trial.name}{self._left()}')
 
-    def _look(self, job: _Job) -> None:
+    def _check(self, job: Job) -> None:
         name = job.trial.name
         try:
             code = job.poll()
@@ -367,20 +237,20 @@ class _Overview:
             self.running.remove(job)
             if code:
                 raise UserError(reason(code, job.log))
-            text = told(job.folder)
-            self.found.done.append(job.trial)
+            text = outcome(job.folder)
+            self.trials.done.append(job.trial)
         except (OSError, UserError) as error:
             self.running = [other for other in self.running if other is not job]
-            self.found.failed[name] = str(error)
+            self.trials.failed[name] = str(error)
             text = f'FAILED: {error}'
-        finished = len(self.found.done) + len(self.found.failed)
+        finished = len(self.trials.done) + len(self.trials.failed)
         self.console.line(f'[{finished}/{self.total}] {name}: {text}{self._left()}')
 
     def _epochs_done(self, name: str) -> int:
-        return epochs_done(self.place.output / name)
+        return epochs_done(self.slot.output / name)
 
     def _hours(self) -> float:
-        """What the epochs of all trainings of the study have taken."""
+        """The time that the epochs of all trainings of the study have taken."""
         return sum(sum(self._epoch_seconds(trial.name)) for trial in self.study.trials()) / 3600
 
     def _left(self) -> str:
@@ -391,18 +261,18 @@ class _Overview:
         mean = sum(rates.values()) / len(rates)
         trials = [*(job.trial for job in self.running), *self.waiting]
         left = [(trial.recipe.epochs - self._epochs_done(trial.name)) * rates.get(trial.run, mean) for trial in trials]
-        return f'; about {duration(sum(left) / self.place.jobs)} left' if trials else ''
+        return f'; about {duration(sum(left) / self.slot.jobs)} left' if trials else ''
 
     def _seconds_per_epoch(self) -> dict[str, float]:
-        """What an epoch of each run took, where one is done."""
-        found: dict[str, list[float]] = {}
+        """The mean time of an epoch of each run, where one is done."""
+        seconds: dict[str, list[float]] = {}
         for trial in self.study.trials():
-            found.setdefault(trial.run, []).extend(self._epoch_seconds(trial.name))
-        return {run: sum(rows) / len(rows) for run, rows in found.items() if rows}
+            seconds.setdefault(trial.run, []).extend(self._epoch_seconds(trial.name))
+        return {run: sum(each) / len(each) for run, each in seconds.items() if each}
 
     def _epoch_seconds(self, name: str) -> list[float]:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            text = (self.place.output / name / 'metrics.jsonl').read_text()
+            text = (self.slot.output / name / 'metrics.jsonl').read_text()
             return [float(json.loads(line)['seconds']) for line in text.splitlines()]
         return []
 

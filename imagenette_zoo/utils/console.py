@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 __all__ = [
-    'plain',
+    'printable',
     'duration',
     'table',
     'Console',
@@ -21,16 +21,16 @@ __all__ = [
 ]
 
 
-def plain(value: Any) -> Any:
+def printable(value: Any) -> Any:
     """The same out of JSON's types: numbers that are none become None, characters that can't be printed �."""
     if isinstance(value, dict):
-        return {plain(str(key)): plain(item) for key, item in value.items()}
+        return {printable(str(key)): printable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
+        return [printable(item) for item in value]
     if isinstance(value, str):
         return ''.join(letter if letter.isprintable() else '�' for letter in value)
     if isinstance(value, np.generic):
-        return plain(value.item())
+        return printable(value.item())
     if isinstance(value, float):
         return float(f'{value:.10g}') if math.isfinite(value) else None
     return value

@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 
-from imagenette_zoo.cli import studies
 from imagenette_zoo.cli.main import main
 from imagenette_zoo.errors import UserError
+from imagenette_zoo.report import studies
 from imagenette_zoo.study import on_ray
 from imagenette_zoo.study.plan import read_study
-from imagenette_zoo.study.runner import Place, Trials, environment, state_of
+from imagenette_zoo.study.process import Slot, environment
+from imagenette_zoo.study.runner import Trials, state_of
 from imagenette_zoo.training.trainer import train
 from imagenette_zoo.utils.files import ProcessLock
 from tests.conftest import make_folder
@@ -153,7 +154,7 @@ def test_trainings_share_the_gpus(monkeypatch: pytest.MonkeyPatch, visible: str 
 def test_a_training_on_other_images_is_not_of_the_study(place: Path, folder: Path) -> None:
     trial = read_study('rates.yaml').trials()[0]
     train(trial.recipe.replace(data_dir=str(folder), output='runs', experiment=trial.name), quiet=True)
-    there = Place(Path('runs'), data_dir=str(folder))
+    there = Slot(Path('runs'), data_dir=str(folder))
     assert state_of(trial, there) == 'begun', 'it is not analysed yet'
     assert state_of(trial, replace(there, data_dir='/nowhere')) == 'begun', 'images that are not at hand tell nothing'
     other = make_folder(place / 'flowers')
@@ -243,7 +244,7 @@ def test_what_can_not_be_brought_home_is_one_failure(place: Path) -> None:
         files = dict.fromkeys((*names, 'log'), b'{}')
         cluster = SimpleNamespace(get=lambda _, f=files: (f, ''), exceptions=SimpleNamespace(RayError=ConnectionError))
         found = Trials()
-        assert on_ray._bring_home(cluster, None, trial, Place(place), found).startswith('FAILED: ')
+        assert on_ray._bring_home(cluster, None, trial, Slot(place), found).startswith('FAILED: ')
         assert (list(found.failed), found.done) == ([trial.name], [])
         assert not (place / trial.name).exists()
 

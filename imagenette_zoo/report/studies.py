@@ -1,30 +1,29 @@
-"""The subcommands `study`, `run`, `analyse` and `report`."""
+"""A study from its file to its report, as the commands `study`, `run` and `report` do it."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
-
-import torch
 
 from ..config.recipe import Recipe
 from ..errors import UserError, nearest
-from ..report.page import check_packages, write_report
-from ..study.estimate import image_counts, seconds_per_epoch
+from ..study.estimate import dry_run
+from ..study.on_ray import run_on_ray
 from ..study.plan import Study, find_study, make_study, plain_name, read_study
+from ..study.process import Slot
 from ..study.records import Record, by_run, group_runs, samples_of, study_records
-from ..study.runner import Place, Trials, check_models, epochs_done, run_study, state_of
-from ..study.statistics import interval, judge, threshold
+from ..study.runner import Trials, run_study
+from ..study.statistics import interval, judge
 from ..utils.console import Console, duration, table
+from .page import check_packages, write_report
 
-__all__ = ['dry_run', 'report_command', 'run_command', 'study_command']
+__all__ = ['report_on', 'run_models', 'run_study_file', 'summary', 'verdicts']
 
 
-def study_command(
+def run_study_file(
     name: str,
-    place: Place,
+    slot: Slot,
     *,
     only: Sequence[str] = (),
     budget: float | None = None,
@@ -35,10 +34,10 @@ def study_command(
 
     Args:
         name: Its file, or the name of one that comes with the package.
-        place: Where and how; the study gets a folder of its name there.
+        slot: Where and how; the study gets a folder of its name there.
         only: Names of runs.
         budget: Hours, instead of the study's own.
-        plan_only: Only says what would be done and what it would take.
+        plan_only: Only prints the plan and its hours.
         ray: The address of a Ray cluster that the trainings are sent to.
 
     Raises:
@@ -48,11 +47,11 @@ def study_command(
     for run in only:
         if run not in study.runs:
             raise UserError(f'--only: {name} has no run {run!r}{nearest(run, study.runs)}')
-    _carry_out(study, place, Console(), only=only, budget=budget, plan_only=plan_only, ray=ray)
+    _carry_out(study, slot, Console(), only=only, budget=budget, plan_only=plan_only, ray=ray)
 
 
-def run_command(
-    models: Sequence[str], recipe: Recipe, seeds: int, place: Place, *, plan_only: bool = False, ray: str | None = None
+def run_models(
+    models: Sequence[str], recipe: Recipe, seeds: int, slot: Slot, *, plan_only: bool = False, ray: str | None = None
 ) -> None:
     """Trains models by one recipe with several seeds, and reports.
 
@@ -60,8 +59,8 @@ def run_command(
         models: Their names.
         recipe: All other options.
         seeds: How many.
-        place: Where and how.
-        plan_only: Only says what would be done and what it would take.
+        slot: Where and how.
+        plan_only: Only prints the plan and its hours.
         ray: The address of a Ray cluster that the trainings are sent to.
 
     Raises:
@@ -71,12 +70,12 @@ def run_command(
     if len(recipes) != len(models):
         raise UserError(f'a model is given twice, or two names differ by punctuation only: {" ".join(models)}')
     study = make_study(' and '.join(models), recipes, tuple(range(1, seeds + 1)))
-    _carry_out(study, place, Console(), plan_only=plan_only, ray=ray)
+    _carry_out(study, slot, Console(), plan_only=plan_only, ray=ray)
 
 
 def _carry_out(
     study: Study,
-    place: Place,
+    slot: Slot,
     console: Console,
     *,
     only: Sequence[str] = (),
@@ -85,31 +84,29 @@ def _carry_out(
     ray: str | None = None,
 ) -> None:
     if plan_only:
-        dry_run(study, place, console, only, budget)
+        dry_run(study, slot, console, only, budget)
         return
-    if ray is not None and (budget is not None or place.jobs > 1):
+    if ray is not None and (budget is not None or slot.jobs > 1):
         raise UserError('--ray: --budget and --jobs are for one machine: leave them out')
     check_packages()
     if ray is None:
-        found = run_study(study, place, console, only=only, budget=budget)
+        trials = run_study(study, slot, console, only=only, budget=budget)
     else:
-        from ..study.on_ray import run_on_ray
-
         if study.budget is not None:
             console.line(f'the budget of {study.budget:g} h is for one machine: a Ray cluster does all of it')
-        found = run_on_ray(study, place, console, ray, only=only)
+        trials = run_on_ray(study, slot, console, ray, only=only)
     try:
-        _report(study, place, console)
+        _report(study, slot, console)
     except UserError as error:
-        if found.failed:  # which are what is raised, then
+        if trials.failed:  # which are what is raised, then
             console.line(f'no report: {error}')
-        _say_failures(found, place, console)
+        _print_failures(trials, slot, console)
         raise
-    _say_failures(found, place, console)
+    _print_failures(trials, slot, console)
 
 
-def _report(study: Study, place: Place, console: Console) -> None:
-    records = study_records(study, place.output)
+def _report(study: Study, slot: Slot, console: Console) -> None:
+    records = study_records(study, slot.output)
     if not records:
         return
     console.line()
@@ -117,67 +114,20 @@ def _report(study: Study, place: Place, console: Console) -> None:
     if study.claims:
         console.line()
         console.line(verdicts(study, records))
-    page = write_report(place.output / 'report', records, study=study, data_dir=place.data_dir)
+    page = write_report(slot.output / 'report', records, study=study, data_dir=slot.data_dir)
     console.line(f'\nreport: {page}')
 
 
-def _say_failures(found: Trials, place: Place, console: Console) -> None:
+def _print_failures(trials: Trials, slot: Slot, console: Console) -> None:
     reasons: dict[str, list[str]] = {}
-    for name, reason in found.left.items():
+    for name, reason in trials.left.items():
         reasons.setdefault(reason, []).append(name)
     for reason, names in reasons.items():
         console.line(f'not started ({reason}): {", ".join(names)}')
-    if found.failed:
-        shown = '; '.join(f'{name}: {reason}' for name, reason in found.failed.items())
-        count = len(found.failed) + len(found.done) + len(found.left)
-        raise UserError(f'{len(found.failed)} of {count} trainings failed (see {place.output / "logs"}): {shown}')
-
-
-def dry_run(
-    study: Study, place: Place, console: Console, only: Sequence[str] = (), budget: float | None = None
-) -> float:
-    """Prints what would be trained and what it would take; returns the hours."""
-    check_models(study)
-    rows: list[tuple[str, ...]] = [('run', 'model', 'px', 'epochs', 'seeds', 'done', 'begun', 'hours to go')]
-    total = 0.0
-    for name, run in study.runs.items():
-        if only and name not in only:
-            continue
-        trials = [trial for trial in study.trials() if trial.run == name]
-        states = [state_of(trial, place) for trial in trials]
-        counts = image_counts(run.recipe, place.data_dir)
-        epochs = sum(
-            trial.recipe.epochs - epochs_done(place.output / trial.name)
-            for trial, state in zip(trials, states, strict=True)
-            if state != 'done'
-        )
-        recipe = run.recipe.replace(device=place.device or run.recipe.device)
-        hours = epochs * seconds_per_epoch(recipe, counts) / 3600 if epochs else 0.0
-        total += hours
-        size = 'own' if recipe.img_size is None else str(recipe.img_size)
-        shown = [str(states.count(state)) for state in ('done', 'begun')]
-        rows.append((name, recipe.model, size, str(recipe.epochs), str(len(trials)), *shown, f'{hours:.2f}'))
-    console.line(table(rows))
-    wall = total / min(place.jobs, max(1, torch.cuda.device_count()))  # several on one device share it
-    console.line(f'\nabout {duration(3600 * wall)} to go, by a few steps of each on this machine, without set-up')
-    if (limit := budget or study.budget) is not None:
-        console.line(f'the budget is {limit:g} h of training and validation, what is done included')
-    for claim in study.claims:
-        console.line(f'{claim.name}: {claim.sentence}  [{claim.metric}: {"; ".join(claim.order)}]')
-    if study.claims and find_spec('scipy'):
-        console.line(_reach(len(study.seeds), len(study.claims)))
-    return wall
-
-
-def _reach(seeds: int, claims: int) -> str:
-    """How large a difference must be to be decided."""
-    if seeds == 1:
-        return 'one seed: no claim can be tested; two are the least, five a good number'
-    return (
-        f'{seeds} seeds, {claims} claim{"s" if claims > 1 else ""} tested together: a difference is decided from '
-        f'{threshold(seeds, claims):.1f} standard errors on (of its mean over seeds); with 5 seeds from '
-        f'{threshold(5, claims):.1f}, with 10 from {threshold(10, claims):.1f}'
-    )
+    if trials.failed:
+        shown = '; '.join(f'{name}: {reason}' for name, reason in trials.failed.items())
+        count = len(trials.failed) + len(trials.done) + len(trials.left)
+        raise UserError(f'{len(trials.failed)} of {count} trainings failed (see {slot.output / "logs"}): {shown}')
 
 
 def summary(records: Sequence[Record]) -> str:
@@ -195,15 +145,14 @@ def summary(records: Sequence[Record]) -> str:
 
 def verdicts(study: Study, records: Sequence[Record]) -> str:
     """A line a claim."""
-    found = judge(study.claims, samples_of(study.claims, by_run(records)))
     lines = []
-    for verdict in found:
+    for verdict in judge(study.claims, samples_of(study.claims, by_run(records))):
         lines.append(f'{verdict.verdict.upper():12}  {verdict.claim.name}: {verdict.claim.sentence}')
         lines.append(f'              {verdict.claim.metric}, p = {verdict.p_adjusted:.3g} after Holm')
     return '\n'.join(lines)
 
 
-def report_command(
+def report_on(
     paths: Sequence[str],
     output: str | None,
     *,
@@ -253,13 +202,13 @@ def report_command(
 
 
 def _run_folders(paths: Sequence[str]) -> list[Path]:
-    found = []
+    folders = []
     for path in map(Path, paths):
         if os.path.isfile(path / 'result.json'):
-            found.append(path)
+            folders.append(path)
             continue
         inside = sorted(file.parent for file in path.glob('*/result.json'))
         if not inside:
             raise UserError(f'{path}: no finished run in it (no result.json)')
-        found.extend(inside)
-    return found
+        folders.extend(inside)
+    return folders

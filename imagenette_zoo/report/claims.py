@@ -1,0 +1,169 @@
+"""The section of a report on the claims of a study: what was expected, what was found, and the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from ..study.plan import METRICS, THRESHOLD, Study
+from ..study.records import EXACT, Record, samples_of
+from ..study.statistics import LEVEL, MOST_SEEDS, Finding, Verdict, judge
+from .drawing import Numbers
+from .section import count, interval_numbers, mean_text, metric_format, signed
+
+__all__ = ['HOW', 'claims_summary', 'describe_claim', 'numbers']
+
+SYMBOLS = {'supported': '✓', 'contradicted': '✗', 'undecided': '?'}
+_VERDICTS = (
+    'A claim must hold for other seeds and for other images of the same kind. Final top-1 is therefore compared with '
+    'both as sources of chance: the variance of a difference is that between the seeds of each run plus that between '
+    'images of the paired difference (each image’s share of right answers under one run minus that under the other), '
+    'less what chance adds to single answers, which is in the seeds’ part. '
+    'Other metrics, and top-1 where not all seeds were looked at image by image, have seeds only. Half of an '
+    'interval’s width is the root of the sum of the squares of each part’s own, by Student’s t (Banerjee 1960), which '
+    'holds however much the runs’ spreads differ. McNemar’s test would compare two trainings, not two ideas. The '
+    'p-values of all claims are corrected together by Holm’s method: supported or '
+    f'contradicted is what stays at or below {LEVEL:g}, so that chance alone decides a claim in one study of twenty '
+    'at most; all else is undecided, which is not the same as no effect. A claim of several comparisons is supported '
+    'if all hold, and contradicted if one is found the other way. The 95 % interval of a single difference is not '
+    'corrected. Parameters and GMACs are counted: no test is needed.'
+)
+_MORE_SEEDS = (
+    'How many more seeds would decide a claim: as many as give the test a power of 80 %, if the difference and the '
+    'spread are what they seem. Choose the number once: who adds seeds until a claim is decided errs more often than '
+    f'{LEVEL:.0%}. More seeds do not help where the images are too few.'
+)
+HOW = [('Verdicts', _VERDICTS), ('More seeds', _MORE_SEEDS)]  # headings and paragraphs
+
+
+def numbers(study: Study, runs: Mapping[str, Sequence[Record]]) -> list[dict[str, Any]]:
+    """The verdict on each claim of a study.
+
+    Args:
+        study: Its claims are judged.
+        runs: The trainings of each run.
+    """
+    return [_claim(verdict) for verdict in judge(study.claims, samples_of(study.claims, runs))]
+
+
+def _claim(verdict: Verdict) -> dict[str, Any]:
+    claim = verdict.claim
+    return {
+        'name': claim.name,
+        'sentence': claim.sentence,
+        'metric': claim.metric,
+        'order': claim.order,
+        'verdict': verdict.verdict,
+        'p': verdict.p,
+        'p_adjusted': verdict.p_adjusted,
+        'more_seeds': verdict.more_seeds,
+        'findings': [_finding(finding) for finding in verdict.findings],
+    }
+
+
+def _finding(finding: Finding) -> dict[str, Any]:
+    rest = ('effect', 'low', 'high', 'p', 'holds', 'more_seeds', 'note')
+    return {
+        **asdict(finding.comparison),
+        'larger_mean': interval_numbers(finding.larger) if finding.larger else None,
+        'smaller_mean': interval_numbers(finding.smaller) if finding.smaller else None,
+        **{name: getattr(finding, name) for name in rest},
+    }
+
+
+def claims_summary(content: Numbers) -> str:
+    """How many claims of each verdict."""
+    verdicts = [claim['verdict'] for claim in content['claims']]
+    counts = ', '.join(f'{verdicts.count(verdict)} {verdict}' for verdict in SYMBOLS if verdict in verdicts)
+    return f'{count(len(verdicts), "claim")}: {counts}.'
+
+
+def describe_claim(claim: Numbers) -> dict[str, Any]:
+    """A claim and its verdict in words: `facts` and each of `findings` are pairs of label and text."""
+    metric = claim['metric']
+    exact = metric in EXACT
+    facts = [
+        ('metric', _what_is(metric)),
+        ('p after Holm', 'counted, not estimated' if exact else _p(claim['p_adjusted'])),
+        ('what would decide it', _remedy(claim)),
+    ]
+    return {
+        **{name: claim[name] for name in ('name', 'sentence', 'verdict')},
+        'symbol': SYMBOLS[claim['verdict']],
+        'facts': [(label, text) for label, text in facts if text],
+        'findings': [_describe_finding(finding, metric) for finding in claim['findings']],
+    }
+
+
+def _what_is(metric: str) -> str:
+    match = THRESHOLD.fullmatch(metric)
+    return METRICS[f'{match[1]}_to_N'].replace(' N ', f' {match[2]} ') if match else METRICS[metric]
+
+
+def _p(p: float) -> str:
+    return 'below 0.001' if p < 0.001 else f'{p:.3f}'
+
+
+def _remedy(claim: Numbers) -> str:
+    """How many more seeds would decide an undecided claim."""
+    if claim['verdict'] != 'undecided':
+        return ''
+    findings = claim['findings']
+    if any(finding[mean] is None for finding in findings for mean in ('larger_mean', 'smaller_mean')):
+        return 'it cannot be judged before all of its runs are known'
+    if any(finding['effect'] is None for finding in findings):
+        return 'other numbers: with these it cannot be judged'
+    untested = [finding for finding in findings if finding['low'] is None]
+    if any(finding['more_seeds'] is None for finding in untested):
+        return 'other numbers: the note says why these cannot be tested'
+    if untested:
+        most = max(finding['more_seeds'] for finding in untested)
+        return f'at least {count(most, "more seed")} of each run, before it can be tested at all'
+    if claim['more_seeds'] is None:
+        return f'no number of seeds up to {MOST_SEEDS:,}, if the effect is what it seems'
+    return f'about {count(claim["more_seeds"], "more seed")} of each run, if the effect is what it seems'
+
+
+def _describe_finding(finding: Numbers, metric: str) -> list[tuple[str, str]]:
+    lines = [('expected', _expected(finding, metric))]
+    for which in ('larger', 'smaller'):
+        stat = finding[f'{which}_mean']
+        if stat is None:
+            lines.append((finding[which], 'nothing is known'))
+        else:
+            lines.append(
+                (finding[which], f'{mean_text(stat, metric)}{metric_format(metric)[1]}, {count(stat["count"], "seed")}')
+            )
+    if finding['effect'] is not None:
+        lines.append(('ratio' if finding['ratio'] else 'difference', _effect(finding, metric)))
+    if finding['low'] is not None and metric not in EXACT:
+        lines.append(
+            ('p', f'{_p(finding["p"])}, the difference {"as expected" if finding["holds"] else "the other way"}')
+        )
+    if finding['note']:
+        lines.append(('note', finding['note']))
+    return lines
+
+
+def _expected(finding: Numbers, metric: str) -> str:
+    larger, smaller, bound = finding['larger'], finding['smaller'], finding['bound']
+    if finding['ratio']:
+        return f'{larger} > {bound:g} × {smaller}'
+    amount = f'{abs(bound) / metric_format(metric)[4]:g}{metric_format(metric)[2]}'
+    if bound < 0:
+        return f'{larger} ≥ {smaller}, or below it by less than {amount}'
+    return f'{larger} > {smaller}{f" by more than {amount}" if bound else ""}'
+
+
+def _effect(finding: Numbers, metric: str) -> str:
+    """`'+1.23 points, 95 % interval +0.50 to +1.96'`."""
+    _, _, unit, decimals, one = metric_format(metric)
+
+    def write(value: float) -> str:
+        return f'{value:,.3f}' if finding['ratio'] else signed(f'{value / one:+,.{decimals}f}')
+
+    effect = f'{write(finding["effect"])}{"" if finding["ratio"] else unit}'
+    if finding['low'] is None or metric in EXACT:
+        return effect
+    return f'{effect}, 95 % interval {write(finding["low"])} to {write(finding["high"])}'

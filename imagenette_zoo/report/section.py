@@ -1,0 +1,172 @@
+"""The parts that every section of a report is made of: means with intervals, numbers in words, tables and figures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..study.plan import THRESHOLD
+from ..study.records import EXACT
+from ..study.statistics import Interval, interval
+from .drawing import Numbers, Picture, run_label
+
+__all__ = [
+    'MOST_CLASSES',
+    'MOST_FIGURES',
+    'Cell',
+    'Figure',
+    'Section',
+    'Table',
+    'count',
+    'interval_numbers',
+    'listed',
+    'mean_text',
+    'metric_cell',
+    'metric_format',
+    'run_cell',
+    'signed',
+    'stat_of',
+]
+
+MOST_FIGURES = 12  # of a kind; the rest is in report.json
+MOST_CLASSES = 60  # in a table or figure
+# As `metric_format` gives them.
+FORMATS = {
+    'top1': ('top-1', ' %', ' points', 2, 1.0),
+    'best_top1': ('best epoch', ' %', ' points', 2, 1.0),
+    'top5': ('top-5', ' %', ' points', 2, 1.0),
+    'loss': ('loss', '', '', 3, 1.0),
+    'gap': ('train−val gap', ' points', ' points', 2, 1.0),
+    'calibration_error': ('calibration error', ' %', ' points', 2, 1.0),
+    'shift_consistency': ('shift consistency', ' %', ' points', 2, 1.0),
+    'pass_similarity': ('pass similarity', '', '', 3, 1.0),
+    'images_per_second': ('images/s', '/s', '/s', 1, 1.0),
+    'train_seconds': ('training time', ' s', ' s', 1, 1.0),
+    'total_seconds': ('total time', ' s', ' s', 1, 1.0),
+    'peak_memory_mib': ('memory, MiB', ' MiB', ' MiB', 0, 1.0),
+    'params': ('parameters, M', ' M', ' M', 3, 1e6),
+    'gmacs': ('GMACs', ' GMACs', ' GMACs', 3, 1.0),
+    'epochs': ('epochs', ' epochs', ' epochs', 2, 1.0),
+    'seconds': ('seconds', ' s', ' s', 1, 1.0),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell: its text, and what it is sorted by, None where there is nothing."""
+
+    text: str
+    value: float | str | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; the first cell of each row is its header.
+
+    Args:
+        caption: What is in it.
+        header: The columns.
+        rows: Their cells.
+        sortable: Whether a reader may sort it.
+        sorted_by: The column that it is sorted by, downwards.
+    """
+
+    caption: str
+    header: list[str]
+    rows: list[list[Cell]]
+    sortable: bool = False
+    sorted_by: int | None = None
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture (None where there are only numbers), what to know about it, and the numbers behind it."""
+
+    picture: Picture | None
+    caption: str
+    table: Table
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A mistake as it is shown."""
+
+    true: str
+    predicted: str
+    confidence: float
+    wrong: str
+    name: str
+    thumbnail: str | None
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the report."""
+
+    name: str
+    title: str
+    text: list[str] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    figures: list[Figure] = field(default_factory=list)
+    mistakes: list[Shown] = field(default_factory=list)
+
+
+def stat_of(values: Sequence[float | None]) -> dict[str, Any] | None:
+    """Mean, 95 % interval and the numbers themselves; None where one of them is missing."""
+    known = [float(value) for value in values if value is not None and math.isfinite(value)]
+    if not known or len(known) < len(values):
+        return None
+    return {**interval_numbers(interval(known)), 'values': known}
+
+
+def interval_numbers(bounds: Interval) -> dict[str, Any]:
+    """A mean with its interval, fit for JSON."""
+    return {name: getattr(bounds, name) for name in ('mean', 'low', 'high', 'half', 'count')}
+
+
+def _number_text(value: float, metric: str) -> str:
+    """`'2.237'` for 2,236,682 parameters."""
+    _, _, _, decimals, one = metric_format(metric)
+    return signed(f'{value / one:,.{decimals}f}')
+
+
+def signed(text: str) -> str:
+    """With a minus that is one, and none before zero."""
+    return (text if text.strip('-+0.,') else text.lstrip('-')).replace('-', '−')
+
+
+def metric_format(metric: str) -> tuple[str, str, str, int, float]:
+    """A metric's name, its unit, the unit of a difference, decimals, and what one unit is."""
+    match = THRESHOLD.fullmatch(metric)
+    return FORMATS[match[1] if match else metric]
+
+
+def mean_text(stat: Numbers | None, metric: str) -> str:
+    """`'91.20 ± 0.31'`."""
+    if stat is None or stat['mean'] is None:
+        return '–'
+    half = f' ± {_number_text(stat["half"], metric)}' if stat['half'] is not None and metric not in EXACT else ''
+    return _number_text(stat['mean'], metric) + half
+
+
+def metric_cell(stat: Numbers | None, metric: str) -> Cell:
+    """A mean with its interval, sorted by the mean."""
+    return Cell(mean_text(stat, metric), stat['mean'] if stat else None)
+
+
+def count(number: int, noun: str) -> str:
+    """`'1 seed'`, `'2 seeds'`."""
+    return f'{number:,} {noun}{"" if number == 1 else "s"}'
+
+
+def listed(values: Iterable[object]) -> str:
+    """`'1, 2 and 3'`."""
+    words = [str(value) for value in values]
+    return ', '.join(words[:-1]) + ' and ' + words[-1] if len(words) > 1 else ''.join(words)
+
+
+def run_cell(run: Numbers) -> Cell:
+    """The header of a run's row."""
+    return Cell(run_label(run), run['run'])

@@ -1,0 +1,145 @@
+"""One training of a study as processes: where it runs, its commands, and what became of them."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from ..config.recipe import Recipe
+from ..training.result import read_result
+from ..utils.console import duration
+from ..utils.environment import available_cores
+from ..utils.files import write_atomic
+from .plan import Trial, differing
+
+__all__ = ['Job', 'Slot', 'commands', 'environment', 'epochs_done', 'outcome', 'reason']
+
+PR_SET_PDEATHSIG = 1
+LIBC: Any = ctypes.CDLL(None) if sys.platform == 'linux' else None
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where and how the trainings of a study run.
+
+    Args:
+        output: The study's folder: a folder for each training, and what was printed under `logs/`.
+        data_dir: As `--data-dir`.
+        device: As `--device`.
+        jobs: How many run at the same time.
+    """
+
+    output: Path
+    data_dir: str | None = None
+    device: str | None = None
+    jobs: int = 1
+
+    def flags(self) -> list[str]:
+        """The flags of a training that say where it runs."""
+        given = {'--data-dir': self.data_dir, '--device': self.device}
+        return [word for name, value in given.items() if value for word in (name, value)]
+
+
+def commands(trial: Trial, slot: Slot) -> list[list[str]]:
+    """The commands that make up a training, as a person can give them as well; its recipe is written for them."""
+    recipe = slot.output / 'recipes' / f'{trial.run}.yaml'
+    recipe.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(
+        recipe, yaml.safe_dump(differing(trial.recipe.as_dict(), Recipe().as_dict()), sort_keys=False).encode()
+    )
+    words = ['--seed', str(trial.recipe.seed), '--output', str(slot.output), '--experiment', trial.name, '--resume']
+    program = [sys.executable, '-m', 'imagenette_zoo']
+    return [
+        [*program, 'train', '-c', str(recipe), *words, *slot.flags()],
+        [*program, 'analyse', str(slot.output / trial.name), *slot.flags()],
+    ]
+
+
+class Job:
+    """A training under way: its commands one after the other, what they print in a log."""
+
+    def __init__(self, trial: Trial, slot: Slot, number: int) -> None:
+        self.trial = trial
+        self.number = number
+        self.folder = slot.output / trial.name
+        self.log = slot.output / 'logs' / f'{trial.name}.log'
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        self._commands = deque(commands(trial, slot))
+        self._environment = environment(slot.jobs, number, slot.device or trial.recipe.device)
+        self._mode = 'wb'
+        self._start()
+
+    def _start(self) -> None:
+        with open(self.log, self._mode) as log:
+            self.process = subprocess.Popen(
+                self._commands.popleft(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self._environment,
+                start_new_session=True,  # Ctrl-C is for the one who runs the study, who passes it on
+                preexec_fn=_end_with_parent if LIBC else None,
+            )
+        self._mode = 'ab'
+
+    def poll(self) -> int | None:
+        """None while it runs, then its exit code."""
+        code = self.process.poll()
+        if code == 0 and self._commands:
+            self._start()
+            return None
+        return code
+
+
+def environment(jobs: int, number: int, device: str = 'auto') -> dict[str, str]:
+    """Cores, and GPUs where the device is none of them, are divided where several run at the same time."""
+    own = {'PYTHONPATH': os.pathsep.join(filter(None, sys.path))}
+    if jobs > 1:
+        own['OMP_NUM_THREADS'] = os.environ.get('OMP_NUM_THREADS', str(max(1, available_cores() // jobs)))
+        if (count := torch.cuda.device_count()) > 1 and ':' not in device:
+            visible = os.environ.get('CUDA_VISIBLE_DEVICES') or ','.join(map(str, range(count)))
+            own['CUDA_VISIBLE_DEVICES'] = visible.split(',')[number % count]
+    return {**os.environ, **own}
+
+
+def _end_with_parent() -> None:
+    """In the child: if the study is killed its trainings save and stop, too."""
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def epochs_done(folder: Path) -> int:
+    """How many epochs of a training are done."""
+    with contextlib.suppress(OSError):
+        return (folder / 'metrics.jsonl').read_bytes().count(b'\n')
+    return 0
+
+
+def outcome(folder: Path) -> str:
+    """A training that is done, in words."""
+    result = read_result(folder)
+    return f'top-1 {result.top1:.2f} % in {duration(result.seconds.get("total") or 0.0)}'
+
+
+def reason(code: int, log: Path) -> str:
+    """Why a training ended with this exit code, as its log tells."""
+    if code < 0:
+        return f'killed by {signal.Signals(-code).name}'
+    with contextlib.suppress(OSError):
+        lines = [line.strip() for line in log.read_text(errors='replace').splitlines() if line.strip()]
+        errors = [line for line in lines if line.startswith('error: ')]
+        if errors:
+            return errors[-1].removeprefix('error: ')
+        if lines:
+            return lines[-1][:200]
+    return 'no word of it'

@@ -1,0 +1,58 @@
+"""Claims in a report: the verdicts come first, and say what would decide them."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from imagenette_zoo.report.page import write_report
+from imagenette_zoo.study.plan import Study
+from imagenette_zoo.study.records import by_run, samples_of
+from imagenette_zoo.study.statistics import judge
+from tests.report.records import make_record, make_records, text_of
+
+
+def test_verdicts_come_first_and_are_those_of_the_statistics(written: Path, study: Study) -> None:
+    page = (written / 'report.html').read_text()
+    expected = judge(study.claims, samples_of(study.claims, by_run(make_records())))
+    assert [verdict.verdict for verdict in expected] == ['supported', 'contradicted', 'undecided']
+    found = re.findall(
+        r'<div class="verdict"><span aria-hidden="true">(.)</span> (\w+)</div>\s*<h3>(C\d): Sentence', page
+    )
+    assert found == [('✓', 'supported', 'C1'), ('✗', 'contradicted', 'C2'), ('?', 'undecided', 'C3')]
+    assert page.index('id="claims"') < page.index('id="runs"') < page.index('<svg') < page.index('id="how"')
+    numbers = json.loads((written / 'report.json').read_text())
+    for claim, verdict in zip(numbers['claims'], expected, strict=True):
+        assert claim['p_adjusted'] == pytest.approx(verdict.p_adjusted)
+        assert claim['more_seeds'] == verdict.more_seeds
+        assert claim['findings'][0]['effect'] == pytest.approx(verdict.findings[0].effect)
+        assert claim['findings'][0]['low'] == pytest.approx(verdict.findings[0].low)
+    effect = expected[0].findings[0]
+    assert effect.low is not None
+    assert effect.high is not None
+    for text in (text_of(page), (written / 'report.md').read_text()):
+        assert f'{effect.effect:+.2f} points, 95 % interval {effect.low:+.2f} to {effect.high:+.2f}' in text
+        assert 'no number of seeds up to 1,000' in text
+        assert re.search(r'good:? 90\.56 ± 2\.39 %, 3 seeds', text)
+
+
+def test_more_seeds_are_asked_for_where_they_would_decide(tmp_path: Path, study: Study) -> None:
+    records = [
+        make_record(run, seed, 80 + high + 2 * (-1) ** seed, analysed=False)
+        for run, high in (('good', 3.0), ('bad', 0.0))
+        for seed in (1, 2, 3)
+    ]
+    write_report(tmp_path, records, study=study)
+    [more] = {claim['more_seeds'] for claim in json.loads((tmp_path / 'report.json').read_text())['claims'][:2]}
+    assert f'about {more} more seeds of each run' in (tmp_path / 'report.md').read_text()
+
+
+def test_one_seed_decides_nothing_and_the_report_says_what_is_missing(tmp_path: Path, study: Study) -> None:
+    page = write_report(tmp_path, make_records()[:1], study=study).read_text()
+    text = text_of(page)
+    assert 'undecided' in text
+    assert 'it cannot be judged before all of its runs are known' in text
+    assert 'Not finished yet: 5 trainings: bad-seed1, good-seed2' in text
+    pair = write_report(tmp_path, make_records()[:2], study=study).read_text()
+    assert 'at least 1 more seed of each run' in text_of(pair)

@@ -1,0 +1,66 @@
+"""The table of all runs in a report."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from imagenette_zoo.report.page import write_report
+from tests.report.records import make_record, make_records, text_of
+
+
+def test_without_analyses_the_rest_is_told(tmp_path: Path) -> None:
+    page = write_report(tmp_path, make_records(analysed=False)).read_text()
+    text = text_of(page)
+    assert '6 trainings of 6 were not looked at image by image' in text
+    assert text.count('No training was looked at image by image.') == 2
+    assert 'shift consistency' not in text
+    assert 'id="passes"' not in page
+    assert 'id="claims"' not in page
+    assert '90.67 ± 0.83' in text
+
+
+def test_where_some_are_not_analysed_their_runs_have_a_dash(tmp_path: Path) -> None:
+    write_report(tmp_path, [*make_records()[1::2], make_record('good', 1, 90.0, analysed=False)])
+    markdown = (tmp_path / 'report.md').read_text()
+    assert '1 training of 4 were not looked at' in markdown
+    [row] = [line for line in markdown.splitlines() if line.startswith('| 1 · good | 1 | 90.00 |')]
+    assert '| – |' in row
+
+
+def test_times_to_an_accuracy_say_who_did_not_get_there(tmp_path: Path) -> None:
+    records = [make_record('some', seed, top1) for seed, top1 in ((1, 86.0), (2, 79.0), (3, 82.0))]
+    records += [make_record('none', 1, 60.0), make_record('all', 1, 86.0)]  # 64.5 % after 30 s, 86 % after 40 s
+    write_report(tmp_path, records)
+    header, _, *rows = [line for line in (tmp_path / 'report.md').read_text().splitlines() if line.startswith('|')]
+    assert 'time to 80 % | time to 85 % | training time' in header
+    assert '| 37.2 s | 39.5 s |' in rows[0]
+    assert '| 2 of 3 seeds | 1 of 3 seeds |' in rows[1]
+    assert '| not reached | not reached |' in rows[2]
+
+
+def test_runs_of_before_an_option_was_there(tmp_path: Path) -> None:
+    records = make_records()
+    for record in records:
+        if record.run == 'good':
+            del record.result.recipe['train_img_sizes']
+    write_report(tmp_path, records)
+    assert 'train_img_sizes' not in (tmp_path / 'report.md').read_text(), 'None, as in the others'
+
+
+def test_what_is_not_a_number_is_left_out(tmp_path: Path) -> None:
+    records = [make_record('a', 1, 50.0, loss=float('nan'), gmacs=None, seconds={'train': None}, per_class={})]
+    page = write_report(tmp_path, records).read_text()
+    assert 'nan' not in text_of(page).lower()
+    numbers = json.loads((tmp_path / 'report.json').read_text())
+    assert numbers['runs'][0]['metrics']['loss'] is None
+    assert 'GMACs |' not in (tmp_path / 'report.md').read_text()
+
+
+def test_means_in_json_are_over_seeds(tmp_path: Path) -> None:
+    write_report(tmp_path, make_records(analysed=False))
+    good, bad = json.loads((tmp_path / 'report.json').read_text())['runs']
+    assert good['metrics']['top1']['mean'] == pytest.approx(90 + 2 / 3)
+    assert good['metrics']['top1']['values'] == pytest.approx([90 + seed / 3 for seed in (1, 2, 3)])
+    assert bad['curve'][1]['mean'] == pytest.approx(35.5)
+    assert bad['per_class']['church']['mean'] == pytest.approx(70.0)

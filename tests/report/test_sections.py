@@ -1,0 +1,61 @@
+"""The cost, the classes, the confusion and the passes in a report."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from imagenette_zoo.errors import UserError
+from imagenette_zoo.report.page import write_report
+from tests.report.records import IMAGES, make_record, make_records
+
+
+def test_front_has_what_nothing_cheaper_beats(tmp_path: Path) -> None:
+    points = {
+        'cheap': (1.0, 60.0),
+        'dear': (4.0, 90.0),
+        'beaten': (4.5, 85.0),
+        'twin': (4.0, 89.0),
+        'worse': (2.0, 55.0),
+        'as good': (4.2, 90.0),
+    }
+    records = [make_record(run, 1, top1, gmacs=cost, analysed=False) for run, (cost, top1) in points.items()]
+    write_report(tmp_path, records)
+    numbers = json.loads((tmp_path / 'report.json').read_text())
+    names = {run['number']: run['run'] for run in numbers['runs']}
+    assert [names[number] for number in numbers['front']['gmacs']] == ['cheap', 'dear']
+    assert (tmp_path / 'figures' / 'cost-train_seconds.png').is_file()
+    records[0].result.hardware['threads'] = 1
+    write_report(tmp_path, records)
+    assert not (tmp_path / 'figures' / 'cost-train_seconds.png').exists(), 'times of two machines do not compare'
+
+
+def test_best_two_of_different_models_are_beside_each_other_unless_told(tmp_path: Path) -> None:
+    records = [
+        make_record('first', 1, 90.0, model='a'),
+        make_record('second', 1, 88.0, model='a'),
+        make_record('third', 1, 80.0, model='b'),
+    ]
+
+    def compared(**options: Any) -> list[str]:
+        write_report(tmp_path, records, images=False, **options)
+        return json.loads((tmp_path / 'report.json').read_text())['compared']
+
+    assert compared() == ['first', 'third']
+    assert compared(compare=('third', 'second')) == ['third', 'second']
+    with pytest.raises(UserError, match=r'secnd.*did you mean second'):
+        compared(compare=('first', 'secnd'))
+
+
+def test_confusion_and_passes_are_means_over_seeds(written: Path) -> None:
+    records = make_records()
+    bad = json.loads((written / 'report.json').read_text())['runs'][1]
+    matrices = np.array([record.analysis.confusion for record in records if record.analysis and record.run == 'bad'])
+    assert bad['confusion']['percent'] == pytest.approx((matrices / (IMAGES / 3) * 100).mean(0), abs=1e-3)
+    assert bad['passes']['blocks'][0]['cka'][0][1] == 0.25
+    assert (
+        '| blocks.1 | kernel 3, kernel 3 | 1–2: 0.250 | 1–2: 0.100 | 1: +3.50, 2: −1.25 |'
+        in (written / 'report.md').read_text()
+    )

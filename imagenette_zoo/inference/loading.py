@@ -189,7 +189,7 @@ def load_trained(options: UseOptions, device: torch.device, channels_last: bool 
         normalize = Normalize(config['mean'], config['std'], device, channels_last)
     except (TypeError, ValueError, AttributeError, KeyError, AssertionError) as error:  # whatever a config may hold
         raise UserError(f"{name}: its config doesn't tell how images are prepared ({error})") from None
-    model = factory.place(model, device, channels_last)
+    model = factory.to_device(model, device, channels_last)
     factory.probe(model, name, (3, *config['input_size'][1:]))
     return TrainedModel(name, model, config, names, transform, normalize)
 

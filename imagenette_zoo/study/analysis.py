@@ -116,7 +116,7 @@ def analyse(folder: Path, console: Console, data_dir: str | None = None, device:
     some = evenly(train_images, TRAINING_IMAGES)
     model = load_model(str(folder / 'last'), options, images)
     config = factory.input_config(options, model, use_test_size=True)
-    model = factory.place(model, world.device, options.is_channels_last(world.device))
+    model = factory.to_device(model, world.device, options.is_channels_last(world.device))
     normalize = Normalize(config['mean'], config['std'], world.device, options.is_channels_last(world.device))
     batches = pipeline.eval_batches(options, images, config, batch_size, world, console)
     scores = evaluate(model, batches, normalize, images, options, world, console)

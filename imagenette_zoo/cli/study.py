@@ -24,7 +24,12 @@ def _add_passes(parser: argparse.ArgumentParser) -> None:
 def _passes(args: argparse.Namespace) -> int:
     from ..study.passes import PassesOptions, compare_passes
 
-    compare_passes(PassesOptions(**_one_model(args, given_flags(args, PassesOptions))))
+    options = PassesOptions(**_one_model(args, given_flags(args, PassesOptions)))
+    report = compare_passes(options)
+    if options.save_figure:
+        from ..report.passes import save_passes_figure
+
+        save_passes_figure(report, Path(options.save_figure))
     return 0
 
 
@@ -116,13 +121,11 @@ def _add_analyse(parser: argparse.ArgumentParser) -> None:
 
 
 def _analyse(args: argparse.Namespace) -> int:
-    from ..study.analysis import analyse
-    from ..training.result import read_result
+    from ..study.analysis import analyse, finished_run
     from ..utils.console import Console
 
     console = Console()
-    for run in map(Path, args.runs):
-        read_result(run)
+    for run in [finished_run(name) for name in args.runs]:
         found = analyse(run, console, args.data_dir, args.device)
         console.line(
             f'{run}: top-1 {found.top1:.2f} % ({found.train_top1:.2f} % on {found.train_images:,} training images), '

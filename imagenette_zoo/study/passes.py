@@ -14,16 +14,11 @@ from torch import nn
 
 from ..config.fields import option
 from ..config.groups import ArchitectureOptions, ComputeOptions, DataOptions, InputOptions, WeightsOptions
-from ..data import pipeline
-from ..data.augment import Normalize
 from ..data.folders import evenly
-from ..data.locate import validation_images
 from ..errors import UserError, require
 from ..inference.evaluate import evaluate
-from ..inference.loading import load_model
+from ..inference.loading import images_of, load_trained
 from ..layers import MultiPass
-from ..models import factory
-from ..report import figures
 from ..utils import environment
 from ..utils.console import Console, table
 from ..utils.distributed import World, choose_device
@@ -37,7 +32,7 @@ __all__ = ['BlockPasses', 'PassesOptions', 'PassesReport', 'compare_passes']
 class PassesOptions(ComputeOptions, InputOptions, ArchitectureOptions, WeightsOptions, DataOptions):
     """Comparison"""
 
-    model: str = option('', "a run's folder or its best/, local-dir:FOLDER, hf-hub:NAME, or a name with --checkpoint")
+    model: str = option('', "a run's folder or its best/, local-dir:FOLDER, hf-hub:NAME, or a name, as in validation")
     batch_size: int = option(64, 'images a step', low=1, short=('-b',))
     images: int = option(1000, 'validation images that are looked at, evenly spread; 0 is all', low=0)
     results_file: str | None = option(None, 'write the results to this .json file', metavar='FILE')
@@ -96,7 +91,7 @@ def compare_passes(options: PassesOptions, *, quiet: bool = False) -> PassesRepo
     """Compares the passes of every MultiPass block of a model on validation images.
 
     Args:
-        options: The model, the images and how they are computed.
+        options: The model, the images and how they are computed; that a figure can be drawn is checked, but not done.
         quiet: Prints nothing.
 
     Raises:
@@ -109,24 +104,21 @@ def compare_passes(options: PassesOptions, *, quiet: bool = False) -> PassesRepo
     console = Console(quiet)
     world = World(choose_device(options.device))
     keep_freed_memory()
-    split = options.val_split, options.train_split
-    images = evenly(validation_images(options.dataset, options.data_dir, *split), options.images)
-    model = load_model(options.model, options, images)
+    images = evenly(images_of((options.model,), options), options.images)
+    channels_last = options.is_channels_last(world.device)
+    trained = load_trained(options.model, options, world.device, channels_last, images)
+    model, normalize = trained.model, trained.normalize
     blocks = {name: m for name, m in model.named_modules() if isinstance(m, MultiPass) and len(m.passes) > 1}
     if not blocks:
         raise UserError(f'{options.model}: has no MultiPass block of several passes')
-    config = factory.input_config(options, model, use_test_size=True)
-    model = factory.to_device(model, world.device, options.is_channels_last(world.device))
-    factory.probe(model, options.model, config['input_size'])
-    normalize = Normalize(config['mean'], config['std'], world.device, options.is_channels_last(world.device))
-    batches = pipeline.eval_batches(options, images, config, options.batch_size, world, console)
+    batches = trained.batches(images, options, options.batch_size, world, console)
 
     def top1() -> float:
         return evaluate(model, batches, normalize, images, options, world, Console(quiet=True)).top1
 
     with _watched(blocks) as likenesses:
         whole = top1()
-    found = []
+    compared = []
     with console.progress('passes', sum(len(block.passes) for block in blocks.values()), 1) as progress:
         for name, block in blocks.items():
             lost = []
@@ -134,20 +126,18 @@ def compare_passes(options: PassesOptions, *, quiet: bool = False) -> PassesRepo
                 with _without(block, index):
                     lost.append(whole - top1())
                 progress.advance(len(images), block=name, lost=f'{lost[-1]:.2f} points')
-            found.append(_block_passes(name, block, likenesses[name], lost))
+            compared.append(_block_passes(name, block, likenesses[name], lost))
     report = PassesReport(
         options.model,
         whole,
         len(images),
-        config['input_size'][-1],
-        found,
+        trained.config['input_size'][-1],
+        compared,
         environment.versions(),
         environment.hardware(world.device),
     )
     if options.results_file:
         write_atomic(Path(options.results_file), (json.dumps(asdict(report), indent=2) + '\n').encode())
-    if options.save_figure:
-        _save_figure(report, Path(options.save_figure))
     console.line(_tell(report))
     return report
 
@@ -266,10 +256,3 @@ def _tell(report: PassesReport) -> str:
         f'new information)\nleaving out one pass costs {min(losses):+.2f} to {max(losses):+.2f} points, mean '
         f'{sum(losses) / len(losses):+.2f}; one image is {100 / report.images:.2f} points'
     )
-
-
-def _save_figure(report: PassesReport, path: Path) -> None:
-    run = {'number': 1, 'run': report.model, 'passes': {'blocks': [asdict(block) for block in report.blocks]}}
-    heading = f'{report.model}: top-1 {report.top1:.2f} % on {report.images:,} images'
-    picture = figures.pass_similarity(run, 'passes', heading)
-    write_atomic(path, getattr(picture, path.suffix[1:]))

@@ -305,7 +305,8 @@ def images_of(models: Sequence[str], options: DataOptions) -> ImageSet:
     val_split, train_split = options.val_split, options.train_split
     sources: dict[tuple[str, str, str], str] = {}
     for name in () if options.data_dir or options.dataset else models:
-        if (run := run_of(name)) is None:
+        run = run_of(name) if model_folder(name) else None
+        if run is None:
             continue
         recipe = run_recipe(run)
         val = recipe.val_split if val_split == DataOptions.val_split else val_split

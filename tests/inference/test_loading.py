@@ -316,6 +316,16 @@ def test_a_strangers_model_folder_names_no_path(run: Path, elsewhere: Path, tmp_
         assert run_of(f'{run}{place}') == run_of(f'local-dir:{run}{place}') == run
 
 
+def test_another_programs_folder_named_like_a_model_is_no_run(
+    ten: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / PACKAGED).mkdir()
+    (tmp_path / PACKAGED / 'args.yaml').write_text('aug_splits: 0\n')  # as timm's script leaves one
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('IMAGENETTE_DIR', str(ten))
+    assert loading.images_of([PACKAGED], PassesOptions()).root == ten
+
+
 def test_label_names_and_preprocessing_of_a_run_are_used(recipe: MakeRecipe, folder: Path) -> None:
     own = dict(crop_pct=0.8, interpolation='nearest', mean=(0.3, 0.4, 0.5), std=(0.2, 0.3, 0.1))
     run = train(recipe(epochs=1, **own), quiet=True)

@@ -22,7 +22,7 @@ from imagenette_zoo import fuse
 from imagenette_zoo.config.recipe import Recipe
 from imagenette_zoo.layers import Mish
 from imagenette_zoo.layers.mish import much_inference
-from imagenette_zoo.models.factory import place
+from imagenette_zoo.models.factory import to_device
 from imagenette_zoo.training.cuda_graph import REHEARSALS
 from imagenette_zoo.training.run import Run, open_folder, prepare
 from imagenette_zoo.utils.console import Console
@@ -178,7 +178,7 @@ def fused(args: argparse.Namespace) -> None:
     device = torch.device(args.device)
     model = timm.create_model('mbv2_mish_mp3_imagenette').eval()
     networks = {'as trained': model, 'fused': fuse(model)}
-    placed = {f'{way}, validate.py': place(deepcopy(each), device, True) for way, each in networks.items()}
+    placed = {f'{way}, validate.py': to_device(deepcopy(each), device, True) for way, each in networks.items()}
     networks = {way: each.to(device, memory_format=torch.channels_last) for way, each in networks.items()} | placed
     images = torch.randn(args.batch_size, 3, args.img_size, args.img_size, device=device)
     images = images.contiguous(memory_format=torch.channels_last)
@@ -210,7 +210,8 @@ def layout(args: argparse.Namespace) -> None:
         ways = {name: torch.contiguous_format, f'{name}, channels-last': torch.channels_last}
         contestants = {}
         for way, memory_format in ways.items():
-            model = place(timm.create_model(name, num_classes=10).eval(), device, memory_format == torch.channels_last)
+            model = timm.create_model(name, num_classes=10).eval()
+            model = to_device(model, device, memory_format == torch.channels_last)
             batch = images.contiguous(memory_format=memory_format)
             contestants[way] = partial(images_per_second, model, batch)
         found |= in_turns(contestants, args.rounds)

@@ -19,7 +19,7 @@ from imagenette_zoo.fast_layers.norm_act import fuse_norm_act
 from imagenette_zoo.fast_layers.unplanned import speed_up_convolutions
 from imagenette_zoo.inference.validate import validate
 from imagenette_zoo.kernels import runtime
-from imagenette_zoo.models.factory import place
+from imagenette_zoo.models.factory import to_device
 from imagenette_zoo.training import learner
 from imagenette_zoo.training.cuda_graph import Recorder
 from imagenette_zoo.training.trainer import train
@@ -87,7 +87,7 @@ def test_all_ways_of_training(
 
 def place_fused(model: nn.Module, device: torch.device, channels_last: bool) -> nn.Module:
     """Layers as where steps are recorded."""
-    model = place(model, device, channels_last)
+    model = to_device(model, device, channels_last)
     fuse_norm_act(model, plain=True)
     speed_up_blur(model)
     speed_up_convolutions(model)

@@ -24,7 +24,7 @@ from imagenette_zoo.data.folders import ImageSet
 from imagenette_zoo.data.images import open_image
 from imagenette_zoo.data.locate import validation_images
 from imagenette_zoo.layers.mish import much_inference
-from imagenette_zoo.models.factory import place
+from imagenette_zoo.models.factory import to_device
 from imagenette_zoo.utils.files import write_atomic
 from imagenette_zoo.utils.memory import keep_freed_memory
 
@@ -57,7 +57,7 @@ def main() -> None:
     images = validation_images('', args.data_dir, 'validation')
     model = timm.create_model(args.model, pretrained=True).eval()
     config = resolve_model_data_config(model)
-    model = place(model, torch.device('cpu'), channels_last=True)
+    model = to_device(model, torch.device('cpu'), channels_last=True)
     text = io.StringIO()
     rows = csv.writer(text, lineterminator='\n')
     rows.writerow(('shape', 'crop_mode', 'correct', 'images', 'top1'))

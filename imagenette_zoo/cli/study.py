@@ -121,13 +121,11 @@ def _add_analyse(parser: argparse.ArgumentParser) -> None:
 
 
 def _analyse(args: argparse.Namespace) -> int:
-    from ..study.analysis import analyse
-    from ..training.result import read_result
+    from ..study.analysis import analyse, finished_run
     from ..utils.console import Console
 
     console = Console()
-    for run in map(Path, args.runs):
-        read_result(run)
+    for run in [finished_run(name) for name in args.runs]:
         analysis = analyse(run, console, args.data_dir, args.device)
         console.line(
             f'{run}: top-1 {analysis.top1:.2f} % ({analysis.train_top1:.2f} % on {analysis.train_images:,} training '

@@ -157,7 +157,7 @@ class ValidationOptions(ComputeOptions, InputOptions, ArchitectureOptions, Weigh
     model: tuple[str, ...] = option(
         (),
         "what is validated, one or several: a run's folder or its best/, local-dir:FOLDER, hf-hub:NAME, or a "
-        'model name with --checkpoint or --pretrained',
+        "model's name (with --checkpoint or --pretrained, if its weights don't come with the package)",
         short=('-m',),
         metavar='MODEL',
     )

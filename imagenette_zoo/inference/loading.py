@@ -1,8 +1,9 @@
-"""A trained model with all that belongs to it: the names of its classes, what is done to an image first."""
+"""A trained model with all that belongs to it: the one door through which every command opens a model."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,84 +18,32 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import nn
 
 from ..config.fields import option
-from ..config.groups import ArchitectureOptions, InputOptions
+from ..config.groups import ArchitectureOptions, DataOptions, InputOptions
+from ..config.hparams import read_yaml
+from ..config.recipe import Recipe
 from ..data import pipeline
 from ..data.augment import Normalize
 from ..data.folders import ImageSet
-from ..data.loaders import Transform
+from ..data.loaders import Batches, Transform
+from ..data.locate import resolve_dataset, validation_images
 from ..errors import UserError, nearest
+from ..layers import fuse
 from ..models import factory
-from ..models.model_folder import load_folder, load_weights, model_folder, read_config, read_weights
+from ..models.model_folder import listed_names, load_folder, load_weights, model_folder, read_config, read_weights
 from ..models.variants import LABEL_NAMES
+from ..utils.console import Console
+from ..utils.distributed import World
 
 __all__ = [
-    'load_model',
-    'open_model',
     'UseOptions',
     'TrainedModel',
     'load_trained',
-    'listed_names',
+    'open_model',
+    'run_of',
+    'run_recipe',
+    'run_images',
+    'images_of',
 ]
-
-
-def load_model(name: str, options: Any, images: ImageSet) -> Any:
-    """The model that a name on the command line means, with its weights, for the classes of these images.
-
-    Raises:
-        UserError: There is no such model, or it tells other classes apart.
-    """
-    classes = len(images.classes)
-    model = open_model(name, options, classes)
-    if model.num_classes != classes:
-        raise UserError(
-            f'{name}: has {model.num_classes} classes, {images.root} has {classes}: --data-dir names other data?'
-        )
-    names = model.pretrained_cfg.get('label_names')
-    if not model_folder(name) and not ((options.pretrained or ':' in name) and tuple(names or ()) == LABEL_NAMES):
-        names = None  # of other weights, or as ImageNet's, by which no folder is named
-    if isinstance(names, list | tuple) and len(names) == classes and list(names) != list(images.class_names):
-        raise UserError(f'{name}: tells {names[0]}, … apart, {images.root} has {images.class_names[0]}, …: other data')
-    return model
-
-
-def open_model(name: str, options: Any, classes: int | None = None) -> Any:
-    """The model that a name on the command line means, with its weights.
-
-    Args:
-        name: As `validate` takes it.
-        options: `checkpoint`, `pretrained`, `use_ema` and the model's details.
-        classes: Of a model by name with a checkpoint, where `num_classes` is not given.
-
-    Raises:
-        UserError: There is no such model, or no weights for it.
-    """
-    kwargs = {'global_pool': options.gp, **options.model_kwargs}
-    folder = model_folder(name)
-    if folder is not None:
-        if options.checkpoint or options.pretrained:
-            raise UserError(f'--model {name}: has its own weights: leave out --checkpoint and --pretrained')
-        model = load_folder(folder, **kwargs)
-        _check_classes(name, options.num_classes, model.num_classes)
-        return model
-    if options.checkpoint:
-        state_dict = read_weights(Path(options.checkpoint), options.use_ema)
-        model = factory.build_model(name, num_classes=options.num_classes or classes, **kwargs)
-        load_weights(model, state_dict, options.checkpoint)
-        if model.pretrained_cfg.get('file'):  # of the weights in the package, like how images are cropped for them
-            model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, 'crop_mode': None}
-        return model
-    if name.startswith(('hf-hub:', 'hf_hub:')) or options.pretrained:
-        model = factory.build_model(name, pretrained=True, num_classes=options.num_classes, **kwargs)
-        _check_classes(name, options.num_classes, model.pretrained_cfg['num_classes'])
-        return model
-    hint = 'for its name give --checkpoint or --pretrained' if timm.is_model(name) else 'no such folder or model'
-    raise UserError(f"--model {name}: no run's folder; {hint}{nearest(name, timm.list_models())}")
-
-
-def _check_classes(name: str, asked: int | None, own: int) -> None:
-    """Raises `UserError` where a model would get a new, random classifier."""
-    if asked not in (None, own):
-        raise UserError(f'--num-classes {asked}: {name} has {own}: leave it out')
 
 MOST_ELONGATED = 100  # times as long as wide: resizing a longer image would make gigabytes of it
 
@@ -142,6 +91,12 @@ class TrainedModel:
     transform: Transform
     normalize: Normalize
 
+    def batches(
+        self, images: ImageSet, options: DataOptions, batch_size: int, world: World, console: Console
+    ) -> Batches:
+        """This process's share of these images, prepared for the model as far as `normalize`."""
+        return pipeline.eval_batches(options, images, self.config, batch_size, world, console)
+
     @cached_property
     def has_maps(self) -> bool:
         """Whether its last features are a map, which Grad-CAM needs."""
@@ -166,42 +121,117 @@ class TrainedModel:
         return np.asarray(self.transform(image))  # a tensor in some versions of timm
 
 
-def load_trained(options: UseOptions, device: torch.device, channels_last: bool = False) -> TrainedModel:
-    """The model that the options name, ready for use.
+def load_trained(
+    name: str,
+    options: Any,
+    device: torch.device,
+    channels_last: bool = False,
+    images: ImageSet | None = None,
+    reparam: bool = False,
+) -> TrainedModel:
+    """The model that a name on the command line means, with its weights, ready for use.
 
     Args:
-        options: Which model, and with which weights.
+        name: A run's folder; its `best/`, `last/` or `checkpoints/epoch-N/`; a model folder, also as
+            `local-dir:FOLDER`; `hf-hub:NAME`; the name of a model with packaged weights, or of any with
+            `options.checkpoint` or `options.pretrained`.
+        options: As `UseOptions`: `checkpoint`, `pretrained`, `use_ema`, the model's details and its input.
         device: Where it computes.
         channels_last: Also in channels-last layout, for many images on a CPU.
+        images: Those that it is to be shown; its classes must be theirs, and their names are those of its logits.
+        reparam: Fuse blocks and norms for inference.
 
     Raises:
-        UserError: There is no such model, it has no weights or no classifier, its class names are not those of its
-            classifier, or it can't take images of this size.
+        UserError: There is no such model, it has no weights, it tells other classes apart than those of the images, or
+            none, its class names are not those of its classifier, or it can't take images of this size.
     """
-    name = options.model
-    if options.pretrained and not timm.is_model_pretrained(name):
-        raise UserError(f'--model {name}: no weights are published: give a run, a model folder or --checkpoint FILE')
-    model = open_model(name, options)
-    names = _class_names(model, options)
+    model = open_model(name, options, len(images.classes) if images else None)
+    if images is None:
+        names = _class_names(name, model, options.checkpoint)
+    else:
+        _check_classes(name, model, options.checkpoint, images)
+        names = list(images.class_names)
     try:
         config = factory.input_config(options, model, use_test_size=True)
         transform = pipeline.eval_transform(config)
         normalize = Normalize(config['mean'], config['std'], device, channels_last)
     except (TypeError, ValueError, AttributeError, KeyError, AssertionError) as error:  # whatever a config may hold
         raise UserError(f"{name}: its config doesn't tell how images are prepared ({error})") from None
-    model = factory.place(model, device, channels_last)
+    if reparam:
+        model = fuse(model)
     factory.probe(model, name, (3, *config['input_size'][1:]))
-    return TrainedModel(name, model, config, names, transform, normalize)
+    return TrainedModel(name, factory.to_device(model, device, channels_last), config, names, transform, normalize)
 
 
-def _class_names(model: Any, options: UseOptions) -> list[str]:
+def open_model(name: str, options: Any, classes: int | None = None) -> Any:
+    """The model alone, as it is built.
+
+    Args:
+        name: As `load_trained` takes it.
+        options: Likewise.
+        classes: Of a model by name with a checkpoint, where `num_classes` is not given.
+
+    Raises:
+        UserError: There is no such model, or no weights for it.
+    """
+    kwargs = {'global_pool': options.gp, **options.model_kwargs}
+    folder = model_folder(name)
+    if folder is not None:
+        if options.checkpoint or options.pretrained:
+            raise UserError(f'--model {name}: has its own weights: leave out --checkpoint and --pretrained')
+        model = load_folder(folder, **kwargs)
+        _check_number(name, options.num_classes, model.num_classes)
+        return model
+    if options.checkpoint:
+        state_dict = read_weights(Path(options.checkpoint), options.use_ema)
+        model = factory.build_model(name, num_classes=options.num_classes or classes, **kwargs)
+        load_weights(model, state_dict, options.checkpoint)
+        if model.pretrained_cfg.get('file'):  # of the weights in the package, like how images are cropped for them
+            model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, 'crop_mode': None}
+        return model
+    if options.pretrained and timm.is_model(name) and not timm.is_model_pretrained(name):
+        raise UserError(f'--model {name}: no weights are published: give a run, a model folder or --checkpoint FILE')
+    if options.pretrained or _is_packaged(name) or name.startswith(('hf-hub:', 'hf_hub:')):
+        model = factory.build_model(name, pretrained=True, num_classes=options.num_classes, **kwargs)
+        _check_number(name, options.num_classes, model.pretrained_cfg['num_classes'])
+        return model
+    hint = 'for its name give --checkpoint or --pretrained' if timm.is_model(name) else 'no such folder or model'
+    raise UserError(f"--model {name}: no run's folder; {hint}{nearest(name, timm.list_models())}")
+
+
+def _is_packaged(name: str) -> bool:
+    """Whether weights come with the package under this name, so that it need not be said that they are meant."""
+    return timm.is_model_pretrained(name) and bool(timm.get_pretrained_cfg(name).file)
+
+
+def _check_number(name: str, asked: int | None, own: int) -> None:
+    """Raises `UserError` where a model would get a new, random classifier."""
+    if asked not in (None, own):
+        raise UserError(f'--num-classes {asked}: {name} has {own}: leave it out')
+
+
+def _check_classes(name: str, model: Any, checkpoint: str | None, images: ImageSet) -> None:
+    """Raises `UserError` where the model tells other classes apart than those of these images."""
+    classes = len(images.classes)
+    if model.num_classes != classes:
+        raise UserError(
+            f'{name}: has {model.num_classes} classes, {images.root} has {classes}: --data-dir names other data?'
+        )
+    names = None if checkpoint else model.pretrained_cfg.get('label_names')
+    if not isinstance(names, list | tuple) or len(names) != classes or list(names) == list(images.class_names):
+        return
+    if model_folder(name) or tuple(names) == LABEL_NAMES:  # others are as ImageNet's, by which no folder is named
+        raise UserError(f'{name}: tells {names[0]}, … apart, {images.root} has {images.class_names[0]}, …: other data')
+
+
+def _class_names(name: str, model: Any, checkpoint: str | None) -> list[str]:
     """The names in the model's config, or in that beside its checkpoint, else those of the ImageNet that its number of
     classes tells, else numbers."""
-    count, name = model.num_classes, options.model
+    count = model.num_classes
     if count < 1:
         raise UserError(f'{name}: has no classifier (num_classes 0): it makes features, and tells no classes apart')
     # the model's own are those of its published weights
-    names = _names_beside(Path(options.checkpoint)) if options.checkpoint else model.pretrained_cfg.get('label_names')
+    names = _names_beside(Path(checkpoint)) if checkpoint else model.pretrained_cfg.get('label_names')
     if named := listed_names(names, count, name):
         return named
     subset = infer_imagenet_subset(model)
@@ -211,34 +241,81 @@ def _class_names(model: Any, options: UseOptions) -> list[str]:
     return [info.index_to_description(index) for index in range(count)]
 
 
-def listed_names(names: Any, count: int, name: str) -> list[str]:
-    """What a config has as `label_names`, as a list; empty where it has none.
-
-    Args:
-        names: A list, or a mapping from the classes' indices.
-        count: Number of classes.
-        name: Whose config it is, for messages.
-
-    Raises:
-        UserError: They are no names, or not so many.
-    """
-    if isinstance(names, Mapping):  # timm's way where indices are missing
-        listed = [names.get(str(index), names.get(index, f'class {index}')) for index in range(count)]
-        names = listed if {*map(str, names)} <= {*map(str, range(count))} else list(names.values())
-    if names:
-        if not (isinstance(names, (list, tuple)) and all(isinstance(each, str) for each in names)):
-            raise UserError(f'{name}: label_names in its config are {str(names)[:40]!r}, not a list of {count} names')
-        if len(names) != count:
-            raise UserError(
-                f'{name}: its config names {len(names)} classes, its classifier has {count}: correct label_names in '
-                f'config.json, or remove them'
-            )
-    return list(names or ())
-
-
 def _names_beside(checkpoint: Path) -> Any:
     """The class names in the model folder of a checkpoint, where it lies in one."""
     try:
         return read_config(checkpoint.parent).get('label_names')
     except UserError:  # it lies in none
         return None
+
+
+# --- A model's run and its images -------------------------------------------------------------------------------------
+
+
+def run_of(name: str | Path) -> Path | None:
+    """The folder of the run that a model belongs to: itself, or that of its `best/`, `last/` or
+    `checkpoints/epoch-N/`; None where it is of no run, so that a stranger's model folder can name no path."""
+    path = Path(os.path.abspath(str(name).removeprefix('local-dir:')))  # without '..'
+    candidates = [] if os.path.isfile(path / 'config.json') else [path]
+    if path.name in ('best', 'last'):
+        candidates.append(path.parent)
+    if path.parent.name == 'checkpoints':
+        candidates.append(path.parents[1])
+    return next((folder for folder in candidates if os.path.isfile(folder / 'args.yaml')), None)
+
+
+def run_recipe(run: Path) -> Recipe:
+    """The recipe of a run.
+
+    Raises:
+        UserError: Its `args.yaml` is damaged.
+    """
+    return Recipe(**read_yaml(run / 'args.yaml', Recipe.names()))
+
+
+def run_images(name: str, recipe: Recipe, *splits: str) -> Path:
+    """The folder with the images of a run.
+
+    Args:
+        name: What the run is called in a message.
+        recipe: Its recipe.
+        *splits: What it must hold.
+
+    Raises:
+        UserError: They are not there any more.
+    """
+    try:
+        return resolve_dataset(recipe.dataset, recipe.data_dir, *splits)
+    except UserError as error:
+        if recipe.data_dir is None:
+            raise
+        raise UserError(f'{name}: the images of this run are not there: {error}; or --data-dir') from None
+
+
+def images_of(models: Sequence[str], options: DataOptions) -> ImageSet:
+    """The validation images that the options name, else those by which the runs among the models were validated.
+
+    Args:
+        models: As `load_trained` takes them.
+        options: With a `data_dir` or a `dataset` nothing is taken from a run; else a split that is no default wins.
+
+    Raises:
+        UserError: The images are not there, or the runs have others each.
+    """
+    val_split, train_split = options.val_split, options.train_split
+    sources: dict[tuple[str, str, str], str] = {}
+    for name in () if options.data_dir or options.dataset else models:
+        run = run_of(name) if model_folder(name) else None
+        if run is None:
+            continue
+        recipe = run_recipe(run)
+        val = recipe.val_split if val_split == DataOptions.val_split else val_split
+        train = recipe.train_split if train_split == DataOptions.train_split else train_split
+        root = os.path.abspath(run_images(name, recipe, val))
+        sources.setdefault((root, val, train.partition('[')[0]), name)  # a slice has all classes
+    if len(sources) > 1:
+        one, other, *_ = sources.values()
+        raise UserError(f'{one} and {other} are of runs on different images: say which to take: --data-dir')
+    for own_root, val, train in sources:
+        return validation_images('', own_root, val, train)
+    return validation_images(options.dataset, options.data_dir, val_split, train_split)

@@ -112,13 +112,13 @@ def predict_each(places: Sequence[str | Path], options: PredictOptions, console:
     figures = _figure_files(paths, options.save_figure)
     keep_freed_memory()
     device = choose_device(options.device)
-    trained = load_trained(options, device, channels_last=device.type == 'cpu' and len(paths) >= MANY)
+    trained = load_trained(options.model, options, device, device.type == 'cpu' and len(paths) >= MANY)
     with console.progress('predict', len(paths)) as progress:
         pixels = _pixels(trained, paths)
         for start in range(0, len(paths), options.batch_size):
             batch = torch.from_numpy(np.stack(list(islice(pixels, options.batch_size))))
-            found = look_at(trained, batch, options.topk, heat_maps=bool(figures))
-            for index, prediction in enumerate(found, start):
+            predictions = look_at(trained, batch, options.topk, heat_maps=bool(figures))
+            for index, prediction in enumerate(predictions, start):
                 named = replace(prediction, image=str(paths[index]))
                 if figures:
                     write_atomic(figures[index], draw(named, figures[index].suffix[1:]))

@@ -6,19 +6,15 @@ import csv
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..config.groups import ValidationOptions
-from ..data import pipeline
-from ..data.augment import Normalize
 from ..data.folders import ImageSet
-from ..data.locate import validation_images
 from ..errors import UserError
-from ..layers import fuse
-from ..models import factory
 from ..models.factory import compiled, model_cost
 from ..utils import environment
 from ..utils.console import Console, table
@@ -26,7 +22,7 @@ from ..utils.distributed import World, choose_device
 from ..utils.files import write_atomic
 from ..utils.memory import is_out_of_memory, keep_freed_memory
 from .evaluate import evaluate, shift_consistency
-from .loading import load_model
+from .loading import TrainedModel, images_of, load_trained
 
 __all__ = [
     'Validation',
@@ -72,8 +68,8 @@ def validate(
     """Validates one model or several on the same images.
 
     Args:
-        model: A run's folder or its `best/`, `local-dir:FOLDER`, `hf-hub:NAME`, a model's name (with
-            `checkpoint` or `pretrained`), several of these, or a whole `ValidationOptions`.
+        model: A run's folder or its `best/`, `local-dir:FOLDER`, `hf-hub:NAME`, a model's name (of other weights than
+            packaged ones with `checkpoint` or `pretrained`), several of these, or a whole `ValidationOptions`.
         data_dir: As `--data-dir`.
         quiet: Prints nothing.
         **options: The other fields of `ValidationOptions`.
@@ -94,50 +90,51 @@ def validate(
     console = Console(quiet)
     world = World(choose_device(model.device))
     keep_freed_memory()
-    images = validation_images(model.dataset, model.data_dir, model.val_split, model.train_split)
-    found = []
-    for name in model.model:
-        try:
-            found.append(_validate_one(name, model, images, world, console))
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise UserError(f'{name}: out of memory: try a smaller --batch-size, as in -b 16') from error
+    images = images_of(model.model, model)
+    opened = []
+    for name in model.model:  # all, before the first is evaluated
+        with _full_memory(name):
+            channels_last = model.is_channels_last(world.device)
+            opened.append(load_trained(name, model, world.device, channels_last, images, model.reparam))
+    results: list[Validation] = []
+    for trained in opened:
+        with _full_memory(trained.name):
+            results.append(_validate_one(trained, model, images, world, console))
         if model.results_file:  # after each, so that nothing computed is lost
-            _write_results(Path(model.results_file), found)
+            _write_results(Path(model.results_file), results)
     console.line()
-    console.line(_summary(found))
+    console.line(_summary(results))
     if model.results_file:
         console.line(f'\nresults: {model.results_file}')
-    return found
+    return results
+
+
+@contextmanager
+def _full_memory(name: str) -> Iterator[None]:
+    """Full memory is one line."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(f'{name}: out of memory: try a smaller --batch-size, as in -b 16') from error
 
 
 def _validate_one(
-    name: str,
-    options: ValidationOptions,
-    images: ImageSet,
-    world: World,
-    console: Console,
+    trained: TrainedModel, options: ValidationOptions, images: ImageSet, world: World, console: Console
 ) -> Validation:
-    model = load_model(name, options, images)
-    config = factory.input_config(options, model, use_test_size=True)
-    if options.reparam:
-        model = fuse(model)
+    model, config, normalize = trained.model, trained.config, trained.normalize
     params, gmacs = model_cost(model, config['input_size'])
-    factory.probe(model, name, config['input_size'])
-    channels_last = options.is_channels_last(world.device)
-    model = factory.place(model, world.device, channels_last)
-    normalize = Normalize(config['mean'], config['std'], world.device, channels_last)
     # 256 images of 224 px took up to 5.6 GiB on two cores, 64 take 1.6 and are as fast
     batch_size = options.batch_size or (64 if world.device.type == 'cpu' else 256)
-    batches = pipeline.eval_batches(options, images, config, batch_size, world, console)
+    batches = trained.batches(images, options, batch_size, world, console)
     fast = compiled(model, options)
     scores = evaluate(model, batches, normalize, images, options, world, console, fast, batch_size)
     consistency = (
         shift_consistency(model, batches, normalize, scores, options, console) if options.shift_consistency else None
     )
     result = Validation(
-        model=name,
+        model=trained.name,
         top1=scores.top1,
         top5=scores.top5,
         loss=scores.loss,

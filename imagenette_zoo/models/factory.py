@@ -33,7 +33,7 @@ __all__ = [
     'build_model',
     'source_args',
     'input_config',
-    'place',
+    'to_device',
     'probe',
     'autocast',
     'model_config',
@@ -105,7 +105,7 @@ def input_config(
     return {name: tuple(value) if isinstance(value, list) else value for name, value in config.items()}
 
 
-def place(model: nn.Module, device: torch.device, channels_last: bool) -> nn.Module:
+def to_device(model: nn.Module, device: torch.device, channels_last: bool) -> nn.Module:
     """Moves a model to a device and into a memory layout, and makes it fast there, in training and validation alike."""
     model.to(device)
     speed_up_mish(model)

@@ -32,6 +32,7 @@ __all__ = [
     'model_folder',
     'load_folder',
     'read_config',
+    'listed_names',
 ]
 
 
@@ -205,3 +206,28 @@ def read_config(folder: Path) -> dict[str, Any]:
             f'model_args may name no files)'
         )
     return config
+
+
+def listed_names(names: Any, count: int, name: str) -> list[str]:
+    """What a config has as `label_names`, as a list; empty where it has none.
+
+    Args:
+        names: A list, or a mapping from the classes' indices.
+        count: Number of classes.
+        name: Whose config it is, for messages.
+
+    Raises:
+        UserError: They are no names, or not so many.
+    """
+    if isinstance(names, Mapping):  # timm's way where indices are missing
+        listed = [names.get(str(index), names.get(index, f'class {index}')) for index in range(count)]
+        names = listed if {*map(str, names)} <= {*map(str, range(count))} else list(names.values())
+    if names:
+        if not (isinstance(names, (list, tuple)) and all(isinstance(each, str) for each in names)):
+            raise UserError(f'{name}: label_names in its config are {str(names)[:40]!r}, not a list of {count} names')
+        if len(names) != count:
+            raise UserError(
+                f'{name}: its config names {len(names)} classes, its classifier has {count}: correct label_names in '
+                f'config.json, or remove them'
+            )
+    return list(names or ())

@@ -86,7 +86,7 @@ def build(models: Sequence[str]) -> Any:
     os.environ.setdefault('GRADIO_ANALYTICS_ENABLED', 'False')  # nothing is sent anywhere
     gr = require('gradio', 'the demo', 'demo')
     cpu = torch.device('cpu')
-    loaded = {name: load_trained(UseOptions(model=name), cpu) for name in dict.fromkeys(models)}
+    loaded = {name: load_trained(name, UseOptions(model=name), cpu) for name in dict.fromkeys(models)}
     answer = _answer(loaded, gr.Error)
     with gr.Blocks(title='imagenette-zoo', analytics_enabled=False) as page:
         gr.Markdown('# imagenette-zoo\nDrop an image. Red is what decided for the likeliest class (Grad-CAM).')

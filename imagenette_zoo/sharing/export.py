@@ -18,13 +18,13 @@ from PIL import Image
 from torch import nn
 
 from ..config.fields import option
-from ..data.folders import evenly, load_split
+from ..config.groups import DataOptions
+from ..data.folders import evenly
 from ..data.images import open_image
-from ..data.locate import find_root
 from ..data.synthette import CLASS_NAMES
 from ..data.synthette import draw as draw_image
 from ..errors import UserError, first_line, require
-from ..inference.loading import TrainedModel, UseOptions, load_trained
+from ..inference.loading import TrainedModel, UseOptions, images_of, load_trained, run_of
 from ..layers import fuse
 from ..utils import environment
 from ..utils.console import Console
@@ -50,7 +50,7 @@ class ExportOptions(UseOptions):
         None, 'the file (default: the name of the run or model, here, with .onnx, .pt2 or .pt)', metavar='FILE'
     )
     data_dir: str | None = option(
-        None, 'images to check it with, as in training (without any: images of synthette)', metavar='DIR'
+        None, "images to check it with (else its run's own, else as in training, else synthette's)", metavar='DIR'
     )
 
 
@@ -100,7 +100,7 @@ def export_model(options: ExportOptions, *, quiet: bool = False) -> Exported:
         require(package, f'--to {options.to}', 'onnx')
     file = _output_file(options, kind)
     console = Console(quiet)
-    trained = load_trained(options, torch.device('cpu'))
+    trained = load_trained(options.model, options, torch.device('cpu'))
     source, images = _real_images(trained, options.data_dir)
     if len(images) < 3:
         raise UserError(f'{source}: holds {len(images)} images: at least 3 are needed to check an export')
@@ -152,13 +152,14 @@ def _metadata(trained: TrainedModel, to: str) -> dict[str, Any]:
 
 
 def _real_images(trained: TrainedModel, data_dir: str | None) -> tuple[str, Images]:
-    """Where the images are from (the data set at hand, else drawn), and what the model takes: `(N, 3, H, W)`."""
+    """Where the images are from (those of its run, the data set at hand, else drawn), and what the model takes of them:
+    `(N, 3, H, W)`."""
     try:
-        found = load_split(find_root(data_dir, 'validation'), 'validation')
-        source = f'{found.root.name}/{found.split}'
-        images = [open_image(found.root / path) for path in evenly(found, IMAGES).paths]
+        some = evenly(images_of((trained.name,), DataOptions(data_dir=data_dir)), IMAGES)
+        source = f'{some.root.name}/{some.split}'
+        images = [open_image(some.root / path) for path in some.paths]
     except UserError:
-        if data_dir or os.environ.get('IMAGENETTE_DIR'):
+        if data_dir or (os.environ.get('IMAGENETTE_DIR') and run_of(trained.name) is None):
             raise
         source = 'synthette'
         images = [Image.fromarray(draw_image(name, 0, 'val', 0)) for name in CLASS_NAMES]

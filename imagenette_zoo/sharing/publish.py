@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import HfApi, ModelCard, ModelInfo, constants, get_token
 from huggingface_hub.utils import (
     HfHubHTTPError,
@@ -20,10 +21,9 @@ from huggingface_hub.utils import (
 )
 
 from ..errors import UserError, first_line
-from ..inference.loading import listed_names
-from ..models import factory
+from ..inference.loading import UseOptions, load_trained, run_of
 from ..models.factory import model_cost
-from ..models.model_folder import link_model_folder, load_folder, model_folder, read_config
+from ..models.model_folder import link_model_folder, listed_names, model_folder, read_config
 from ..report.confusion import confusion_matrix
 from ..report.curves import learning_curves
 from ..report.drawing import MOST_CELLS, Picture
@@ -131,7 +131,7 @@ def _branch(options: PublishOptions) -> str | None:
 def _find(source: str) -> tuple[Path, Trained | None]:
     """The model folder that is meant, and what its run says about it where it belongs to one."""
     path = Path(os.path.abspath(source.removeprefix('local-dir:')))  # without '..'
-    run = next((each for each in (path, *path.parents[:2]) if RunFolder(each).started), None)
+    run = run_of(path)
     if run is not None and not RunFolder(run).finished:
         raise UserError(
             f'{run}: this run is not finished (no result.json): imagenette-zoo train --resume {run} continues it'
@@ -166,10 +166,8 @@ def write_folder(
         UserError: It is no model's, or `output` can't be written.
     """
     config = read_config(folder)
-    model = load_folder(folder)
-    input_size = model.pretrained_cfg['input_size']
-    factory.probe(model, str(folder), input_size)
-    params, gmacs = model_cost(model, input_size)
+    model: Any = load_trained(str(folder), UseOptions(model=str(folder)), torch.device('cpu')).model
+    params, gmacs = model_cost(model, model.pretrained_cfg['input_size'])
     names = config.get('label_names') or model.pretrained_cfg.get('label_names')
     labels = listed_names(names, config['num_classes'], str(folder))
     link_model_folder(folder, output)

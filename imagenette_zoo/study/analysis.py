@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,17 +13,12 @@ import safetensors.torch
 import torch
 
 from ..config.groups import ValidationOptions
-from ..config.hparams import read_yaml
 from ..config.recipe import Recipe
-from ..data import pipeline
-from ..data.augment import Normalize
-from ..data.folders import evenly
-from ..data.locate import load_splits
+from ..data.folders import evenly, load_split
 from ..errors import UserError, first_line
 from ..inference.evaluate import evaluate, shift_consistency
-from ..inference.loading import load_model
+from ..inference.loading import load_trained, run_images, run_of, run_recipe
 from ..layers import MultiPass
-from ..models import factory
 from ..training.result import read_result
 from ..training.run_folder import ANALYSIS_FILES as FILES
 from ..utils.console import Console
@@ -31,7 +27,7 @@ from ..utils.files import write_atomic
 from ..utils.memory import keep_freed_memory
 from .passes import BlockPasses, PassesOptions, compare_passes
 
-__all__ = ['FILES', 'TENSORS', 'Analysis', 'analyse', 'read_analysis']
+__all__ = ['FILES', 'TENSORS', 'Analysis', 'analyse', 'finished_run', 'read_analysis']
 
 TRAINING_IMAGES = 2000  # that the training accuracy is measured on
 PASSES_IMAGES = 500
@@ -85,6 +81,21 @@ class Analysis:
         return sum(pairs) / len(pairs) if pairs else None
 
 
+def finished_run(name: str) -> Path:
+    """The folder of the finished run whose last weights a name on the command line means.
+
+    Raises:
+        UserError: It means something else, or the run is damaged.
+    """
+    path = Path(name.removeprefix('local-dir:'))
+    run, absolute = run_of(path), Path(os.path.abspath(path))
+    if run is None or absolute not in (run, run / 'last'):
+        raise UserError(f'{name}: only the last weights of a finished run are analysed: give its folder, as runs/NAME')
+    folder = path if absolute == run else run
+    read_result(folder)
+    return folder
+
+
 def analyse(folder: Path, console: Console, data_dir: str | None = None, device: str | None = None) -> Analysis:
     """Looks at the final weights of a finished run, and writes what is found beside them.
 
@@ -97,37 +108,38 @@ def analyse(folder: Path, console: Console, data_dir: str | None = None, device:
     Raises:
         UserError: The run is not finished or damaged, or its images are not there.
     """
-    recipe = Recipe(**read_yaml(folder / 'args.yaml', Recipe.names()))
-    place = {'data_dir': data_dir or recipe.data_dir, 'device': device or recipe.device}
-    recipe = recipe.replace(**place, torchcompile='none', torchcompile_mode=None)
+    recipe = run_recipe(folder)
+    instead = {'data_dir': data_dir or recipe.data_dir, 'device': device or recipe.device}
+    recipe = recipe.replace(**instead, torchcompile='none', torchcompile_mode=None)
     shared = (ValidationOptions.names() & Recipe.names()) - {'pretrained', 'model', 'model_kwargs', 'gp', 'num_classes'}
     given = {name: getattr(recipe, name) for name in shared}
     given['batch_size'] = batch_size = recipe.validation_batch_size or recipe.batch_size
     options = ValidationOptions(**given)
     world = World(choose_device(options.device))
     keep_freed_memory()
-    train_images, images = load_splits(options)
+    root = run_images(str(folder), recipe, recipe.train_split, options.val_split)
+    train_images = load_split(root, recipe.train_split)
+    images = load_split(root, options.val_split, train_images.classes)
     if (count := read_result(folder).dataset.get('val')) not in (None, len(images)):
         raise UserError(
             f'{images.root} has {len(images)} validation images, {folder} was validated on {count}: give the '
             'former --data-dir'
         )
     some = evenly(train_images, TRAINING_IMAGES)
-    model = load_model(str(folder / 'last'), options, images)
-    config = factory.input_config(options, model, use_test_size=True)
-    model = factory.place(model, world.device, options.is_channels_last(world.device))
-    normalize = Normalize(config['mean'], config['std'], world.device, options.is_channels_last(world.device))
-    batches = pipeline.eval_batches(options, images, config, batch_size, world, console)
+    channels_last = options.is_channels_last(world.device)
+    trained = load_trained(str(folder / 'last'), options, world.device, channels_last, images)
+    model, normalize = trained.model, trained.normalize
+    batches = trained.batches(images, options, batch_size, world, console)
     scores = evaluate(model, batches, normalize, images, options, world, console)
     probabilities = scores.logits.softmax(1)
-    train_batches = pipeline.eval_batches(options, some, config, batch_size, world, console)
+    train_batches = trained.batches(some, options, batch_size, world, console)
     passes = []
     if any(isinstance(module, MultiPass) and len(module.passes) > 1 for module in model.modules()):
         asked = {name: value for name, value in given.items() if name in PassesOptions.names()}
         passes = compare_passes(
             PassesOptions(**{**asked, 'model': str(folder / 'last'), 'images': PASSES_IMAGES}), quiet=True
         ).blocks
-    found = Analysis(
+    analysis = Analysis(
         top1=scores.top1,
         train_top1=evaluate(model, train_batches, normalize, some, options, world, console).top1,
         train_images=len(some),
@@ -142,11 +154,11 @@ def analyse(folder: Path, console: Console, data_dir: str | None = None, device:
         confidence=probabilities.amax(1).half(),
         true_probability=probabilities.gather(1, scores.targets[:, None])[:, 0].half(),
     )
-    tensors = {name: getattr(found, name) for name in TENSORS}
+    tensors = {name: getattr(analysis, name) for name in TENSORS}
     write_atomic(folder / FILES[1], safetensors.torch.save(tensors))
-    values = {name: value for name, value in asdict(found).items() if name not in TENSORS}
+    values = {name: value for name, value in asdict(analysis).items() if name not in TENSORS}
     write_atomic(folder / FILES[0], (json.dumps(values) + '\n').encode())  # last: where it is all is
-    return found
+    return analysis
 
 
 def read_analysis(folder: Path) -> Analysis | None:

@@ -14,15 +14,11 @@ from torch import nn
 
 from ..config.fields import option
 from ..config.groups import ArchitectureOptions, ComputeOptions, DataOptions, InputOptions, WeightsOptions
-from ..data import pipeline
-from ..data.augment import Normalize
 from ..data.folders import evenly
-from ..data.locate import validation_images
 from ..errors import UserError, require
 from ..inference.evaluate import evaluate
-from ..inference.loading import load_model
+from ..inference.loading import images_of, load_trained
 from ..layers import MultiPass
-from ..models import factory
 from ..utils import environment
 from ..utils.console import Console, table
 from ..utils.distributed import World, choose_device
@@ -36,7 +32,7 @@ __all__ = ['BlockPasses', 'PassesOptions', 'PassesReport', 'compare_passes']
 class PassesOptions(ComputeOptions, InputOptions, ArchitectureOptions, WeightsOptions, DataOptions):
     """Comparison"""
 
-    model: str = option('', "a run's folder or its best/, local-dir:FOLDER, hf-hub:NAME, or a name with --checkpoint")
+    model: str = option('', "a run's folder or its best/, local-dir:FOLDER, hf-hub:NAME, or a name, as in validation")
     batch_size: int = option(64, 'images a step', low=1, short=('-b',))
     images: int = option(1000, 'validation images that are looked at, evenly spread; 0 is all', low=0)
     results_file: str | None = option(None, 'write the results to this .json file', metavar='FILE')
@@ -108,24 +104,21 @@ def compare_passes(options: PassesOptions, *, quiet: bool = False) -> PassesRepo
     console = Console(quiet)
     world = World(choose_device(options.device))
     keep_freed_memory()
-    split = options.val_split, options.train_split
-    images = evenly(validation_images(options.dataset, options.data_dir, *split), options.images)
-    model = load_model(options.model, options, images)
+    images = evenly(images_of((options.model,), options), options.images)
+    channels_last = options.is_channels_last(world.device)
+    trained = load_trained(options.model, options, world.device, channels_last, images)
+    model, normalize = trained.model, trained.normalize
     blocks = {name: m for name, m in model.named_modules() if isinstance(m, MultiPass) and len(m.passes) > 1}
     if not blocks:
         raise UserError(f'{options.model}: has no MultiPass block of several passes')
-    config = factory.input_config(options, model, use_test_size=True)
-    model = factory.place(model, world.device, options.is_channels_last(world.device))
-    factory.probe(model, options.model, config['input_size'])
-    normalize = Normalize(config['mean'], config['std'], world.device, options.is_channels_last(world.device))
-    batches = pipeline.eval_batches(options, images, config, options.batch_size, world, console)
+    batches = trained.batches(images, options, options.batch_size, world, console)
 
     def top1() -> float:
         return evaluate(model, batches, normalize, images, options, world, Console(quiet=True)).top1
 
     with _watched(blocks) as likenesses:
         whole = top1()
-    found = []
+    compared = []
     with console.progress('passes', sum(len(block.passes) for block in blocks.values()), 1) as progress:
         for name, block in blocks.items():
             lost = []
@@ -133,13 +126,13 @@ def compare_passes(options: PassesOptions, *, quiet: bool = False) -> PassesRepo
                 with _without(block, index):
                     lost.append(whole - top1())
                 progress.advance(len(images), block=name, lost=f'{lost[-1]:.2f} points')
-            found.append(_block_passes(name, block, likenesses[name], lost))
+            compared.append(_block_passes(name, block, likenesses[name], lost))
     report = PassesReport(
         options.model,
         whole,
         len(images),
-        config['input_size'][-1],
-        found,
+        trained.config['input_size'][-1],
+        compared,
         environment.versions(),
         environment.hardware(world.device),
     )

@@ -24,7 +24,7 @@ from ..fast_layers.blurpool import speed_up_blur
 from ..fast_layers.depthwise import speed_up_depthwise
 from ..fast_layers.norm_act import fuse_norm_act
 from ..fast_layers.unplanned import speed_up_convolutions
-from ..models.factory import autocast, compiled, place
+from ..models.factory import autocast, compiled, to_device
 from ..utils.distributed import World
 from .cuda_graph import Recorder, unrecordable
 
@@ -84,7 +84,7 @@ class Learner:
                 raise UserError('--sync-bn: needs CUDA and several processes (torchrun): leave it out')
             model = convert_sync_batchnorm(model)
         channels_last = recipe.is_channels_last(world.device)
-        model = place(model, world.device, channels_last)
+        model = to_device(model, world.device, channels_last)
         if recipe.grad_checkpointing:
             try:
                 model.set_grad_checkpointing(True)  # type: ignore[operator]

@@ -12,7 +12,7 @@ from timm.layers import BlurPool2d
 import imagenette_zoo.models  # noqa: F401  (registers them)
 from imagenette_zoo.fast_layers.blurpool import speed_up_blur
 from imagenette_zoo.layers import MaxBlurPool2d
-from imagenette_zoo.models.factory import place
+from imagenette_zoo.models.factory import to_device
 from tests.conftest import needs_compiler
 
 POOLS: dict[str, Callable[..., nn.Module]] = {
@@ -158,7 +158,7 @@ def test_models_train_with_it(name: str, calls: list[str]) -> None:
     torch.manual_seed(0)
     model = timm.create_model(f'{name}_imagenette')
     plain = copy.deepcopy(model).to(memory_format=torch.channels_last)
-    fast = place(model, torch.device('cpu'), channels_last=True)
+    fast = to_device(model, torch.device('cpu'), channels_last=True)
     assert plain.state_dict().keys() == fast.state_dict().keys()
     x = torch.randn(4, 3, 64, 64).contiguous(memory_format=torch.channels_last)
     losses = []

@@ -47,8 +47,8 @@ def test_training_repvgg_leaves_the_memory_alone() -> None:
     """In a process of its own, which would end by a signal."""
     script = """if True:
         import timm, torch
-        from imagenette_zoo.models.factory import place
-        model = place(timm.create_model('repvgg_a0', num_classes=10), torch.device('cpu'), channels_last=True)
+        from imagenette_zoo.models.factory import to_device
+        model = to_device(timm.create_model('repvgg_a0', num_classes=10), torch.device('cpu'), channels_last=True)
         junk = [torch.randn(1000 + i) for i in range(200)]
         for i in range(6):
             x = torch.randn(8, 3, 96, 96).to(memory_format=torch.channels_last)

@@ -216,7 +216,8 @@ def test_a_class_whose_name_is_no_unicode_is_drawn(kind: str) -> None:
 
 
 def test_heat_maps_are_of_the_image_and_end_at_one(tmp_path: Path, image: str) -> None:
-    trained = load_trained(PredictOptions(model=str(model_folder(tmp_path / 'm'))), torch.device('cpu'))
+    name = str(model_folder(tmp_path / 'm'))
+    trained = load_trained(name, PredictOptions(model=name), torch.device('cpu'))
     pixels = torch.from_numpy(trained.pixels(Image.open(image).convert('RGB')))[None]
     [plain], [mapped] = look_at(trained, pixels), look_at(trained, pixels, heat_maps=True)
     assert plain.label == mapped.label

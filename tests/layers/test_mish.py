@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import imagenette_zoo.models  # noqa: F401  (registers them)
 from imagenette_zoo.layers import Mish, mish
-from imagenette_zoo.models.factory import place
+from imagenette_zoo.models.factory import to_device
 from tests.conftest import needs_compiler, run_without_compiler
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -181,7 +181,7 @@ def test_torchs_mish_becomes_this_one(launches: list[torch.Tensor]) -> None:
     x = torch.randn(2, 3, 64, 64)
     expected, keys = model(x), model.state_dict().keys()
     assert not launches
-    model = place(model, torch.device('cpu'), channels_last=False)
+    model = to_device(model, torch.device('cpu'), channels_last=False)
     torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-4)
     assert len(launches) == sum(isinstance(layer, nn.Mish) for layer in model.modules())
     assert model.state_dict().keys() == keys

@@ -17,7 +17,7 @@ from torchvision.models.feature_extraction import create_feature_extractor, get_
 
 import imagenette_zoo
 from imagenette_zoo.layers import BlurPool2d, MaxBlurPool2d, Mish
-from imagenette_zoo.models.factory import model_cost, place
+from imagenette_zoo.models.factory import model_cost, to_device
 from tests.conftest import ZOO
 
 SIDE = 64
@@ -375,7 +375,7 @@ def test_a_model_costs_the_same_where_it_was_made_fast(name: str) -> None:
     model = create(name)
     cost = model_cost(model, (3, SIDE, SIDE))
     assert cost[1] is not None
-    assert model_cost(place(model, torch.device('cpu'), channels_last=True), (3, SIDE, SIDE)) == cost
+    assert model_cost(to_device(model, torch.device('cpu'), channels_last=True), (3, SIDE, SIDE)) == cost
 
 
 def test_model_cost() -> None:

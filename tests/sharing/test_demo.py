@@ -40,7 +40,7 @@ def _pillows_formats(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def load(name: str) -> TrainedModel:
-    return load_trained(UseOptions(model=name), torch.device('cpu'))
+    return load_trained(name, UseOptions(model=name), torch.device('cpu'))
 
 
 def trained(model: Any, names: list[str]) -> TrainedModel:

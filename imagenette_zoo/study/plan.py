@@ -54,8 +54,7 @@ METRICS = {
 THRESHOLD = re.compile(r'(epochs|seconds)_to_(\d{1,2}(?:\.\d+)?)')
 NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9._+=-]{0,79}')
 OPERATORS = ('>=', '<=', '>', '<')
-# Options that belong to the one who runs a study, not to the study.
-NOT_OF_A_STUDY = {'seed', 'output', 'experiment', 'overwrite', 'resume', 'data_dir'}
+NOT_OF_A_STUDY = Recipe.may_differ('around a study')  # it belongs to the one who runs it
 MOST_RUNS = 1000
 
 

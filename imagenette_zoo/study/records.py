@@ -14,7 +14,6 @@ import numpy as np
 from ..config.recipe import Recipe
 from ..errors import UserError, first_line
 from ..training.result import Result, read_result
-from ..training.run import FREE_ON_RESUME
 from .analysis import Analysis, read_analysis
 from .plan import THRESHOLD, Claim, Study, Trial
 from .statistics import Sample
@@ -37,8 +36,7 @@ OF_THE_RESULT = {
     'top1', 'best_top1', 'top5', 'loss', 'images_per_second', 'peak_memory_mib', 'params', 'gmacs',
 }  # fmt: skip
 EXACT = {'params', 'gmacs'}
-# What seeds of one run may differ in; the four decide what is measured, or may.
-FREE = {'seed', *(FREE_ON_RESUME - {'nan', 'nan_limit', 'cuda_graph', 'validation_batch_size'})}
+FREE = Recipe.may_differ('between seeds')
 
 
 @dataclass(frozen=True)

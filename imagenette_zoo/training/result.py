@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..config.recipe import Recipe, TrackingOptions
+from ..config.recipe import Recipe
 from ..errors import UserError, first_line
 from ..utils import environment
 from ..utils.console import Console, duration, table
@@ -20,10 +20,6 @@ from .run import Run
 __all__ = ['Result', 'differences', 'epoch_line', 'make_result', 'ranking', 'read_result', 'tell']
 
 LARGEST_FILE = 64 * 2**20  # bytes
-FREE_TO_DIFFER = {
-    'data_dir', 'output', 'experiment', 'overwrite', 'resume', 'log_interval', 'workers', 'pin_mem',
-    *TrackingOptions.names(),
-}  # fmt: skip
 
 
 @dataclass
@@ -123,7 +119,7 @@ def differences(then: Result, run: Run) -> list[str]:
     told = [then.versions, then.hardware, then.recipe]
     found = []
     for old, new in zip(told, now, strict=True):
-        for name in sorted((old.keys() | new.keys()) - FREE_TO_DIFFER):
+        for name in sorted((old.keys() | new.keys()) - Recipe.may_differ('in a repeat')):
             if old.get(name) != new.get(name):
                 found.append(f'{name} {old.get(name)} then, {new.get(name)} now')
     if then.dataset != _dataset(run):

@@ -10,6 +10,7 @@ from typing import Any
 __all__ = [
     'UserError',
     'first_line',
+    'os_reason',
     'require',
     'nearest',
 ]
@@ -26,6 +27,12 @@ class UserError(Exception):
 def first_line(error: BaseException) -> str:
     """What went wrong, in one line: the first of the message, else the kind of error."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def os_reason(error: BaseException) -> str:
+    """What went wrong in a few words, on one line."""
+    text = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+    return ' '.join(text.split())
 
 
 def require(module: str, what: str, extra: str) -> Any:
@@ -50,9 +57,3 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """`'; did you mean …?'` for the known names most like `name`, or nothing."""
     matches = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
     return f'; did you mean {" or ".join(matches)}?' if matches else ''
-
-
-def _reason(error: BaseException) -> str:
-    """What went wrong in a few words, on one line."""
-    text = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
-    return ' '.join(text.split())

@@ -1,4 +1,7 @@
-"""Recipes and studies in YAML files: those of `hparams/` by name, and any other by its path."""
+"""Recipes and studies in YAML files: those of `hparams/` by name, and any other by its path.
+
+A wheel has `hparams/` inside the package, a checkout beside it. A name is the file's without `.yaml`.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,10 @@ __all__ = [
     'find_recipe',
     'shipped',
 ]
+
+FLAGSHIP = 'mbv2_mish'
+GOOD_RECIPE = 'mbv2_mish_80'  # for any model, in ten epochs
+RECIPES = ('', 'leaderboard')  # folders of hparams/
 
 
 def read_yaml(path: str | Path, known: set[str]) -> dict[str, Any]:
@@ -46,10 +53,6 @@ def read_yaml(path: str | Path, known: set[str]) -> dict[str, Any]:
             raise UserError(f'{path}: option {key!r} is given twice')
         values[name] = value
     return values
-
-FLAGSHIP = 'mbv2_mish'
-GOOD_RECIPE = 'mbv2_mish_80'  # for any model, in ten epochs
-RECIPES = ('', 'leaderboard')  # folders of hparams/
 
 
 def _recipe_folder() -> Path:

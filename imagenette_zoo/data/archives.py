@@ -20,7 +20,7 @@ from http.client import HTTPException
 from pathlib import Path
 from urllib.error import URLError
 
-from ..errors import UserError, _reason
+from ..errors import UserError, os_reason
 from ..utils.files import cache_dir, whole_folder
 from .constants import SIZES
 from .folders import _named, _spellings, holds_splits
@@ -53,7 +53,7 @@ def _root_at(place: Path, what: str, splits: Sequence[str]) -> Path:
     try:
         children = sorted(child for child in place.iterdir() if os.path.isdir(child) and not child.name.startswith('.'))
     except OSError as error:
-        raise UserError(f'{what} {place} cannot be read: {_reason(error)}') from error
+        raise UserError(f'{what} {place} cannot be read: {os_reason(error)}') from error
     roots = [child for child in children if holds_splits(child, splits)]
     roots = [root for root in roots if holds_splits(root)] or roots
     if len(roots) == 1:
@@ -97,7 +97,7 @@ def _unpacked(archive: Path, splits: Sequence[str]) -> Path:
             raise UserError(f'archive {archive} is empty (0 bytes): download it again')
         found = _md5(archive)
     except OSError as error:
-        raise UserError(f'archive {archive} cannot be read: {_reason(error)}') from error
+        raise UserError(f'archive {archive} cannot be read: {os_reason(error)}') from error
     for size, name in SIZES.items():
         if archive.name == f'{name}.tgz' and found != (expected := _published(size)[1]):
             raise UserError(f'archive {archive}: expected md5 {expected}, found {found}: download it again')
@@ -144,7 +144,7 @@ def _extract(archive: Path, folder: Path) -> None:
             _read_end(tar)
     except _CORRUPT as error:
         raise UserError(
-            f'archive {archive} is truncated or corrupt ({_reason(error)}): download it again',
+            f'archive {archive} is truncated or corrupt ({os_reason(error)}): download it again',
         ) from error
 
 
@@ -157,7 +157,7 @@ def _extract_member(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -
         sink = path.open('wb')
     except OSError as error:
         if error.errno in _BAD_NAME:
-            raise tarfile.ExtractError(f'{member.name!r}: {_reason(error)}') from error
+            raise tarfile.ExtractError(f'{member.name!r}: {os_reason(error)}') from error
         raise
     with sink:
         source = tar.extractfile(member)
@@ -234,14 +234,14 @@ def fetch(size: str) -> Path:
         except _OFFLINE as error:
             cause = error.reason if isinstance(error, URLError) and isinstance(error.reason, OSError) else error
             raise UserError(
-                f'cannot download {url} ({_reason(cause)}): check the network and try again, or download it elsewhere '
-                f'and give it as --data-dir {name}',
+                f'cannot download {url} ({os_reason(cause)}): check the network and try again, or download it '
+                f'elsewhere and give it as --data-dir {name}',
             ) from error
         except (RuntimeError, *_CORRUPT) as error:
             archive = download / name
             found = _md5(archive) if archive.is_file() else 'nothing'
             if found == md5:
-                raise UserError(f'{url} cannot be unpacked ({_reason(error)}): try again') from error
+                raise UserError(f'{url} cannot be unpacked ({os_reason(error)}): try again') from error
             raise UserError(f'download of {url}: expected md5 {md5}, found {found}: try again') from error
         for child in (download / Path(name).stem).iterdir():
             child.rename(folder / child.name)

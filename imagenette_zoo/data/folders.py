@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from glob import glob
 from pathlib import Path
 
-from ..errors import UserError, _reason
+from ..errors import UserError, os_reason
 from .constants import IMAGE_EXTENSIONS, IMAGENETTE, NOISE_LEVELS
 
 __all__ = [
@@ -89,7 +89,7 @@ def load_split(root: str | Path, split: str = 'train', classes: Sequence[str] | 
         found = _class_folders(folder)
         files = {name: _images_below(f'{folder}{os.sep}{name}', f'{folder.name}/{name}') for name in found}
     except OSError as error:
-        raise UserError(f'data folder {folder} cannot be read: {_reason(error)}') from error
+        raise UserError(f'data folder {folder} cannot be read: {os_reason(error)}') from error
     if not any(files.values()):
         raise UserError(f'{folder} holds no images: expected <class>/<image>, one folder a class')
     if part:
@@ -178,7 +178,7 @@ def list_images(places: Iterable[str | Path]) -> list[Path]:
             else:
                 images = [path for path in glob(place, recursive=True) if _is_image(path) and os.path.isfile(path)]
         except OSError as error:
-            raise UserError(f'folder {place} cannot be read: {_reason(error)}') from error
+            raise UserError(f'folder {place} cannot be read: {os_reason(error)}') from error
         if not images:
             what = 'is no file or folder and matches no image' if not os.path.isdir(place) else 'holds no images'
             raise UserError(f'{place} {what}: expected {", ".join(sorted(IMAGE_EXTENSIONS))}')
@@ -256,4 +256,4 @@ def _noisy_labels(csv_path: Path, column: str) -> dict[str, str]:
             f'label noise needs {csv_path}, which does not exist: it is part of the official archives, copy it there',
         ) from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f'{csv_path} cannot be read: {_reason(error)}') from error
+        raise UserError(f'{csv_path} cannot be read: {os_reason(error)}') from error

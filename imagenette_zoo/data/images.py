@@ -13,7 +13,7 @@ from typing import IO, TypeVar
 
 from PIL import Image, UnidentifiedImageError
 
-from ..errors import UserError, _reason
+from ..errors import UserError, os_reason
 from ..utils.environment import available_cores
 from .constants import FORMATS
 
@@ -144,7 +144,7 @@ def _complaint(path: str | Path, error: Exception) -> str:
             return 'is empty (0 bytes): replace or remove it'
         return f'is not an image that is read ({", ".join(FORMATS)}): convert, replace or remove it'
     if isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError)):
-        return f'cannot be read: {_reason(error)}'
+        return f'cannot be read: {os_reason(error)}'
     if isinstance(error, (Image.DecompressionBombWarning, Image.DecompressionBombError)):
         return f'is too large: expected at most {Image.MAX_IMAGE_PIXELS} pixels; shrink or remove it'
-    return f'is truncated or corrupt ({_reason(error)}): replace or remove it'
+    return f'is truncated or corrupt ({os_reason(error)}): replace or remove it'

@@ -22,7 +22,7 @@ from uuid import uuid4
 import filelock
 import yaml
 
-from ..errors import UserError, _reason
+from ..errors import UserError, os_reason
 
 __all__ = [
     'cache_dir',
@@ -192,7 +192,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
         temporary.mkdir()
     except OSError as error:
         raise UserError(
-            f'cannot write to {target.parent}: {_reason(error)}; make it writable or set IMAGENETTE_ZOO_CACHE to a '
+            f'cannot write to {target.parent}: {os_reason(error)}; make it writable or set IMAGENETTE_ZOO_CACHE to a '
             'folder that is',
         ) from error
     try:
@@ -200,7 +200,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
         _settle(temporary, target)
     except OSError as error:
         raise UserError(
-            f'cannot fill {target}: {_reason(error)}; make room there or set IMAGENETTE_ZOO_CACHE to another folder',
+            f'cannot fill {target}: {os_reason(error)}; make room there or set IMAGENETTE_ZOO_CACHE to another folder',
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -10,10 +10,12 @@ import numpy as np
 
 from ..config.recipe import Recipe
 from ..errors import UserError, nearest
+from ..study.metrics import COSTS, METRICS
 from ..study.passes import BlockPasses
-from ..study.plan import METRICS, Study
+from ..study.plan import Study
 from ..study.records import Record, by_run, distinct, options_of, sample, samples_of
 from ..study.statistics import Finding, Interval, Verdict, interval, judge
+from ..training.result import THRESHOLDS
 from ..utils.console import plain
 
 __all__ = [
@@ -23,8 +25,6 @@ __all__ = [
     'front',
 ]
 
-THRESHOLDS = (80, 85, 90)
-COSTS = ('gmacs', 'train_seconds')
 LEAST_FOR_A_BAND = 3  # seeds: with two, Student's interval is nine times as wide as they are apart
 
 Runs = Mapping[str, Sequence[Record]]
@@ -186,9 +186,8 @@ def _finding(finding: Finding) -> dict[str, Any]:
 def _run(number: int, name: str, records: Sequence[Record]) -> dict[str, Any]:
     metrics = {}
     for metric in METRICS:
-        if not metric.endswith('_N'):
-            numbers = sample(records, metric)
-            metrics[metric] = _stat(numbers.values) if numbers else None
+        numbers = sample(records, metric)
+        metrics[metric] = _stat(numbers.values) if numbers else None
     return {
         'number': number,
         'run': name,

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..study.analysis import PASSES_IMAGES
-from ..study.plan import METRICS, THRESHOLD
-from ..study.records import EXACT
+from ..study.metrics import METRICS, metric_of
 from ..study.statistics import LEVEL, MOST_SEEDS
 from ..utils.console import duration
 from .contents import THRESHOLDS
@@ -35,25 +34,6 @@ __all__ = [
 
 SYMBOLS = {'supported': '✓', 'contradicted': '✗', 'undecided': '?'}
 MOST_EPOCHS = 25  # in a table
-# Metric: what it is called, its unit, the unit of a difference, decimals, and what one unit is.
-FORMATS = {
-    'top1': ('top-1', ' %', ' points', 2, 1.0),
-    'best_top1': ('best epoch', ' %', ' points', 2, 1.0),
-    'top5': ('top-5', ' %', ' points', 2, 1.0),
-    'loss': ('loss', '', '', 3, 1.0),
-    'gap': ('train−val gap', ' points', ' points', 2, 1.0),
-    'calibration_error': ('calibration error', ' %', ' points', 2, 1.0),
-    'shift_consistency': ('shift consistency', ' %', ' points', 2, 1.0),
-    'pass_similarity': ('pass similarity', '', '', 3, 1.0),
-    'images_per_second': ('images/s', '/s', '/s', 1, 1.0),
-    'train_seconds': ('training time', ' s', ' s', 1, 1.0),
-    'total_seconds': ('total time', ' s', ' s', 1, 1.0),
-    'peak_memory_mib': ('memory, MiB', ' MiB', ' MiB', 0, 1.0),
-    'params': ('parameters, M', ' M', ' M', 3, 1e6),
-    'gmacs': ('GMACs', ' GMACs', ' GMACs', 3, 1.0),
-    'epochs': ('epochs', ' epochs', ' epochs', 2, 1.0),
-    'seconds': ('seconds', ' s', ' s', 1, 1.0),
-}
 
 Content = Mapping[str, Any]
 
@@ -97,15 +77,15 @@ def _signed(text: str) -> str:
 
 
 def _format(metric: str) -> tuple[str, str, str, int, float]:
-    match = THRESHOLD.fullmatch(metric)
-    return FORMATS[match[1] if match else metric]
+    found = metric_of(metric)
+    return found.label, found.unit, found.difference, found.decimals, found.scale
 
 
 def _mean(stat: Content | None, metric: str) -> str:
     """`'91.20 ± 0.31'`."""
     if stat is None or stat['mean'] is None:
         return '–'
-    half = f' ± {_number(stat["half"], metric)}' if stat['half'] is not None and metric not in EXACT else ''
+    half = f' ± {_number(stat["half"], metric)}' if stat['half'] is not None and not metric_of(metric).exact else ''
     return _number(stat['mean'], metric) + half
 
 
@@ -198,7 +178,7 @@ def claims_summary(content: Content) -> str:
 def describe_claim(claim: Content) -> dict[str, Any]:
     """A claim and its verdict in words: `facts` and each of `findings` are pairs of label and text."""
     metric = claim['metric']
-    exact = metric in EXACT
+    exact = metric_of(metric).exact
     facts = [
         ('metric', _what_is(metric)),
         ('p after Holm', 'counted, not estimated' if exact else _p(claim['p_adjusted'])),
@@ -213,8 +193,7 @@ def describe_claim(claim: Content) -> dict[str, Any]:
 
 
 def _what_is(metric: str) -> str:
-    match = THRESHOLD.fullmatch(metric)
-    return METRICS[f'{match[1]}_to_N'].replace(' N ', f' {match[2]} ') if match else METRICS[metric]
+    return metric_of(metric).meaning
 
 
 def _p(p: float) -> str:
@@ -253,7 +232,7 @@ def _describe_finding(finding: Content, metric: str) -> list[tuple[str, str]]:
             )
     if finding['effect'] is not None:
         lines.append(('ratio' if finding['ratio'] else 'difference', _effect(finding, metric)))
-    if finding['low'] is not None and metric not in EXACT:
+    if finding['low'] is not None and not metric_of(metric).exact:
         lines.append(
             ('p', f'{_p(finding["p"])}, the difference {"as expected" if finding["holds"] else "the other way"}')
         )
@@ -280,7 +259,7 @@ def _effect(finding: Content, metric: str) -> str:
         return f'{value:,.3f}' if finding['ratio'] else _signed(f'{value / one:+,.{decimals}f}')
 
     effect = f'{write(finding["effect"])}{"" if finding["ratio"] else unit}'
-    if finding['low'] is None or metric in EXACT:
+    if finding['low'] is None or metric_of(metric).exact:
         return effect
     return f'{effect}, 95 % interval {write(finding["low"])} to {write(finding["high"])}'
 
@@ -461,7 +440,7 @@ def how(content: Content) -> list[tuple[str, str]]:
     ]
     if content['setup']['analysed']:
         metrics = ('gap', 'shift_consistency', 'calibration_error')
-        words = '; '.join(f'{_format(metric)[0]}: {METRICS[metric].removesuffix(", %")}' for metric in metrics)
+        words = '; '.join(f'{_format(metric)[0]}: {METRICS[metric].meaning.removesuffix(", %")}' for metric in metrics)
         found.append(('Image by image', f'Of the final weights: {words}.'))
     if any(run['passes'] for run in runs):
         found.append(('Passes', _HOW_PASSES))

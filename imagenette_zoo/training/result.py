@@ -20,6 +20,7 @@ from .run import Run
 __all__ = ['Result', 'differences', 'epoch_line', 'make_result', 'ranking', 'read_result', 'tell']
 
 LARGEST_FILE = 64 * 2**20  # bytes
+THRESHOLDS = (80, 85, 90)  # % top-1, after how long
 
 
 @dataclass
@@ -175,7 +176,7 @@ def make_result(run: Run, params: int, gmacs: float | None) -> Result:
         'total': sum(row['seconds'] for row in history),
         'train': train_seconds,
         'eval': sum(row.get('eval_seconds', 0.0) for row in history),
-        **{f'to_{top1}': _seconds_to(history, top1) for top1 in (80, 85, 90)},
+        **{f'to_{top1}': _seconds_to(history, top1) for top1 in THRESHOLDS},
     }
     return Result(
         model=recipe.model,
@@ -208,7 +209,7 @@ def tell(result: Result, console: Console) -> None:
     console.line(table([('class', 'top-1 %'), *((name, f'{top1:.1f}') for name, top1 in result.per_class.items())]))
     console.line()
     best = f' (best {result.best_top1:.2f} % at epoch {result.best_epoch})' if result.best_top1 > result.top1 else ''
-    reached = [f'{n} % after {duration(s)}' for n in (80, 85, 90) if (s := result.seconds[f'to_{n}']) is not None]
+    reached = [f'{n} % after {duration(s)}' for n in THRESHOLDS if (s := result.seconds[f'to_{n}']) is not None]
     console.line(
         f'top-1 {result.top1:.2f} %{best}, top-5 {result.top5:.2f} % after {result.epochs} epochs in '
         f'{duration(result.seconds["total"] or 0.0)}' + (f'; {", ".join(reached)}' if reached else '')

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from ..errors import UserError, nearest
-from ..utils.files import PlainLoader, read_text
+from ..utils.reading import PlainLoader, read_text
 
 __all__ = [
     'read_yaml',

@@ -16,7 +16,7 @@ import yaml
 from ..config.hparams import find_recipe, shipped
 from ..config.recipe import Recipe
 from ..errors import UserError, nearest
-from ..utils.files import PlainLoader, read_text
+from ..utils.reading import PlainLoader, read_text
 from .metrics import METRICS, THRESHOLD, TO_AN_ACCURACY
 
 __all__ = [

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from ..config.recipe import Recipe
-from ..errors import UserError, first_line
+from ..errors import UserError
 from ..training.result import Result, read_result
+from ..utils.reading import read_bytes, read_errors
 from .analysis import Analysis, read_analysis
 from .metrics import THRESHOLD, metric_of
 from .plan import Claim, Study, Trial
@@ -31,7 +32,6 @@ __all__ = [
     'study_records',
 ]
 
-LARGEST_FILE = 64 * 2**20  # bytes
 IN_A_ROW = ('train_loss', 'train_seconds', 'seconds')
 FREE = Recipe.may_differ('between seeds')
 
@@ -87,18 +87,11 @@ def read_record(folder: Path, run: str) -> Record:
     """
     result = read_result(folder)
     path = folder / 'metrics.jsonl'
-    try:
-        if path.stat().st_size > LARGEST_FILE:
-            raise UserError(f'{path}: larger than {LARGEST_FILE >> 20} MiB, which no metrics are')
-        history = [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()]
+    with read_errors(path, 'the metrics of a run'):
+        history = [json.loads(line) for line in read_bytes(path).decode().splitlines()]
         for row in history:
             if not all(_number(row[name]) for name in IN_A_ROW) or not _number(row.get('eval_top1', 0.0)):
                 raise ValueError('no numbers in its rows')
-    except OSError as error:
-        raise UserError(f"{path}: can't read the metrics of a run: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        reason = first_line(error)
-        raise UserError(f'{path}: not the metrics of a run ({reason})') from None
     return Record(run, folder, result, history, read_analysis(folder))
 
 

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
-import types
-import typing
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..config.recipe import Recipe
-from ..errors import UserError, first_line
 from ..utils import environment
 from ..utils.console import Console, duration, table
+from ..utils.reading import from_json, read_errors, read_json
 from .run import Run
 
 __all__ = ['Result', 'differences', 'epoch_line', 'make_result', 'ranking', 'read_result', 'tell']
 
-LARGEST_FILE = 64 * 2**20  # bytes
 THRESHOLDS = (80, 85, 90)  # % top-1, after how long
 
 
@@ -55,43 +51,11 @@ class Result:
     command: str
     folder: Path = field(default=Path(), repr=False)
 
-    @classmethod
-    def from_json(cls, values: Any, folder: Path) -> Result:
-        """The result in the content of a `result.json`.
-
-        Raises:
-            ValueError: It is none: a field is missing, unknown or of another kind.
-        """
-        kinds = typing.get_type_hints(cls)
-        del kinds['folder']
-        if not isinstance(values, dict):
-            raise ValueError('not a mapping')
-        for name in sorted(kinds.keys() ^ values.keys()):
-            raise ValueError(f'{name} is {"missing" if name in kinds else "unknown"}')
-        for name, kind in kinds.items():
-            if not _is_a(values[name], kind):
-                raise ValueError(f'{name} is {str(values[name])[:40]!r}')
-        return cls(**values, folder=folder)
-
     def as_json(self) -> dict[str, Any]:
         """The content of `result.json`."""
         values = asdict(self)
         del values['folder']
         return values
-
-
-def _is_a(value: Any, kind: Any) -> bool:
-    """Whether a value out of JSON is of a type as the fields of `Result` have it."""
-    if kind is Any:
-        return True
-    if isinstance(kind, types.UnionType):
-        return any(_is_a(value, inner) for inner in typing.get_args(kind))
-    if typing.get_origin(kind) is dict:
-        _, inner = typing.get_args(kind)
-        return isinstance(value, dict) and all(_is_a(item, inner) for item in value.values())
-    if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    return isinstance(value, kind) and not (kind is int and isinstance(value, bool))
 
 
 def read_result(folder: Path) -> Result:
@@ -101,15 +65,8 @@ def read_result(folder: Path) -> Result:
         UserError: There is none, or it is damaged.
     """
     path = folder / 'result.json'
-    try:
-        if path.stat().st_size > LARGEST_FILE:
-            raise UserError(f'{path}: larger than {LARGEST_FILE >> 20} MiB, which no result is')
-        return Result.from_json(json.loads(path.read_bytes()), folder)
-    except OSError as error:
-        raise UserError(f"{path}: can't read the result of a run: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        reason = first_line(error)
-        raise UserError(f'{path}: not the result of a run ({reason})') from None
+    with read_errors(path, 'the result of a run'):
+        return from_json(Result, read_json(path), folder=folder)
 
 
 def differences(then: Result, run: Run) -> list[str]:

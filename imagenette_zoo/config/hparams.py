@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from ..errors import UserError, nearest
-from ..utils.reading import PlainLoader, read_text
+from ..utils.reading import LARGEST_YAML, PlainLoader, read_errors, read_text
 
 __all__ = [
     'read_yaml',
@@ -33,7 +33,8 @@ def read_yaml(path: str | Path, known: set[str]) -> dict[str, Any]:
     Raises:
         UserError: The file can't be read, is no YAML mapping, or has an unknown key.
     """
-    text = read_text(path, 'recipe')
+    with read_errors(path, 'a recipe'):
+        text = read_text(path, LARGEST_YAML)
     try:
         loaded = yaml.load(text, PlainLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:

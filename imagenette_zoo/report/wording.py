@@ -77,8 +77,8 @@ def _signed(text: str) -> str:
 
 
 def _format(metric: str) -> tuple[str, str, str, int, float]:
-    found = metric_of(metric)
-    return found.label, found.unit, found.difference, found.decimals, found.scale
+    it = metric_of(metric)
+    return it.label, it.unit, it.difference, it.decimals, it.scale
 
 
 def _mean(stat: Content | None, metric: str) -> str:

@@ -171,8 +171,8 @@ def read_analysis(folder: Path) -> Analysis | None:
 
 def _checked(values: Any, tensors: dict[str, torch.Tensor]) -> Analysis:
     passes = [from_json(BlockPasses, block) for block in values['passes']]
-    found = from_json(Analysis, {**values, 'passes': passes}, **tensors)
-    classes, count = len(found.class_names), len(found.targets)
+    analysis = from_json(Analysis, {**values, 'passes': passes}, **tensors)
+    classes, count = len(analysis.class_names), len(analysis.targets)
     if classes == 0:
         raise ValueError('no class names')
     for name, kind in TENSORS.items():
@@ -181,9 +181,9 @@ def _checked(values: Any, tensors: dict[str, torch.Tensor]) -> Analysis:
     for name in ('targets', 'predictions'):
         if count == 0 or int(tensors[name].min()) < 0 or int(tensors[name].max()) >= classes:
             raise ValueError(name)
-    if [len(row) for row in found.confusion] != [classes] * classes:
+    if [len(row) for row in analysis.confusion] != [classes] * classes:
         raise ValueError('confusion')
     for block in passes:
         if {len(row) for row in (*block.cka, *block.cosine, block.top1_lost)} != {len(block.kinds)}:
             raise ValueError('passes')
-    return found
+    return analysis

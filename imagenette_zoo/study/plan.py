@@ -16,7 +16,7 @@ import yaml
 from ..config.hparams import find_recipe, shipped
 from ..config.recipe import Recipe
 from ..errors import UserError, nearest
-from ..utils.reading import PlainLoader, read_text
+from ..utils.reading import LARGEST_YAML, PlainLoader, read_errors, read_text
 from .metrics import METRICS, THRESHOLD, TO_AN_ACCURACY
 
 __all__ = [
@@ -162,7 +162,8 @@ def read_study(path: str | Path) -> Study:
         UserError: It can't be read, or something in it is wrong: the line says which line of the file.
     """
     path = Path(path)
-    text = read_text(path, 'study')
+    with read_errors(path, 'a study'):
+        text = read_text(path, LARGEST_YAML)
     try:
         root = yaml.compose(text, PlainLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:

@@ -14,7 +14,7 @@ import numpy as np
 from ..config.recipe import Recipe
 from ..errors import UserError
 from ..training.result import Result, read_result
-from ..utils.reading import read_bytes, read_errors
+from ..utils.reading import read_errors, read_text
 from .analysis import Analysis, read_analysis
 from .metrics import THRESHOLD, metric_of
 from .plan import Claim, Study, Trial
@@ -88,7 +88,7 @@ def read_record(folder: Path, run: str) -> Record:
     result = read_result(folder)
     path = folder / 'metrics.jsonl'
     with read_errors(path, 'the metrics of a run'):
-        history = [json.loads(line) for line in read_bytes(path).decode().splitlines()]
+        history = [json.loads(line) for line in read_text(path).splitlines()]
         for row in history:
             if not all(_number(row[name]) for name in IN_A_ROW) or not _number(row.get('eval_top1', 0.0)):
                 raise ValueError('no numbers in its rows')

@@ -74,17 +74,17 @@ def differences(then: Result, run: Run) -> list[str]:
     train, val = run.data.train, run.data.val
     world = run.learner.world
     now = [environment.versions(), environment.hardware(world.device, world.size), run.recipe.as_dict()]
-    told = [then.versions, then.hardware, then.recipe]
-    found = []
-    for old, new in zip(told, now, strict=True):
+    before = [then.versions, then.hardware, then.recipe]
+    differing = []
+    for old, new in zip(before, now, strict=True):
         for name in sorted((old.keys() | new.keys()) - Recipe.may_differ('in a repeat')):
             if old.get(name) != new.get(name):
-                found.append(f'{name} {old.get(name)} then, {new.get(name)} now')
+                differing.append(f'{name} {old.get(name)} then, {new.get(name)} now')
     if then.dataset != _dataset(run):
         same = {name for name in ('name', 'train', 'val') if then.dataset.get(name) == _dataset(run)[name]}
         what = 'other images' if len(same) == 3 else f'{len(train):,} and {len(val):,} images of {train.root.name}'
-        found.append(f'the data: {what} now')
-    return found
+        differing.append(f'the data: {what} now')
+    return differing
 
 
 def _dataset(run: Run) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import yaml
 from ..errors import UserError, first_line, os_reason
 
 __all__ = [
+    'LARGEST_YAML',
     'PlainLoader',
     'read_errors',
     'read_bytes',
@@ -70,31 +71,33 @@ def read_bytes(path: str | Path, most: int = LARGEST_FILE) -> bytes:
     return data
 
 
-def read_text(path: str | Path, kind: str) -> str:
-    """The text of a YAML file, a recipe or whatever `kind` says.
+def read_text(path: str | Path, most: int = LARGEST_FILE) -> str:
+    """The same as text in UTF-8.
 
     Raises:
-        UserError: It can't be read, or is longer than such a file can be.
+        OSError: It can't be read.
+        ValueError: It is longer than `most` bytes, or no such text.
     """
-    with read_errors(path, f'the {kind}'):
-        return read_bytes(path, LARGEST_YAML).decode()
+    try:
+        return read_bytes(path, most).decode()
+    except UnicodeDecodeError:
+        raise ValueError('not UTF-8 text') from None
 
 
 def read_json(path: str | Path, most: int = LARGEST_FILE, *, finite: bool = False) -> Any:
-    """What a JSON file says, in UTF-8; `read_errors` around it makes a line of what is raised.
+    """The value in a JSON file.
 
     Args:
         path: The file.
         most: Bytes that it may have.
-        finite: Refuses NaN and Infinity, which Python writes and JSON has not. Our own files have them where a
-            training diverged.
+        finite: Refuses NaN and Infinity, which our own files have where a training diverged; JSON has not.
 
     Raises:
         OSError: It can't be read.
         ValueError: It is longer, or no JSON.
         RecursionError: It is nested deeper than any such file.
     """
-    return json.loads(read_bytes(path, most).decode(), parse_constant=_not_finite if finite else None)
+    return json.loads(read_text(path, most), parse_constant=_not_finite if finite else None)
 
 
 def _not_finite(name: str) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from imagenette_zoo.config.recipe import Recipe
 from imagenette_zoo.errors import UserError
 from imagenette_zoo.models.model_folder import read_config
 from imagenette_zoo.study.analysis import read_analysis
@@ -61,6 +62,12 @@ def test_a_file_that_no_such_file_is_as_large_as_is_not_read(
         monkeypatch.setattr('imagenette_zoo.study.records.read_result', lambda _: None)
     with pytest.raises(UserError, match=rf'{expected} \(longer than \d\d MiB\)'):
         read(tmp_path)
+
+
+def test_a_recipe_in_another_encoding_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / 'mine.yaml').write_bytes('model: é'.encode('latin-1'))
+    with pytest.raises(UserError, match=r'mine\.yaml: not a recipe \(not UTF-8 text\)'):
+        Recipe.load(tmp_path / 'mine.yaml')
 
 
 def test_a_file_without_an_end_is_refused() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import math
 import os
 import re
@@ -23,7 +22,7 @@ import torch
 import imagenette_zoo  # noqa: F401  (registers the models)
 from imagenette_zoo.utils.console import table
 from imagenette_zoo.utils.environment import hardware, versions
-from imagenette_zoo.utils.files import write_atomic
+from imagenette_zoo.utils.files import write_json
 
 ROOT = Path(__file__).parent.parent
 
@@ -71,7 +70,7 @@ def report(
     if name not in args.files:
         names = itertools.chain([f'{name}.json'], (f'{name}-{number}.json' for number in itertools.count(2)))
         args.files[name] = next(path for path in map(args.results_dir.joinpath, names) if not path.exists())
-    write_atomic(args.files[name], (json.dumps(result, indent=2) + '\n').encode())
+    write_json(args.files[name], result)
     print(f'{args.files[name]}\n', flush=True)
 
 

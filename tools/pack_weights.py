@@ -21,7 +21,7 @@ import timm
 
 import imagenette_zoo as iz
 from imagenette_zoo.errors import UserError
-from imagenette_zoo.utils.files import write_atomic
+from imagenette_zoo.utils.files import write_atomic, write_json
 
 ROOT = Path(__file__).parents[1]
 MOST_POINTS, MOST_BYTES = 0.05, 6 * 2**20
@@ -78,7 +78,7 @@ def pack(run: Path, data_dir: str | None) -> None:
         'packaged': {**asdict(half), 'bytes': len(data)},
     }
     path = ROOT / 'docs' / 'results' / 'pretrained' / f'{name}.json'
-    write_atomic(path, f'{json.dumps(results, indent=2)}\n'.encode())
+    write_json(path, results)
 
 
 if __name__ == '__main__':

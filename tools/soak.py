@@ -45,7 +45,7 @@ from imagenette_zoo.study.records import read_record
 from imagenette_zoo.training.result import Result, read_result
 from imagenette_zoo.training.run_folder import RunFolder
 from imagenette_zoo.utils.environment import hardware, versions
-from imagenette_zoo.utils.files import write_atomic
+from imagenette_zoo.utils.files import write_json
 
 ROOT = Path(__file__).parent.parent
 RECIPES = {
@@ -443,7 +443,7 @@ def main() -> int:
     found['hardware'] = hardware(torch.device('cpu'))
     args.results_dir.mkdir(parents=True, exist_ok=True)
     name = f'{args.what}-some' if args.parsers else args.what
-    write_atomic(args.results_dir / f'{name}.json', (json.dumps(found, indent=2) + '\n').encode())
+    write_json(args.results_dir / f'{name}.json', found)
     print('kept' if found['kept'] else 'BROKEN')
     return 0 if found['kept'] else 1
 

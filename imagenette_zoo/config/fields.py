@@ -2,6 +2,9 @@
 
 A dataclass of options is made of small ones, one a group, by inheritance; the first line of a group's docstring is
 its title in `--help`. Values come from YAML, from flags or from Python; all three pass through `coerce`.
+
+An option also says what it `affects`, and from that follows where two values of it may stand beside each other
+(`MAY_DIFFER`). One that says nothing decides the result: it is the same wherever anything is compared.
 """
 
 from __future__ import annotations
@@ -15,11 +18,12 @@ import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from ..errors import UserError, nearest
 
 __all__ = [
+    'MAY_DIFFER',
     'option',
     'Options',
     'Parser',
@@ -28,10 +32,29 @@ __all__ = [
 ]
 
 
+Affects = Literal['result', 'rounding', 'divergence', 'recovery', 'record', 'nothing', 'place', 'seed']
+Where = Literal['on resume', 'between processes', 'between seeds', 'in a repeat', 'around a study']
+
+# What an option affects, and where it may therefore differ: from the run that is resumed; from the other processes of
+# a run; from the other seeds of a run; without a word of it, from the run that is repeated or published; and around a
+# study, which has no say in it.
+MAY_DIFFER: dict[Affects, tuple[Where, ...]] = {
+    'result': (),
+    'rounding': ('on resume', 'between processes'),
+    'divergence': ('on resume',),  # only what becomes of a training that diverges
+    'recovery': ('on resume', 'between seeds'),  # when all processes save together
+    'record': ('on resume', 'between processes', 'between seeds'),  # where it ran, and what is kept of it
+    'nothing': ('on resume', 'between processes', 'between seeds', 'in a repeat'),  # but speed and what is printed
+    'place': ('on resume', 'between processes', 'between seeds', 'in a repeat', 'around a study'),  # folders
+    'seed': ('between seeds', 'around a study'),
+}
+
+
 def option(
     default: Any,
     help: str,
     *,
+    affects: Affects = 'result',
     choices: Sequence[str] | None = None,
     low: float | None = None,
     high: float | None = None,
@@ -46,6 +69,7 @@ def option(
     Args:
         default: Value where none is given.
         help: One line for `--help` and the docs.
+        affects: A key of `MAY_DIFFER`.
         choices: The values allowed.
         low: Smallest value allowed (of each element of a list).
         high: Largest value allowed.
@@ -57,6 +81,7 @@ def option(
     """
     metadata = dict(
         help=help,
+        may_differ=MAY_DIFFER[affects],
         choices=choices,
         low=low,
         high=high,
@@ -103,6 +128,11 @@ class Options:
     def names(cls) -> set[str]:
         """The name of every option, as a YAML key."""
         return {field.name for field in dataclasses.fields(cls)}
+
+    @classmethod
+    def may_differ(cls, where: Where) -> set[str]:
+        """The names of the options that may differ there."""
+        return {field.name for field in dataclasses.fields(cls) if where in field.metadata['may_differ']}
 
     def as_dict(self) -> dict[str, Any]:
         """The options as plain YAML values."""

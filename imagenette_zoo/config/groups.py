@@ -1,15 +1,17 @@
-"""Groups of options that training and inference share, declared once, by timm's names."""
+"""Groups of options that training and inference share, declared once, by timm's names.
+
+Each group is one `Options` dataclass; `Recipe` (training) and `ValidationOptions` inherit those that they need.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
+
+import torch
 
 from ..errors import UserError
 from .fields import Options, option
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = [
     'DATASETS',
@@ -26,6 +28,7 @@ class DataOptions(Options):
     data_dir: str | None = option(
         None,
         'folder with train/ and val/, its parent, or an official archive; else $IMAGENETTE_DIR, else the cache',
+        affects='place',
         metavar='DIR',
     )
     dataset: str = option(
@@ -43,8 +46,10 @@ class DataOptions(Options):
         'cache where it can do what is asked for',
         choices=('auto', 'cache', 'timm'),
     )
-    workers: int = option(4, "processes of timm's loader; 0 loads in the main process", low=0, short=('-j',))
-    pin_mem: bool = option(False, 'pin CPU memory in the data loader')
+    workers: int = option(
+        4, "processes of timm's loader; 0 loads in the main process", affects='nothing', low=0, short=('-j',)
+    )
+    pin_mem: bool = option(False, 'pin CPU memory in the data loader', affects='nothing')
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,7 @@ class InputOptions(Options):
 class ComputeOptions(Options):
     """Device and speed"""
 
-    device: str = option('auto', 'auto (CUDA where there is one), cpu, cuda, cuda:1, mps')
+    device: str = option('auto', 'auto (CUDA where there is one), cpu, cuda, cuda:1, mps', affects='record')
     amp: bool = option(False, 'automatic mixed precision')
     amp_dtype: str = option('float16', 'type that mixed precision computes in', choices=('float16', 'bfloat16'))
     channels_last: bool | None = option(

@@ -1,4 +1,7 @@
-"""Recipes and studies in YAML files: those of `hparams/` by name, and any other by its path."""
+"""Recipes and studies in YAML files: those of `hparams/` by name, and any other by its path.
+
+A wheel has `hparams/` inside the package, a checkout beside it. A name is the file's without `.yaml`.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Any
 import yaml
 
 from ..errors import UserError, nearest
-from ..utils.files import PlainLoader, read_text
+from ..utils.reading import LARGEST_YAML, PlainLoader, read_errors, read_text
 
 __all__ = [
     'read_yaml',
@@ -19,6 +22,10 @@ __all__ = [
     'shipped',
 ]
 
+FLAGSHIP = 'mbv2_mish'
+GOOD_RECIPE = 'mbv2_mish_80'  # for any model, in ten epochs
+RECIPES = ('', 'leaderboard')  # folders of hparams/
+
 
 def read_yaml(path: str | Path, known: set[str]) -> dict[str, Any]:
     """The mapping in a YAML file, its keys checked; `-` in a key counts as `_`.
@@ -26,7 +33,8 @@ def read_yaml(path: str | Path, known: set[str]) -> dict[str, Any]:
     Raises:
         UserError: The file can't be read, is no YAML mapping, or has an unknown key.
     """
-    text = read_text(path, 'recipe')
+    with read_errors(path, 'a recipe'):
+        text = read_text(path, LARGEST_YAML)
     try:
         loaded = yaml.load(text, PlainLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -46,10 +54,6 @@ def read_yaml(path: str | Path, known: set[str]) -> dict[str, Any]:
             raise UserError(f'{path}: option {key!r} is given twice')
         values[name] = value
     return values
-
-FLAGSHIP = 'mbv2_mish'
-GOOD_RECIPE = 'mbv2_mish_80'  # for any model, in ten epochs
-RECIPES = ('', 'leaderboard')  # folders of hparams/
 
 
 def _recipe_folder() -> Path:

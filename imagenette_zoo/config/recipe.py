@@ -1,4 +1,5 @@
-"""Every option of training and validation, declared once, by timm's names and with timm's defaults.
+"""Every option of training, declared once, by timm's names and with timm's defaults: the groups that training alone
+has, and `Recipe`, which is all of them.
 
 Where an option exists in timm's `train.py` it has that script's name, meaning and default, so that a recipe in
 `hparams/` drives both. Our own are `label_noise`, `loader`, `overwrite`, `nan`, `nan_limit`,
@@ -51,7 +52,11 @@ class ScheduleLengthOptions(Options):
     epochs: int = option(300, 'passes over the training set', low=1)
     batch_size: int = option(128, 'images a training step (of each process)', low=1, short=('-b',))
     validation_batch_size: int | None = option(
-        None, 'images a validation step (the training batch size if not given)', low=1, short=('-vb',)
+        None,
+        'images a validation step (the training batch size if not given)',
+        affects='rounding',
+        low=1,
+        short=('-vb',),
     )
     grad_accum_steps: int = option(1, 'batches whose gradients one step adds up', low=1)
     label_noise: int = option(
@@ -240,33 +245,42 @@ class EmaOptions(Options):
 class RunOptions(Options):
     """Run"""
 
-    seed: int = option(42, 'seed of everything random', low=0, high=2**32 - 1)
-    output: str = option('runs', 'folder that runs are kept in', metavar='DIR')
-    experiment: str | None = option(None, 'name of the run (date, model and size if not given)', metavar='NAME')
-    overwrite: bool = option(False, 'replace the run that is in the folder')
+    seed: int = option(42, 'seed of everything random', affects='seed', low=0, high=2**32 - 1)
+    output: str = option('runs', 'folder that runs are kept in', affects='place', metavar='DIR')
+    experiment: str | None = option(
+        None, 'name of the run (date, model and size if not given)', affects='place', metavar='NAME'
+    )
+    overwrite: bool = option(False, 'replace the run that is in the folder', affects='place')
     resume: str | None = option(
         None,
         'continue an interrupted run: its folder, or without a value the one that --experiment names, which is '
         'started if there is nothing to continue',
+        affects='place',
         const='auto',
         metavar='RUN',
     )
     eval_metric: str = option('top1', 'metric that decides which epoch is best', choices=('top1', 'top5', 'loss'))
     val_interval: int = option(1, 'epochs between validations', low=1)
-    checkpoint_hist: int = option(10, 'number of best epochs whose weights are kept', low=1)
+    checkpoint_hist: int = option(10, 'number of best epochs whose weights are kept', affects='record', low=1)
     recovery_interval: int = option(
-        0, 'updates between checkpoints within an epoch; 0 keeps only those at its end', low=0
+        0, 'updates between checkpoints within an epoch; 0 keeps only those at its end', affects='recovery', low=0
     )
     nan: str = option(
-        'stop', 'what an infinite or NaN loss does: stop the run, or skip the step and go on', choices=('stop', 'skip')
+        'stop',
+        'what an infinite or NaN loss does: stop the run, or skip the step and go on',
+        affects='divergence',
+        choices=('stop', 'skip'),
     )
-    nan_limit: int = option(10, 'most steps in a row that --nan skip leaves out', low=1)
-    log_interval: int = option(50, 'updates between plain progress lines where there is no terminal', low=1)
+    nan_limit: int = option(10, 'most steps in a row that --nan skip leaves out', affects='divergence', low=1)
+    log_interval: int = option(
+        50, 'updates between plain progress lines where there is no terminal', affects='nothing', low=1
+    )
     sync_bn: bool = option(False, 'BatchNorm statistics over all processes (CUDA, under torchrun)')
     cuda_graph: str = option(
         'auto',
         'record a training step as a CUDA graph, which spares the time of its launches (auto: on one GPU, where it can '
         'be; none: do not)',
+        affects='rounding',
         choices=('auto', 'none'),
     )
 
@@ -284,12 +298,15 @@ class RunOptions(Options):
 class TrackingOptions(Options):
     """Tracking"""
 
-    log_tensorboard: bool = option(False, "log to TensorBoard: event files in the run's folder")
-    log_wandb: bool = option(False, 'log to Weights & Biases; WANDB_MODE=offline sends nothing')
-    wandb_project: str | None = option(None, 'project of the run in wandb', metavar='NAME')
-    wandb_tags: tuple[str, ...] = option((), 'tags of the run in wandb', metavar='TAG')
+    log_tensorboard: bool = option(False, "log to TensorBoard: event files in the run's folder", affects='nothing')
+    log_wandb: bool = option(False, 'log to Weights & Biases; WANDB_MODE=offline sends nothing', affects='nothing')
+    wandb_project: str | None = option(None, 'project of the run in wandb', affects='nothing', metavar='NAME')
+    wandb_tags: tuple[str, ...] = option((), 'tags of the run in wandb', affects='nothing', metavar='TAG')
     wandb_resume_id: str | None = option(
-        None, "run in wandb that is continued (the one that the run's folder names if not given)", metavar='ID'
+        None,
+        "run in wandb that is continued (the one that the run's folder names if not given)",
+        affects='nothing',
+        metavar='ID',
     )
 
 

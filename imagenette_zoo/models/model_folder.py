@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import os
 import pickle
 import shutil
@@ -21,7 +20,8 @@ from timm.models import clean_state_dict
 from torch import nn
 
 from ..errors import UserError, first_line, nearest
-from ..utils.files import _one_line, _sync_folder, write_atomic
+from ..utils.files import sync_folder, write_atomic, write_errors, write_json
+from ..utils.reading import read_errors, read_json
 from . import factory
 
 __all__ = [
@@ -42,19 +42,19 @@ def save_model_folder(folder: Path, config: Mapping[str, Any], state_dict: Mappi
     Raises:
         UserError: The disk is full, or the folder can't be written.
     """
-    with _one_line(folder):
+    with write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     layout = torch.contiguous_format
     tensors = {  # copies: safetensors refuses two names for one memory, which some models have
         name: tensor.detach().to('cpu', copy=True, memory_format=layout) for name, tensor in state_dict.items()
     }
-    write_atomic(folder / 'config.json', (json.dumps(config, indent=2) + '\n').encode())
+    write_json(folder / 'config.json', config)
     write_atomic(folder / 'model.safetensors', safetensors.torch.save(tensors, metadata={'format': 'pt'}))
 
 
 def link_model_folder(source: Path, target: Path) -> None:
     """The same model folder under a second name: hard links where the file system has them, else copies."""
-    with _one_line(target):
+    with write_errors(target):
         target.mkdir(parents=True, exist_ok=True)
         for name in ('config.json', 'model.safetensors'):
             temporary = target / f'.{name}.tmp'
@@ -65,7 +65,7 @@ def link_model_folder(source: Path, target: Path) -> None:
                 shutil.copyfile(source / name, temporary)
             os.replace(temporary, target / name)
             temporary.unlink(missing_ok=True)  # it stays where both were links to the same file already
-        _sync_folder(target)
+        sync_folder(target)
 
 
 def read_weights(path: Path, use_ema: bool = True) -> dict[str, torch.Tensor]:
@@ -79,7 +79,7 @@ def read_weights(path: Path, use_ema: bool = True) -> dict[str, torch.Tensor]:
     try:
         if path.suffix == '.safetensors':
             return safetensors.torch.load_file(path)
-        _check_zip(path)
+        check_zip(path)
         # What timm's trainer saves has its arguments beside the weights.
         with torch.serialization.safe_globals([argparse.Namespace]):
             checkpoint = torch.load(path, map_location='cpu', weights_only=True)
@@ -100,7 +100,7 @@ def read_weights(path: Path, use_ema: bool = True) -> dict[str, torch.Tensor]:
     return clean_state_dict(state)
 
 
-def _check_zip(file: Path | io.BytesIO) -> None:
+def check_zip(file: Path | io.BytesIO) -> None:
     """Refuses a file whose parts claim to be larger than it is: torch never compresses them, and would believe it."""
     size = file.stat().st_size if isinstance(file, Path) else len(file.getbuffer())
     if zipfile.is_zipfile(file):
@@ -187,24 +187,19 @@ def read_config(folder: Path) -> dict[str, Any]:
         UserError: It is none, or it would make timm open a file or an address.
     """
     path = folder / 'config.json'
-    try:
-        if path.stat().st_size > LARGEST_CONFIG:
-            raise UserError(f'{path}: larger than {LARGEST_CONFIG >> 20} MiB, which no config is')
-        config = json.loads(path.read_text(encoding='utf-8'))
+    with read_errors(path, "a model's config"):
+        config = read_json(path, LARGEST_CONFIG, finite=True)
         ok = (
-            isinstance(config['architecture'], str)
-            and isinstance(config['num_classes'], int)
-            and isinstance(config['pretrained_cfg'], dict)
+            isinstance(config, dict)
+            and isinstance(config.get('architecture'), str)
+            and isinstance(config.get('num_classes'), int)
+            and isinstance(config.get('pretrained_cfg'), dict)
             and isinstance(config.get('model_args', {}), dict)
         )
-        ok = ok and timm.is_model(config['architecture']) and not FORBIDDEN & set(config.get('model_args', {}))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        ok = False
-    if not ok:
-        raise UserError(
-            f"{path}: not a model's config (a known architecture, num_classes and pretrained_cfg are needed, "
-            f'model_args may name no files)'
-        )
+        if not (ok and timm.is_model(config['architecture'])) or FORBIDDEN & config.get('model_args', {}).keys():
+            raise ValueError(
+                'a known architecture, num_classes and pretrained_cfg are needed, model_args may name no files'
+            )
     return config
 
 

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from ..study.plan import METRICS, THRESHOLD, Study
-from ..study.records import EXACT, Record, samples_of
+from ..study.metrics import metric_of
+from ..study.plan import Study
+from ..study.records import Record, samples_of
 from ..study.statistics import LEVEL, MOST_SEEDS, Finding, Verdict, judge
 from .drawing import Numbers
-from .section import count, interval_numbers, mean_text, metric_format, signed
+from .section import count, interval_numbers, mean_text, signed
 
 __all__ = ['HOW', 'claims_summary', 'describe_claim', 'numbers']
 
@@ -82,9 +83,9 @@ def claims_summary(content: Numbers) -> str:
 def describe_claim(claim: Numbers) -> dict[str, Any]:
     """A claim and its verdict in words: `facts` and each of `findings` are pairs of label and text."""
     metric = claim['metric']
-    exact = metric in EXACT
+    exact = metric_of(metric).exact
     facts = [
-        ('metric', _what_is(metric)),
+        ('metric', metric_of(metric).meaning),
         ('p after Holm', 'counted, not estimated' if exact else _p(claim['p_adjusted'])),
         ('what would decide it', _remedy(claim)),
     ]
@@ -94,11 +95,6 @@ def describe_claim(claim: Numbers) -> dict[str, Any]:
         'facts': [(label, text) for label, text in facts if text],
         'findings': [_describe_finding(finding, metric) for finding in claim['findings']],
     }
-
-
-def _what_is(metric: str) -> str:
-    match = THRESHOLD.fullmatch(metric)
-    return METRICS[f'{match[1]}_to_N'].replace(' N ', f' {match[2]} ') if match else METRICS[metric]
 
 
 def _p(p: float) -> str:
@@ -133,11 +129,11 @@ def _describe_finding(finding: Numbers, metric: str) -> list[tuple[str, str]]:
             lines.append((finding[which], 'nothing is known'))
         else:
             lines.append(
-                (finding[which], f'{mean_text(stat, metric)}{metric_format(metric)[1]}, {count(stat["count"], "seed")}')
+                (finding[which], f'{mean_text(stat, metric)}{metric_of(metric).unit}, {count(stat["count"], "seed")}')
             )
     if finding['effect'] is not None:
         lines.append(('ratio' if finding['ratio'] else 'difference', _effect(finding, metric)))
-    if finding['low'] is not None and metric not in EXACT:
+    if finding['low'] is not None and not metric_of(metric).exact:
         lines.append(
             ('p', f'{_p(finding["p"])}, the difference {"as expected" if finding["holds"] else "the other way"}')
         )
@@ -150,7 +146,8 @@ def _expected(finding: Numbers, metric: str) -> str:
     larger, smaller, bound = finding['larger'], finding['smaller'], finding['bound']
     if finding['ratio']:
         return f'{larger} > {bound:g} × {smaller}'
-    amount = f'{abs(bound) / metric_format(metric)[4]:g}{metric_format(metric)[2]}'
+    known = metric_of(metric)
+    amount = f'{abs(bound) / known.scale:g}{known.difference}'
     if bound < 0:
         return f'{larger} ≥ {smaller}, or below it by less than {amount}'
     return f'{larger} > {smaller}{f" by more than {amount}" if bound else ""}'
@@ -158,12 +155,12 @@ def _expected(finding: Numbers, metric: str) -> str:
 
 def _effect(finding: Numbers, metric: str) -> str:
     """`'+1.23 points, 95 % interval +0.50 to +1.96'`."""
-    _, _, unit, decimals, one = metric_format(metric)
+    known = metric_of(metric)
 
     def write(value: float) -> str:
-        return f'{value:,.3f}' if finding['ratio'] else signed(f'{value / one:+,.{decimals}f}')
+        return f'{value:,.3f}' if finding['ratio'] else signed(f'{value / known.scale:+,.{known.decimals}f}')
 
-    effect = f'{write(finding["effect"])}{"" if finding["ratio"] else unit}'
-    if finding['low'] is None or metric in EXACT:
+    effect = f'{write(finding["effect"])}{"" if finding["ratio"] else known.difference}'
+    if finding['low'] is None or known.exact:
         return effect
     return f'{effect}, 95 % interval {write(finding["low"])} to {write(finding["high"])}'

@@ -6,12 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..study.metrics import COSTS, metric_of
 from .drawing import COLOURS, INK, MOST_LINES, PAPER, Numbers, Picture, draw_picture, legend, names, run_label
-from .section import Cell, Figure, Section, Table, metric_cell, metric_format, run_cell
+from .section import Cell, Figure, Section, Table, metric_cell, run_cell
 
-__all__ = ['COSTS', 'HOW', 'fronts', 'section']
+__all__ = ['HOW', 'fronts', 'section']
 
-COSTS = ('gmacs', 'train_seconds')
 HOW = (
     'Cost',
     'GMACs are multiply-accumulates of one image. Times, images/s and memory are of the machine named at the '
@@ -68,7 +68,7 @@ def _cost_table(content: Numbers, cost: str) -> Table:
         for run in content['runs']
         if run['metrics'][cost]
     ]
-    name = {'train_seconds': 'training time, s'}.get(cost, metric_format(cost)[0])
+    name = {'train_seconds': 'training time, s'}.get(cost, metric_of(cost).label)
     return Table(f'Top-1 against {name}', ['run', name, 'top-1, %', 'on the front'], rows)
 
 

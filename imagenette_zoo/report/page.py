@@ -14,19 +14,19 @@ from urllib.parse import quote
 import numpy as np
 
 from ..errors import UserError, require
-from ..study.plan import METRICS, Study
+from ..study.metrics import COSTS, METRICS
+from ..study.plan import Study
 from ..study.records import Record, by_run, sample
 from ..utils.console import printable
 from ..utils.files import write_atomic
 from . import claims, classes, confusion, cost, curves, mistakes, passes, runs, setup
 from .drawing import Numbers, Picture
-from .section import metric_format
 
 __all__ = ['check_packages', 'escape_markdown', 'report_numbers', 'write_report']
 
 TEMPLATES = Path(__file__).parent / 'templates'
 NEEDED = ('matplotlib', 'scipy', 'jinja2')
-OWN_FIGURE = re.compile(rf'((curves|confusion|passes)-\d+|cost-({"|".join(cost.COSTS)})|classes)\.(png|svg)')
+OWN_FIGURE = re.compile(rf'((curves|confusion|passes)-\d+|cost-({"|".join(COSTS)})|classes)\.(png|svg)')
 
 
 def check_packages() -> None:
@@ -171,8 +171,8 @@ def _how(content: Numbers) -> list[tuple[str, str]]:
         paragraphs += claims.HOW
     paragraphs += [runs.HOW, cost.HOW]
     if content['setup']['analysed']:
-        metrics = ('gap', 'shift_consistency', 'calibration_error')
-        words = '; '.join(f'{metric_format(metric)[0]}: {METRICS[metric].removesuffix(", %")}' for metric in metrics)
+        known = (METRICS[metric] for metric in ('gap', 'shift_consistency', 'calibration_error'))
+        words = '; '.join(f'{metric.label}: {metric.meaning.removesuffix(", %")}' for metric in known)
         paragraphs.append(('Image by image', f'Of the final weights: {words}.'))
     if any(run['passes'] for run in content['runs']):
         paragraphs.append(passes.HOW)

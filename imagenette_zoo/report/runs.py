@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..study.plan import METRICS
+from ..study.metrics import METRICS, metric_of
 from ..study.records import Record, sample
+from ..training.result import THRESHOLDS
 from ..utils.console import duration
 from .classes import class_table
 from .drawing import Numbers
-from .section import MOST_CLASSES, Cell, Section, Table, metric_cell, metric_format, run_cell, stat_of
+from .section import MOST_CLASSES, Cell, Section, Table, metric_cell, run_cell, stat_of
 
 __all__ = ['HOW', 'numbers', 'section']
 
-THRESHOLDS = (80, 85, 90)
 HOW = (
     'Time to an accuracy',
     'Seconds of training and validation (epochs likewise) up to the validation that first gave the accuracy, '
@@ -27,9 +27,8 @@ def numbers(records: Sequence[Record]) -> dict[str, Any]:
     """The metrics of a run, and how soon it reached each threshold of top-1."""
     metrics = {}
     for metric in METRICS:
-        if not metric.endswith('_N'):
-            values = sample(records, metric)
-            metrics[metric] = stat_of(values.values) if values else None
+        values = sample(records, metric)
+        metrics[metric] = stat_of(values.values) if values else None
     return {'metrics': metrics, 'reach': {str(top1): _reach(records, top1) for top1 in THRESHOLDS}}
 
 
@@ -85,8 +84,8 @@ def _says_something(cell: Cell) -> bool:
 
 
 def _metric_column(runs: Sequence[Numbers], metric: str) -> tuple[str, list[Cell]]:
-    name, unit = metric_format(metric)[:2]
-    label = f'{name},{unit}' if unit in (' %', ' points') else name
+    known = metric_of(metric)
+    label = f'{known.label},{known.unit}' if known.unit in (' %', ' points') else known.label
     return label, [metric_cell(run['metrics'][metric], metric) for run in runs]
 
 

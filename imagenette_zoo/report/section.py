@@ -7,8 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..study.plan import THRESHOLD
-from ..study.records import EXACT
+from ..study.metrics import metric_of
 from ..study.statistics import Interval, interval
 from .drawing import Numbers, Picture, run_label
 
@@ -24,7 +23,6 @@ __all__ = [
     'listed',
     'mean_text',
     'metric_cell',
-    'metric_format',
     'run_cell',
     'signed',
     'stat_of',
@@ -32,25 +30,6 @@ __all__ = [
 
 MOST_FIGURES = 12  # of a kind; the rest is in report.json
 MOST_CLASSES = 60  # in a table or figure
-# As `metric_format` gives them.
-FORMATS = {
-    'top1': ('top-1', ' %', ' points', 2, 1.0),
-    'best_top1': ('best epoch', ' %', ' points', 2, 1.0),
-    'top5': ('top-5', ' %', ' points', 2, 1.0),
-    'loss': ('loss', '', '', 3, 1.0),
-    'gap': ('train−val gap', ' points', ' points', 2, 1.0),
-    'calibration_error': ('calibration error', ' %', ' points', 2, 1.0),
-    'shift_consistency': ('shift consistency', ' %', ' points', 2, 1.0),
-    'pass_similarity': ('pass similarity', '', '', 3, 1.0),
-    'images_per_second': ('images/s', '/s', '/s', 1, 1.0),
-    'train_seconds': ('training time', ' s', ' s', 1, 1.0),
-    'total_seconds': ('total time', ' s', ' s', 1, 1.0),
-    'peak_memory_mib': ('memory, MiB', ' MiB', ' MiB', 0, 1.0),
-    'params': ('parameters, M', ' M', ' M', 3, 1e6),
-    'gmacs': ('GMACs', ' GMACs', ' GMACs', 3, 1.0),
-    'epochs': ('epochs', ' epochs', ' epochs', 2, 1.0),
-    'seconds': ('seconds', ' s', ' s', 1, 1.0),
-}
 
 
 @dataclass(frozen=True)
@@ -128,8 +107,8 @@ def interval_numbers(bounds: Interval) -> dict[str, Any]:
 
 def _number_text(value: float, metric: str) -> str:
     """`'2.237'` for 2,236,682 parameters."""
-    _, _, _, decimals, one = metric_format(metric)
-    return signed(f'{value / one:,.{decimals}f}')
+    known = metric_of(metric)
+    return signed(f'{value / known.scale:,.{known.decimals}f}')
 
 
 def signed(text: str) -> str:
@@ -137,18 +116,12 @@ def signed(text: str) -> str:
     return (text if text.strip('-+0.,') else text.lstrip('-')).replace('-', '−')
 
 
-def metric_format(metric: str) -> tuple[str, str, str, int, float]:
-    """A metric's name, its unit, the unit of a difference, decimals, and what one unit is."""
-    match = THRESHOLD.fullmatch(metric)
-    return FORMATS[match[1] if match else metric]
-
-
 def mean_text(stat: Numbers | None, metric: str) -> str:
     """`'91.20 ± 0.31'`."""
     if stat is None or stat['mean'] is None:
         return '–'
-    half = f' ± {_number_text(stat["half"], metric)}' if stat['half'] is not None and metric not in EXACT else ''
-    return _number_text(stat['mean'], metric) + half
+    chance = stat['half'] is not None and not metric_of(metric).exact
+    return _number_text(stat['mean'], metric) + (f' ± {_number_text(stat["half"], metric)}' if chance else '')
 
 
 def metric_cell(stat: Numbers | None, metric: str) -> Cell:

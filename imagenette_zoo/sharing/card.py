@@ -17,12 +17,11 @@ from ..errors import UserError
 from ..models.variants import LABEL_NAMES
 from ..report.page import escape_markdown
 from ..study.records import Record, read_record
-from ..training.result import FREE_TO_DIFFER
 from ..utils.console import duration
 
 __all__ = ['CardFacts', 'Trained', 'model_card', 'read_trained']
 
-UNTOLD = {*FREE_TO_DIFFER, 'initial_checkpoint'}  # options that are paths of one machine, or decide nothing
+UNTOLD = {*Recipe.may_differ('in a repeat'), 'initial_checkpoint'}  # paths of one machine, or decide nothing
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,15 +22,15 @@ from ..training.result import read_result
 from ..training.run_folder import ANALYSIS_FILES as FILES
 from ..utils.console import Console
 from ..utils.distributed import World, choose_device
-from ..utils.files import write_atomic
+from ..utils.files import write_atomic, write_json
 from ..utils.memory import keep_freed_memory
+from ..utils.reading import from_json, read_bytes, read_errors, read_json
 from .passes import BlockPasses, PassesOptions, compare_passes
 
 __all__ = ['FILES', 'TENSORS', 'Analysis', 'analyse', 'finished_run', 'read_analysis']
 
 TRAINING_IMAGES = 2000  # that the training accuracy is measured on
 PASSES_IMAGES = 500
-LARGEST_FILE = 64 * 2**20  # bytes
 TENSORS = {
     'targets': torch.int16,
     'predictions': torch.int16,
@@ -157,7 +156,7 @@ def analyse(folder: Path, console: Console, data_dir: str | None = None, device:
     tensors = {name: getattr(analysis, name) for name in TENSORS}
     write_atomic(folder / FILES[1], safetensors.torch.save(tensors))
     values = {name: value for name, value in asdict(analysis).items() if name not in TENSORS}
-    write_atomic(folder / FILES[0], (json.dumps(values) + '\n').encode())  # last: where it is all is
+    write_json(folder / FILES[0], values, indent=None)  # last: where it is all is
     return analysis
 
 
@@ -170,42 +169,32 @@ def read_analysis(folder: Path) -> Analysis | None:
     paths = [folder / name for name in FILES]
     if not paths[0].is_file():
         return None
-    try:
-        for path in paths:
-            if path.stat().st_size > LARGEST_FILE:
-                raise UserError(f'{path}: larger than {LARGEST_FILE >> 20} MiB, which no analysis is')
-        values = json.loads(paths[0].read_bytes())
-        tensors = safetensors.torch.load(paths[1].read_bytes())
-        return _checked(values, tensors)
-    except UserError:
-        raise
-    except OSError as error:
-        raise UserError(f"{paths[1]}: can't read: {error.strerror}") from None
-    except Exception as error:  # safetensors reports a damaged file in many ways
-        reason = first_line(error)[:80]
-        raise UserError(f'{paths[0]}: not the analysis of a run ({reason}): remove it to have it made again') from None
+    expected = 'the analysis of a run', ': remove it to have it made again'
+    with read_errors(paths[1], *expected):
+        data = read_bytes(paths[1])
+        try:
+            tensors = safetensors.torch.load(data)
+        except Exception as error:  # a damaged file is reported in many ways
+            raise ValueError(first_line(error)[:80]) from None
+    with read_errors(paths[0], *expected):
+        return _checked(read_json(paths[0]), tensors)
 
 
 def _checked(values: Any, tensors: dict[str, torch.Tensor]) -> Analysis:
-    numbers = ('top1', 'train_top1', 'shift_consistency', 'calibration_error', 'train_images')
-    if not all(isinstance(values[name], (int, float)) for name in numbers):
-        raise ValueError('no numbers in it')
-    names, count = values['class_names'], len(tensors['targets'])
-    if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
+    passes = [from_json(BlockPasses, block) for block in values['passes']]
+    analysis = from_json(Analysis, {**values, 'passes': passes}, **tensors)
+    classes, count = len(analysis.class_names), len(analysis.targets)
+    if classes == 0:
         raise ValueError('no class names')
     for name, kind in TENSORS.items():
         if tensors[name].dtype != kind or tensors[name].shape != (count,):
             raise ValueError(name)
     for name in ('targets', 'predictions'):
-        if count == 0 or int(tensors[name].min()) < 0 or int(tensors[name].max()) >= len(names):
+        if count == 0 or int(tensors[name].min()) < 0 or int(tensors[name].max()) >= classes:
             raise ValueError(name)
-    square = values['confusion']
-    if [[int(count) for count in row] for row in square] != square or {len(row) for row in square} != {len(names)}:
+    if [len(row) for row in analysis.confusion] != [classes] * classes:
         raise ValueError('confusion')
-    passes = [BlockPasses(**block) for block in values['passes']]
     for block in passes:
-        rows = [*block.cka, *block.cosine, block.top1_lost]
-        if not all(len(row) == len(block.kinds) and all(isinstance(n, (int, float)) for n in row) for row in rows):
+        if {len(row) for row in (*block.cka, *block.cosine, block.top1_lost)} != {len(block.kinds)}:
             raise ValueError('passes')
-    parts: dict[str, Any] = {**values, 'passes': passes, **tensors}
-    return Analysis(**parts)
+    return analysis

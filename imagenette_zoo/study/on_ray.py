@@ -20,6 +20,7 @@ from ..training.result import Result
 from ..training.run_folder import RunFolder
 from ..utils.console import Console
 from ..utils.files import write_atomic
+from ..utils.reading import from_json
 from .analysis import FILES
 from .plan import Study, Trial
 from .process import Slot, commands, outcome, reason
@@ -123,7 +124,7 @@ def _bring_home(ray: Any, ready: Any, trial: Trial, slot: Slot, trials: Trials) 
         folder = slot.output / trial.name
         if missing := [name for name in RETURNED if name not in files]:
             raise UserError(f'{", ".join(missing)} did not come home: has the node another version of this package?')
-        Result.from_json(json.loads(files['result.json']), folder)  # what is not ours is not written
+        from_json(Result, json.loads(files['result.json']), folder=folder)  # what is not ours is not written
         for name in RETURNED:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             write_atomic(folder / name, files[name])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -22,7 +21,7 @@ from ..layers import MultiPass
 from ..utils import environment
 from ..utils.console import Console, table
 from ..utils.distributed import World, choose_device
-from ..utils.files import write_atomic
+from ..utils.files import write_json
 from ..utils.memory import keep_freed_memory
 
 __all__ = ['BlockPasses', 'PassesOptions', 'PassesReport', 'compare_passes']
@@ -137,7 +136,7 @@ def compare_passes(options: PassesOptions, *, quiet: bool = False) -> PassesRepo
         environment.hardware(world.device),
     )
     if options.results_file:
-        write_atomic(Path(options.results_file), (json.dumps(asdict(report), indent=2) + '\n').encode())
+        write_json(Path(options.results_file), asdict(report))
     console.line(_tell(report))
     return report
 

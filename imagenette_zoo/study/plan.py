@@ -16,10 +16,10 @@ import yaml
 from ..config.hparams import find_recipe, shipped
 from ..config.recipe import Recipe
 from ..errors import UserError, nearest
-from ..utils.files import PlainLoader, read_text
+from ..utils.reading import LARGEST_YAML, PlainLoader, read_errors, read_text
+from .metrics import METRICS, THRESHOLD, TO_AN_ACCURACY
 
 __all__ = [
-    'METRICS',
     'Claim',
     'Comparison',
     'Study',
@@ -33,29 +33,9 @@ __all__ = [
     'read_study',
 ]
 
-METRICS = {
-    'top1': 'top-1 of the final weights on the validation images, %',
-    'best_top1': 'top-1 of the best epoch, %',
-    'top5': 'top-5 of the final weights, %',
-    'loss': 'cross-entropy of the final weights, nats',
-    'gap': 'top-1 on training images, seen as the validation sees them, minus top-1, points',
-    'calibration_error': 'expected calibration error, %',
-    'shift_consistency': 'images whose prediction survives a random shift of up to 1/8 of the side, %',
-    'pass_similarity': 'linear CKA between the passes of MultiPass blocks, mean over pairs',
-    'images_per_second': 'training images a second',
-    'train_seconds': 'time in training steps, s',
-    'total_seconds': 'time in training and validation, s',
-    'peak_memory_mib': 'peak memory, MiB',
-    'params': 'parameters',
-    'gmacs': 'multiply-accumulates of one image, 10⁹',
-    'epochs_to_N': 'epochs to N % top-1, interpolated between validations',
-    'seconds_to_N': 'seconds of training and validation to N % top-1, interpolated between validations',
-}
-THRESHOLD = re.compile(r'(epochs|seconds)_to_(\d{1,2}(?:\.\d+)?)')
 NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9._+=-]{0,79}')
 OPERATORS = ('>=', '<=', '>', '<')
-# Options that belong to the one who runs a study, not to the study.
-NOT_OF_A_STUDY = {'seed', 'output', 'experiment', 'overwrite', 'resume', 'data_dir'}
+NOT_OF_A_STUDY = Recipe.may_differ('around a study')  # it belongs to the one who runs it
 MOST_RUNS = 1000
 
 
@@ -182,7 +162,8 @@ def read_study(path: str | Path) -> Study:
         UserError: It can't be read, or something in it is wrong: the line says which line of the file.
     """
     path = Path(path)
-    text = read_text(path, 'study')
+    with read_errors(path, 'a study'):
+        text = read_text(path, LARGEST_YAML)
     try:
         root = yaml.compose(text, PlainLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -345,10 +326,11 @@ class _Reader:
         if not (sentence := self.words(parts, 'claim')):
             raise self.fail(parts['claim'][0], 'claim: a sentence is needed')
         metric = str(self.plain(parts['metric'][1]))
-        if (metric not in METRICS or metric.endswith('_N')) and not THRESHOLD.fullmatch(metric):
+        if metric not in METRICS and not THRESHOLD.fullmatch(metric):
+            known = [*METRICS, *TO_AN_ACCURACY]
             raise self.fail(
                 parts['metric'][1],
-                f'metric: {metric!r} is not one of {", ".join(METRICS)} (N a number){nearest(metric, METRICS)}',
+                f'metric: {metric!r} is not one of {", ".join(known)} (N a number){nearest(metric, known)}',
             )
         bounds: dict[str, float] = {
             name: self.number(parts[name][1], f'{name}: a number above 0 is needed')

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from ..config.recipe import Recipe
-from ..errors import UserError, first_line
+from ..errors import UserError
 from ..training.result import Result, read_result
-from ..training.run import FREE_ON_RESUME
+from ..utils.reading import read_errors, read_text
 from .analysis import Analysis, read_analysis
-from .plan import THRESHOLD, Claim, Study, Trial
+from .metrics import THRESHOLD, metric_of
+from .plan import Claim, Study, Trial
 from .statistics import Sample
 
 __all__ = [
@@ -31,14 +32,8 @@ __all__ = [
     'study_records',
 ]
 
-LARGEST_FILE = 64 * 2**20  # bytes
 IN_A_ROW = ('train_loss', 'train_seconds', 'seconds')
-OF_THE_RESULT = {
-    'top1', 'best_top1', 'top5', 'loss', 'images_per_second', 'peak_memory_mib', 'params', 'gmacs',
-}  # fmt: skip
-EXACT = {'params', 'gmacs'}
-# What seeds of one run may differ in; the four decide what is measured, or may.
-FREE = {'seed', *(FREE_ON_RESUME - {'nan', 'nan_limit', 'cuda_graph', 'validation_batch_size'})}
+FREE = Recipe.may_differ('between seeds')
 
 
 @dataclass(frozen=True)
@@ -79,19 +74,9 @@ class Record:
         return spent, False
 
     def metric(self, name: str) -> float | None:
-        """A metric of `METRICS`; None where it is not known of this run."""
-        if match := THRESHOLD.fullmatch(name):
-            return self.reach(match[1], float(match[2]))[0]
-        if name in OF_THE_RESULT:
-            value = getattr(self.result, name)
-            return None if value is None else float(value)
-        if name in ('train_seconds', 'total_seconds'):
-            return self.result.seconds.get(name.removesuffix('_seconds'))
-        if self.analysis is None:
-            return None
-        if name == 'gap':
-            return self.analysis.train_top1 - self.analysis.top1
-        return getattr(self.analysis, name)
+        """A metric, as `metric_of` knows it; None where it is not known of this run."""
+        value = metric_of(name).read(self)
+        return None if value is None else float(value)
 
 
 def read_record(folder: Path, run: str) -> Record:
@@ -102,18 +87,11 @@ def read_record(folder: Path, run: str) -> Record:
     """
     result = read_result(folder)
     path = folder / 'metrics.jsonl'
-    try:
-        if path.stat().st_size > LARGEST_FILE:
-            raise UserError(f'{path}: larger than {LARGEST_FILE >> 20} MiB, which no metrics are')
-        history = [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()]
+    with read_errors(path, 'the metrics of a run'):
+        history = [json.loads(line) for line in read_text(path).splitlines()]
         for row in history:
             if not all(_number(row[name]) for name in IN_A_ROW) or not _number(row.get('eval_top1', 0.0)):
                 raise ValueError('no numbers in its rows')
-    except OSError as error:
-        raise UserError(f"{path}: can't read the metrics of a run: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        reason = first_line(error)
-        raise UserError(f'{path}: not the metrics of a run ({reason})') from None
     return Record(run, folder, result, history, read_analysis(folder))
 
 
@@ -221,7 +199,7 @@ def sample(records: Sequence[Record], metric: str) -> Sample | None:
     if metric == 'top1' and len(looked_at) == len(records) and len({each.images for each in looked_at}) == 1:
         correct, images = np.stack([each.correct.numpy() for each in looked_at]), looked_at[0].images
         values = [100.0 * float(row.mean()) for row in correct]
-    return Sample(values, correct, metric in EXACT, missed > 0, images, note)
+    return Sample(values, correct, metric_of(metric).exact, missed > 0, images, note)
 
 
 def samples_of(claims: Sequence[Claim], runs: Mapping[str, Sequence[Record]]) -> dict[tuple[str, str], Sample]:

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
-import types
-import typing
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..config.recipe import Recipe, TrackingOptions
-from ..errors import UserError, first_line
+from ..config.recipe import Recipe
 from ..utils import environment
 from ..utils.console import Console, duration, table
+from ..utils.reading import from_json, read_errors, read_json
 from .run import Run
 
 __all__ = ['Result', 'differences', 'epoch_line', 'make_result', 'ranking', 'read_result', 'tell']
 
-LARGEST_FILE = 64 * 2**20  # bytes
-FREE_TO_DIFFER = {
-    'data_dir', 'output', 'experiment', 'overwrite', 'resume', 'log_interval', 'workers', 'pin_mem',
-    *TrackingOptions.names(),
-}  # fmt: skip
+THRESHOLDS = (80, 85, 90)  # % top-1, after how long
 
 
 @dataclass
@@ -58,43 +51,11 @@ class Result:
     command: str
     folder: Path = field(default=Path(), repr=False)
 
-    @classmethod
-    def from_json(cls, values: Any, folder: Path) -> Result:
-        """The result in the content of a `result.json`.
-
-        Raises:
-            ValueError: It is none: a field is missing, unknown or of another kind.
-        """
-        kinds = typing.get_type_hints(cls)
-        del kinds['folder']
-        if not isinstance(values, dict):
-            raise ValueError('not a mapping')
-        for name in sorted(kinds.keys() ^ values.keys()):
-            raise ValueError(f'{name} is {"missing" if name in kinds else "unknown"}')
-        for name, kind in kinds.items():
-            if not _is_a(values[name], kind):
-                raise ValueError(f'{name} is {str(values[name])[:40]!r}')
-        return cls(**values, folder=folder)
-
     def as_json(self) -> dict[str, Any]:
         """The content of `result.json`."""
         values = asdict(self)
         del values['folder']
         return values
-
-
-def _is_a(value: Any, kind: Any) -> bool:
-    """Whether a value out of JSON is of a type as the fields of `Result` have it."""
-    if kind is Any:
-        return True
-    if isinstance(kind, types.UnionType):
-        return any(_is_a(value, inner) for inner in typing.get_args(kind))
-    if typing.get_origin(kind) is dict:
-        _, inner = typing.get_args(kind)
-        return isinstance(value, dict) and all(_is_a(item, inner) for item in value.values())
-    if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    return isinstance(value, kind) and not (kind is int and isinstance(value, bool))
 
 
 def read_result(folder: Path) -> Result:
@@ -104,15 +65,8 @@ def read_result(folder: Path) -> Result:
         UserError: There is none, or it is damaged.
     """
     path = folder / 'result.json'
-    try:
-        if path.stat().st_size > LARGEST_FILE:
-            raise UserError(f'{path}: larger than {LARGEST_FILE >> 20} MiB, which no result is')
-        return Result.from_json(json.loads(path.read_bytes()), folder)
-    except OSError as error:
-        raise UserError(f"{path}: can't read the result of a run: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        reason = first_line(error)
-        raise UserError(f'{path}: not the result of a run ({reason})') from None
+    with read_errors(path, 'the result of a run'):
+        return from_json(Result, read_json(path), folder=folder)
 
 
 def differences(then: Result, run: Run) -> list[str]:
@@ -120,17 +74,17 @@ def differences(then: Result, run: Run) -> list[str]:
     train, val = run.data.train, run.data.val
     world = run.learner.world
     now = [environment.versions(), environment.hardware(world.device, world.size), run.recipe.as_dict()]
-    told = [then.versions, then.hardware, then.recipe]
-    found = []
-    for old, new in zip(told, now, strict=True):
-        for name in sorted((old.keys() | new.keys()) - FREE_TO_DIFFER):
+    before = [then.versions, then.hardware, then.recipe]
+    differing = []
+    for old, new in zip(before, now, strict=True):
+        for name in sorted((old.keys() | new.keys()) - Recipe.may_differ('in a repeat')):
             if old.get(name) != new.get(name):
-                found.append(f'{name} {old.get(name)} then, {new.get(name)} now')
+                differing.append(f'{name} {old.get(name)} then, {new.get(name)} now')
     if then.dataset != _dataset(run):
         same = {name for name in ('name', 'train', 'val') if then.dataset.get(name) == _dataset(run)[name]}
         what = 'other images' if len(same) == 3 else f'{len(train):,} and {len(val):,} images of {train.root.name}'
-        found.append(f'the data: {what} now')
-    return found
+        differing.append(f'the data: {what} now')
+    return differing
 
 
 def _dataset(run: Run) -> dict[str, Any]:
@@ -179,7 +133,7 @@ def make_result(run: Run, params: int, gmacs: float | None) -> Result:
         'total': sum(row['seconds'] for row in history),
         'train': train_seconds,
         'eval': sum(row.get('eval_seconds', 0.0) for row in history),
-        **{f'to_{top1}': _seconds_to(history, top1) for top1 in (80, 85, 90)},
+        **{f'to_{top1}': _seconds_to(history, top1) for top1 in THRESHOLDS},
     }
     return Result(
         model=recipe.model,
@@ -212,7 +166,7 @@ def tell(result: Result, console: Console) -> None:
     console.line(table([('class', 'top-1 %'), *((name, f'{top1:.1f}') for name, top1 in result.per_class.items())]))
     console.line()
     best = f' (best {result.best_top1:.2f} % at epoch {result.best_epoch})' if result.best_top1 > result.top1 else ''
-    reached = [f'{n} % after {duration(s)}' for n in (80, 85, 90) if (s := result.seconds[f'to_{n}']) is not None]
+    reached = [f'{n} % after {duration(s)}' for n in THRESHOLDS if (s := result.seconds[f'to_{n}']) is not None]
     console.line(
         f'top-1 {result.top1:.2f} %{best}, top-5 {result.top5:.2f} % after {result.epochs} epochs in '
         f'{duration(result.seconds["total"] or 0.0)}' + (f'; {", ".join(reached)}' if reached else '')

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
+from ..config.fields import Where
 from ..config.hparams import read_yaml
-from ..config.recipe import Recipe, TrackingOptions
+from ..config.recipe import Recipe
 from ..data import pipeline
 from ..data.pipeline import Data
 from ..errors import UserError, first_line
@@ -28,7 +29,6 @@ from .run_folder import RunFolder, resumed_run
 from .tracking import check_trackers
 
 __all__ = [
-    'FREE_ON_RESUME',
     'Run',
     'prepare',
     'open_folder',
@@ -36,12 +36,6 @@ __all__ = [
     'make_model',
 ]
 
-# A run may be continued with other values of these: they do not decide what is computed.
-FREE_ON_RESUME = {
-    'data_dir', 'workers', 'pin_mem', 'device', 'output', 'experiment', 'overwrite', 'resume', 'log_interval',
-    'validation_batch_size', 'checkpoint_hist', 'recovery_interval', 'nan', 'nan_limit', 'cuda_graph',
-    *TrackingOptions.names(),
-}  # fmt: skip
 NUMBERS = ('train_loss', 'lr', 'train_images', 'train_seconds', 'seconds', 'peak_memory_mib')  # in an epoch's row
 
 
@@ -190,17 +184,15 @@ def check_alike(recipe: Recipe, first: Mapping[str, Any]) -> None:
     Raises:
         UserError: An option that decides what is trained differs.
     """
-    together = FREE_ON_RESUME - {'recovery_interval', 'nan', 'nan_limit'}
-    for option, value, other in _differing(recipe, first, together):
+    for option, value, other in _differing(recipe, first, 'between processes'):
         raise UserError(f'{option} is {value} in this process and {other} in the first: give all the same')
 
 
-def _differing(
-    recipe: Recipe, other: Mapping[str, Any], free: Collection[str] = FREE_ON_RESUME
-) -> Iterator[tuple[str, Any, Any]]:
-    """The options that are not free to differ and do, with both values."""
+def _differing(recipe: Recipe, other: Mapping[str, Any], where: Where) -> Iterator[tuple[str, Any, Any]]:
+    """The options that may not differ there and do, with both values."""
+    may_differ = recipe.may_differ(where)
     for option, value in recipe.as_dict().items():
-        if option not in free and value != other[option]:
+        if option not in may_differ and value != other[option]:
             yield option, value, other[option]
 
 
@@ -213,7 +205,7 @@ def check_resumable(recipe: Recipe, folder: RunFolder) -> None:
         )
     if folder.finished and recipe.resume != 'auto':
         raise UserError(f'{folder.path}: this run is finished; there is nothing to resume')
-    for option, value, then in _differing(recipe, started.as_dict()):
+    for option, value, then in _differing(recipe, started.as_dict(), 'on resume'):
         raise UserError(
             f'{folder.path}: was started with {option} {then}, not {value}: leave the option out to resume, or start '
             f'another run'

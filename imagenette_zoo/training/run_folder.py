@@ -22,8 +22,8 @@ import yaml
 
 from ..config.recipe import Recipe
 from ..errors import UserError, first_line
-from ..models.model_folder import _check_zip, link_model_folder, save_model_folder
-from ..utils.files import ProcessLock, _one_line, unused, write_atomic
+from ..models.model_folder import check_zip, link_model_folder, save_model_folder
+from ..utils.files import ProcessLock, unused, write_atomic, write_errors, write_json
 
 __all__ = [
     'ANALYSIS_FILES',
@@ -118,7 +118,7 @@ class RunFolder:
             UserError: Another process writes here.
         """
         if self._lock is None:
-            with _one_line(self.path):
+            with write_errors(self.path):
                 self._lock = ProcessLock(self['.lock'])
 
     def unlock(self) -> None:
@@ -134,7 +134,7 @@ class RunFolder:
             UserError: Another process writes here, or it can't be written.
         """
         text = _as_yaml(recipe)  # first: an option that can't be written is not to cost an earlier run
-        with _one_line(self.path):
+        with write_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             while self.own_name:  # runs that start in the same second
                 try:
@@ -147,7 +147,7 @@ class RunFolder:
             self.lock()
             if not recipe.overwrite:
                 self._check_empty()  # another run may have come and gone since
-        with _one_line(self.path):
+        with write_errors(self.path):
             for name in OWN_FILES:
                 self[name].unlink(missing_ok=True)
             for name in OWN_FOLDERS:
@@ -181,7 +181,7 @@ class RunFolder:
             UserError: It is torn.
         """
         try:
-            _check_zip(io.BytesIO(data))
+            check_zip(io.BytesIO(data))
             state = torch.load(io.BytesIO(data), map_location='cpu', weights_only=True)
             if not isinstance(state, dict):
                 raise TypeError('not a state')
@@ -217,7 +217,7 @@ class RunFolder:
             epoch: The epoch that they are from.
             ranking: The epochs to keep, best first.
         """
-        with _one_line(self.path):  # not made anew where it has vanished
+        with write_errors(self.path):  # not made anew where it has vanished
             self['checkpoints'].mkdir(exist_ok=True)
         save_model_folder(self['last'], config, state_dict)
         if epoch in ranking:
@@ -226,14 +226,14 @@ class RunFolder:
             # also an earlier one: an interrupted run may come to other numbers the second time
             link_model_folder(best, self['best'])
         keep = {f'epoch-{kept}' for kept in ranking}
-        with _one_line(self['checkpoints']):
+        with write_errors(self['checkpoints']):
             for folder in self['checkpoints'].glob('epoch-*'):
                 if folder.name not in keep:
                     shutil.rmtree(folder)
 
     def save_result(self, result: Mapping[str, Any]) -> None:
         """Writes `result.json`, which ends the run."""
-        write_atomic(self['result.json'], (json.dumps(result, indent=2) + '\n').encode())
+        write_json(self['result.json'], result)
 
 
 def _as_yaml(recipe: Recipe) -> bytes:

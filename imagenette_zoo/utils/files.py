@@ -3,8 +3,8 @@
 What is executed, unpickled or mapped must be this user's own, in a folder that nobody else can change.
 """
 
-import contextlib
 import errno
+import json
 import os
 import re
 import shutil
@@ -20,9 +20,13 @@ from typing import Any, ClassVar
 from uuid import uuid4
 
 import filelock
-import yaml
 
 from ..errors import UserError, os_reason
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 __all__ = [
     'cache_dir',
@@ -31,16 +35,18 @@ __all__ = [
     'private_folder',
     'private_home',
     'without_others',
-    'PlainLoader',
-    'read_text',
     'whole_folder',
     'ProcessLock',
+    'write_errors',
     'write_atomic',
+    'write_json',
+    'sync_folder',
     'file_stem',
     'unused',
 ]
 
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+_DAY = 24 * 60 * 60  # seconds
 
 
 def cache_dir() -> Path:
@@ -143,38 +149,6 @@ def keep_inductor_private() -> None:
     if hasattr(config, 'cpp_cache_precompile_headers'):
         config.cpp_cache_precompile_headers = False
 
-LARGEST_YAML = 2**20  # characters
-
-
-class PlainLoader(yaml.SafeLoader):
-    """Without aliases: a few lines of them can stand for more values than fit into memory."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
-            raise yaml.composer.ComposerError(None, None, 'aliases are not allowed', mark)
-        return super().compose_node(parent, index)
-
-
-def read_text(path: str | Path, kind: str) -> str:
-    """The text of a YAML file, a recipe or whatever `kind` says.
-
-    Raises:
-        UserError: It can't be read, or is longer than such a file can be.
-    """
-    try:
-        with open(path, encoding='utf-8') as file:
-            text = file.read(LARGEST_YAML + 1)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, 'strerror', None) or 'not UTF-8 text'
-        raise UserError(f"{path}: can't read the {kind}: {reason}") from None
-    if len(text) > LARGEST_YAML:
-        raise UserError(f'{path}: longer than {LARGEST_YAML >> 20} MiB, which no {kind} is')
-    return text
-_DAY = 24 * 60 * 60  # seconds
-
-
-
 
 @contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
@@ -226,11 +200,6 @@ def _remove_leftovers(target: Path) -> None:
                 if time.time() - path.stat().st_mtime > _DAY:
                     shutil.rmtree(path, ignore_errors=True)
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
 
 class ProcessLock:
     """A lock on a file that belongs to this process alone: not to those it forks, and to nobody once it is killed.
@@ -280,13 +249,13 @@ def _busy(path: Path) -> UserError:
     return UserError(f'{path.parent}: another run is being written here: wait for it, or choose another --experiment')
 
 
-@contextlib.contextmanager
-def _one_line(path: Path) -> Iterator[None]:
+@contextmanager
+def write_errors(path: Path) -> Iterator[None]:
     """Turns the failures of a disk into a line that says which file and why."""
     try:
         yield
     except OSError as error:
-        raise UserError(f"{path}: can't write: {error.strerror or error}") from None
+        raise UserError(f"{path}: can't write: {os_reason(error)}") from None
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -296,7 +265,7 @@ def write_atomic(path: Path, data: bytes) -> None:
         UserError: The disk is full, or the folder is gone or can't be written.
     """
     temporary = path.with_name(f'.{path.name}.tmp')
-    with _one_line(path):
+    with write_errors(path):
         try:
             with open(temporary, 'wb') as file:
                 file.write(data)
@@ -306,10 +275,20 @@ def write_atomic(path: Path, data: bytes) -> None:
         except OSError:
             temporary.unlink(missing_ok=True)
             raise
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def write_json(path: Path, values: Any, indent: int | None = 2) -> None:
+    """Writes a JSON file as `write_atomic` does; NaN as Python writes it.
+
+    Raises:
+        UserError: As `write_atomic`.
+    """
+    write_atomic(path, (json.dumps(values, indent=indent) + '\n').encode())
+
+
+def sync_folder(folder: Path) -> None:
+    """Has the disk know which files a folder has."""
     if os.name == 'posix':  # elsewhere a folder can't be opened
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagenette_zoo.config.fields import Parser, add_flags, given_flags
+from imagenette_zoo.config.fields import Parser, Where, add_flags, given_flags, option
 from imagenette_zoo.config.groups import ValidationOptions
 from imagenette_zoo.config.hparams import find_recipe, recipe_names
 from imagenette_zoo.config.recipe import Recipe
@@ -205,6 +207,31 @@ def test_shipped_recipes_have_only_what_timms_script_knows() -> None:
     }
     for name in recipe_names():
         assert not ours & set(yaml.safe_load(find_recipe(name).read_text())), name
+
+
+def test_where_options_may_differ() -> None:
+    """Whoever adds an option that does not decide the result says so here, too."""
+    nothing = {
+        'workers', 'pin_mem', 'log_interval', 'log_tensorboard', 'log_wandb', 'wandb_project', 'wandb_tags',
+        'wandb_resume_id',
+    }  # fmt: skip
+    place = {'data_dir', 'output', 'experiment', 'overwrite', 'resume'}
+    neither = {*nothing, *place, 'device', 'checkpoint_hist'}
+    rounding = {'validation_batch_size', 'cuda_graph'}
+    assert Recipe.may_differ('on resume') == {*neither, *rounding, 'recovery_interval', 'nan', 'nan_limit'}
+    assert Recipe.may_differ('between processes') == {*neither, *rounding}
+    assert Recipe.may_differ('between seeds') == {*neither, 'recovery_interval', 'seed'}
+    assert Recipe.may_differ('in a repeat') == {*nothing, *place}
+    assert Recipe.may_differ('around a study') == {*place, 'seed'}
+
+
+def test_an_option_that_says_nothing_decides_the_result() -> None:
+    @dataclass(frozen=True)
+    class More(Recipe):
+        new: int = option(0, 'a new one')
+
+    for where in get_args(Where):
+        assert More.may_differ(where) == Recipe.may_differ(where)
 
 
 def test_validation_options() -> None:

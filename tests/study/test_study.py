@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from imagenette_zoo.config.hparams import study_names
 from imagenette_zoo.config.recipe import Recipe
 from imagenette_zoo.errors import UserError
 from imagenette_zoo.study.analysis import FILES, Analysis, analyse, read_analysis
+from imagenette_zoo.study.metrics import METRICS
 from imagenette_zoo.study.plan import Claim, Comparison, dump_study, find_study, read_study
 from imagenette_zoo.study.records import Record, by_run, group_runs, read_record, sample, samples_of
 from imagenette_zoo.study.statistics import Sample, compare, interval, judge
@@ -424,6 +426,20 @@ def test_the_time_to_an_accuracy_is_interpolated() -> None:
     found = sample([run, record([30.0, 90.0, 95.0])], 'epochs_to_80')
     assert found is not None
     assert found.note == 'run: 1 of 2 did not reach 80 %, they count as the end'
+
+
+def test_every_metric_is_read_from_a_record() -> None:
+    run = record([30.0, 70.0, 50.0])
+    of_the_analysis = {'gap': 10.0, 'calibration_error': 4.5, 'shift_consistency': 90.0, 'pass_similarity': 0.25}
+    expected = {
+        'top1': 50.0, 'best_top1': 70.0, 'top5': 99.0, 'loss': 0.5, **of_the_analysis, 'images_per_second': 100.0,
+        'train_seconds': 24.0, 'total_seconds': 30.0, 'peak_memory_mib': 500.0, 'params': 1000.0, 'gmacs': 0.1,
+    }  # fmt: skip
+    analysis: Any = SimpleNamespace(top1=50.0, train_top1=60.0, **of_the_analysis)
+    assert {name: replace(run, analysis=analysis).metric(name) for name in METRICS} == expected
+    unknown = dict.fromkeys(of_the_analysis)
+    assert {name: run.metric(name) for name in METRICS} == {**expected, **unknown}
+    assert {name for name, metric in METRICS.items() if metric.exact} == {'params', 'gmacs'}
 
 
 def test_runs_are_named_by_what_tells_them_apart(tmp_path: Path, recipe: Callable[..., Recipe]) -> None:

@@ -1,0 +1,143 @@
+"""Files that anybody may have written, read with care: no more of them than such a file has, and plain values."""
+
+from __future__ import annotations
+
+import json
+import os
+import types
+import typing
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from ..errors import UserError, first_line, os_reason
+
+__all__ = [
+    'LARGEST_YAML',
+    'PlainLoader',
+    'read_errors',
+    'read_bytes',
+    'read_text',
+    'read_json',
+    'from_json',
+]
+
+LARGEST_YAML = 2**20  # bytes
+LARGEST_FILE = 64 * 2**20  # bytes
+
+T = TypeVar('T')
+
+
+class PlainLoader(yaml.SafeLoader):
+    """Without aliases: a few lines of them can stand for more values than fit into memory."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(None, None, 'aliases are not allowed', mark)
+        return super().compose_node(parent, index)
+
+
+@contextmanager
+def read_errors(path: str | Path, kind: str, remedy: str = '') -> Iterator[None]:
+    """Turns what goes wrong while a file is read and looked through into a line: which file, and why it is none.
+
+    Args:
+        path: The file.
+        kind: What it should be, as in `the result of a run`.
+        remedy: What to do about a file that is none, after a colon.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: can't read {kind}: {os_reason(error)}") from None
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f'{path}: not {kind} ({first_line(error)}){remedy}') from None
+
+
+def read_bytes(path: str | Path, most: int = LARGEST_FILE) -> bytes:
+    """The content of a file, be it one that never ends.
+
+    Raises:
+        OSError: It can't be read.
+        ValueError: It is longer than `most` bytes.
+    """
+    with open(path, 'rb') as file:
+        if os.fstat(file.fileno()).st_size > most or len(data := file.read(most + 1)) > most:
+            raise ValueError(f'longer than {most >> 20} MiB')
+    return data
+
+
+def read_text(path: str | Path, most: int = LARGEST_FILE) -> str:
+    """The same as text in UTF-8.
+
+    Raises:
+        OSError: It can't be read.
+        ValueError: It is longer than `most` bytes, or no such text.
+    """
+    try:
+        return read_bytes(path, most).decode()
+    except UnicodeDecodeError:
+        raise ValueError('not UTF-8 text') from None
+
+
+def read_json(path: str | Path, most: int = LARGEST_FILE, *, finite: bool = False) -> Any:
+    """The value in a JSON file.
+
+    Args:
+        path: The file.
+        most: Bytes that it may have.
+        finite: Refuses NaN and Infinity, which our own files have where a training diverged; JSON has not.
+
+    Raises:
+        OSError: It can't be read.
+        ValueError: It is longer, or no JSON.
+        RecursionError: It is nested deeper than any such file.
+    """
+    return json.loads(read_text(path, most), parse_constant=_not_finite if finite else None)
+
+
+def _not_finite(name: str) -> Any:
+    raise ValueError(f'{name} is no number of JSON')
+
+
+def from_json(cls: type[T], values: Any, **others: Any) -> T:
+    """A dataclass out of JSON.
+
+    Args:
+        cls: The dataclass.
+        values: A mapping that has each of its fields, with a value of the field's type, and nothing else.
+        **others: Fields that are not in it.
+
+    Raises:
+        ValueError: A field is missing, unknown or of another type.
+    """
+    kinds = {name: kind for name, kind in typing.get_type_hints(cls).items() if name not in others}
+    if not isinstance(values, dict):
+        raise ValueError('not a mapping')
+    for name in sorted(kinds.keys() ^ values.keys()):
+        raise ValueError(f'{name} is {"missing" if name in kinds else "unknown"}')
+    for name, kind in kinds.items():
+        if not _is_a(values[name], kind):
+            raise ValueError(f'{name} is {str(values[name])[:40]!r}')
+    return cls(**values, **others)
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    """Whether a value out of JSON is of a field's type."""
+    if kind is Any:
+        return True
+    if isinstance(kind, types.UnionType):
+        return any(_is_a(value, inner) for inner in typing.get_args(kind))
+    if typing.get_origin(kind) is dict:
+        _, inner = typing.get_args(kind)
+        return isinstance(value, dict) and all(_is_a(item, inner) for item in value.values())
+    if typing.get_origin(kind) is list:
+        [inner] = typing.get_args(kind)
+        return isinstance(value, list) and all(_is_a(item, inner) for item in value)
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, kind) and not (kind is int and isinstance(value, bool))

@@ -126,7 +126,7 @@ def _validate_one(
     params, gmacs = model_cost(model, config['input_size'])
     factory.probe(model, name, config['input_size'])
     channels_last = options.is_channels_last(world.device)
-    model = factory.place(model, world.device, channels_last)
+    model = factory.place(model, world.device, channels_last, console.line if options.log_swaps else None)
     normalize = Normalize(config['mean'], config['std'], world.device, channels_last)
     # 256 images of 224 px took up to 5.6 GiB on two cores, 64 take 1.6 and are as fast
     batch_size = options.batch_size or (64 if world.device.type == 'cpu' else 256)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from ..kernels.runtime import are_kernels_for, call, is_plain
 from ..utils.files import keep_inductor_private
 
-__all__ = ['Mish', 'much_inference', 'speed_up_mish']
+__all__ = ['Mish', 'much_inference']
 
 # Elements from which on the kernels are used, and at which their 32-bit indices end. In training they are as fast as
 # torch's at the first of these; a person who classifies a picture or two is not to wait for a compiler.
@@ -68,17 +68,6 @@ class Mish(nn.Mish):
         if _is_trained(x):
             return _FusedMish.apply(x, kernels)
         return _launch(kernels[0], x, out=x if self.inplace else torch.empty_like(x))
-
-
-def speed_up_mish(model: nn.Module) -> None:
-    """Makes every `torch.nn.Mish` of a model the one above.
-
-    Args:
-        model: The model; such layers are changed in place.
-    """
-    for layer in model.modules():
-        if type(layer) is nn.Mish:
-            layer.__class__ = Mish
 
 
 def _algebraic_mish(x: torch.Tensor) -> torch.Tensor:

@@ -116,7 +116,8 @@ def compare_passes(options: PassesOptions, *, quiet: bool = False) -> PassesRepo
     if not blocks:
         raise UserError(f'{options.model}: has no MultiPass block of several passes')
     config = factory.input_config(options, model, use_test_size=True)
-    model = factory.place(model, world.device, options.is_channels_last(world.device))
+    log = console.line if options.log_swaps else None
+    model = factory.place(model, world.device, options.is_channels_last(world.device), log)
     factory.probe(model, options.model, config['input_size'])
     normalize = Normalize(config['mean'], config['std'], world.device, options.is_channels_last(world.device))
     batches = pipeline.eval_batches(options, images, config, options.batch_size, world, console)

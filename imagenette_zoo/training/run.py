@@ -40,7 +40,7 @@ __all__ = [
 FREE_ON_RESUME = {
     'data_dir', 'workers', 'pin_mem', 'device', 'output', 'experiment', 'overwrite', 'resume', 'log_interval',
     'validation_batch_size', 'checkpoint_hist', 'recovery_interval', 'nan', 'nan_limit', 'cuda_graph',
-    *TrackingOptions.names(),
+    'log_swaps', *TrackingOptions.names(),
 }  # fmt: skip
 NUMBERS = ('train_loss', 'lr', 'train_images', 'train_seconds', 'seconds', 'peak_memory_mib')  # in an epoch's row
 

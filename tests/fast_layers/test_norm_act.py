@@ -13,7 +13,8 @@ from timm.layers import BatchNormAct2d
 from torch.utils.checkpoint import checkpoint
 
 import imagenette_zoo.models  # noqa: F401  (registers them)
-from imagenette_zoo.fast_layers.norm_act import _ACTIVATIONS, fuse_norm_act
+from imagenette_zoo.fast_layers.norm_act import _ACTIVATIONS
+from imagenette_zoo.fast_layers.swap import swap
 from imagenette_zoo.kernels import runtime
 from imagenette_zoo.layers import Mish
 from tests.conftest import needs_compiler, run_without_compiler
@@ -30,7 +31,7 @@ def layers(channels: int = 32, **options: object) -> tuple[BatchNormAct2d, Batch
         nn.init.uniform_(theirs.weight, 0.5, 2)
         nn.init.normal_(theirs.bias)
     ours = copy.deepcopy(theirs)
-    fuse_norm_act(ours)
+    swap(ours, torch.device('cpu'), channels_last=True)
     assert type(ours) is not BatchNormAct2d
     return theirs.double(), ours
 
@@ -290,7 +291,7 @@ def test_a_single_value_is_refused_as_by_torch() -> None:
 def test_which_layers_are_fused() -> None:
     def fused(**options: object) -> bool:
         layer = BatchNormAct2d(16, **options)
-        fuse_norm_act(layer)
+        swap(layer, torch.device('cpu'), channels_last=True)
         return type(layer) is not BatchNormAct2d
 
     assert all(fused(act_layer=act) for act in ACTIVATIONS)
@@ -307,7 +308,7 @@ def test_a_step_of_training_is_torchs(name: str, calls: list[str]) -> None:
     torch.manual_seed(0)
     plain = timm.create_model(name).to(memory_format=torch.channels_last)
     fused = copy.deepcopy(plain)
-    fuse_norm_act(fused)
+    swap(fused, torch.device('cpu'), channels_last=True)
     x, targets = images(4, 3, 64, 64), torch.tensor([1, 2, 3, 4])
     for model in (plain, fused):
         F.cross_entropy(model(x), targets).backward()
@@ -328,11 +329,11 @@ def test_no_compiler(tmp_path: Path) -> None:
         import torch
         from timm.layers import BatchNormAct2d
         from imagenette_zoo.layers import Mish
-        from imagenette_zoo.fast_layers.norm_act import fuse_norm_act
+        from imagenette_zoo.fast_layers.swap import swap
         x = torch.randn(4, 32, 8, 8).to(memory_format=torch.channels_last)
         layer = BatchNormAct2d(32, act_layer=Mish)
         expected = layer(x)
-        fuse_norm_act(layer)
+        swap(layer, torch.device('cpu'), channels_last=True)
         assert torch.equal(layer(x), expected)
         """
     run_without_compiler(script, tmp_path)
@@ -342,9 +343,7 @@ def test_no_compiler(tmp_path: Path) -> None:
 def test_torchs_own_layer(calls: list[str]) -> None:
     theirs = nn.BatchNorm2d(32)
     ours = copy.deepcopy(theirs)
-    fuse_norm_act(ours)
-    assert type(ours) is nn.BatchNorm2d
-    fuse_norm_act(ours, plain=True)
+    swap(ours, torch.device('cuda'), channels_last=True, phase='recorded steps')
     x = images(4, 32, 9, 7)
     for found, exact in zip(trained(ours, x), trained(theirs.double(), x.double()), strict=True):
         torch.testing.assert_close(found.double(), exact, rtol=1e-4, atol=1e-5)

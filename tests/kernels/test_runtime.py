@@ -19,7 +19,7 @@ from tests.utils.test_files import FOREIGN, needs_root
 SOURCE = Path(runtime.__file__).with_name('cpu.cpp')
 SCRIPT = """if True:
     import torch
-    from imagenette_zoo.layers import kernels
+    from imagenette_zoo.kernels import runtime as kernels
     x = torch.randn(100)
     y = torch.empty_like(x)
     assert kernels.are_kernels_for(x.device, x.dtype)

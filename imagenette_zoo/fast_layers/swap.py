@@ -68,7 +68,7 @@ _GPU_DEPTHWISE = _Faster(convolutions.GpuDepthwiseConv2d, _GPU_RECORDED, convolu
 # By the type of a layer, exactly: what is derived from it may compute something else. The first that applies is taken.
 _TABLE: dict[type[nn.Module], list[_Faster]] = {
     nn.Mish: [_Faster(Mish)],
-    nn.BatchNorm2d: [_Faster(norm_act.Norm2d, _GPU_RECORDED)],
+    nn.BatchNorm2d: [_Faster(norm_act.Norm2d, when) for when in (_CPU, _GPU_RECORDED)],
     BatchNormAct2d: [_Faster(norm_act.NormAct2d, when, norm_act.has_known_act) for when in (_CPU, _GPU_RECORDED)],
     BlurPool2d: [_Faster(blurpool.FastBlurPool2d, when, blurpool.is_halving) for when in (_CPU, _GPU_RECORDED)],
     MaxBlurPool2d: [_Faster(blurpool.FastMaxBlurPool2d, when, blurpool.is_halving) for when in (_CPU, _GPU_RECORDED)],

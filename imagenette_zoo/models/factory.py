@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..config.groups import ComputeOptions, InputOptions
 from ..errors import UserError, first_line, nearest
 from ..fast_layers.swap import swap
+from ..layers.layout import to_channels_last
 from ..utils.files import keep_inductor_private
 
 __all__ = [
@@ -112,7 +113,7 @@ def place(
         log: Is given a line that counts the layers that were replaced by faster ones, else the debug log is.
     """
     swap(model.to(device), device, channels_last, log=log)
-    return model.to(memory_format=torch.channels_last) if channels_last else model
+    return to_channels_last(model) if channels_last else model
 
 
 def probe(model: nn.Module, name: str, input_size: tuple[int, int, int]) -> None:

@@ -203,7 +203,7 @@ def has_gpu_kernel(layer: nn.Conv2d) -> bool:
 
 @cache
 def _kernels(device: torch.device) -> Any:
-    """The module `gpu`, its depthwise convolutions checked on this device; None where they don't work."""
+    """The package `gpu`, its depthwise convolutions checked on this device; None where they don't work."""
     gpu = triton_kernels(device)
     try:
         if gpu is not None:

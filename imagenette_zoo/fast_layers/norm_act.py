@@ -2,7 +2,7 @@
 
 Apart they read and write what a convolution puts out thirteen times in a training step, as one nine times
 (two reads and a write forward; four reads and two writes backward) and save one tensor instead of two. The arithmetic
-is that of `cpu.cpp` and `gpu.py`.
+is that of `cpu.cpp` and `gpu`.
 """
 
 from collections.abc import Callable

@@ -41,9 +41,9 @@ class Norm2d(nn.BatchNorm2d):
     """BatchNorm in training, by one kernel each way where it can.
 
     It can for channels-last images in float32 or bfloat16 on a CPU with a C++ compiler, where channels are a multiple
-    of 16, and on a GPU with Triton, in float16, too, where they are a multiple of 8. Elsewhere it is torch's layer. On a
-    CPU results do not depend on the number of threads, and are exact where torch's statistics of many pixels are 1e-3
-    off.
+    of 16, and on a GPU with Triton, in float16, too, where they are a multiple of 8. Elsewhere it is torch's layer.
+
+    On a CPU results do not depend on the number of threads. torch's do, and its variance of many pixels is 1e-3 off.
     """
 
     running_mean: torch.Tensor

@@ -353,7 +353,7 @@ def test_torchs_own_layer(device: str, phase: str, calls: list[str]) -> None:
     assert calls == ['norm_stats', 'norm_act_forward', 'norm_act_backward']
     theirs.float().load_state_dict(ours.state_dict())
     with torch.no_grad():
-        assert torch.equal(ours.eval()(x), theirs.eval()(x)), 'in evaluation it is torch\'s to the bit'
+        assert torch.equal(ours.eval()(x), theirs.eval()(x)), "in evaluation it is torch's to the bit"
 
 
 @needs_compiler

@@ -13,6 +13,7 @@ from common import in_turns, ratio, report
 from in_process import rate
 
 import imagenette_zoo as iz
+from imagenette_zoo.layers.layout import to_channels_last
 from imagenette_zoo.utils.files import keep_inductor_private
 
 BATCHES = (1, 16)
@@ -37,7 +38,7 @@ def export(args: argparse.Namespace) -> None:
         given = dict(checkpoint=str(weights), num_classes=10, img_size=args.img_size)
         exported = iz.export(name, 'onnx', file, data_dir=str(args.data_dir), **given)
         session = onnxruntime.InferenceSession(file, settings, providers=['CPUExecutionProvider'])
-        model.to(memory_format=torch.channels_last)  # PyTorch's fastest on a CPU, as for the other benchmarks
+        to_channels_last(model)  # PyTorch's fastest on a CPU, as for the other benchmarks
         fused = iz.fuse(model)
         keep_inductor_private()
         networks: dict[str, Network] = {

@@ -16,6 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import imagenette_zoo  # noqa: F401  (registers the models)
 from imagenette_zoo.layers import Mish
+from imagenette_zoo.layers.layout import to_channels_last
 from imagenette_zoo.models.factory import to_device
 from imagenette_zoo.utils.files import keep_inductor_private
 from imagenette_zoo.utils.memory import keep_freed_memory
@@ -39,7 +40,7 @@ def main() -> None:
         model = with_torchs_mish(model)
     if 'norm' in args.variant:
         model = to_device(model, torch.device(args.device), channels_last=True)
-    model.to(args.device, memory_format=torch.channels_last)
+    to_channels_last(model.to(args.device))
     images = torch.randn(args.batch_size, 3, args.img_size, args.img_size, device=args.device)
     images = images.contiguous(memory_format=torch.channels_last)
     targets = torch.randint(0, 10, (args.batch_size,), device=args.device)

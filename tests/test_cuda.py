@@ -14,9 +14,7 @@ from torch import nn
 from imagenette_zoo.config.recipe import Recipe
 from imagenette_zoo.data import augment
 from imagenette_zoo.data.augment import Augmentation, crop_resize
-from imagenette_zoo.fast_layers.blurpool import speed_up_blur
-from imagenette_zoo.fast_layers.norm_act import fuse_norm_act
-from imagenette_zoo.fast_layers.unplanned import speed_up_convolutions
+from imagenette_zoo.fast_layers.swap import swap
 from imagenette_zoo.inference.validate import validate
 from imagenette_zoo.kernels import runtime
 from imagenette_zoo.models.factory import to_device
@@ -85,12 +83,10 @@ def test_all_ways_of_training(
     assert {shape[0] for shape in replays} <= {10}  # not the last, smaller batch
 
 
-def place_fused(model: nn.Module, device: torch.device, channels_last: bool) -> nn.Module:
+def place_fused(model: nn.Module, device: torch.device, channels_last: bool, log: None) -> nn.Module:
     """Layers as where steps are recorded."""
     model = to_device(model, device, channels_last)
-    fuse_norm_act(model, plain=True)
-    speed_up_blur(model)
-    speed_up_convolutions(model)
+    swap(model, device, channels_last, 'recorded steps')
     return model
 
 
@@ -142,9 +138,7 @@ def test_fused_layers_are_torchs(name: str, amp: bool, monkeypatch: pytest.Monke
     torch.manual_seed(0)
     plain = timm.create_model(name, num_classes=10).to('cuda', memory_format=torch.channels_last)
     fused, exact = copy.deepcopy(plain), copy.deepcopy(plain).double()
-    fuse_norm_act(fused, plain=True)
-    speed_up_blur(fused)
-    speed_up_convolutions(fused)
+    swap(fused, torch.device('cuda'), True, 'recorded steps')
     images = torch.randn(16, 3, 96, 96, device='cuda').contiguous(memory_format=torch.channels_last)
 
     def gradients(model: nn.Module) -> torch.Tensor:

@@ -98,6 +98,7 @@ class ComputeOptions(Options):
         'mode of torch.compile',
         choices=('default', 'reduce-overhead', 'max-autotune', 'max-autotune-no-cudagraphs'),
     )
+    log_swaps: bool = option(False, 'list the layers that were replaced by faster ones', affects='nothing')
 
     eager: ClassVar[tuple[str | None, ...]] = (None, 'none', 'auto')  # backends with which nothing is compiled
 

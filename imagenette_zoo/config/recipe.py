@@ -2,8 +2,8 @@
 has, and `Recipe`, which is all of them.
 
 Where an option exists in timm's `train.py` it has that script's name, meaning and default, so that a recipe in
-`hparams/` drives both. Our own are `label_noise`, `loader`, `overwrite`, `nan`, `nan_limit`,
-`cuda_graph`, `log_tensorboard`, `shift_consistency` and the values `dataset: synthette` and `device: auto`.
+`hparams/` drives both. Our own are `label_noise`, `loader`, `overwrite`, `nan`, `nan_limit`, `cuda_graph`,
+`log_swaps`, `log_tensorboard`, `shift_consistency` and the values `dataset: synthette` and `device: auto`.
 """
 
 from __future__ import annotations

@@ -11,33 +11,23 @@ from timm.layers import BlurPool2d
 from ..kernels.runtime import are_images, are_kernels_for, call, is_plain, triton_kernels
 from ..layers.blurpool import MaxBlurPool2d
 
-__all__ = [
-    'speed_up_blur',
-]
+__all__ = ['FastBlurPool2d', 'FastMaxBlurPool2d', 'is_halving']
 
 
-def speed_up_blur(model: nn.Module) -> None:
-    """Makes every `MaxBlurPool2d` and timm `BlurPool2d` of kernel 3 and stride 2 compute by one kernel each way.
-
-    That is for channels-last images in float32 or bfloat16 on a CPU with a C++ compiler or a GPU with Triton; elsewhere
-    such a layer is torch's. Equal but for rounding.
-
-    Args:
-        model: The model; such layers are changed in place.
-    """
-    for layer in model.modules():
-        if (
-            isinstance(layer, BlurPool2d)
-            and type(layer) in _FAST
-            and layer.filt.shape[-1] == 3
-            and (layer.stride, layer.padding) == (2, [1] * 4)
-            and layer.pad_mode in ('reflect', 'replicate')
-            and getattr(layer, 'max_kernel_size', 2) == 2
-        ):
-            layer.__class__ = _FAST[type(layer)]
+def is_halving(layer: BlurPool2d) -> bool:
+    """Whether its kernel is 3, its stride 2, and the maximum's window, if it has one, 2."""
+    return (
+        layer.filt.shape[-1] == 3
+        and (layer.stride, layer.padding) == (2, [1] * 4)
+        and layer.pad_mode in ('reflect', 'replicate')
+        and getattr(layer, 'max_kernel_size', 2) == 2
+    )
 
 
 class _Fast(nn.Module):
+    """Computes by one kernel each way: channels-last images in float32 or bfloat16, on a CPU with a C++ compiler or a
+    GPU with Triton. Elsewhere such a layer is torch's. Equal but for rounding."""
+
     pad_mode: str
     filt: torch.Tensor
 
@@ -53,16 +43,15 @@ class _Fast(nn.Module):
         return _Blur.apply(cast, isinstance(self, MaxBlurPool2d), self.pad_mode == 'reflect', uncast)
 
 
-class _FastBlurPool2d(_Fast, BlurPool2d):
-    pass
+class FastBlurPool2d(_Fast, BlurPool2d):
+    """timm's blur pooling."""
 
 
-class _FastMaxBlurPool2d(_Fast, MaxBlurPool2d):
-    pass
+class FastMaxBlurPool2d(_Fast, MaxBlurPool2d):
+    """Ours, with the maximum before the blur."""
 
 
 _DEVICES = ('cpu', 'cuda')
-_FAST = {BlurPool2d: _FastBlurPool2d, MaxBlurPool2d: _FastMaxBlurPool2d}
 
 
 def _is_fused(x: torch.Tensor) -> bool:

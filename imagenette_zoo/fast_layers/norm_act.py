@@ -2,7 +2,7 @@
 
 Apart they read and write what a convolution puts out thirteen times in a training step, as one nine times
 (two reads and a write forward; four reads and two writes backward) and save one tensor instead of two. The arithmetic
-is that of `cpu.cpp` and `gpu.py`.
+is that of `cpu.cpp` and `gpu`.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from torch import nn
 from ..kernels.runtime import are_images, are_kernels_for, call, is_plain, triton_kernels
 from ..layers.mish import Mish
 
-__all__ = ['fuse_norm_act']
+__all__ = ['Norm2d', 'NormAct2d', 'has_known_act']
 
 # By the type of the activation: its number in cpu.cpp, and torch's function.
 _ACTIVATIONS: dict[type[nn.Module], tuple[int, Callable[[torch.Tensor], torch.Tensor]]] = {
@@ -24,6 +24,7 @@ _ACTIVATIONS: dict[type[nn.Module], tuple[int, Callable[[torch.Tensor], torch.Te
     nn.ReLU: (1, F.relu),
     nn.ReLU6: (2, F.relu6),
     Mish: (3, F.mish),
+    nn.Mish: (3, F.mish),
     nn.SiLU: (4, F.silu),
     nn.Hardswish: (5, F.hardswish),
 }
@@ -31,26 +32,20 @@ _DEVICES = ('cpu', 'cuda')
 _NONE = nn.Identity()
 
 
-def fuse_norm_act(model: nn.Module, plain: bool = False) -> None:
-    """Makes every timm `BatchNormAct2d` whose activation is among a few compute both at once where it can.
+def has_known_act(layer: BatchNormAct2d) -> bool:
+    """Whether the kernels know its activation: none, ReLU, ReLU6, Mish, SiLU or Hardswish."""
+    return type(layer.act) in _ACTIVATIONS and type(layer.drop) is nn.Identity
 
-    Those are none, ReLU, ReLU6, Mish, SiLU and Hardswish. It can for channels-last images in float32 or bfloat16 on a
-    CPU with a C++ compiler, where channels are a multiple of 16, and in training on a GPU with Triton, in float16, too,
-    where they are a multiple of 8; elsewhere such a layer is timm's. State dicts are unaffected; on a CPU results do
-    not depend on the number of threads.
 
-    Args:
-        model: The model; such layers are changed in place.
-        plain: Also every torch `BatchNorm2d`. A CPU gains nothing by it.
+class Norm2d(nn.BatchNorm2d):
+    """BatchNorm in training, by one kernel each way where it can.
+
+    It can for channels-last images in float32 or bfloat16 on a CPU with a C++ compiler, where channels are a multiple
+    of 16, and on a GPU with Triton, in float16, too, where they are a multiple of 8. Elsewhere it is torch's layer.
+
+    On a CPU results do not depend on the number of threads. torch's do, and its variance of many pixels is 1e-3 off.
     """
-    for layer in model.modules():
-        if type(layer) is BatchNormAct2d and type(layer.act) in _ACTIVATIONS and type(layer.drop) is nn.Identity:
-            layer.__class__ = _NormAct2d
-        elif plain and type(layer) is nn.BatchNorm2d:
-            layer.__class__ = _Norm2d
 
-
-class _Fused(nn.BatchNorm2d):
     running_mean: torch.Tensor
     running_var: torch.Tensor
     num_batches_tracked: torch.Tensor
@@ -63,8 +58,8 @@ class _Fused(nn.BatchNorm2d):
             scale = self.weight * (self.running_var + self.eps).rsqrt()
             return _normalized(x, torch.stack((scale, self.bias - self.running_mean * scale)), self._kind)
         with torch.no_grad():
-            found = _statistics(x, self)
-        return _NormAct.apply(x, self.weight, self.bias, found, self.eps, self._kind)
+            stats = _statistics(x, self)
+        return _NormAct.apply(x, self.weight, self.bias, stats, self.eps, self._kind)
 
     @property
     def _kind(self) -> type[nn.Module]:
@@ -82,7 +77,8 @@ class _Fused(nn.BatchNorm2d):
             and all(tensor.dtype is torch.float32 for tensor in (self.weight, self.bias, self.running_mean))
             and x.numel() > x.shape[1]  # torch says what is wrong with a single value
             and (self.training or not (torch.is_grad_enabled() and _is_any_trained(x, self.weight, self.bias)))
-            and (self.training or not x.is_cuda)  # evaluation is two launches of torch's
+            # in evaluation torch's norm alone is as exact and faster, on a GPU also an activation as a second launch
+            and (self.training or (isinstance(self, NormAct2d) and not x.is_cuda))
             and self._kind in _ACTIVATIONS
             and type(getattr(self, 'drop', _NONE)) is nn.Identity
             and not any(_has_hooks(getattr(self, name, _NONE)) for name in ('act', 'drop'))
@@ -90,12 +86,8 @@ class _Fused(nn.BatchNorm2d):
         )
 
 
-class _NormAct2d(_Fused, BatchNormAct2d):
-    pass
-
-
-class _Norm2d(_Fused):
-    pass
+class NormAct2d(Norm2d, BatchNormAct2d):
+    """timm's BatchNorm with its activation as one layer, on a CPU also in evaluation; else as `Norm2d`."""
 
 
 def _has_hooks(layer: nn.Module) -> bool:
@@ -116,14 +108,14 @@ class _NormAct(torch.autograd.Function):
         x: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor,
-        found: torch.Tensor,
+        stats: torch.Tensor,
         eps: float,
         kind: type[nn.Module],
     ) -> torch.Tensor:
         ctx.save_for_backward(x, weight, bias)
-        ctx.found = found  # not given to hooks, which may change its type
+        ctx.stats = stats  # not given to hooks, which may change its type
         ctx.eps, ctx.kind = eps, kind
-        return _normalized(x, found, kind)
+        return _normalized(x, stats, kind)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -132,7 +124,7 @@ class _NormAct(torch.autograd.Function):
         if torch.is_grad_enabled() or not fused:  # create_graph: to be differentiated once more
             return *_plain_gradients(grad, x, weight, bias, ctx.eps, ctx.kind), None, None, None
         grad, x = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (grad, x))
-        return *_gradients(grad, x, ctx.found, ctx.kind), None, None, None
+        return *_gradients(grad, x, ctx.stats, ctx.kind), None, None, None
 
 
 def _plain_gradients(
@@ -149,7 +141,7 @@ def _plain_gradients(
         return torch.autograd.grad(y, inputs, grad, create_graph=create_graph)
 
 
-def _statistics(x: torch.Tensor, layer: _Fused) -> torch.Tensor:
+def _statistics(x: torch.Tensor, layer: Norm2d) -> torch.Tensor:
     """`(4, C)` of a batch `(N, C, H, W)`: scale and shift that normalise its channels, their mean and the inverse of
     their standard deviation. The layer's running statistics follow."""
     if (gpu := _gpu(x)) is not None:
@@ -167,23 +159,23 @@ def _statistics(x: torch.Tensor, layer: _Fused) -> torch.Tensor:
     return torch.stack((scale, layer.bias - mean * scale, mean, inverse))
 
 
-def _normalized(x: torch.Tensor, found: torch.Tensor, kind: type[nn.Module]) -> torch.Tensor:
-    """`act(found[0] * x + found[1])` of `(N, C, H, W)` by channel, act of type `kind`."""
+def _normalized(x: torch.Tensor, stats: torch.Tensor, kind: type[nn.Module]) -> torch.Tensor:
+    """`act(stats[0] * x + stats[1])` of `(N, C, H, W)` by channel, act of type `kind`."""
     if (gpu := _gpu(x)) is not None:
-        return gpu.norm_act_forward(x, found, _ACTIVATIONS[kind][0])
+        return gpu.norm_act_forward(x, stats, _ACTIVATIONS[kind][0])
     y = torch.empty_like(x)
-    call('norm_act_forward', (*_sizes(x), _ACTIVATIONS[kind][0]), x, y, *found[:2])
+    call('norm_act_forward', (*_sizes(x), _ACTIVATIONS[kind][0]), x, y, *stats[:2])
     return y
 
 
 def _gradients(
-    grad: torch.Tensor, x: torch.Tensor, found: torch.Tensor, kind: type[nn.Module]
+    grad: torch.Tensor, x: torch.Tensor, stats: torch.Tensor, kind: type[nn.Module]
 ) -> tuple[torch.Tensor, ...]:
-    """Of x, weight and bias, for what `_statistics` found."""
+    """Of x, weight and bias, for what `_statistics` gives."""
     if (gpu := _gpu(x)) is not None:
-        return gpu.norm_act_backward(grad, x, found, _ACTIVATIONS[kind][0])
-    dx, (dweight, dbias) = torch.empty_like(x), torch.empty_like(found[:2])
-    call('norm_act_backward', (*_sizes(x), _ACTIVATIONS[kind][0]), grad, x, dx, *found, dweight, dbias)
+        return gpu.norm_act_backward(grad, x, stats, _ACTIVATIONS[kind][0])
+    dx, (dweight, dbias) = torch.empty_like(x), torch.empty_like(stats[:2])
+    call('norm_act_backward', (*_sizes(x), _ACTIVATIONS[kind][0]), grad, x, dx, *stats, dweight, dbias)
     return dx, dweight, dbias
 
 

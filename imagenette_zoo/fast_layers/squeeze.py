@@ -13,46 +13,37 @@ from torch import nn
 
 from ..kernels.runtime import is_plain
 
-__all__ = ['speed_up_squeeze']
+__all__ = ['FastEffectiveSEModule', 'FastSEModule', 'FastSqueezeExcite', 'has_only_mean']
 
 
-def speed_up_squeeze(model: nn.Module) -> None:
-    """Gives timm's squeeze-and-excitation layers that backward pass; values and gradients are timm's.
-
-    State dicts are unaffected.
-
-    Args:
-        model: The model; such layers are changed in place.
-    """
-    for layer in model.modules():
-        if type(layer) in _FASTER and not getattr(layer, 'add_maxpool', False):
-            layer.__class__ = _FASTER[type(layer)]
+def has_only_mean(layer: nn.Module) -> bool:
+    """Whether it squeezes by the mean, without the maximum."""
+    return not getattr(layer, 'add_maxpool', False)
 
 
-class _SEModule(SEModule):
+class FastSEModule(SEModule):
+    """timm's `SEModule` with that backward pass; values and gradients are timm's."""
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not is_plain(x):
             return super().forward(x)
         return x * self.gate(self.fc2(self.act(self.bn(self.fc1(_Mean.apply(x))))))
 
 
-class _EffectiveSEModule(EffectiveSEModule):
+class FastEffectiveSEModule(EffectiveSEModule):
+    """timm's `EffectiveSEModule` with that backward pass; values and gradients are timm's."""
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x * self.gate(self.fc(_Mean.apply(x))) if is_plain(x) else super().forward(x)
 
 
-class _SqueezeExcite(SqueezeExcite):
+class FastSqueezeExcite(SqueezeExcite):
+    """timm's `SqueezeExcite` with that backward pass; values and gradients are timm's."""
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not is_plain(x):
             return super().forward(x)
         return x * self.gate(self.conv_expand(self.act1(self.conv_reduce(_Mean.apply(x)))))
-
-
-_FASTER: dict[type[nn.Module], type[nn.Module]] = {
-    SEModule: _SEModule,
-    EffectiveSEModule: _EffectiveSEModule,
-    SqueezeExcite: _SqueezeExcite,
-}
 
 
 class _Mean(torch.autograd.Function):

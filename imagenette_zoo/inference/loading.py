@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -128,6 +128,7 @@ def load_trained(
     channels_last: bool = False,
     images: ImageSet | None = None,
     reparam: bool = False,
+    log: Callable[[str], object] | None = None,
 ) -> TrainedModel:
     """The model that a name on the command line means, with its weights, ready for use.
 
@@ -140,6 +141,7 @@ def load_trained(
         channels_last: Also in channels-last layout, for many images on a CPU.
         images: Those that it is to be shown; its classes must be theirs, and their names are those of its logits.
         reparam: Fuse blocks and norms for inference.
+        log: Is given a line on the layers that were replaced by faster ones.
 
     Raises:
         UserError: There is no such model, it has no weights, it tells other classes apart than those of the images, or
@@ -160,7 +162,8 @@ def load_trained(
     if reparam:
         model = fuse(model)
     factory.probe(model, name, (3, *config['input_size'][1:]))
-    return TrainedModel(name, factory.to_device(model, device, channels_last), config, names, transform, normalize)
+    model = factory.to_device(model, device, channels_last, log)
+    return TrainedModel(name, model, config, names, transform, normalize)
 
 
 def open_model(name: str, options: Any, classes: int | None = None) -> Any:

@@ -92,10 +92,11 @@ def validate(
     keep_freed_memory()
     images = images_of(model.model, model)
     opened = []
+    channels_last = model.is_channels_last(world.device)
+    log = console.line if model.log_swaps else None
     for name in model.model:  # all, before the first is evaluated
         with _full_memory(name):
-            channels_last = model.is_channels_last(world.device)
-            opened.append(load_trained(name, model, world.device, channels_last, images, model.reparam))
+            opened.append(load_trained(name, model, world.device, channels_last, images, model.reparam, log))
     results: list[Validation] = []
     for trained in opened:
         with _full_memory(trained.name):

@@ -1,5 +1,5 @@
 """The C++ kernels of `cpu.cpp`, compiled once on a machine in about two seconds, and kept in the user's cache; and
-whether those of `gpu.py` can be used."""
+whether those of `gpu` can be used."""
 
 import ctypes
 import hashlib
@@ -72,7 +72,7 @@ def are_kernels_for(device: torch.device, dtype: torch.dtype) -> bool:
 
 @cache
 def triton_kernels(device: torch.device) -> Any:
-    """The module `gpu`, checked on this device; None without CUDA or a Triton that works."""
+    """The package `gpu`, checked on this device; None without CUDA or a Triton that works."""
     if torch.version.cuda is None:
         return None
     try:

@@ -22,6 +22,8 @@ from torch import fx
 from torch.nn.utils import fuse_conv_bn_eval
 from torchvision.ops import FrozenBatchNorm2d
 
+from .layout import to_channels_last
+
 __all__ = ['fold_norm', 'fuse', 'why_not_folded']
 
 # Exactly these classes: what is derived from them may compute something else.
@@ -158,4 +160,4 @@ def _in_format_of(model: nn.Module, fused: nn.Module) -> nn.Module:
     for name, value in chain(fused.named_parameters(), fused.named_buffers()):
         value.data = value.data.to(old.get(name, old.get(f'{name.rpartition(".")[0]}.weight', first)))
     channels_last = any(weight.ndim == 4 and not weight.is_contiguous() for weight in model.parameters())
-    return fused.to(memory_format=torch.channels_last) if channels_last else fused
+    return to_channels_last(fused) if channels_last else fused

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
 from pickle import UnpicklingError
@@ -21,12 +21,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..config.groups import ComputeOptions, InputOptions
 from ..errors import UserError, first_line, nearest
-from ..fast_layers.blurpool import speed_up_blur
-from ..fast_layers.norm_act import fuse_norm_act
-from ..fast_layers.squeeze import speed_up_squeeze
-from ..fast_layers.strided import subsample_before
-from ..fast_layers.unplanned import plan_later
-from ..layers.mish import speed_up_mish
+from ..fast_layers.swap import swap
+from ..layers.layout import to_channels_last
 from ..utils.files import keep_inductor_private
 
 __all__ = [
@@ -105,18 +101,19 @@ def input_config(
     return {name: tuple(value) if isinstance(value, list) else value for name, value in config.items()}
 
 
-def to_device(model: nn.Module, device: torch.device, channels_last: bool) -> nn.Module:
-    """Moves a model to a device and into a memory layout, and makes it fast there, in training and validation alike."""
-    model.to(device)
-    speed_up_mish(model)
-    if device.type == 'cuda':
-        plan_later(model)
-    if device.type == 'cpu' and channels_last:
-        fuse_norm_act(model)
-        speed_up_blur(model)
-        speed_up_squeeze(model)
-        subsample_before(model)
-    return model.to(memory_format=torch.channels_last) if channels_last else model
+def to_device(
+    model: nn.Module, device: torch.device, channels_last: bool, log: Callable[[str], object] | None = None
+) -> nn.Module:
+    """Moves a model to a device and into a memory layout, and makes it fast there, in training and validation alike.
+
+    Args:
+        model: The model; it is changed in place.
+        device: Where it will compute.
+        channels_last: Whether it gets channels-last layout.
+        log: Is given a line that counts the layers that were replaced by faster ones, else the debug log is.
+    """
+    swap(model.to(device), device, channels_last, log=log)
+    return to_channels_last(model) if channels_last else model
 
 
 def probe(model: nn.Module, name: str, input_size: tuple[int, int, int]) -> None:

@@ -105,7 +105,8 @@ def compare_passes(options: PassesOptions, *, quiet: bool = False) -> PassesRepo
     keep_freed_memory()
     images = evenly(images_of((options.model,), options), options.images)
     channels_last = options.is_channels_last(world.device)
-    trained = load_trained(options.model, options, world.device, channels_last, images)
+    log = console.line if options.log_swaps else None
+    trained = load_trained(options.model, options, world.device, channels_last, images, log=log)
     model, normalize = trained.model, trained.normalize
     blocks = {name: m for name, m in model.named_modules() if isinstance(m, MultiPass) and len(m.passes) > 1}
     if not blocks:

@@ -20,10 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..config.recipe import Recipe
 from ..errors import UserError, first_line, nearest
-from ..fast_layers.blurpool import speed_up_blur
-from ..fast_layers.depthwise import speed_up_depthwise
-from ..fast_layers.norm_act import fuse_norm_act
-from ..fast_layers.unplanned import speed_up_convolutions
+from ..fast_layers.swap import swap
 from ..models.factory import autocast, compiled, to_device
 from ..utils.distributed import World
 from .cuda_graph import Recorder, unrecordable
@@ -84,14 +81,13 @@ class Learner:
                 raise UserError('--sync-bn: needs CUDA and several processes (torchrun): leave it out')
             model = convert_sync_batchnorm(model)
         channels_last = recipe.is_channels_last(world.device)
-        model = to_device(model, world.device, channels_last)
+        log = tell if recipe.log_swaps else None
+        model = to_device(model, world.device, channels_last, log)
         if recipe.grad_checkpointing:
             try:
                 model.set_grad_checkpointing(True)  # type: ignore[operator]
             except (AssertionError, AttributeError):
                 raise UserError(f'--grad-checkpointing: {recipe.model} does not support it') from None
-        if world.device.type == 'cpu':
-            speed_up_depthwise(model)
         self.model = model
         self.loss_fn = loss_function(recipe).to(world.device)
         self.optimizer = self._make_optimizer()
@@ -101,10 +97,7 @@ class Learner:
         obstacle = unrecordable(recipe, world.device, world.size, self._is_second_order)
         if obstacle:
             tell(f'cuda-graph auto: off ({obstacle})')
-        if obstacle is None and channels_last:  # unrecorded, the more launches cost more than they save
-            fuse_norm_act(model, plain=True)
-            speed_up_blur(model)
-            speed_up_convolutions(model)
+        swap(model, world.device, channels_last, 'recorded steps' if obstacle is None else 'training', log)
         self.ema = (
             ModelEmaV3(
                 model,

@@ -192,6 +192,7 @@ def test_shipped_recipes_have_only_what_timms_script_knows() -> None:
         'cuda_graph',
         'label_noise',
         'loader',
+        'log_swaps',
         'log_tensorboard',
         'nan',
         'nan_limit',

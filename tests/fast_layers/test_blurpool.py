@@ -10,7 +10,7 @@ import torch.nn as nn
 from timm.layers import BlurPool2d
 
 import imagenette_zoo.models  # noqa: F401  (registers them)
-from imagenette_zoo.fast_layers.blurpool import speed_up_blur
+from imagenette_zoo.fast_layers.swap import swap
 from imagenette_zoo.layers import MaxBlurPool2d
 from imagenette_zoo.models.factory import to_device
 from tests.conftest import needs_compiler
@@ -27,7 +27,7 @@ def pair(kind: str, channels: int | None = 32) -> tuple[nn.Module, nn.Module]:
     """torch's layer, and the same with the kernel."""
     plain = POOLS[kind](channels)
     fast = copy.deepcopy(plain)
-    speed_up_blur(fast)
+    swap(fast, torch.device('cpu'), channels_last=True)
     assert type(fast) is not type(plain)
     return plain, fast
 
@@ -147,7 +147,7 @@ def test_elsewhere_it_is_torchs_to_the_bit(case: str, calls: list[str]) -> None:
 )
 def test_which_layers_stay(layer: nn.Module) -> None:
     kind = type(layer)
-    speed_up_blur(layer)
+    swap(layer, torch.device('cpu'), channels_last=True)
     assert type(layer) is kind
 
 

@@ -149,7 +149,7 @@ def test_depthwise_is_torchs(
 ) -> None:
     """Few and many rows, in one part and in several, channels that fill no tile."""
     if shape[1] == 8:
-        monkeypatch.setattr(gpu, '_PROGRAMS', 9)
+        monkeypatch.setattr(gpu.tiles, 'PROGRAMS', 9)
     x = images(*shape, dtype=dtype)
     torch.manual_seed(1)
     weight = torch.randn(shape[1], 1, 3, 3, device=DEVICE)

@@ -159,7 +159,7 @@ def test_an_interrupted_run_continues_to_the_same_weights(
         train(recipe(**options, epochs=5, experiment='halves'), quiet=True)
     with pytest.raises(UserError, match='was started with seed 42, not 7'):
         train(recipe(**options, epochs=5, experiment='halves', resume='auto', seed=7), quiet=True)
-    free = dict(cuda_graph='none', log_interval=7)  # do not decide what is computed
+    free = dict(cuda_graph='none', log_interval=7, log_swaps=True)  # do not decide what is computed
     halves = train(recipe(**options, **free, epochs=5, experiment='halves', resume='auto'), quiet=True)
     assert same(weights(whole.folder), weights(halves.folder))
     assert (whole.folder / 'summary.csv').read_text() == (halves.folder / 'summary.csv').read_text()

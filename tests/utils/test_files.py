@@ -121,8 +121,9 @@ def test_nothing_but_the_standard_library() -> None:
 ASKED = """if True:
     import os, sys, torch
     {before}
-    from imagenette_zoo.layers import mish
-    assert mish._inductor(lambda x, out: out.copy_(x.cos()), torch.ones(64), torch.ones(64))
+    from imagenette_zoo.config.groups import ComputeOptions
+    from imagenette_zoo.models.factory import compiled
+    compiled(torch.nn.Softsign(), ComputeOptions(torchcompile='inductor'))(torch.ones(64))
     from torch._inductor.runtime.runtime_utils import cache_dir
     print(cache_dir())
     """

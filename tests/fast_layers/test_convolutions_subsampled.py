@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from imagenette_zoo.fast_layers.strided import subsample_before
+from imagenette_zoo.fast_layers.swap import swap
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
@@ -17,7 +17,7 @@ def test_it_is_the_same_convolution(size: tuple[int, int], stride: int | tuple[i
     torch.manual_seed(0)
     theirs = nn.Conv2d(3, 16, 1, stride, dtype=dtype)
     ours = copy.deepcopy(theirs)
-    subsample_before(ours)
+    swap(ours, torch.device('cpu'), channels_last=True)
     assert type(ours) is not nn.Conv2d
     x = torch.randn(2, 3, *size, dtype=dtype)  # not channels-last, where torch's own is sound
     found, expected = (torch.autograd.grad(conv(x).square().sum(), conv.parameters()) for conv in (ours, theirs))
@@ -31,7 +31,7 @@ def test_it_is_the_same_convolution(size: tuple[int, int], stride: int | tuple[i
 def test_which_convolutions() -> None:
     def changed(*options: object, **more: object) -> bool:
         layer = nn.Conv2d(*options, **more)
-        subsample_before(layer)
+        swap(layer, torch.device('cpu'), channels_last=True)
         return type(layer) is not nn.Conv2d
 
     assert changed(3, 16, 1, 2)

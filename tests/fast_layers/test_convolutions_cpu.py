@@ -7,8 +7,10 @@ import timm
 import torch
 import torch.nn as nn
 
-from imagenette_zoo.fast_layers.depthwise import speed_up_depthwise
+from imagenette_zoo.fast_layers.swap import swap
 from tests.conftest import needs_compiler
+
+CPU = torch.device('cpu')
 
 
 def _train(layer: nn.Module, x: torch.Tensor, amp: bool = True) -> list[torch.Tensor]:
@@ -22,7 +24,7 @@ def _train(layer: nn.Module, x: torch.Tensor, amp: bool = True) -> list[torch.Te
 def _compare(layer: nn.Conv2d, x: torch.Tensor, amp: bool) -> None:
     """Ours are as near to float64's as torch's are."""
     exact, ours = copy.deepcopy(layer).double(), copy.deepcopy(layer)
-    speed_up_depthwise(ours)
+    swap(ours, CPU, channels_last=False, phase='training')
     assert (type(ours) is nn.Conv2d) == (max(layer.stride) == 1 and max(layer.kernel_size) < 5)
     for a, b, c in zip(
         _train(exact, x.double(), False), _train(copy.deepcopy(layer), x, amp), _train(ours, x, amp), strict=True
@@ -76,7 +78,7 @@ def test_gradients_elsewhere(amp: bool, case: str, calls: list[str]) -> None:
     _compare(layer, x, amp)
     if not amp:
         ours = copy.deepcopy(layer)
-        speed_up_depthwise(ours)
+        swap(ours, CPU, channels_last=False, phase='training')
         assert all(map(torch.equal, _train(ours, x, amp), _train(copy.deepcopy(layer), x, amp)))
     assert not calls
 
@@ -84,7 +86,7 @@ def test_gradients_elsewhere(amp: bool, case: str, calls: list[str]) -> None:
 @needs_compiler
 def test_the_number_of_threads_changes_nothing(calls: list[str]) -> None:
     layer = nn.Conv2d(32, 32, 5, 2, 2, groups=32)
-    speed_up_depthwise(layer)
+    swap(layer, CPU, channels_last=False, phase='training')
     x = torch.randn(7, 32, 16, 16).to(memory_format=torch.channels_last)
     results = []
     for threads in (1, 2, 3):
@@ -100,7 +102,7 @@ def test_nothing_else_changes() -> None:
     torch.manual_seed(0)
     model = timm.create_model('mobilenetv2_050', num_classes=10)
     ours = copy.deepcopy(model)
-    speed_up_depthwise(ours)
+    swap(ours, CPU, channels_last=False, phase='training')
     changed = {name for name, layer in ours.named_modules() if type(layer) is not type(model.get_submodule(name))}
     strided = {name for name, layer in model.named_modules() if name.endswith('conv_dw') and layer.stride == (2, 2)}
     assert changed == strided
@@ -119,7 +121,7 @@ def test_other_paddings_are_left_to_torch(options: dict) -> None:
     torch.manual_seed(0)
     layer = nn.Conv2d(4, 4, 5, groups=4, **options)
     ours = copy.deepcopy(layer)
-    speed_up_depthwise(ours)
+    swap(ours, CPU, channels_last=False, phase='training')
     x = torch.randn(2, 4, 9, 9)
     for a, b in zip(_train(layer, x), _train(ours, x), strict=True):
         assert torch.equal(a, b)
@@ -128,7 +130,7 @@ def test_other_paddings_are_left_to_torch(options: dict) -> None:
 def test_second_derivatives() -> None:
     torch.manual_seed(0)
     layer = nn.Conv2d(4, 4, 5, 2, 2, groups=4)
-    speed_up_depthwise(layer)
+    swap(layer, CPU, channels_last=False, phase='training')
     x = torch.randn(2, 4, 8, 8, requires_grad=True)
     with torch.autocast('cpu', torch.bfloat16):
         loss = (layer(x) ** 3).sum()
@@ -141,7 +143,7 @@ def test_second_derivatives() -> None:
 def test_compiled() -> None:
     torch.manual_seed(0)
     layer = nn.Sequential(nn.Conv2d(4, 4, 5, 2, 2, groups=4), nn.Mish())
-    speed_up_depthwise(layer)
+    swap(layer, CPU, channels_last=False, phase='training')
     x = torch.randn(2, 4, 8, 8)
     eager = _train(copy.deepcopy(layer), x)
     layer.compile(dynamic=False)

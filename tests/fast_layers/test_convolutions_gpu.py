@@ -8,12 +8,13 @@ import torch
 import torch.nn as nn
 from timm.layers import Conv2dSame
 
-from imagenette_zoo.fast_layers import unplanned
-from imagenette_zoo.fast_layers.unplanned import plan_later, speed_up_convolutions
+from imagenette_zoo.fast_layers import convolutions
+from imagenette_zoo.fast_layers.swap import swap
 from imagenette_zoo.kernels.runtime import is_plain
 
 KERNELS = ('depthwise_forward', 'depthwise_input_gradient', 'depthwise_weight_gradient')
-DEVICE = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+CUDA = torch.device('cuda')
+DEVICE = CUDA if torch.cuda.is_available() else torch.device('cpu')
 
 
 @pytest.fixture(autouse=True)
@@ -32,10 +33,15 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         spy(gpu, name)
     spy(nn.functional, 'linear')
     if DEVICE.type == 'cpu':
-        monkeypatch.setattr(unplanned, 'is_plain', lambda x, devices: is_plain(x))
-        monkeypatch.setattr(unplanned, 'triton_kernels', lambda device: gpu)
-        monkeypatch.setattr(unplanned, '_kernels', lambda device: gpu)
+        monkeypatch.setattr(convolutions, 'is_plain', lambda x, devices: is_plain(x))
+        monkeypatch.setattr(convolutions, 'triton_kernels', lambda device: gpu)
+        monkeypatch.setattr(convolutions, '_kernels', lambda device: gpu)
     return found
+
+
+def record(model: nn.Module) -> None:
+    """Its layers as where steps are recorded."""
+    swap(model, CUDA, channels_last=True, phase='recorded steps')
 
 
 def network() -> nn.Sequential:
@@ -74,7 +80,7 @@ def test_gradients(dtype: torch.dtype | str, launched: Counter[str]) -> None:
     if not amp:
         plain, ours, x = plain.to(dtype), ours.to(dtype), x.to(dtype)
         exact.load_state_dict(plain.state_dict())
-    speed_up_convolutions(ours)
+    record(ours)
     assert list(ours.state_dict()) == list(plain.state_dict())
     wanted, torchs = gradients(exact, x.double()), gradients(plain, x, amp)
     assert not launched
@@ -109,13 +115,13 @@ def test_which_layers_change() -> None:
         'derived': Conv2dSame(16, 16, 3, groups=16, bias=False),
     }
     model = nn.ModuleDict({**layers, **others}).to(DEVICE)
-    plain = copy.deepcopy(model)
-    speed_up_convolutions(model)
-    changed = {name for name in model if type(model[name]) is not type(plain[name])}
-    assert changed == set(layers)
-    later = copy.deepcopy(plain)
-    plan_later(later)
-    speed_up_convolutions(later)
+    later = copy.deepcopy(model)
+    record(model)
+    recorded = (convolutions.GpuDepthwiseConv2d, convolutions.ProductConv2d)
+    assert {name for name in model if type(model[name]) in recorded} == set(layers)
+    swap(later, CUDA, channels_last=True)
+    assert type(later['depthwise']) is convolutions.PlannedLaterConv2d
+    record(later)
     assert all(type(later[name]) is type(model[name]) for name in layers)
 
 
@@ -131,11 +137,11 @@ def test_others_are_left_to_torch(launched: Counter[str], monkeypatch: pytest.Mo
         layer = nn.Conv2d(shape[-3], shape[-3], 3, 1, 1, groups=shape[-3], bias=False).to(DEVICE)
         ours = copy.deepcopy(layer)
         x = torch.ones(shape, device=DEVICE).cumsum(-1).sin().to(memory_format=memory_format)
-        speed_up_convolutions(ours)
+        record(ours)
         assert type(ours) is not nn.Conv2d
         assert torch.equal(gradients(ours, x), gradients(layer, x))
     ours, plain = network(), network()
-    speed_up_convolutions(ours)
+    record(ours)
     x = images()
     found, wanted = (torch.func.vmap(model)(x[None]) for model in (ours, plain))
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
@@ -146,7 +152,7 @@ def test_others_are_left_to_torch(launched: Counter[str], monkeypatch: pytest.Mo
 
 def test_gradients_of_many_at_once() -> None:
     ours, plain = network()[1], network()[1]
-    speed_up_convolutions(ours)
+    record(ours)
     x = images(2, 16, 6, 5).requires_grad_()
     grads = torch.randn(3, 2, 16, 6, 5, device=DEVICE)
     found, wanted = (torch.autograd.grad(model(x), x, grads, is_grads_batched=True)[0] for model in (ours, plain))
@@ -155,7 +161,7 @@ def test_gradients_of_many_at_once() -> None:
 
 def test_saved_images_may_come_back_in_another_layout() -> None:
     ours, plain = network(), network()
-    speed_up_convolutions(ours)
+    record(ours)
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor.contiguous(), lambda tensor: tensor):
         found = gradients(ours, images())
     wanted = gradients(plain, images())
@@ -165,7 +171,7 @@ def test_saved_images_may_come_back_in_another_layout() -> None:
 def test_second_derivatives() -> None:
     layer = nn.Conv2d(16, 16, 3, 2, 1, groups=16, bias=False).to(DEVICE)
     ours = copy.deepcopy(layer)
-    speed_up_convolutions(ours)
+    record(ours)
     found = []
     for each in (layer, ours):
         x = images(2, 16, 6, 5).requires_grad_()
@@ -176,7 +182,7 @@ def test_second_derivatives() -> None:
 
 
 def test_the_first_batches_need_no_plan(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unplanned, '_FEW', 2)
+    monkeypatch.setattr(convolutions, '_FEW', 2)
     planned, forward = [], nn.Conv2d._conv_forward
 
     def spy(self: nn.Conv2d, *args: torch.Tensor) -> torch.Tensor:
@@ -185,7 +191,7 @@ def test_the_first_batches_need_no_plan(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(nn.Conv2d, '_conv_forward', spy)
     ours, plain = network(), network()
-    plan_later(ours)
+    swap(ours, CUDA, channels_last=True)
     x = images()
     wanted = plain(x)
     planned.clear()
@@ -202,10 +208,12 @@ def test_a_kernel_that_fails_is_not_used(monkeypatch: pytest.MonkeyPatch) -> Non
     from imagenette_zoo.kernels import gpu
 
     monkeypatch.undo()
-    monkeypatch.setattr(unplanned, 'triton_kernels', lambda device: gpu)
+    monkeypatch.setattr(convolutions, 'triton_kernels', lambda device: gpu)
     monkeypatch.setattr(gpu, 'check_depthwise', lambda device: 1 / 0)
-    unplanned._kernels.cache_clear()
+    convolutions._kernels.cache_clear()
     model = network()
-    speed_up_convolutions(model)
-    unplanned._kernels.cache_clear()
-    assert [type(layer).__name__ for layer in model] == ['Conv2d', 'Conv2d', '_Product', 'Mish', 'Conv2d', '_Product']
+    record(model)
+    convolutions._kernels.cache_clear()
+    assert [type(layer).__name__ for layer in model] == [
+        'Conv2d', 'PlannedLaterConv2d', 'ProductConv2d', 'Mish', 'PlannedLaterConv2d', 'ProductConv2d',
+    ]  # fmt: skip

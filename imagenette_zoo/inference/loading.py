@@ -20,12 +20,12 @@ from ..config.fields import option
 from ..config.groups import ArchitectureOptions, InputOptions
 from ..data import pipeline
 from ..data.augment import Normalize
+from ..data.constants import LABEL_NAMES
 from ..data.folders import ImageSet
 from ..data.loaders import Transform
 from ..errors import UserError, nearest
 from ..models import factory
 from ..models.model_folder import load_folder, load_weights, model_folder, read_config, read_weights
-from ..models.variants import LABEL_NAMES
 
 __all__ = [
     'load_model',

@@ -14,8 +14,8 @@ from huggingface_hub import ModelCard
 
 from imagenette_zoo.cli.main import main
 from imagenette_zoo.config.recipe import Recipe
+from imagenette_zoo.data.constants import LABEL_NAMES
 from imagenette_zoo.models.model_folder import load_folder
-from imagenette_zoo.models.variants import LABEL_NAMES
 from imagenette_zoo.sharing import publish as module
 from imagenette_zoo.sharing.card import CardFacts, model_card, read_trained
 from imagenette_zoo.training.result import FREE_TO_DIFFER

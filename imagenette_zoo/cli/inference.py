@@ -6,6 +6,7 @@ import argparse
 
 from ..config.fields import add_flags, given_flags
 from ..config.groups import ValidationOptions
+from ..utils.memory import keep_freed_memory
 
 
 def _add_validate(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +28,7 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
     add_flags(parser, PredictOptions)
 
 
+@keep_freed_memory()
 def _predict(args: argparse.Namespace) -> int:
     import json
 

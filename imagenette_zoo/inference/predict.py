@@ -23,7 +23,8 @@ from ..utils.console import Console
 from ..utils.console import plain as printable
 from ..utils.distributed import choose_device
 from ..utils.files import write_atomic
-from ..utils.memory import keep_freed_memory
+from ..utils.process import restore_process
+from ..utils.seeding import restore_generators
 from .gradcam import grad_cam
 from .loading import TrainedModel, UseOptions, load_trained
 
@@ -81,6 +82,7 @@ class Prediction:
         return {'image': self.image, **top[0], 'top': top}
 
 
+@restore_process()
 def predict(
     images: str | Path | Sequence[str | Path],
     model: str | Path = UseOptions.model,
@@ -111,9 +113,9 @@ def predict_each(places: Sequence[str | Path], options: PredictOptions, console:
     """
     paths = list_images(places)
     figures = _figure_files(paths, options.save_figure)
-    keep_freed_memory()
     device = choose_device(options.device)
-    trained = load_trained(options, device, channels_last=device.type == 'cpu' and len(paths) >= MANY)
+    with restore_generators():  # here, not around it all: who takes the predictions must not see others
+        trained = load_trained(options, device, channels_last=device.type == 'cpu' and len(paths) >= MANY)
     with console.progress('predict', len(paths)) as progress:
         pixels = _pixels(trained, paths)
         for start in range(0, len(paths), options.batch_size):

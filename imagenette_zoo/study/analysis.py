@@ -28,7 +28,7 @@ from ..training.run_folder import ANALYSIS_FILES as FILES
 from ..utils.console import Console
 from ..utils.distributed import World, choose_device
 from ..utils.files import write_atomic
-from ..utils.memory import keep_freed_memory
+from ..utils.process import restore_process
 from .passes import BlockPasses, PassesOptions, compare_passes
 
 __all__ = ['FILES', 'TENSORS', 'Analysis', 'analyse', 'read_analysis']
@@ -85,6 +85,7 @@ class Analysis:
         return sum(pairs) / len(pairs) if pairs else None
 
 
+@restore_process()
 def analyse(folder: Path, console: Console, data_dir: str | None = None, device: str | None = None) -> Analysis:
     """Looks at the final weights of a finished run, and writes what is found beside them.
 
@@ -105,7 +106,6 @@ def analyse(folder: Path, console: Console, data_dir: str | None = None, device:
     given['batch_size'] = batch_size = recipe.validation_batch_size or recipe.batch_size
     options = ValidationOptions(**given)
     world = World(choose_device(options.device))
-    keep_freed_memory()
     root = resolve_dataset(options.dataset, options.data_dir, recipe.train_split, options.val_split)
     train_images = load_split(root, recipe.train_split)
     images = load_split(root, options.val_split, train_images.classes)

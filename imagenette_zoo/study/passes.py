@@ -28,7 +28,7 @@ from ..utils import environment
 from ..utils.console import Console, table
 from ..utils.distributed import World, choose_device
 from ..utils.files import write_atomic
-from ..utils.memory import keep_freed_memory
+from ..utils.process import restore_process
 
 __all__ = ['BlockPasses', 'PassesOptions', 'PassesReport', 'compare_passes']
 
@@ -92,6 +92,7 @@ class PassesReport:
     hardware: dict[str, Any]
 
 
+@restore_process()
 def compare_passes(options: PassesOptions, *, quiet: bool = False) -> PassesReport:
     """Compares the passes of every MultiPass block of a model on validation images.
 
@@ -108,7 +109,6 @@ def compare_passes(options: PassesOptions, *, quiet: bool = False) -> PassesRepo
         require('matplotlib', '--save-figure', 'report')
     console = Console(quiet)
     world = World(choose_device(options.device))
-    keep_freed_memory()
     split = options.val_split, options.train_split
     images = evenly(validation_images(options.dataset, options.data_dir, *split), options.images)
     model = load_model(options.model, options, images)

@@ -37,9 +37,7 @@ class ModelInfo:
 def model_names() -> list[str]:
     """All models of the zoo, in the order of the families and of their files."""
     from . import FAMILIES
-
-    modules = {family.__name__.rpartition('.')[2] for family in FAMILIES}  # what timm's registry calls them
-    return [name for family in FAMILIES for name in family.__all__ if timm.models.is_model_in_modules(name, modules)]
+    return [name for family in FAMILIES for name in family.__all__ if timm.is_model(name)]
 
 
 def list_models() -> list[ModelInfo]:

@@ -946,6 +946,7 @@ def test_real_label_noise(imagenette_dir: Path, percent: int) -> None:
     assert abs(changed / len(images) - percent / 100) < 0.01
 
 
+@pytest.mark.slow
 def test_real_imagenette_is_sound(imagenette_dir: Path) -> None:
     report = check.check(locate.find_root(imagenette_dir))
     assert report.bad == ()

@@ -23,7 +23,7 @@ from imagenette_zoo.inference.loading import TrainedModel, load_trained
 from imagenette_zoo.inference.predict import Prediction, PredictOptions, draw, look_at
 from imagenette_zoo.models import factory
 from imagenette_zoo.models.model_folder import save_model_folder
-from tests.conftest import ZOO
+from tests.conftest import EACH_OF_THE_ZOO
 
 
 def create(name: str, **kwargs: Any) -> Any:
@@ -89,7 +89,7 @@ def test_channels_may_be_last() -> None:
     torch.testing.assert_close(maps * 64, cam.detach())
 
 
-@pytest.mark.parametrize('name', ZOO)
+@pytest.mark.parametrize('name', EACH_OF_THE_ZOO)
 def test_every_model_of_the_zoo_has_heat_maps(name: str) -> None:
     model, images = create(name), torch.randn(2, 3, 64, 64)
     logits, maps = grad_cam(model, images)
@@ -106,6 +106,7 @@ def test_a_model_without_a_feature_map_has_none(name: str, side: int) -> None:
         grad_cam(create(name), torch.randn(1, 3, side, side))
 
 
+@pytest.mark.slow
 def test_predictions_are_those_of_validate(recipe: Callable[..., Recipe], folder: Path) -> None:
     """The same classes from the files as from the data set: pixels, normalisation and names are right."""
     run = iz.train(recipe(epochs=4, opt='adamw', no_aug=True), quiet=True).folder

@@ -69,6 +69,7 @@ def run(recipe: MakeRecipe) -> Path:
     return train(recipe(epochs=6, opt='adamw', no_aug=True), quiet=True).folder
 
 
+@pytest.mark.slow
 def test_a_run_its_best_and_local_dir_are_the_same(run: Path, recipe: MakeRecipe) -> None:
     names = (str(run), f'{run}/best', f'local-dir:{run}/best')
     results = validate(names, recipe().data_dir, workers=0, quiet=True)
@@ -78,6 +79,7 @@ def test_a_run_its_best_and_local_dir_are_the_same(run: Path, recipe: MakeRecipe
     assert torch.tensor(results[0].confusion).sum() == 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('given', 'taken', 'last'), [({}, 64, True), ({'batch_size': 70, 'channels_last': False}, 70, False)]
 )
@@ -98,6 +100,7 @@ def test_a_cpu_takes_64_images_at_a_time_channels_last(
     assert seen[-2:] == [(taken, {last}), (90 - taken, {last})]
 
 
+@pytest.mark.slow
 def test_a_larger_test_size_of_the_published_weights_is_not_that_of_a_run(recipe: MakeRecipe) -> None:
     """timm tests its resnet18 at 288 px and crop 1.0; a run's model is validated as its training validated it."""
     assert timm.get_pretrained_cfg('resnet18').test_input_size == (3, 288, 288)
@@ -138,6 +141,7 @@ def test_the_report_and_the_files(
     assert 'top1 class0' in rows[0]
 
 
+@pytest.mark.slow
 def test_fusing_changes_nothing_but_the_model(recipe: MakeRecipe) -> None:
     result = train(recipe(model='mbv2_mish_mp3_imagenette', epochs=1, img_size=64), quiet=True)
     [plain] = validate(result.folder, recipe().data_dir, workers=0, quiet=True)
@@ -172,6 +176,7 @@ def test_a_damaged_model_folder(run: Path, recipe: MakeRecipe) -> None:
         validate(run / 'last', recipe().data_dir, workers=0, quiet=True)
 
 
+@pytest.mark.slow
 def test_classes_are_those_of_the_training_split(recipe: MakeRecipe, tmp_path: Path) -> None:
     """With a `train/` of other classes beside it, and one class without validation images."""
     root = make_folder(tmp_path / 'two', classes=2)
@@ -185,6 +190,7 @@ def test_classes_are_those_of_the_training_split(recipe: MakeRecipe, tmp_path: P
     assert analyse(result.folder, Console(quiet=True)).top1 == result.top1
 
 
+@pytest.mark.slow
 def test_full_memory_is_one_line(run: Path, recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError(text)
@@ -207,6 +213,7 @@ def test_a_model_for_grey_images(recipe: MakeRecipe, tmp_path: Path) -> None:
             validate(tmp_path / 'grey', recipe().data_dir, workers=0, quiet=True, loader=loader)
 
 
+@pytest.mark.slow
 def test_other_classes_of_the_same_number(run: Path, tmp_path: Path) -> None:
     other = make_folder(tmp_path / 'other', train=1, val=1)
     for split in ('train', 'val'):
@@ -229,6 +236,7 @@ def test_a_class_without_validation_images_keeps_its_place(run: Path, recipe: Ma
     assert scores.per_class == {name: top1 for name, top1 in whole.per_class.items() if name != 'class0'}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('names', [5, 'abc', {'0': 'a', '1': 'b', '2': 'c'}])
 def test_label_names_that_are_no_list_do_not_matter(run: Path, recipe: MakeRecipe, names: object) -> None:
     path = run / 'best' / 'config.json'
@@ -236,6 +244,7 @@ def test_label_names_that_are_no_list_do_not_matter(run: Path, recipe: MakeRecip
     assert len(validate(run, recipe().data_dir, workers=0, quiet=True)) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('given', 'part'), [({'checkpoint': 'other.pth'}, 'has its own weights'), ({'num_classes': 7}, 'has 3: leave it')]
 )
@@ -254,6 +263,7 @@ def test_the_arguments_in_a_config(tmp_path: Path) -> None:
     assert factory.source_args(source, model) == factory.source_args('test_resnet', model) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('args', [{'checkpoint_path': 'evil.pth'}, {'pretrained_cfg': {'file': 'evil.pth'}}])
 def test_a_config_that_names_files_is_refused(run: Path, recipe: MakeRecipe, args: dict[str, object]) -> None:
     path = run / 'best' / 'config.json'
@@ -262,6 +272,7 @@ def test_a_config_that_names_files_is_refused(run: Path, recipe: MakeRecipe, arg
         validate(run, recipe().data_dir, workers=0, quiet=True)
 
 
+@pytest.mark.slow
 @needs_local_dir
 def test_pixels_are_those_of_timms_loader(run: Path, recipe: MakeRecipe) -> None:
     """The same logits as with timm's dataset, loader and transform, to the bit."""

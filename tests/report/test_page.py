@@ -152,6 +152,7 @@ def text_of(page: str) -> str:
     return ' '.join(re.sub(r'<[^>]+>', ' ', body).split())
 
 
+@pytest.mark.slow
 def test_verdicts_come_first_and_are_those_of_the_statistics(written: Path, study: Study) -> None:
     page = (written / 'report.html').read_text()
     expected = judge(study.claims, samples_of(study.claims, by_run(make_records())))
@@ -187,6 +188,7 @@ def test_more_seeds_are_asked_for_where_they_would_decide(tmp_path: Path, study:
     assert f'about {more} more seeds of each run' in (tmp_path / 'report.md').read_text()
 
 
+@pytest.mark.slow
 def test_one_seed_decides_nothing_and_the_report_says_what_is_missing(tmp_path: Path, study: Study) -> None:
     page = write_report(tmp_path, make_records()[:1], study=study).read_text()
     text = text_of(page)
@@ -197,6 +199,7 @@ def test_one_seed_decides_nothing_and_the_report_says_what_is_missing(tmp_path: 
     assert 'at least 1 more seed of each run' in text_of(pair)
 
 
+@pytest.mark.slow
 def test_same_input_same_bytes(written: Path, tmp_path: Path, study: Study) -> None:
     write_report(tmp_path, make_records(), study=study)
     files = sorted(path.relative_to(written) for path in written.rglob('*') if path.is_file())
@@ -207,6 +210,7 @@ def test_same_input_same_bytes(written: Path, tmp_path: Path, study: Study) -> N
         assert (written / file).read_bytes() == (tmp_path / file).read_bytes(), file
 
 
+@pytest.mark.slow
 def test_nothing_is_left_of_an_earlier_report_with_more_runs(tmp_path: Path) -> None:
     write_report(tmp_path, make_records())
     (tmp_path / 'figures' / 'mine.png').write_bytes(b'kept')
@@ -368,6 +372,7 @@ def test_front_has_what_nothing_cheaper_beats(tmp_path: Path) -> None:
     assert not (tmp_path / 'figures' / 'cost-train_seconds.png').exists(), 'times of two machines do not compare'
 
 
+@pytest.mark.slow
 def test_best_two_of_different_models_are_beside_each_other_unless_told(tmp_path: Path) -> None:
     records = [
         make_record('first', 1, 90.0, model='a'),
@@ -430,6 +435,7 @@ def of_a_folder(tmp_path: Path) -> Callable[..., list[Record]]:
     return make
 
 
+@pytest.mark.slow
 def test_thumbnails_are_of_the_images_that_were_taken_for_others(
     tmp_path: Path, of_a_folder: Callable[..., list[Record]]
 ) -> None:
@@ -446,6 +452,7 @@ def test_thumbnails_are_of_the_images_that_were_taken_for_others(
     assert page == write_report(tmp_path / 'out', records, data_dir=str(moved)).read_text()
 
 
+@pytest.mark.slow
 def test_a_report_to_give_away_has_no_image_and_needs_none(
     tmp_path: Path, of_a_folder: Callable[..., list[Record]]
 ) -> None:
@@ -466,6 +473,7 @@ def test_other_images_than_were_looked_at_are_not_shown(
     assert 'are not those that were looked at' in text_of(page)
 
 
+@pytest.mark.slow
 def test_many_runs_and_many_classes(tmp_path: Path) -> None:
     classes = tuple(f'class {number}' for number in range(70))
     records = [make_record(f'run{n}', s, 50.0 + n + s / 9, gmacs=1.0 + n) for n in range(14) for s in (1, 2)]

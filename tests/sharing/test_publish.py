@@ -93,6 +93,7 @@ def metadata(text: str) -> dict[str, Any]:
 # --- The round trip ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_is_published_gives_the_same_logits(client: Client, hub: Hub, run: Path) -> None:
     said = client('publish', str(run), 'me/small')
     assert said['code'] == 0, said

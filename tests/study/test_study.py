@@ -204,6 +204,7 @@ def trained(
     return Sample(100 * correct.mean(1), correct)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('seeds', [2, 3, 5])
 def test_without_an_effect_few_claims_are_decided(seeds: int) -> None:
     """At most 5 %, other images and other seeds each time."""
@@ -217,6 +218,7 @@ def test_without_an_effect_few_claims_are_decided(seeds: int) -> None:
     assert decided <= 0.05 * 400
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('metric', ['loss', 'top1'])
 def test_chance_decides_a_claim_in_one_study_of_twenty_at_most(metric: str) -> None:
     """Fourteen claims without an effect; Welch's degrees of freedom decide one in 10 and 24 of 40 studies."""
@@ -426,6 +428,7 @@ def test_the_time_to_an_accuracy_is_interpolated() -> None:
     assert found.note == 'run: 1 of 2 did not reach 80 %, they count as the end'
 
 
+@pytest.mark.slow
 def test_runs_are_named_by_what_tells_them_apart(tmp_path: Path, recipe: Callable[..., Recipe]) -> None:
     options = dict(epochs=1, warmup_epochs=0)
     folders = [

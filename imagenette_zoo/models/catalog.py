@@ -37,6 +37,7 @@ class ModelInfo:
 def model_names() -> list[str]:
     """All models of the zoo, in the order of the families and of their files."""
     from . import FAMILIES
+
     return [name for family in FAMILIES for name in family.__all__ if timm.is_model(name)]
 
 

@@ -46,6 +46,7 @@ def image(folder: Path) -> str:
     return str(folder / 'val' / 'class1' / '0.png')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['test_resnet', 'test_efficientnet', 'mbv2_mish_mp2_imagenette', 'googlenet'])
 def test_behind_average_pooling_and_a_linear_layer_it_is_cam(name: str) -> None:
     """Zhou et al. 2016: the map is the features weighted with the classifier's row, but for the number of positions."""
@@ -167,6 +168,7 @@ def test_what_is_printed(tmp_path: Path, image: str, capsys: pytest.CaptureFixtu
     assert found['probability'] == pytest.approx(float(lines[1].split()[1]) / 100, abs=6e-4)
 
 
+@pytest.mark.slow
 def test_figures(tmp_path: Path, folder: Path, image: str, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip('matplotlib')
     model = str(model_folder(tmp_path / 'm'))

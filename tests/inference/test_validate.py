@@ -111,6 +111,7 @@ def test_a_larger_test_size_of_the_published_weights_is_not_that_of_a_run(recipe
         assert found.loss == pytest.approx(run.loss, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_report_and_the_files(
     run: Path, recipe: MakeRecipe, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -166,6 +167,7 @@ def test_a_model_that_is_none(recipe: MakeRecipe, name: str, part: str) -> None:
     assert part in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_damaged_model_folder(run: Path, recipe: MakeRecipe) -> None:
     (run / 'best' / 'config.json').write_text('{"architecture": 5}')
     with pytest.raises(UserError, match="not a model's config"):
@@ -228,6 +230,7 @@ def test_published_weights_of_other_classes(tmp_path: Path) -> None:
         validate('mbv2_mish_imagenette', folder, pretrained=True, workers=0, quiet=True)
 
 
+@pytest.mark.slow
 def test_a_class_without_validation_images_keeps_its_place(run: Path, recipe: MakeRecipe, tmp_path: Path) -> None:
     fewer = shutil.copytree(recipe().data_dir, tmp_path / 'fewer')
     shutil.rmtree(fewer / 'val' / 'class0')
@@ -301,6 +304,7 @@ def test_a_border_is_filled_as_timm_fills_it() -> None:
     assert pixels[:, 0, 0].tolist() == [26, 128, 255]
 
 
+@pytest.mark.slow
 def test_classes_that_disagree_with_the_data(run: Path, tmp_path: Path, folder: Path) -> None:
     other = make_folder(tmp_path / 'four', classes=4, train=1, val=1)
     with pytest.raises(UserError, match='has 3 classes'):

@@ -195,6 +195,7 @@ def one_by_one(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(gpu, 'ThreadPoolExecutor', partial(ThreadPoolExecutor, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['depthwise_forward', 'depthwise_input_gradient', 'depthwise_weight_gradient'])
 def test_the_check_sees_a_wrong_depthwise_kernel(
     gpu: ModuleType, one_by_one: None, monkeypatch: pytest.MonkeyPatch, name: str

@@ -220,6 +220,7 @@ OUTPUTS = [
 ]
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize(('name', 'dtype', 'place'), OUTPUTS)
 @pytest.mark.parametrize('value', [3.0, float('nan')])

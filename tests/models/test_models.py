@@ -208,6 +208,7 @@ def test_image_channels_and_dropout(name: str) -> None:
     assert not torch.equal(model.forward_head(features), model.forward_head(features))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', [name for name in ZOO if name != 'googlenet'])
 def test_drop_path(name: str) -> None:
     model = create(name, drop_path_rate=0.9)

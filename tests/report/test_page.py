@@ -221,6 +221,7 @@ def test_nothing_is_left_of_an_earlier_report_with_more_runs(tmp_path: Path) -> 
     assert 'confusion-2.png' not in names
 
 
+@pytest.mark.slow
 def test_only_figures_of_an_earlier_report_are_removed(tmp_path: Path) -> None:
     figures = tmp_path / 'figures'
     figures.mkdir()
@@ -310,6 +311,7 @@ def test_times_to_an_accuracy_say_who_did_not_get_there(tmp_path: Path) -> None:
     assert '| not reached | not reached |' in rows[2]
 
 
+@pytest.mark.slow
 def test_runs_of_before_an_option_was_there(tmp_path: Path) -> None:
     records = make_records()
     for record in records:

@@ -428,6 +428,7 @@ def test_sources_that_are_none(tmp_path: Path, capsys: Any) -> None:
     assert 'no such folder' in refused(capsys, 'mbv2_mish_imagenette')
 
 
+@pytest.mark.slow
 def test_no_way_to_a_token(run: Path, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
     def refuse() -> str:
         raise LookupError('no identity')

@@ -451,6 +451,7 @@ def test_runs_are_named_by_what_tells_them_apart(tmp_path: Path, recipe: Callabl
     assert len(by_run(group_runs(folders[:2]))) == 1
 
 
+@pytest.mark.slow
 def test_runs_on_other_images_are_other_runs(tmp_path: Path, recipe: Callable[..., Recipe]) -> None:
     other = make_folder(tmp_path / 'flowers')
     folders = [

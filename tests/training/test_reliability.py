@@ -268,6 +268,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(['umount', '--lazy', str(disk)], check=True)
 
 
+@pytest.mark.slow
 def test_a_disk_that_becomes_full(recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, small_disk: Path) -> None:
     options = dict(epochs=3, output=str(small_disk), checkpoint_hist=1)
     whole = train(recipe(epochs=3, checkpoint_hist=1, experiment='whole'), quiet=True)

@@ -266,6 +266,7 @@ def test_the_schedule_is_timms(recipe: MakeRecipe) -> None:
         assert float(row['lr']) == pytest.approx(optimizer.param_groups[0]['lr'])
 
 
+@pytest.mark.slow
 def test_validation_may_be_rare_and_best_may_mean_the_loss(recipe: MakeRecipe) -> None:
     result = train(recipe(epochs=5, val_interval=2, eval_metric='loss'), quiet=True)
     rows = list(csv.DictReader((result.folder / 'summary.csv').open()))
@@ -350,6 +351,7 @@ def test_the_moving_average_is_what_is_evaluated_and_kept(recipe: MakeRecipe) ->
     assert validation.loss == pytest.approx(averaged.loss, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_moving_average_on_the_cpu_is_the_same(recipe: MakeRecipe) -> None:
     ema = dict(model_ema=True, model_ema_decay=0.9)
     here = train(recipe(**ema, experiment='here'), quiet=True)
@@ -605,6 +607,7 @@ def test_processes_that_would_train_something_else() -> None:
             check_alike(first.replace(**{option: value}), first.as_dict())
 
 
+@pytest.mark.slow
 def test_resuming_is_not_branching(recipe: MakeRecipe, capsys: pytest.CaptureFixture[str]) -> None:
     folder = train(recipe(), quiet=True).folder
     assert main(['train', '--resume', str(folder), '--experiment', 'other']) == 2

@@ -78,6 +78,7 @@ def test_readmes_table_is_that_of_the_models() -> None:
     assert table == [(m.name, m.description, f'{m.parameters / 1e6:.2f}', f'{m.gmacs:.2f}') for m in models]
 
 
+@pytest.mark.slow
 def test_a_wheel_has_all_that_is_needed(tmp_path: Path) -> None:
     """Recipes, studies, templates, the kernels' source and the packaged weights, outside of a checkout."""
     pytest.importorskip('setuptools', minversion='77')

@@ -58,6 +58,7 @@ def test_auto_compiles_where_the_run_earns_it_back_and_says_so(
     assert resolved(capsys, images=9469) == (None, ''), 'no compiler'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'options',
     [
@@ -173,6 +174,7 @@ def test_training_at_several_sizes(recipe: MakeRecipe, monkeypatch: pytest.Monke
     assert result.seconds['setup'] > 0
 
 
+@pytest.mark.slow
 @needs_sizes
 def test_each_size_is_compiled_once(recipe: MakeRecipe) -> None:
     torch._dynamo.utils.counters.clear()

@@ -88,11 +88,11 @@ def main() -> None:
         parser.error(f'{", ".join(missing)}: give --timm-dir, a checkout of timm')
     if args.timm_dir is not None and not (args.timm_dir / 'timm' / 'version.py').is_file():
         parser.error(f'--timm-dir {args.timm_dir}: is no checkout of timm')
-    keep_freed_memory()  # here both sides have it; the scripts that are run as processes do as they do
     args.files = {}  # what this run has written, by benchmark
     args.load_before = os.getloadavg()
     print(f'{torch.get_num_threads()} threads, load {args.load_before[0]:.2f}', flush=True)
-    with tempfile.TemporaryDirectory() as scratch:
+    # Here both sides keep it; the scripts that are run as processes do as they do.
+    with keep_freed_memory(), tempfile.TemporaryDirectory() as scratch:
         args.scratch = scratch
         if 'IMAGENETTE_ZOO_CACHE' not in os.environ:  # a cold start, and nothing is left behind
             os.environ['IMAGENETTE_ZOO_CACHE'] = str(Path(scratch) / 'cache')

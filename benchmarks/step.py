@@ -34,7 +34,8 @@ def main() -> None:
     parser.add_argument('--steps', type=int, default=10)
     args = parser.parse_args()
     if 'memory' in args.variant:
-        keep_freed_memory()
+        keeper = keep_freed_memory()
+        keeper.__enter__()  # until the process ends
     model = timm.create_model(args.model, num_classes=10)
     if 'mish' not in args.variant:
         model = with_torchs_mish(model)

@@ -17,10 +17,12 @@ from PIL import Image
 
 from imagenette_zoo.config.recipe import Recipe
 from imagenette_zoo.kernels import runtime
-from imagenette_zoo.models import googlenet, mobilenetv2, resnets
+from imagenette_zoo.models.catalog import model_names
 from imagenette_zoo.training import trainer
 
-ZOO = [variant.name for family in (mobilenetv2, resnets, googlenet) for variant in family.VARIANTS]
+ZOO = model_names()
+QUICK = ('mbv2_mish_maxblur_imagenette', 'resnet34_mp2_imagenette', 'googlenet')  # one of each family
+EACH_OF_THE_ZOO = [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in ZOO]
 
 needs_local_dir = pytest.mark.skipif(
     tuple(int(part) for part in timm.__version__.split('.')[:3]) < (1, 0, 26),

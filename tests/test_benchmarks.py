@@ -23,6 +23,7 @@ def run(tmp_path: Path, *words: str, results: Path | None = None) -> Path:
     return results
 
 
+@pytest.mark.slow
 def test_benchmarks_within_a_process(tmp_path: Path) -> None:
     names = ['machine', 'decode', 'pipeline', 'loop', 'fused', 'layout']
     results = run(tmp_path, '--only', *names)
@@ -36,6 +37,7 @@ def test_benchmarks_within_a_process(tmp_path: Path) -> None:
     assert (results / 'machine-2.json').is_file()
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_exports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv('TORCHDYNAMO_DISABLE', '1')  # compiling takes most of a minute
     for package in ('onnx', 'onnxruntime', 'onnxscript'):
@@ -47,6 +49,7 @@ def test_the_benchmark_of_exports(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert result['details']['largest_difference'] <= 1e-4
 
 
+@pytest.mark.slow
 def test_the_time_to_an_accuracy(tmp_path: Path) -> None:
     """For each seed; a run ends with the first validation that reaches it."""
     recipe = tmp_path / 'recipe.yaml'

@@ -25,7 +25,7 @@ from tests.conftest import interrupted
 
 MakeRecipe = Callable[..., Recipe]
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')]
 if torch.cuda.is_available():
     from imagenette_zoo.kernels import gpu
 
@@ -112,7 +112,7 @@ def test_a_recorded_step_is_the_eager_one(
         return losses(train(recipe(**{**given, **options}), quiet=True).folder)
 
     monkeypatch.setattr(torch.backends.cudnn, 'deterministic', True)
-    monkeypatch.setattr(learner, 'place', place_fused)
+    monkeypatch.setattr(learner, 'to_device', place_fused)
     eager = run('none')
     assert not replays
     assert eager[-2] < 0.9 * eager[0], 'it learns'
@@ -212,3 +212,12 @@ def test_crops_are_the_cpus() -> None:
     difference = (got.int() - want.int()).abs()
     assert difference.max() <= 2  # TF32
     assert difference.float().mean() < 0.3
+
+
+def test_cuda_is_as_before(recipe: MakeRecipe) -> None:
+    torch.cuda.manual_seed(8)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    state = torch.cuda.get_rng_state()
+    train(recipe(device='cuda'), quiet=True)
+    assert torch.equal(torch.cuda.get_rng_state(), state)
+    assert not torch.backends.cuda.matmul.allow_tf32

@@ -48,12 +48,12 @@ class Stretched(Dataset):
         return self.transform(image), self.images.targets[index]
 
 
+@keep_freed_memory()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('data_dir')
     parser.add_argument('--model', default='mbv2_mish_imagenette')
     args = parser.parse_args()
-    keep_freed_memory()
     images = validation_images('', args.data_dir, 'validation')
     model = timm.create_model(args.model, pretrained=True).eval()
     config = resolve_model_data_config(model)

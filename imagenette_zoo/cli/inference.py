@@ -7,6 +7,7 @@ import json
 
 from ..config.fields import add_flags, given_flags
 from ..config.groups import ValidationOptions
+from ..utils.memory import keep_freed_memory
 from .command import Command
 
 __all__ = ['PREDICT', 'VALIDATE']
@@ -31,6 +32,7 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
     add_flags(parser, PredictOptions)
 
 
+@keep_freed_memory()
 def _predict(args: argparse.Namespace) -> int:
     from ..inference.predict import PredictOptions, describe, predict_each
     from ..utils.console import Console

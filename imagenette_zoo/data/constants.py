@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = [
     'IMAGENETTE',
+    'LABEL_NAMES',
     'IMAGE_EXTENSIONS',
     'FORMATS',
     'NOISE_LEVELS',
@@ -22,6 +23,7 @@ IMAGENETTE: dict[str, str] = {
     'n03445777': 'golf ball',
     'n03888257': 'parachute',
 }
+LABEL_NAMES = tuple(IMAGENETTE.values())
 IMAGE_EXTENSIONS = frozenset(
     {'.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.gif', '.ppm', '.pgm'},
 )

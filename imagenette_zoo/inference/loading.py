@@ -23,6 +23,7 @@ from ..config.hparams import read_yaml
 from ..config.recipe import Recipe
 from ..data import pipeline
 from ..data.augment import Normalize
+from ..data.constants import LABEL_NAMES
 from ..data.folders import ImageSet
 from ..data.loaders import Batches, Transform
 from ..data.locate import resolve_dataset, validation_images
@@ -30,7 +31,6 @@ from ..errors import UserError, nearest
 from ..layers import fuse
 from ..models import factory
 from ..models.model_folder import listed_names, load_folder, load_weights, model_folder, read_config, read_weights
-from ..models.variants import LABEL_NAMES
 from ..utils.console import Console
 from ..utils.distributed import World
 

@@ -22,7 +22,8 @@ from ..errors import UserError, first_line, require
 from ..utils.console import Console, printable
 from ..utils.distributed import choose_device
 from ..utils.files import write_atomic
-from ..utils.memory import keep_freed_memory
+from ..utils.process import restore_process
+from ..utils.seeding import restore_generators
 from .gradcam import grad_cam
 from .loading import TrainedModel, UseOptions, load_trained
 
@@ -80,6 +81,7 @@ class Prediction:
         return {'image': self.image, **top[0], 'top': top}
 
 
+@restore_process()
 def predict(
     images: str | Path | Sequence[str | Path],
     model: str | Path = UseOptions.model,
@@ -110,9 +112,9 @@ def predict_each(places: Sequence[str | Path], options: PredictOptions, console:
     """
     paths = list_images(places)
     figures = _figure_files(paths, options.save_figure)
-    keep_freed_memory()
     device = choose_device(options.device)
-    trained = load_trained(options.model, options, device, device.type == 'cpu' and len(paths) >= MANY)
+    with restore_generators():  # here, not around it all: who takes the predictions must not see others
+        trained = load_trained(options.model, options, device, device.type == 'cpu' and len(paths) >= MANY)
     with console.progress('predict', len(paths)) as progress:
         pixels = _pixels(trained, paths)
         for start in range(0, len(paths), options.batch_size):

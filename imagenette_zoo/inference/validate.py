@@ -20,7 +20,8 @@ from ..utils import environment
 from ..utils.console import Console, table
 from ..utils.distributed import World, choose_device
 from ..utils.files import write_atomic
-from ..utils.memory import is_out_of_memory, keep_freed_memory
+from ..utils.memory import is_out_of_memory
+from ..utils.process import restore_process
 from .evaluate import evaluate, shift_consistency
 from .loading import TrainedModel, images_of, load_trained
 
@@ -58,6 +59,7 @@ class Validation:
     hardware: dict[str, Any] = field(repr=False)
 
 
+@restore_process()
 def validate(
     model: str | Path | Sequence[str] | ValidationOptions,
     data_dir: str | Path | None = None,
@@ -89,7 +91,6 @@ def validate(
         raise UserError(f'--results-file {model.results_file}: no such folder')
     console = Console(quiet)
     world = World(choose_device(model.device))
-    keep_freed_memory()
     images = images_of(model.model, model)
     opened = []
     channels_last = model.is_channels_last(world.device)

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import timm
 import torch
 
-from . import googlenet, mobilenetv2, resnets
-from .variants import INPUT_SIZE, LABEL_NAMES
+from ..data.constants import LABEL_NAMES
+from .configs import INPUT_SIZE
 
 __all__ = [
     'ModelInfo',
     'list_models',
+    'model_names',
 ]
 
 
@@ -33,14 +34,22 @@ class ModelInfo:
     description: str
 
 
+def model_names() -> list[str]:
+    """All models of the zoo, in the order of the families and of their files."""
+    from . import FAMILIES
+
+    return [name for family in FAMILIES for name in family.__all__ if timm.is_model(name)]
+
+
 def list_models() -> list[ModelInfo]:
     """All models of the zoo, with ten classes; takes a few seconds, since each is built to be counted."""
     from .factory import model_cost  # here: slow to import, and `import imagenette_zoo` needs none of it
 
     infos = []
-    for variant in (*mobilenetv2.VARIANTS, *resnets.VARIANTS, *googlenet.VARIANTS):
+    for name in model_names():
         with torch.device('meta'):
-            model = timm.create_model(variant.name, num_classes=len(LABEL_NAMES))
+            model = timm.create_model(name, num_classes=len(LABEL_NAMES))
         parameters, gmacs = model_cost(model, INPUT_SIZE)
-        infos.append(ModelInfo(variant.name, parameters, gmacs, variant.description))
+        description = timm.models.model_entrypoint(name).__doc__.partition('\n')[0].rstrip('.')
+        infos.append(ModelInfo(name, parameters, gmacs, description))
     return infos

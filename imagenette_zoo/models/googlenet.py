@@ -17,15 +17,8 @@ from timm.data.constants import (
     IMAGENET_INCEPTION_STD,
 )
 from timm.layers import ConvNormAct, LayerType, create_classifier, use_reentrant_ckpt
-from timm.models import (
-    build_model_with_cfg,
-    checkpoint_seq,
-    generate_default_cfgs,
-    is_model,
-)
+from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, is_model, register_model
 from timm.models._features import feature_take_indices
-
-from .variants import Variant, register_variants
 
 __all__ = ['GoogLeNet']
 
@@ -291,9 +284,6 @@ def _create_googlenet(variant: str, pretrained: bool = False, **kwargs: Any) -> 
     return build_model_with_cfg(GoogLeNet, variant, pretrained, pretrained_filter_fn=_checkpoint_filter_fn, **kwargs)
 
 
-# A version of timm that has the model keeps its own.
-VARIANTS = () if is_model('googlenet') else (Variant('googlenet', 'GoogLeNet (Inception v1) with BatchNorm'),)
-
 default_cfgs = generate_default_cfgs(
     {
         'googlenet.tv_in1k': {
@@ -315,4 +305,10 @@ default_cfgs = generate_default_cfgs(
     }
 )
 
-register_variants(VARIANTS, _create_googlenet, globals())
+
+if not is_model('googlenet'):  # a version of timm that has the model keeps its own
+
+    @register_model
+    def googlenet(pretrained: bool = False, **kwargs: Any) -> GoogLeNet:
+        """GoogLeNet (Inception v1) with BatchNorm."""
+        return _create_googlenet('googlenet', pretrained, **kwargs)

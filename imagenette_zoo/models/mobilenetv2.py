@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch.nn as nn
-from timm.models import EfficientNet, build_model_with_cfg, generate_default_cfgs
+from timm.models import EfficientNet, build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._efficientnet_builder import (
     EfficientNetBuilder,
     decode_arch_def,
@@ -23,7 +23,7 @@ from timm.models._efficientnet_builder import (
 )
 
 from ..layers import BlurPool2d, MaxBlurPool2d, Mish, MultiPass
-from .variants import Variant, imagenette_cfg, packaged_weights, register_variants
+from .configs import imagenette_cfg, packaged_weights
 
 __all__ = ['MobileNetV2']
 
@@ -170,50 +170,69 @@ def _create_mobilenetv2(
     )
 
 
-VARIANTS = (
-    Variant(
-        'mbv2_imagenette',
-        'MobileNetV2 with ReLU6, the control',
-        {},
-        packaged_weights('mbv2_imagenette'),
-    ),
-    Variant(
-        'mbv2_mish_imagenette',
-        'MobileNetV2 with Mish',
-        {'act_layer': Mish},
-        packaged_weights('mbv2_mish_imagenette'),
-    ),
-    Variant(
-        'mbv2_mish_blur_imagenette',
-        'MobileNetV2 with Mish, blurred before it is subsampled',
-        {'act_layer': Mish, 'aa_layer': BlurPool2d},
-        packaged_weights('mbv2_mish_blur_imagenette'),
-    ),
-    Variant(
-        'mbv2_mish_maxblur_imagenette',
-        'MobileNetV2 with Mish, max-blur-pooled where it is subsampled',
-        {'act_layer': Mish, 'aa_layer': MaxBlurPool2d},
-        packaged_weights('mbv2_mish_maxblur_imagenette'),
-    ),
-    Variant(
-        'mbv2_mish_mp2_imagenette',
-        'MobileNetV2 with Mish and two passes a bottleneck',
-        {'act_layer': Mish, 'passes': 2},
-    ),
-    Variant(
-        'mbv2_mish_mp3_imagenette',
-        'MobileNetV2 with Mish and three passes a bottleneck, of kernels 3, 5 and 7',
-        {'act_layer': Mish, 'passes': 3, 'pass_kernel_sizes': (3, 5, 7)},
-    ),
-)
+def _cfg(description: str, **kwargs: Any) -> dict[str, Any]:
+    return {
+        **imagenette_cfg(description),
+        'first_conv': 'conv_stem',
+        'classifier': 'classifier',
+        'paper_ids': 'arXiv:1801.04381',
+        **kwargs,
+    }
+
 
 default_cfgs = generate_default_cfgs(
     {
-        variant.name: imagenette_cfg(
-            variant, first_conv='conv_stem', classifier='classifier', paper_ids='arXiv:1801.04381'
-        )
-        for variant in VARIANTS
+        'mbv2_imagenette': _cfg('MobileNetV2 with ReLU6, the control', **packaged_weights('mbv2_imagenette')),
+        'mbv2_mish_imagenette': _cfg('MobileNetV2 with Mish', **packaged_weights('mbv2_mish_imagenette')),
+        'mbv2_mish_blur_imagenette': _cfg(
+            'MobileNetV2 with Mish, blurred before it is subsampled', **packaged_weights('mbv2_mish_blur_imagenette')
+        ),
+        'mbv2_mish_maxblur_imagenette': _cfg(
+            'MobileNetV2 with Mish, max-blur-pooled where it is subsampled',
+            **packaged_weights('mbv2_mish_maxblur_imagenette'),
+        ),
+        'mbv2_mish_mp2_imagenette': _cfg('MobileNetV2 with Mish and two passes a bottleneck'),
+        'mbv2_mish_mp3_imagenette': _cfg('MobileNetV2 with Mish and three passes a bottleneck, of kernels 3, 5 and 7'),
     }
 )
 
-register_variants(VARIANTS, _create_mobilenetv2, globals())
+
+@register_model
+def mbv2_imagenette(pretrained: bool = False, **kwargs: Any) -> MobileNetV2:
+    """MobileNetV2 with ReLU6, the control."""
+    return _create_mobilenetv2('mbv2_imagenette', pretrained, **kwargs)
+
+
+@register_model
+def mbv2_mish_imagenette(pretrained: bool = False, **kwargs: Any) -> MobileNetV2:
+    """MobileNetV2 with Mish."""
+    model_args = dict(act_layer=Mish)
+    return _create_mobilenetv2('mbv2_mish_imagenette', pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def mbv2_mish_blur_imagenette(pretrained: bool = False, **kwargs: Any) -> MobileNetV2:
+    """MobileNetV2 with Mish, blurred before it is subsampled."""
+    model_args = dict(act_layer=Mish, aa_layer=BlurPool2d)
+    return _create_mobilenetv2('mbv2_mish_blur_imagenette', pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def mbv2_mish_maxblur_imagenette(pretrained: bool = False, **kwargs: Any) -> MobileNetV2:
+    """MobileNetV2 with Mish, max-blur-pooled where it is subsampled."""
+    model_args = dict(act_layer=Mish, aa_layer=MaxBlurPool2d)
+    return _create_mobilenetv2('mbv2_mish_maxblur_imagenette', pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def mbv2_mish_mp2_imagenette(pretrained: bool = False, **kwargs: Any) -> MobileNetV2:
+    """MobileNetV2 with Mish and two passes a bottleneck."""
+    model_args = dict(act_layer=Mish, passes=2)
+    return _create_mobilenetv2('mbv2_mish_mp2_imagenette', pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def mbv2_mish_mp3_imagenette(pretrained: bool = False, **kwargs: Any) -> MobileNetV2:
+    """MobileNetV2 with Mish and three passes a bottleneck, of kernels 3, 5 and 7."""
+    model_args = dict(act_layer=Mish, passes=3, pass_kernel_sizes=(3, 5, 7))
+    return _create_mobilenetv2('mbv2_mish_mp3_imagenette', pretrained, **dict(model_args, **kwargs))

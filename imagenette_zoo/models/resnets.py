@@ -11,11 +11,11 @@ from functools import partial
 from typing import Any
 
 import torch.nn as nn
-from timm.models import ResNet, build_model_with_cfg, generate_default_cfgs
+from timm.models import ResNet, build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, Bottleneck
 
 from ..layers import MaxBlurPool2d, Mish, MultiPass
-from .variants import Variant, imagenette_cfg, register_variants
+from .configs import imagenette_cfg
 
 __all__ = ['ZooResNet']
 
@@ -76,6 +76,32 @@ def _create_resnet(variant: str, pretrained: bool = False, **kwargs: Any) -> Zoo
     return build_model_with_cfg(ZooResNet, variant, pretrained, **kwargs)
 
 
+def _cfg(description: str, **kwargs: Any) -> dict[str, Any]:
+    return {
+        **imagenette_cfg(description),
+        'first_conv': 'conv1',
+        'classifier': 'fc',
+        'paper_ids': 'arXiv:1512.03385',
+        **kwargs,
+    }
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        'resnet34_maxblur_imagenette': _cfg('ResNet-34 with a max-blur stem pool'),
+        'resnet50_maxblur_imagenette': _cfg('ResNet-50 with a max-blur stem pool'),
+        'resnet50d_mish_maxblur_imagenette': _cfg(
+            'ResNet-50-D with Mish and a max-blur stem pool', first_conv='conv1.0', paper_ids='arXiv:1812.01187'
+        ),
+        'seresnet18d_mish_maxblur_imagenette': _cfg(
+            'ResNet-18-D of 2, 2, 3, 1 blocks with squeeze-excite and Mish, max-blur-pooled where it is subsampled',
+            first_conv='conv1.0',
+            paper_ids=('arXiv:1812.01187', 'arXiv:1709.01507'),
+        ),
+        'resnet34_mp2_imagenette': _cfg('ResNet-34 with two passes a block'),
+    }
+)
+
 _RESNET34 = {'block': BasicBlock, 'layers': (3, 4, 6, 3)}
 _RESNET50 = {'block': Bottleneck, 'layers': (3, 4, 6, 3)}
 _DEEP = {'stem_width': 32, 'stem_type': 'deep', 'avg_down': True}  # ResNet-D
@@ -83,33 +109,38 @@ _SERESNET18D = {**_DEEP, 'block': BasicBlock, 'layers': (2, 2, 3, 1), 'block_arg
 
 # The stem pool's maximum over 2 and blur of 3 pixels sees 4, one more than the 3 x 3 max pool it stands for. A blur of
 # 3 is also what Imagenette's leaderboard reports a gain with.
-VARIANTS = (
-    Variant(
-        'resnet34_maxblur_imagenette', 'ResNet-34 with a max-blur stem pool', {**_RESNET34, 'stem_pool': MaxBlurPool2d}
-    ),
-    Variant(
-        'resnet50_maxblur_imagenette', 'ResNet-50 with a max-blur stem pool', {**_RESNET50, 'stem_pool': MaxBlurPool2d}
-    ),
-    Variant(
-        'resnet50d_mish_maxblur_imagenette',
-        'ResNet-50-D with Mish and a max-blur stem pool',
-        {**_RESNET50, **_DEEP, 'stem_pool': MaxBlurPool2d, 'act_layer': Mish},
-        {'first_conv': 'conv1.0', 'paper_ids': 'arXiv:1812.01187'},
-    ),
-    Variant(
-        'seresnet18d_mish_maxblur_imagenette',
-        'ResNet-18-D of 2, 2, 3, 1 blocks with squeeze-excite and Mish, max-blur-pooled where it is subsampled',
-        {**_SERESNET18D, 'stem_pool': MaxBlurPool2d, 'aa_layer': MaxBlurPool2d, 'act_layer': Mish},
-        {'first_conv': 'conv1.0', 'paper_ids': ('arXiv:1812.01187', 'arXiv:1709.01507')},
-    ),
-    Variant('resnet34_mp2_imagenette', 'ResNet-34 with two passes a block', {**_RESNET34, 'passes': 2}),
-)
 
-default_cfgs = generate_default_cfgs(
-    {
-        variant.name: imagenette_cfg(variant, first_conv='conv1', classifier='fc', paper_ids='arXiv:1512.03385')
-        for variant in VARIANTS
-    }
-)
 
-register_variants(VARIANTS, _create_resnet, globals())
+@register_model
+def resnet34_maxblur_imagenette(pretrained: bool = False, **kwargs: Any) -> ZooResNet:
+    """ResNet-34 with a max-blur stem pool."""
+    model_args = dict(**_RESNET34, stem_pool=MaxBlurPool2d)
+    return _create_resnet('resnet34_maxblur_imagenette', pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def resnet50_maxblur_imagenette(pretrained: bool = False, **kwargs: Any) -> ZooResNet:
+    """ResNet-50 with a max-blur stem pool."""
+    model_args = dict(**_RESNET50, stem_pool=MaxBlurPool2d)
+    return _create_resnet('resnet50_maxblur_imagenette', pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def resnet50d_mish_maxblur_imagenette(pretrained: bool = False, **kwargs: Any) -> ZooResNet:
+    """ResNet-50-D with Mish and a max-blur stem pool."""
+    model_args = dict(**_RESNET50, **_DEEP, stem_pool=MaxBlurPool2d, act_layer=Mish)
+    return _create_resnet('resnet50d_mish_maxblur_imagenette', pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def seresnet18d_mish_maxblur_imagenette(pretrained: bool = False, **kwargs: Any) -> ZooResNet:
+    """ResNet-18-D of 2, 2, 3, 1 blocks with squeeze-excite and Mish, max-blur-pooled where it is subsampled."""
+    model_args = dict(**_SERESNET18D, stem_pool=MaxBlurPool2d, aa_layer=MaxBlurPool2d, act_layer=Mish)
+    return _create_resnet('seresnet18d_mish_maxblur_imagenette', pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def resnet34_mp2_imagenette(pretrained: bool = False, **kwargs: Any) -> ZooResNet:
+    """ResNet-34 with two passes a block."""
+    model_args = dict(**_RESNET34, passes=2)
+    return _create_resnet('resnet34_mp2_imagenette', pretrained, **dict(model_args, **kwargs))

@@ -13,8 +13,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..config.groups import OWN_OPTION
 from ..config.recipe import Recipe
+from ..data.constants import LABEL_NAMES
 from ..errors import UserError
-from ..models.variants import LABEL_NAMES
 from ..report.page import escape_markdown
 from ..study.records import Record, read_record
 from ..utils.console import duration

@@ -29,6 +29,7 @@ from ..layers import fuse
 from ..utils import environment
 from ..utils.console import Console
 from ..utils.files import file_stem, write_atomic
+from ..utils.process import restore_process
 
 __all__ = ['OPSET', 'Exported', 'ExportOptions', 'export', 'export_model']
 
@@ -89,6 +90,7 @@ def export(model: str | Path, to: str = 'onnx', output: str | Path | None = None
     return export_model(ExportOptions(model=str(model), to=to, output=file, **options), quiet=True)
 
 
+@restore_process()
 def export_model(options: ExportOptions, *, quiet: bool = False) -> Exported:
     """Fuses a model, exports it for any number of images, and writes it if it gives what PyTorch gives.
 

@@ -31,6 +31,7 @@ from ..report.page import report_numbers
 from ..training.run_folder import RunFolder
 from ..utils.console import Console
 from ..utils.files import write_atomic
+from ..utils.process import restore_process
 from ..version import __version__
 from .card import CardFacts, Trained, model_card, read_trained
 
@@ -62,6 +63,7 @@ class PublishOptions:
     dry_run: bool = False
 
 
+@restore_process()
 def publish(source: str, repo_id: str, options: PublishOptions | None = None, *, quiet: bool = False) -> Path:
     """Puts a trained model on the Hub: afterwards `timm.create_model('hf-hub:REPO_ID', pretrained=True)` has it.
 

@@ -23,7 +23,7 @@ from ..training.run_folder import ANALYSIS_FILES as FILES
 from ..utils.console import Console
 from ..utils.distributed import World, choose_device
 from ..utils.files import write_atomic, write_json
-from ..utils.memory import keep_freed_memory
+from ..utils.process import restore_process
 from ..utils.reading import from_json, read_bytes, read_errors, read_json
 from .passes import BlockPasses, PassesOptions, compare_passes
 
@@ -95,6 +95,7 @@ def finished_run(name: str) -> Path:
     return folder
 
 
+@restore_process()
 def analyse(folder: Path, console: Console, data_dir: str | None = None, device: str | None = None) -> Analysis:
     """Looks at the final weights of a finished run, and writes what is found beside them.
 
@@ -115,7 +116,6 @@ def analyse(folder: Path, console: Console, data_dir: str | None = None, device:
     given['batch_size'] = batch_size = recipe.validation_batch_size or recipe.batch_size
     options = ValidationOptions(**given)
     world = World(choose_device(options.device))
-    keep_freed_memory()
     root = run_images(str(folder), recipe, recipe.train_split, options.val_split)
     train_images = load_split(root, recipe.train_split)
     images = load_split(root, options.val_split, train_images.classes)

@@ -18,7 +18,8 @@ from ..training.learner import Learner
 from ..training.run import make_model
 from ..utils.console import Console, duration, table
 from ..utils.distributed import World, choose_device
-from ..utils.memory import collect, keep_freed_memory
+from ..utils.memory import collect
+from ..utils.process import restore_process
 from .plan import Study
 from .process import Slot, epochs_done
 from .runner import check_models, state_of
@@ -84,6 +85,7 @@ def image_counts(recipe: Recipe, data_dir: str | None) -> tuple[int, int, int]:
         return *PUBLISHED, len(IMAGENETTE)
 
 
+@restore_process()
 def seconds_per_epoch(recipe: Recipe, counts: tuple[int, int, int]) -> float:
     """The time of one epoch, validation included, on this machine: a few steps are timed, at each image size.
 
@@ -98,7 +100,6 @@ def seconds_per_epoch(recipe: Recipe, counts: tuple[int, int, int]) -> float:
     recipe = recipe.replace(torchcompile='none', torchcompile_mode=None, pretrained=False, initial_checkpoint=None)
     world = World(choose_device(recipe.device))
     collect(world.device)
-    keep_freed_memory()
     model = make_model(recipe, classes)
     config = factory.input_config(recipe, model, crop_mode='center')
     learner = Learner(recipe, model, world, 1)

@@ -22,7 +22,7 @@ from ..utils import environment
 from ..utils.console import Console, table
 from ..utils.distributed import World, choose_device
 from ..utils.files import write_json
-from ..utils.memory import keep_freed_memory
+from ..utils.process import restore_process
 
 __all__ = ['BlockPasses', 'PassesOptions', 'PassesReport', 'compare_passes']
 
@@ -86,6 +86,7 @@ class PassesReport:
     hardware: dict[str, Any]
 
 
+@restore_process()
 def compare_passes(options: PassesOptions, *, quiet: bool = False) -> PassesReport:
     """Compares the passes of every MultiPass block of a model on validation images.
 
@@ -102,7 +103,6 @@ def compare_passes(options: PassesOptions, *, quiet: bool = False) -> PassesRepo
         require('matplotlib', '--save-figure', 'report')
     console = Console(quiet)
     world = World(choose_device(options.device))
-    keep_freed_memory()
     images = evenly(images_of((options.model,), options), options.images)
     channels_last = options.is_channels_last(world.device)
     log = console.line if options.log_swaps else None

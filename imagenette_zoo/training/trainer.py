@@ -14,7 +14,8 @@ from ..models import factory
 from ..models.factory import model_cost
 from ..utils.console import Console
 from ..utils.distributed import World, join
-from ..utils.memory import collect, keep_freed_memory, peak_memory, reset_peak_memory
+from ..utils.memory import collect, peak_memory, reset_peak_memory
+from ..utils.process import restore_process
 from ..utils.seeding import seed_everything
 from .interrupts import Stopped, StopSignals, explained
 from .meter import Meter, Position, check_finite
@@ -27,6 +28,7 @@ __all__ = ['Result', 'train']
 CHECK_EVERY = {'cpu': 1, 'cuda': 50}  # steps: on a GPU to check the losses is to wait for all of them
 
 
+@restore_process()
 def train(recipe: Recipe, *, quiet: bool = False, repeats: Result | None = None) -> Result:
     """Trains a model by a recipe.
 
@@ -45,7 +47,6 @@ def train(recipe: Recipe, *, quiet: bool = False, repeats: Result | None = None)
     start = time.perf_counter()
     world = join(recipe.device)
     collect(world.device)
-    keep_freed_memory()
     console = Console(quiet or not world.primary)
     try:
         with explained(recipe, world):

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import sys
-from contextlib import suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,23 +22,58 @@ __all__ = [
     'is_out_of_memory',
 ]
 
-# mallopt(3) of glibc
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+# mallopt(3) of glibc: each parameter's number, its default, and the most that glibc raises it to as large blocks are
+# freed. Once mallopt has been called it raises nothing any more.
+MALLOPT = {
+    'trim_threshold': (-1, 2**17, 2**26),
+    'top_pad': (-2, 2**17, 2**17),
+    'mmap_threshold': (-3, 2**17, 2**25),
+    'mmap_max': (-4, 2**16, 2**16),
+}
+
+_lock = threading.Lock()
+_keepers = 0
 
 
-def keep_freed_memory() -> None:
-    """Lets glibc reuse the memory of freed tensors instead of giving it back to the system.
+@contextmanager
+def keep_freed_memory() -> Iterator[None]:
+    """Has glibc reuse the memory of freed tensors; afterwards it is given back to the system, as usual.
 
     By default every tensor above 32 MiB is mapped anew, and the system clears it page by page when it is first
     written: a third of the time of a training step on a CPU (docs/performance.md). Without glibc nothing happens.
     """
-    try:
-        mallopt = ctypes.CDLL('libc.so.6').mallopt
-    except (OSError, AttributeError):
+    global _keepers
+    libc: Any = None
+    with suppress(OSError):
+        libc = ctypes.CDLL('libc.so.6')
+    if not hasattr(libc, 'mallopt'):
+        yield
         return
-    mallopt(M_MMAP_MAX, 0)
-    mallopt(M_TRIM_THRESHOLD, -1)  # never, also above 2 GiB
-    mallopt(M_TOP_PAD, 64 * 2**20)
+    with _lock:
+        _keepers += 1
+        for name, value in (('mmap_max', 0), ('trim_threshold', -1), ('top_pad', 2**26)):  # -1: never, also above 2 GiB
+            libc.mallopt(MALLOPT[name][0], value)
+    try:
+        yield
+    finally:
+        with _lock:
+            _keepers -= 1
+            if _keepers == 0:  # else another call still needs it
+                for name, value in _usual_settings().items():
+                    libc.mallopt(MALLOPT[name][0], value)
+                libc.malloc_trim(0)
+
+
+def _usual_settings() -> dict[str, int]:
+    """What glibc has without us, as mallopt can't be asked: the user's settings from the environment, else its own."""
+    tunables = dict(part.partition('=')[::2] for part in os.environ.get('GLIBC_TUNABLES', '').split(':'))
+    chosen = {}
+    for name in MALLOPT:
+        text = os.environ.get(f'MALLOC_{name.upper()}_') or tunables.get(f'glibc.malloc.{name}', '')
+        with suppress(ValueError):
+            chosen[name] = min(int(text, 0), 2**31 - 1)
+    # glibc raises nothing where the user has chosen one.
+    return {name: row[1 if chosen else 2] for name, row in MALLOPT.items()} | chosen
 
 
 def collect(device: torch.device) -> None:

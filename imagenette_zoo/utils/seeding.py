@@ -6,11 +6,13 @@ augmentations come out with 0 or 4 workers, and a resumed run needs no random st
 
 import hashlib
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 
-__all__ = ['seed_everything', 'stream_seed']
+__all__ = ['restore_generators', 'seed_everything', 'stream_seed']
 
 
 def stream_seed(*parts: int | str) -> int:
@@ -30,3 +32,21 @@ def seed_everything(*parts: int | str) -> None:
         torch.cuda.manual_seed_all(seed % 2**63)
     if torch.backends.mps.is_available():
         torch.mps.manual_seed(seed % 2**63)
+
+
+@contextmanager
+def restore_generators() -> Iterator[None]:
+    """Python's, NumPy's and torch's generators are afterwards in the state that they were in before."""
+    python, numpy = random.getstate(), np.random.get_state(legacy=False)
+    mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
+    used_cuda = torch.cuda.is_initialized()
+    try:
+        with torch.random.fork_rng(range(torch.cuda.device_count()) if used_cuda else (), device_type='cuda'):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        if mps is not None:
+            torch.mps.set_rng_state(mps)
+        if torch.cuda.is_initialized() and not used_cuda:
+            torch.cuda.manual_seed_all(torch.initial_seed())  # as `torch.manual_seed` has it when CUDA starts

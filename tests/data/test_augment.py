@@ -367,6 +367,7 @@ def test_a_batch_is_normalised_then_erased_then_mixed() -> None:
     assert images.dtype == torch.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('color_jitter', [0.0, 0.4])
 def test_real_images_come_out_as_from_timms_loader(
     imagenette_dir: Path, color_jitter: float, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch

@@ -441,6 +441,7 @@ def test_where_there_are_no_more_processes_threads_decode(
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.slow
 def test_processes_end_with_their_first(tmp_path: Path) -> None:
     script = f"""
 import os, time

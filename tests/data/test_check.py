@@ -44,6 +44,7 @@ def test_check_lists_bad_images(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert 'empty.jpg: is empty (0 bytes)' in errors[2]
 
 
+@pytest.mark.slow
 def test_real_imagenette_is_sound(imagenette_dir: Path) -> None:
     report = check.check(locate.find_root(imagenette_dir))
     assert report.bad == ()

@@ -86,6 +86,7 @@ def test_predict(mark: Path, photo: Path, tmp_path: Path, capsys: pytest.Capture
     assert_said(capsys)
 
 
+@pytest.mark.slow
 @needs_posix
 @pytest.mark.parametrize('split', ['train', 'val'])
 @pytest.mark.parametrize('loader', [['cache'], ['timm', '-j', '0'], ['timm', '-j', '1']], ids=' '.join)
@@ -121,6 +122,7 @@ def test_thumbnails_of_a_report(mark: Path, photo: Path, tmp_path: Path) -> None
     assert thumbnail(images, 1 - index)
 
 
+@pytest.mark.slow
 @needs_posix
 def test_other_libraries_of_the_process(mark: Path, photo: Path, tmp_path: Path) -> None:
     """Pillow is asked as they ask it, after it has forgotten; in a process of its own."""

@@ -140,6 +140,7 @@ def test_second_derivatives() -> None:
     assert x.grad.abs().sum() > 0
 
 
+@pytest.mark.slow
 def test_compiled() -> None:
     torch.manual_seed(0)
     layer = nn.Sequential(nn.Conv2d(4, 4, 5, 2, 2, groups=4), nn.Mish())

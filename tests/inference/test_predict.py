@@ -23,7 +23,7 @@ from imagenette_zoo.inference.loading import TrainedModel, load_trained
 from imagenette_zoo.inference.predict import Prediction, PredictOptions, draw, look_at
 from imagenette_zoo.models import factory
 from imagenette_zoo.models.model_folder import save_model_folder
-from tests.conftest import ZOO
+from tests.conftest import EACH_OF_THE_ZOO
 
 
 def create(name: str, **kwargs: Any) -> Any:
@@ -46,6 +46,7 @@ def image(folder: Path) -> str:
     return str(folder / 'val' / 'class1' / '0.png')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['test_resnet', 'test_efficientnet', 'mbv2_mish_mp2_imagenette', 'googlenet'])
 def test_behind_average_pooling_and_a_linear_layer_it_is_cam(name: str) -> None:
     """Zhou et al. 2016: the map is the features weighted with the classifier's row, but for the number of positions."""
@@ -89,7 +90,7 @@ def test_channels_may_be_last() -> None:
     torch.testing.assert_close(maps * 64, cam.detach())
 
 
-@pytest.mark.parametrize('name', ZOO)
+@pytest.mark.parametrize('name', EACH_OF_THE_ZOO)
 def test_every_model_of_the_zoo_has_heat_maps(name: str) -> None:
     model, images = create(name), torch.randn(2, 3, 64, 64)
     logits, maps = grad_cam(model, images)
@@ -106,6 +107,7 @@ def test_a_model_without_a_feature_map_has_none(name: str, side: int) -> None:
         grad_cam(create(name), torch.randn(1, 3, side, side))
 
 
+@pytest.mark.slow
 def test_predictions_are_those_of_validate(recipe: Callable[..., Recipe], folder: Path) -> None:
     """The same classes from the files as from the data set: pixels, normalisation and names are right."""
     run = iz.train(recipe(epochs=4, opt='adamw', no_aug=True), quiet=True).folder
@@ -166,6 +168,7 @@ def test_what_is_printed(tmp_path: Path, image: str, capsys: pytest.CaptureFixtu
     assert found['probability'] == pytest.approx(float(lines[1].split()[1]) / 100, abs=6e-4)
 
 
+@pytest.mark.slow
 def test_figures(tmp_path: Path, folder: Path, image: str, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip('matplotlib')
     model = str(model_folder(tmp_path / 'm'))

@@ -69,6 +69,7 @@ def run(recipe: MakeRecipe) -> Path:
     return train(recipe(epochs=6, opt='adamw', no_aug=True), quiet=True).folder
 
 
+@pytest.mark.slow
 def test_a_run_its_best_and_local_dir_are_the_same(run: Path, recipe: MakeRecipe) -> None:
     names = (str(run), f'{run}/best', f'local-dir:{run}/best')
     results = validate(names, recipe().data_dir, workers=0, quiet=True)
@@ -78,6 +79,7 @@ def test_a_run_its_best_and_local_dir_are_the_same(run: Path, recipe: MakeRecipe
     assert torch.tensor(results[0].confusion).sum() == 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('given', 'taken', 'last'), [({}, 64, True), ({'batch_size': 70, 'channels_last': False}, 70, False)]
 )
@@ -98,6 +100,7 @@ def test_a_cpu_takes_64_images_at_a_time_channels_last(
     assert seen[-2:] == [(taken, {last}), (90 - taken, {last})]
 
 
+@pytest.mark.slow
 def test_a_larger_test_size_of_the_published_weights_is_not_that_of_a_run(recipe: MakeRecipe) -> None:
     """timm tests its resnet18 at 288 px and crop 1.0; a run's model is validated as its training validated it."""
     assert timm.get_pretrained_cfg('resnet18').test_input_size == (3, 288, 288)
@@ -108,6 +111,7 @@ def test_a_larger_test_size_of_the_published_weights_is_not_that_of_a_run(recipe
         assert found.loss == pytest.approx(run.loss, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_report_and_the_files(
     run: Path, recipe: MakeRecipe, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -138,6 +142,7 @@ def test_the_report_and_the_files(
     assert 'top1 class0' in rows[0]
 
 
+@pytest.mark.slow
 def test_fusing_changes_nothing_but_the_model(recipe: MakeRecipe) -> None:
     result = train(recipe(model='mbv2_mish_mp3_imagenette', epochs=1, img_size=64), quiet=True)
     [plain] = validate(result.folder, recipe().data_dir, workers=0, quiet=True)
@@ -162,6 +167,7 @@ def test_a_model_that_is_none(recipe: MakeRecipe, name: str, part: str) -> None:
     assert part in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_damaged_model_folder(run: Path, recipe: MakeRecipe) -> None:
     (run / 'best' / 'config.json').write_text('{"architecture": 5}')
     with pytest.raises(UserError, match="not a model's config"):
@@ -172,6 +178,7 @@ def test_a_damaged_model_folder(run: Path, recipe: MakeRecipe) -> None:
         validate(run / 'last', recipe().data_dir, workers=0, quiet=True)
 
 
+@pytest.mark.slow
 def test_classes_are_those_of_the_training_split(recipe: MakeRecipe, tmp_path: Path) -> None:
     """With a `train/` of other classes beside it, and one class without validation images."""
     root = make_folder(tmp_path / 'two', classes=2)
@@ -185,6 +192,7 @@ def test_classes_are_those_of_the_training_split(recipe: MakeRecipe, tmp_path: P
     assert analyse(result.folder, Console(quiet=True)).top1 == result.top1
 
 
+@pytest.mark.slow
 def test_full_memory_is_one_line(run: Path, recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError(text)
@@ -207,6 +215,7 @@ def test_a_model_for_grey_images(recipe: MakeRecipe, tmp_path: Path) -> None:
             validate(tmp_path / 'grey', recipe().data_dir, workers=0, quiet=True, loader=loader)
 
 
+@pytest.mark.slow
 def test_other_classes_of_the_same_number(run: Path, tmp_path: Path) -> None:
     other = make_folder(tmp_path / 'other', train=1, val=1)
     for split in ('train', 'val'):
@@ -221,6 +230,7 @@ def test_published_weights_of_other_classes(tmp_path: Path) -> None:
         validate('mbv2_mish_imagenette', folder, pretrained=True, workers=0, quiet=True)
 
 
+@pytest.mark.slow
 def test_a_class_without_validation_images_keeps_its_place(run: Path, recipe: MakeRecipe, tmp_path: Path) -> None:
     fewer = shutil.copytree(recipe().data_dir, tmp_path / 'fewer')
     shutil.rmtree(fewer / 'val' / 'class0')
@@ -229,6 +239,7 @@ def test_a_class_without_validation_images_keeps_its_place(run: Path, recipe: Ma
     assert scores.per_class == {name: top1 for name, top1 in whole.per_class.items() if name != 'class0'}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('names', [5, 'abc', {'0': 'a', '1': 'b', '2': 'c'}])
 def test_label_names_that_are_no_list_do_not_matter(run: Path, recipe: MakeRecipe, names: object) -> None:
     path = run / 'best' / 'config.json'
@@ -236,6 +247,7 @@ def test_label_names_that_are_no_list_do_not_matter(run: Path, recipe: MakeRecip
     assert len(validate(run, recipe().data_dir, workers=0, quiet=True)) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('given', 'part'), [({'checkpoint': 'other.pth'}, 'has its own weights'), ({'num_classes': 7}, 'has 3: leave it')]
 )
@@ -254,6 +266,7 @@ def test_the_arguments_in_a_config(tmp_path: Path) -> None:
     assert factory.source_args(source, model) == factory.source_args('test_resnet', model) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('args', [{'checkpoint_path': 'evil.pth'}, {'pretrained_cfg': {'file': 'evil.pth'}}])
 def test_a_config_that_names_files_is_refused(run: Path, recipe: MakeRecipe, args: dict[str, object]) -> None:
     path = run / 'best' / 'config.json'
@@ -262,6 +275,7 @@ def test_a_config_that_names_files_is_refused(run: Path, recipe: MakeRecipe, arg
         validate(run, recipe().data_dir, workers=0, quiet=True)
 
 
+@pytest.mark.slow
 @needs_local_dir
 def test_pixels_are_those_of_timms_loader(run: Path, recipe: MakeRecipe) -> None:
     """The same logits as with timm's dataset, loader and transform, to the bit."""
@@ -290,6 +304,7 @@ def test_a_border_is_filled_as_timm_fills_it() -> None:
     assert pixels[:, 0, 0].tolist() == [26, 128, 255]
 
 
+@pytest.mark.slow
 def test_classes_that_disagree_with_the_data(run: Path, tmp_path: Path, folder: Path) -> None:
     other = make_folder(tmp_path / 'four', classes=4, train=1, val=1)
     with pytest.raises(UserError, match='has 3 classes'):

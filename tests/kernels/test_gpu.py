@@ -45,6 +45,7 @@ def norm(gpu: ModuleType, x: torch.Tensor) -> tuple[nn.BatchNorm2d, nn.BatchNorm
     return exact.double(), ours, found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('dtype', TOLERANCES)
 @pytest.mark.parametrize(
     ('shape', 'act'),
@@ -116,6 +117,7 @@ def test_blur_is_torchs(gpu: ModuleType, kind: str, size: tuple[int, int], dtype
     assert y.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(DEVICE.type == 'cpu', reason='no GPU')
 def test_many_rows(gpu: ModuleType) -> None:
     """More tiles than a grid's other dimensions may have."""
@@ -141,6 +143,7 @@ def test_blur_sees_nan_and_infinity(gpu: ModuleType, kind: str) -> None:
     assert dx.eq(0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('dtype', TOLERANCES_16)
 @pytest.mark.parametrize('stride', [1, 2])
 @pytest.mark.parametrize('shape', [(3, 24, 5, 8), (2, 8, 1, 1), (1, 40, 2, 3), (2, 8, 40, 33), (1, 776, 3, 3)])
@@ -192,6 +195,7 @@ def one_by_one(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(gpu, 'ThreadPoolExecutor', partial(ThreadPoolExecutor, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['depthwise_forward', 'depthwise_input_gradient', 'depthwise_weight_gradient'])
 def test_the_check_sees_a_wrong_depthwise_kernel(
     gpu: ModuleType, one_by_one: None, monkeypatch: pytest.MonkeyPatch, name: str

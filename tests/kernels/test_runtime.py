@@ -64,6 +64,7 @@ def compiled() -> object:
     return runtime._compile.__wrapped__()
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_the_library_is_compiled_once(folder: Path) -> None:
     assert compiled() is not None
@@ -77,6 +78,7 @@ def test_the_library_is_compiled_once(folder: Path) -> None:
     assert path.stat().st_mode & 0o022 == 0
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.usefixtures('library')
 def test_a_good_library_is_loaded(anew: object) -> None:
@@ -156,6 +158,7 @@ def run(folder: Path) -> 'subprocess.Popen[str]':
     return subprocess.Popen([sys.executable, '-c', SCRIPT], env=environment, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_a_truncated_library_is_made_anew(library: Path) -> None:
     """As a power failure leaves it: to map it ends a process with a bus error."""
@@ -180,6 +183,7 @@ def test_a_changed_library_is_made_anew(change: str, library: Path, anew: object
     assert list(library.parent.iterdir()) == []
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_two_processes_compile_at_once(folder: Path) -> None:
     processes = [run(folder) for _ in range(2)]
@@ -188,6 +192,7 @@ def test_two_processes_compile_at_once(folder: Path) -> None:
     assert {path.suffix for path in folder.iterdir()} == {'.so'}
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_what_cannot_be_kept_is_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
@@ -215,6 +220,7 @@ OUTPUTS = [
 ]
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize(('name', 'dtype', 'place'), OUTPUTS)
 @pytest.mark.parametrize('value', [3.0, float('nan')])
@@ -245,6 +251,7 @@ MISTAKES = {
 }
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize('mistake', MISTAKES)
 def test_a_library_that_computes_something_else_is_not_used(

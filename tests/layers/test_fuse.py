@@ -84,6 +84,7 @@ def _no_gradients() -> Any:
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ZOO + TIMM)
 def test_models(name: str) -> None:
     model, x = create(name), images()
@@ -116,6 +117,7 @@ def test_models(name: str) -> None:
     assert_same(fused(x.float()), model(x.float()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['mbv2_mish_mp2_imagenette', 'resnet34_mp2_imagenette', 'googlenet', 'repvgg_a0'])
 def test_methods_of_timm_remain(name: str) -> None:
     model, x = create(name), images(64)
@@ -129,6 +131,7 @@ def test_methods_of_timm_remain(name: str) -> None:
     assert fused.double()(x).shape == (2, 7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('name', 'settings'),
     [
@@ -150,6 +153,7 @@ def test_features_only(name: str, settings: dict[str, Any]) -> None:
     assert fused.feature_info.channels() == model.feature_info.channels()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', [SMALL_MP2[0], 'repvgg_a0', 'mobileone_s0'])
 def test_only_the_last_rounding_differs(name: str) -> None:
     model = create(name).float()
@@ -173,6 +177,7 @@ def test_multi_pass_becomes_one_block() -> None:
     assert sum(isinstance(layer, WideInvertedResidual) for layer in fused.modules()) == 16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', [SMALL_MP2[0], 'resnet18', 'repvit_m0_9'])
 @pytest.mark.parametrize('memory_format', [torch.channels_last, torch.contiguous_format])
 def test_keeps_the_memory_format(name: str, memory_format: torch.memory_format) -> None:
@@ -185,6 +190,7 @@ def test_keeps_the_memory_format(name: str, memory_format: torch.memory_format) 
     assert_same(fused(x), model(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', [SMALL_MP2[0], 'repvgg_a0', 'repvit_m0_9'])
 def test_keeps_the_dtype(name: str) -> None:
     """Also where timm makes a merged layer in the default dtype."""
@@ -485,6 +491,7 @@ def test_requires_gradients_as_before(frozen: bool) -> None:
     assert {weight.requires_grad for weight in fuse(model).parameters()} == {not frozen}
 
 
+@pytest.mark.slow
 def test_compiles(caplog: pytest.LogCaptureFixture) -> None:
     model, x = create(SMALL_MP2[0], aa_layer=BlurPool2d, **SMALL_MP2[1]).float(), images(dtype=torch.float32)
     with caplog.at_level(logging.WARNING):

@@ -93,6 +93,7 @@ def test_max_blur_pool_compiles(how: str, channels: int | None) -> None:
     torch.testing.assert_close(compiled(x), pool(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['resnet50', 'resnet18d', 'mobilenetv2_050', 'cspresnet50', 'resnet14t'])
 def test_both_layers_in_timm_models(name: str) -> None:
     """Weights of the plain model fit, the layers are where timm puts them, and odd sizes match their shortcuts."""

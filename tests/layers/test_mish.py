@@ -127,6 +127,7 @@ def test_mish_is_one_exponential_where_it_is_compiled_and_torchs_own_elsewhere(l
     assert not launches
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize('dtype', FUSED)
 def test_fused_mish_has_torchs_values_and_gradients(dtype: torch.dtype, launches: list[torch.Tensor]) -> None:
@@ -394,6 +395,7 @@ def test_a_compiler_that_fails_is_tried_once(
     assert not launches
 
 
+@pytest.mark.slow
 def test_no_compiler(tmp_path: Path) -> None:
     """A machine without one: nothing is compiled for small tensors, and torch's Mish runs for large ones."""
     script = """if True:

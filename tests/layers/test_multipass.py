@@ -60,6 +60,7 @@ def test_merges_in_training(merge: str, block: Any) -> None:
     assert all(weight.grad is not None for weight in multi_pass.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('merge', ['mean', 'max'])
 @pytest.mark.parametrize('block', [InvertedResidual, DepthwiseSeparableConv])
 def test_compiles(block: type[nn.Module], merge: str) -> None:
@@ -202,6 +203,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('case', MODELS)
 def test_models_fuse_exactly(case: str) -> None:
     torch.manual_seed(0)

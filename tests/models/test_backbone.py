@@ -10,7 +10,7 @@ from torch import nn
 
 import imagenette_zoo  # noqa: F401  (registers the models)
 from imagenette_zoo.data.synthette import CLASS_NAMES, draw
-from tests.conftest import ZOO
+from tests.conftest import EACH_OF_THE_ZOO
 
 
 class Segmenter(nn.Module):
@@ -42,7 +42,7 @@ def discs(count: int, side: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(count, 3, side, side, generator=generator) + 2.0 * inside[:, None], inside.long()
 
 
-@pytest.mark.parametrize('name', ZOO)
+@pytest.mark.parametrize('name', EACH_OF_THE_ZOO)
 def test_a_segmentation_head_learns(name: str) -> None:
     torch.manual_seed(0)
     backbone = timm.create_model(name, features_only=True)

@@ -18,7 +18,7 @@ from torchvision.models.feature_extraction import create_feature_extractor, get_
 import imagenette_zoo
 from imagenette_zoo.layers import BlurPool2d, MaxBlurPool2d, Mish
 from imagenette_zoo.models.factory import model_cost, to_device
-from tests.conftest import ZOO
+from tests.conftest import EACH_OF_THE_ZOO, ZOO
 
 SIDE = 64
 
@@ -66,7 +66,7 @@ def test_all_of_the_table_is_registered() -> None:
     assert timm.is_model('googlenet')
 
 
-@pytest.mark.parametrize('name', ZOO)
+@pytest.mark.parametrize('name', EACH_OF_THE_ZOO)
 def test_config_fits_the_model(name: str) -> None:
     model = create(name)
     cfg = timm.get_pretrained_cfg(name)
@@ -83,7 +83,7 @@ def test_config_fits_the_model(name: str) -> None:
         assert cfg.description
 
 
-@pytest.mark.parametrize('name', ZOO)
+@pytest.mark.parametrize('name', EACH_OF_THE_ZOO)
 def test_forward_and_heads(name: str) -> None:
     model = create(name, num_classes=7)
     x = images(model.default_cfg['input_size'][-1])
@@ -104,7 +104,7 @@ def test_forward_and_heads(name: str) -> None:
     assert create(name, num_classes=0, global_pool='')(x).shape == features.shape
 
 
-@pytest.mark.parametrize('name', ZOO)
+@pytest.mark.parametrize('name', EACH_OF_THE_ZOO)
 def test_every_parameter_gets_a_gradient(name: str) -> None:
     model = create(name, num_classes=42).train()
     out = model(images(batch=2))
@@ -127,7 +127,7 @@ def test_gradient_checkpointing_changes_nothing(name: str, reentrant: bool, monk
 
 
 @pytest.mark.parametrize('settings', [{}, {'feature_cls': 'getter'}], ids=['list', 'getter'])
-@pytest.mark.parametrize('name', ZOO)
+@pytest.mark.parametrize('name', EACH_OF_THE_ZOO)
 def test_features_only(name: str, settings: dict[str, Any]) -> None:
     model = create(name, features_only=True, **settings)
     x = images(96)
@@ -141,7 +141,7 @@ def test_features_only(name: str, settings: dict[str, Any]) -> None:
     torch.testing.assert_close(chosen(x), [outputs[1], outputs[3]])
 
 
-@pytest.mark.parametrize('name', ZOO)
+@pytest.mark.parametrize('name', EACH_OF_THE_ZOO)
 def test_forward_intermediates(name: str) -> None:
     model, x = settle(create(name)), images(96)
     info = FeatureInfo(model.feature_info, tuple(range(5)))
@@ -156,7 +156,7 @@ def test_forward_intermediates(name: str) -> None:
     assert count(model) < 0.7 * count(create(name))
 
 
-@pytest.mark.parametrize('name', ZOO)
+@pytest.mark.parametrize('name', EACH_OF_THE_ZOO)
 def test_torchscript(name: str) -> None:
     model, x = settle(create(name, scriptable=True)), images()
     assert_same(torch.jit.script(model)(x), model(x))
@@ -168,7 +168,7 @@ def test_torchscript_of_features(name: str) -> None:
     torch.testing.assert_close(torch.jit.script(model)(x), model(x))
 
 
-@pytest.mark.parametrize('name', ZOO)
+@pytest.mark.parametrize('name', EACH_OF_THE_ZOO)
 @torch.no_grad()  # with gradients Mish is our kernel, which rounds otherwise
 def test_fx(name: str) -> None:
     model, x = settle(create(name)), images()
@@ -183,13 +183,14 @@ def test_fx(name: str) -> None:
     torch.testing.assert_close(out, model(x), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize('name', ZOO)
+@pytest.mark.parametrize('name', EACH_OF_THE_ZOO)
 def test_export(name: str) -> None:
     model, x = settle(create(name)), images()
     assert_same(torch.export.export(model, (x,)).module()(x), model(x))
 
 
-@pytest.mark.parametrize('name', ZOO)
+@pytest.mark.slow
+@pytest.mark.parametrize('name', EACH_OF_THE_ZOO)
 def test_compile(name: str) -> None:
     model, x = settle(create(name)), images()
     with torch.no_grad():
@@ -197,7 +198,7 @@ def test_compile(name: str) -> None:
         assert_same(compiled(x), model(x))
 
 
-@pytest.mark.parametrize('name', ZOO)
+@pytest.mark.parametrize('name', EACH_OF_THE_ZOO)
 def test_image_channels_and_dropout(name: str) -> None:
     model = create(name, in_chans=1, drop_rate=0.5)
     x = images(channels=1)
@@ -207,6 +208,7 @@ def test_image_channels_and_dropout(name: str) -> None:
     assert not torch.equal(model.forward_head(features), model.forward_head(features))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', [name for name in ZOO if name != 'googlenet'])
 def test_drop_path(name: str) -> None:
     model = create(name, drop_path_rate=0.9)
@@ -225,7 +227,7 @@ def settle_dropping(model: nn.Module) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize('name', ZOO)
+@pytest.mark.parametrize('name', EACH_OF_THE_ZOO)
 def test_every_parameter_has_a_group(name: str) -> None:
     model = create(name)
     for coarse, fewest in ((False, 8), (True, 5)):
@@ -234,6 +236,7 @@ def test_every_parameter_has_a_group(name: str) -> None:
         assert len(groups) >= fewest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('name', 'timm_name', 'settings'),
     [
@@ -370,7 +373,7 @@ def test_googlenet_refuses_to_transform_grey_images() -> None:
         create('googlenet', transform_input=True, in_chans=1)
 
 
-@pytest.mark.parametrize('name', ZOO)
+@pytest.mark.parametrize('name', EACH_OF_THE_ZOO)
 def test_a_model_costs_the_same_where_it_was_made_fast(name: str) -> None:
     model = create(name)
     cost = model_cost(model, (3, SIDE, SIDE))
@@ -391,6 +394,7 @@ def test_model_cost() -> None:
     assert math.isclose(model_cost(vit, (3, 224, 224))[1], 1.26, abs_tol=0.1)
 
 
+@pytest.mark.slow
 def test_list_models() -> None:
     infos = imagenette_zoo.list_models()
     assert [info.name for info in infos] == ZOO
@@ -408,7 +412,7 @@ def test_list_models() -> None:
     'dtype' not in inspect.signature(timm.models.ResNet.__init__).parameters,
     reason='this timm takes no device and dtype',
 )
-@pytest.mark.parametrize('name', ZOO)
+@pytest.mark.parametrize('name', EACH_OF_THE_ZOO)
 def test_weights_and_buffers_are_made_where_and_as_asked_for(name: str) -> None:
     model = timm.create_model(name, dtype=torch.bfloat16)
     tensors = [*model.parameters(), *model.buffers()]

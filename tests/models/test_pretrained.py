@@ -103,6 +103,7 @@ def test_features() -> None:
         torch.testing.assert_close(feature, intermediate)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', NAMES)
 def test_accuracy_is_the_documented_one(name: str, imagenette_dir: Path) -> None:
     documented = results(name)

@@ -13,6 +13,7 @@ from imagenette_zoo.study.statistics import judge
 from tests.report.records import make_record, make_records, text_of
 
 
+@pytest.mark.slow
 def test_verdicts_come_first_and_are_those_of_the_statistics(written: Path, study: Study) -> None:
     page = (written / 'report.html').read_text()
     expected = judge(study.claims, samples_of(study.claims, by_run(make_records())))
@@ -48,6 +49,7 @@ def test_more_seeds_are_asked_for_where_they_would_decide(tmp_path: Path, study:
     assert f'about {more} more seeds of each run' in (tmp_path / 'report.md').read_text()
 
 
+@pytest.mark.slow
 def test_one_seed_decides_nothing_and_the_report_says_what_is_missing(tmp_path: Path, study: Study) -> None:
     page = write_report(tmp_path, make_records()[:1], study=study).read_text()
     text = text_of(page)

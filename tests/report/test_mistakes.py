@@ -49,6 +49,7 @@ def of_a_folder(tmp_path: Path) -> Callable[..., list[Record]]:
     return make
 
 
+@pytest.mark.slow
 def test_thumbnails_are_of_the_images_that_were_taken_for_others(
     tmp_path: Path, of_a_folder: Callable[..., list[Record]]
 ) -> None:
@@ -65,6 +66,7 @@ def test_thumbnails_are_of_the_images_that_were_taken_for_others(
     assert page == write_report(tmp_path / 'out', records, data_dir=str(moved)).read_text()
 
 
+@pytest.mark.slow
 def test_a_report_to_give_away_has_no_image_and_needs_none(
     tmp_path: Path, of_a_folder: Callable[..., list[Record]]
 ) -> None:

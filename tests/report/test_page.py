@@ -21,6 +21,7 @@ HOSTILE = '$x_1$ <script>alert(1)</script> | [a](http://evil) & "q" _b_'
 BROWSER = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
 
 
+@pytest.mark.slow
 def test_same_input_same_bytes(written: Path, tmp_path: Path, study: Study) -> None:
     write_report(tmp_path, make_records(), study=study)
     files = sorted(path.relative_to(written) for path in written.rglob('*') if path.is_file())
@@ -31,6 +32,7 @@ def test_same_input_same_bytes(written: Path, tmp_path: Path, study: Study) -> N
         assert (written / file).read_bytes() == (tmp_path / file).read_bytes(), file
 
 
+@pytest.mark.slow
 def test_nothing_is_left_of_an_earlier_report_with_more_runs(tmp_path: Path) -> None:
     write_report(tmp_path, make_records())
     (tmp_path / 'figures' / 'mine.png').write_bytes(b'kept')
@@ -41,6 +43,7 @@ def test_nothing_is_left_of_an_earlier_report_with_more_runs(tmp_path: Path) -> 
     assert 'confusion-2.png' not in names
 
 
+@pytest.mark.slow
 def test_only_figures_of_an_earlier_report_are_removed(tmp_path: Path) -> None:
     figures = tmp_path / 'figures'
     figures.mkdir()
@@ -115,6 +118,7 @@ def test_a_training_that_diverged_is_reported_too(tmp_path: Path) -> None:
     assert len(json.loads((tmp_path / 'report.json').read_text())['mistakes']) > 0
 
 
+@pytest.mark.slow
 def test_many_runs_and_many_classes(tmp_path: Path) -> None:
     classes = tuple(f'class {number}' for number in range(70))
     records = [make_record(f'run{n}', s, 50.0 + n + s / 9, gmacs=1.0 + n) for n in range(14) for s in (1, 2)]

@@ -39,6 +39,7 @@ def test_times_to_an_accuracy_say_who_did_not_get_there(tmp_path: Path) -> None:
     assert '| not reached | not reached |' in rows[2]
 
 
+@pytest.mark.slow
 def test_runs_of_before_an_option_was_there(tmp_path: Path) -> None:
     records = make_records()
     for record in records:

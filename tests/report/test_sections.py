@@ -32,6 +32,7 @@ def test_front_has_what_nothing_cheaper_beats(tmp_path: Path) -> None:
     assert not (tmp_path / 'figures' / 'cost-train_seconds.png').exists(), 'times of two machines do not compare'
 
 
+@pytest.mark.slow
 def test_best_two_of_different_models_are_beside_each_other_unless_told(tmp_path: Path) -> None:
     records = [
         make_record('first', 1, 90.0, model='a'),

@@ -14,8 +14,8 @@ from huggingface_hub import ModelCard
 
 from imagenette_zoo.cli.main import main
 from imagenette_zoo.config.recipe import Recipe
+from imagenette_zoo.data.constants import LABEL_NAMES
 from imagenette_zoo.models.model_folder import load_folder
-from imagenette_zoo.models.variants import LABEL_NAMES
 from imagenette_zoo.sharing import publish as module
 from imagenette_zoo.sharing.card import CardFacts, model_card, read_trained
 from imagenette_zoo.training.trainer import train
@@ -92,6 +92,7 @@ def metadata(text: str) -> dict[str, Any]:
 # --- The round trip ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_is_published_gives_the_same_logits(client: Client, hub: Hub, run: Path) -> None:
     said = client('publish', str(run), 'me/small')
     assert said['code'] == 0, said
@@ -426,6 +427,7 @@ def test_sources_that_are_none(tmp_path: Path, capsys: Any) -> None:
     assert 'no such folder' in refused(capsys, 'mbv2_mish_imagenette')
 
 
+@pytest.mark.slow
 def test_no_way_to_a_token(run: Path, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
     def refuse() -> str:
         raise LookupError('no identity')

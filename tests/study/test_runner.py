@@ -68,6 +68,7 @@ def weights(study: Path) -> dict[str, bytes]:
     return {path.parent.parent.name: path.read_bytes() for path in study.glob('*/last/model.safetensors')}
 
 
+@pytest.mark.slow
 def test_a_study_is_run_skipped_continued_and_judged(
     place: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -117,6 +118,7 @@ def test_a_missing_package_is_said_before_anything_is_trained(
     assert not (place / 'runs').exists()
 
 
+@pytest.mark.slow
 def test_one_failure_does_not_stop_the_others(
     place: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -175,6 +177,7 @@ def test_one_study_a_folder(place: Path, folder: Path, capsys: pytest.CaptureFix
     assert f"{Path('runs', 'rates')}: can't write" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_budget_ends_what_is_started(place: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(['study', 'rates.yaml', '--data-dir', str(folder), '--budget', '0.000001']) == 0
     output = capsys.readouterr().out
@@ -197,6 +200,7 @@ def wait_for(path: Path, process: Any) -> None:
         assert process.poll() is None, process.communicate()[0]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which('pgrep'), reason='no pgrep')
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGKILL])
 def test_a_study_that_was_stopped_goes_on(place: Path, folder: Path, number: signal.Signals) -> None:
@@ -222,6 +226,7 @@ def test_a_study_that_was_stopped_goes_on(place: Path, folder: Path, number: sig
     assert weights(place / 'runs' / 'rates') == weights(whole.folder.parent)
 
 
+@pytest.mark.slow
 def test_run_is_a_study_in_one_line(place: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ['--data-dir', str(folder), '-c', 'base.yaml', '--epochs', '1', '--experiment', 'two', '--device', 'cpu']
     assert main(['run', 'test_resnet', 'test_vit3', '--seeds', '1', '--img-size', '160', *words]) == 0
@@ -249,6 +254,7 @@ def test_what_can_not_be_brought_home_is_one_failure(place: Path) -> None:
         assert not (place / trial.name).exists()
 
 
+@pytest.mark.slow
 def test_a_cluster_that_loses_a_node(place: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Two nodes; the one that trains is killed, with all its processes, before its training is done."""
     pytest.importorskip('ray')

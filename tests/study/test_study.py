@@ -206,6 +206,7 @@ def trained(
     return Sample(100 * correct.mean(1), correct)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('seeds', [2, 3, 5])
 def test_without_an_effect_few_claims_are_decided(seeds: int) -> None:
     """At most 5 %, other images and other seeds each time."""
@@ -219,6 +220,7 @@ def test_without_an_effect_few_claims_are_decided(seeds: int) -> None:
     assert decided <= 0.05 * 400
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('metric', ['loss', 'top1'])
 def test_chance_decides_a_claim_in_one_study_of_twenty_at_most(metric: str) -> None:
     """Fourteen claims without an effect; Welch's degrees of freedom decide one in 10 and 24 of 40 studies."""
@@ -442,6 +444,7 @@ def test_every_metric_is_read_from_a_record() -> None:
     assert {name for name, metric in METRICS.items() if metric.exact} == {'params', 'gmacs'}
 
 
+@pytest.mark.slow
 def test_runs_are_named_by_what_tells_them_apart(tmp_path: Path, recipe: Callable[..., Recipe]) -> None:
     options = dict(epochs=1, warmup_epochs=0)
     folders = [
@@ -464,6 +467,7 @@ def test_runs_are_named_by_what_tells_them_apart(tmp_path: Path, recipe: Callabl
     assert len(by_run(group_runs(folders[:2]))) == 1
 
 
+@pytest.mark.slow
 def test_runs_on_other_images_are_other_runs(tmp_path: Path, recipe: Callable[..., Recipe]) -> None:
     other = make_folder(tmp_path / 'flowers')
     folders = [

@@ -71,6 +71,7 @@ def crash() -> None:
 # --- Resuming ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('options', OPTIONS)
 def test_a_run_goes_on_within_an_epoch(
     recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
@@ -139,6 +140,7 @@ def test_intervals_count_updates(
 # --- Signals ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize('step', [0, 3, 5])  # of six steps in the second epoch: first, middle, last
 @pytest.mark.parametrize('options', OPTIONS)
@@ -167,6 +169,7 @@ def test_a_signal_stops_after_the_step(
     assert content(run) == content(whole.folder)
 
 
+@pytest.mark.slow
 def test_a_signal_while_validating_keeps_the_epoch(recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
     options = dict(model_ema=True, model_ema_decay=0.9, model_ema_force_cpu=True)
     whole = train(recipe(**options, experiment='whole'), quiet=True)
@@ -196,6 +199,7 @@ def test_a_second_ctrl_c_stops_at_once(recipe: MakeRecipe, monkeypatch: pytest.M
 # --- One writer -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_folder_has_one_writer(recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
     def meanwhile() -> None:
         for options in ({}, {'overwrite': True}, {'resume': 'auto'}):
@@ -220,6 +224,7 @@ def test_unnamed_runs_of_the_same_second_get_a_folder_each(recipe: MakeRecipe, m
     assert [folder.path.name for folder in folders] == [name, f'{name}-2', f'{name}-3']
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == 'win32', reason='no fork')
 def test_a_killed_owner_leaves_no_lock_behind_though_its_workers_live(tmp_path: Path) -> None:
     path = tmp_path / '.lock'
@@ -263,6 +268,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(['umount', '--lazy', str(disk)], check=True)
 
 
+@pytest.mark.slow
 def test_a_disk_that_becomes_full(recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, small_disk: Path) -> None:
     options = dict(epochs=3, output=str(small_disk), checkpoint_hist=1)
     whole = train(recipe(epochs=3, checkpoint_hist=1, experiment='whole'), quiet=True)
@@ -352,6 +358,7 @@ def test_too_many_left_out_in_a_row_end_the_run(recipe: MakeRecipe, monkeypatch:
         train(recipe(nan='skip', nan_limit=2), quiet=True)
 
 
+@pytest.mark.slow
 @needs_linux
 def test_full_memory_is_one_line(folder: Path, tmp_path: Path) -> None:
     """A process whose memory really ends."""
@@ -459,6 +466,7 @@ def test_a_checkpoint_that_claims_more_than_it_holds_is_refused(tmp_path: Path) 
     assert read_weights(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('change', 'expected'),
     [
@@ -493,6 +501,7 @@ def test_states_are_checked(
     assert expected in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('change', 'expected'),
     [
@@ -515,6 +524,7 @@ def test_results_are_checked(recipe: MakeRecipe, change: Callable[[dict[str, Any
 # --- Doing it again ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_can_be_repeated_from_its_folder(recipe: MakeRecipe, capsys: pytest.CaptureFixture[str]) -> None:
     run = train(recipe(), quiet=True).folder
     assert main(['train', '--from', str(run), '--experiment', 'again']) == 0
@@ -560,6 +570,7 @@ def finished(*processes: Any) -> list[str]:
     return outputs
 
 
+@pytest.mark.slow
 def test_two_processes_take_the_steps_of_one(recipe: MakeRecipe, tmp_path: Path) -> None:
     """A model without batch statistics, 20 epochs of one step: the losses are a curve of 20 steps."""
     options = dict(model='test_vit', img_size=None, epochs=20, lr=0.05, opt='momentum', val_interval=20)
@@ -591,6 +602,7 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> tup
     return make, place / 'whole'
 
 
+@pytest.mark.slow
 @needs_linux
 def test_a_killed_worker_under_torchrun_is_started_again(
     two_processes: tuple[Callable[..., Recipe], Path], tmp_path: Path
@@ -612,6 +624,7 @@ def test_a_killed_worker_under_torchrun_is_started_again(
     assert content(run) == content(whole)
 
 
+@pytest.mark.slow
 @needs_linux
 def test_two_nodes_without_a_common_disk(two_processes: tuple[Callable[..., Recipe], Path], tmp_path: Path) -> None:
     make, whole = two_processes
@@ -633,6 +646,7 @@ def test_two_nodes_without_a_common_disk(two_processes: tuple[Callable[..., Reci
         assert list((tmp_path / f'node{rank}' / 'cache' / 'decoded').glob('*/rows.bin')), 'each decodes for itself'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('other', [{'seed': 1}, {'train': 6}, {'classes': 2}], ids=['pixels', 'images', 'classes'])
 def test_processes_with_other_images(recipe: MakeRecipe, tmp_path: Path, other: dict[str, int]) -> None:
     """With fewer of them one would wait for the other forever."""
@@ -647,6 +661,7 @@ def test_processes_with_other_images(recipe: MakeRecipe, tmp_path: Path, other: 
     assert not Path(recipe().output, 'run', 'args.yaml').exists()
 
 
+@pytest.mark.slow
 def test_a_signal_stops_all_processes_together(
     two_processes: tuple[Callable[..., Recipe], Path], tmp_path: Path
 ) -> None:
@@ -664,6 +679,7 @@ def test_a_signal_stops_all_processes_together(
     assert content(run) == content(whole)
 
 
+@pytest.mark.slow
 def test_two_processes_with_a_compiled_model(recipe: MakeRecipe, tmp_path: Path) -> None:
     compiled = recipe(batch_size=4, torchcompile='inductor', experiment='compiled')
     finished(torchrun(compiled, tmp_path / 'tiny.yaml'))
@@ -675,6 +691,7 @@ def test_two_processes_with_a_compiled_model(recipe: MakeRecipe, tmp_path: Path)
 # --- The long version -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('words', [['kill', '--kills=2'], ['fuzz', '--inputs=40'], ['endure', '--epochs=12']])
 def test_the_long_version_runs(words: list[str], tmp_path: Path) -> None:
     env = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}

@@ -58,6 +58,7 @@ def test_auto_compiles_where_the_run_earns_it_back_and_says_so(
     assert resolved(capsys, images=9469) == (None, ''), 'no compiler'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'options',
     [
@@ -173,6 +174,7 @@ def test_training_at_several_sizes(recipe: MakeRecipe, monkeypatch: pytest.Monke
     assert result.seconds['setup'] > 0
 
 
+@pytest.mark.slow
 @needs_sizes
 def test_each_size_is_compiled_once(recipe: MakeRecipe) -> None:
     torch._dynamo.utils.counters.clear()
@@ -192,6 +194,7 @@ def test_freed_memory_is_kept(code: str) -> None:
     """A second piece of memory of the same size costs no more page faults; without the call it costs them all again."""
     code = (
         'import ctypes, resource, sys, torch\n'
+        'from contextlib import nullcontext\n'
         'from imagenette_zoo.utils.memory import keep_freed_memory\n'
         'torch.set_num_threads(1)\n'
         'libc = ctypes.CDLL(None)\n'
@@ -199,10 +202,10 @@ def test_freed_memory_is_kept(code: str) -> None:
         'libc.memset.argtypes = ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t\n'
         'libc.malloc.argtypes = libc.memset.argtypes[2:]\n'
         'libc.free.argtypes = libc.memset.argtypes[:1]\n'
-        'if sys.argv[1] == "keep": keep_freed_memory()\n'
-        'for _ in range(4):\n'
-        '    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n'
-        f'    {code}\n'
+        'with keep_freed_memory() if sys.argv[1] == "keep" else nullcontext():\n'
+        '    for _ in range(4):\n'
+        '        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n'
+        f'        {code}\n'
         'print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)\n'
     )
 
@@ -230,7 +233,7 @@ def test_mapped_files_are_no_memory_of_the_process(tmp_path: Path) -> None:
 def test_the_memory_of_a_run_is_not_that_of_the_one_before_it() -> None:
     code = (
         'import torch\nfrom imagenette_zoo.utils.memory import keep_freed_memory, peak_memory, reset_peak_memory\n'
-        'keep_freed_memory()\ncpu = torch.device("cpu")\nbefore = peak_memory(cpu)\n'
+        'kept = keep_freed_memory()\nkept.__enter__()\ncpu = torch.device("cpu")\nbefore = peak_memory(cpu)\n'
         'blocks = [torch.ones(2**24) for _ in range(8)]\ndel blocks\nprint(peak_memory(cpu) - before)\n'
         'reset_peak_memory(cpu)\nprint(peak_memory(cpu) - before)'
     )

@@ -96,6 +96,7 @@ def test_a_runs_folder(recipe: MakeRecipe) -> None:
     assert [path.name for path in run.rglob('.*')] == ['.lock'], 'temporary files are left'
 
 
+@pytest.mark.slow
 @needs_local_dir
 def test_training_learns_and_its_weights_load_in_timm(recipe: MakeRecipe) -> None:
     result = train(recipe(epochs=12, opt='adamw', no_aug=True), quiet=True)
@@ -109,6 +110,7 @@ def test_training_learns_and_its_weights_load_in_timm(recipe: MakeRecipe) -> Non
     assert validation.top1 == result.best_top1
 
 
+@pytest.mark.slow
 @needs_local_dir
 def test_model_kwargs_travel_with_the_weights(recipe: MakeRecipe, tmp_path: Path) -> None:
     result = train(
@@ -126,6 +128,7 @@ def test_model_kwargs_travel_with_the_weights(recipe: MakeRecipe, tmp_path: Path
     assert model.global_pool.pool_type == 'max'
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights_whatever_the_workers(recipe: MakeRecipe, tmp_path: Path) -> None:
     options = dict(
         reprob=0.5, mixup=0.3, cutmix=0.5, color_jitter=0.4, drop=0.2, aa='rand-m9-mstd0.5', epochs=2, vflip=0.2
@@ -139,6 +142,7 @@ def test_the_same_seed_gives_the_same_weights_whatever_the_workers(recipe: MakeR
     assert (runs[0] / 'summary.csv').read_text() == (runs[1] / 'summary.csv').read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'options',
     [
@@ -166,6 +170,7 @@ def test_an_interrupted_run_continues_to_the_same_weights(
     assert (whole.top1, whole.loss, whole.best_epoch) == (halves.top1, halves.loss, halves.best_epoch)
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_replaced_unasked(recipe: MakeRecipe) -> None:
     run = train(recipe(epochs=1), quiet=True).folder
     before = {path: path.read_bytes() for path in run.rglob('*') if path.is_file()}
@@ -188,11 +193,13 @@ def test_a_folder_of_something_else_is_left_alone(recipe: MakeRecipe, tmp_path: 
     assert (run / 'summary.csv').read_text() == 'mine'
 
 
+@pytest.mark.slow
 def test_runs_without_a_name_do_not_meet(recipe: MakeRecipe) -> None:
     folders = {train(recipe(experiment=None, epochs=1), quiet=True).folder for _ in range(3)}
     assert len(folders) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('words', [['--resume', 'RUN'], ['--resume', '--experiment', 'run', '--output', 'RUNS']])
 def test_an_interrupted_run_is_resumed_from_the_command_line(
     recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, words: list[str], capsys: pytest.CaptureFixture[str]
@@ -209,6 +216,7 @@ def test_an_interrupted_run_is_resumed_from_the_command_line(
     assert (run / 'result.json').exists()
 
 
+@pytest.mark.slow
 def test_other_data_do_not_continue_a_run(recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def stop(*_: object) -> object:
         raise KeyboardInterrupt
@@ -232,6 +240,7 @@ def test_the_learning_rate_is_timms() -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_schedule_is_timms(recipe: MakeRecipe) -> None:
     """The recorded learning rates are those of timm's factory, stepped as timm's script steps it."""
     by_epoch = recipe(epochs=6, warmup_epochs=2, lr=0.1, experiment='epochs')
@@ -257,6 +266,7 @@ def test_the_schedule_is_timms(recipe: MakeRecipe) -> None:
         assert float(row['lr']) == pytest.approx(optimizer.param_groups[0]['lr'])
 
 
+@pytest.mark.slow
 def test_validation_may_be_rare_and_best_may_mean_the_loss(recipe: MakeRecipe) -> None:
     result = train(recipe(epochs=5, val_interval=2, eval_metric='loss'), quiet=True)
     rows = list(csv.DictReader((result.folder / 'summary.csv').open()))
@@ -341,6 +351,7 @@ def test_the_moving_average_is_what_is_evaluated_and_kept(recipe: MakeRecipe) ->
     assert validation.loss == pytest.approx(averaged.loss, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_moving_average_on_the_cpu_is_the_same(recipe: MakeRecipe) -> None:
     ema = dict(model_ema=True, model_ema_decay=0.9)
     here = train(recipe(**ema, experiment='here'), quiet=True)
@@ -348,6 +359,7 @@ def test_a_moving_average_on_the_cpu_is_the_same(recipe: MakeRecipe) -> None:
     assert there.loss == pytest.approx(here.loss, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_accumulated_gradients_are_those_of_the_whole_batch(recipe: MakeRecipe) -> None:
     """Without batch statistics and dropout small batches must equal a large one, also where the last is smaller."""
     common = dict(model='test_vit', opt='momentum', no_aug=True, img_size=160, epochs=1, color_jitter=0.0)
@@ -360,6 +372,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(recipe: MakeRecipe) 
         torch.testing.assert_close(a[name], b[name], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('options', [{}, {'resume': 'auto'}])
 def test_a_checkpoint_starts_a_run(recipe: MakeRecipe, options: dict[str, str]) -> None:
     first = train(recipe(epochs=10, opt='adamw', no_aug=True), quiet=True)
@@ -379,6 +392,7 @@ def run_cli(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess
     )
 
 
+@pytest.mark.slow
 def test_the_command_line(recipe: MakeRecipe, tmp_path: Path) -> None:
     """One real process from a recipe file: plain lines, a table, where everything is."""
     file = tmp_path / 'tiny.yaml'
@@ -475,6 +489,7 @@ def test_without_data_the_line_tells_how_to_get_them(
     expect_error(capsys, ['train'], 'imagenette-zoo data fetch', '--data-dir', 'synthette')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('workers', [0, 2])
 def test_a_bad_image_stops_the_run_and_keeps_what_is_done(
     folder: Path, flags: Callable[..., list[str]], capsys: pytest.CaptureFixture[str], tmp_path: Path, workers: int
@@ -492,6 +507,7 @@ class Evil:
         return os.system, ('touch pwned',)
 
 
+@pytest.mark.slow
 def test_checkpoints_that_are_refused(
     flags: Callable[..., list[str]], capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -540,6 +556,7 @@ def test_a_read_only_output_folder(
     expect_error(capsys, ['train', *flags(output=locked)], "can't write")
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_work(recipe: MakeRecipe, tmp_path: Path) -> None:
     """torchrun with gloo: one writer, every validation image counted once."""
     file = tmp_path / 'tiny.yaml'
@@ -590,6 +607,7 @@ def test_processes_that_would_train_something_else() -> None:
             check_alike(first.replace(**{option: value}), first.as_dict())
 
 
+@pytest.mark.slow
 def test_resuming_is_not_branching(recipe: MakeRecipe, capsys: pytest.CaptureFixture[str]) -> None:
     folder = train(recipe(), quiet=True).folder
     assert main(['train', '--resume', str(folder), '--experiment', 'other']) == 2
@@ -632,6 +650,7 @@ def test_more_processes_than_validation_images(recipe: MakeRecipe) -> None:
         load_images(recipe(), world)
 
 
+@pytest.mark.slow
 def test_noisy_labels_are_trained_on(recipe: MakeRecipe, folder: Path, tmp_path: Path) -> None:
     """Here all are wrong, by one class; the validation images keep theirs."""
     data = shutil.copytree(folder, tmp_path / 'data')
@@ -668,6 +687,7 @@ def test_validation_images_that_are_trained_on(recipe: MakeRecipe, capsys: pytes
     assert 'training images, too' not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_full_disk_behind_the_output_does_not_end_the_run() -> None:
     script = """if True:
         import sys

@@ -351,6 +351,9 @@ def test_torchs_own_layer(device: str, phase: str, calls: list[str]) -> None:
         torch.testing.assert_close(found.double(), exact, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(ours.running_var, theirs.running_var.float())
     assert calls == ['norm_stats', 'norm_act_forward', 'norm_act_backward']
+    theirs.float().load_state_dict(ours.state_dict())
+    with torch.no_grad():
+        assert torch.equal(ours.eval()(x), theirs.eval()(x)), "in evaluation it is torch's to the bit"
 
 
 @needs_compiler

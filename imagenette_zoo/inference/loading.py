@@ -155,6 +155,8 @@ def load_trained(
         config = factory.input_config(options, model, use_test_size=True)
         transform = pipeline.eval_transform(config)
         normalize = Normalize(config['mean'], config['std'], device, channels_last)
+    except UserError as error:
+        raise UserError(f'{name}: {error}') from None
     except (TypeError, ValueError, AttributeError, KeyError, AssertionError) as error:  # whatever a config may hold
         raise UserError(f"{name}: its config doesn't tell how images are prepared ({error})") from None
     if reparam:

@@ -19,7 +19,6 @@ from torch import nn
 
 from ..config.fields import option
 from ..config.groups import ArchitectureOptions, DataOptions, InputOptions
-from ..config.hparams import read_yaml
 from ..config.recipe import Recipe
 from ..data import pipeline
 from ..data.augment import Normalize
@@ -40,7 +39,6 @@ __all__ = [
     'load_trained',
     'open_model',
     'run_of',
-    'run_recipe',
     'run_images',
     'images_of',
 ]
@@ -157,6 +155,8 @@ def load_trained(
         config = factory.input_config(options, model, use_test_size=True)
         transform = pipeline.eval_transform(config)
         normalize = Normalize(config['mean'], config['std'], device, channels_last)
+    except UserError as error:
+        raise UserError(f'{name}: {error}') from None
     except (TypeError, ValueError, AttributeError, KeyError, AssertionError) as error:  # whatever a config may hold
         raise UserError(f"{name}: its config doesn't tell how images are prepared ({error})") from None
     if reparam:
@@ -267,15 +267,6 @@ def run_of(name: str | Path) -> Path | None:
     return next((folder for folder in candidates if os.path.isfile(folder / 'args.yaml')), None)
 
 
-def run_recipe(run: Path) -> Recipe:
-    """The recipe of a run.
-
-    Raises:
-        UserError: Its `args.yaml` is damaged.
-    """
-    return Recipe(**read_yaml(run / 'args.yaml', Recipe.names()))
-
-
 def run_images(name: str, recipe: Recipe, *splits: str) -> Path:
     """The folder with the images of a run.
 
@@ -311,7 +302,7 @@ def images_of(models: Sequence[str], options: DataOptions) -> ImageSet:
         run = run_of(name) if model_folder(name) else None
         if run is None:
             continue
-        recipe = run_recipe(run)
+        recipe = Recipe.load(run / 'args.yaml')
         val = recipe.val_split if val_split == DataOptions.val_split else val_split
         train = recipe.train_split if train_split == DataOptions.train_split else train_split
         root = os.path.abspath(run_images(name, recipe, val))

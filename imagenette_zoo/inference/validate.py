@@ -70,8 +70,9 @@ def validate(
     """Validates one model or several on the same images.
 
     Args:
-        model: A run's folder or its `best/`, `local-dir:FOLDER`, `hf-hub:NAME`, a model's name (of other weights than
-            packaged ones with `checkpoint` or `pretrained`), several of these, or a whole `ValidationOptions`.
+        model: A run's folder or its `best/`, `local-dir:FOLDER`, `hf-hub:NAME`, a model's name (with `checkpoint`
+            or `pretrained`, if its weights don't come with the package), several of these, or a
+            whole `ValidationOptions`.
         data_dir: As `--data-dir`.
         quiet: Prints nothing.
         **options: The other fields of `ValidationOptions`.

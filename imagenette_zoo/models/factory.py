@@ -97,7 +97,7 @@ def input_config(
     given['crop_mode'] = crop_mode
     config = resolve_data_config(given, model=model, use_test_size=use_test_size)
     if config['input_size'][0] != 3:
-        raise UserError(f'the model is for images of {config["input_size"][0]} channels: expected one for 3')
+        raise UserError(f'the model is for images of {config["input_size"][0]!r} channels: expected one for 3')
     return {name: tuple(value) if isinstance(value, list) else value for name, value in config.items()}
 
 

@@ -16,7 +16,7 @@ from ..config.recipe import Recipe
 from ..data.folders import evenly, load_split
 from ..errors import UserError, first_line
 from ..inference.evaluate import evaluate, shift_consistency
-from ..inference.loading import load_trained, run_images, run_of, run_recipe
+from ..inference.loading import load_trained, run_images, run_of
 from ..layers import MultiPass
 from ..training.result import read_result
 from ..training.run_folder import ANALYSIS_FILES as FILES
@@ -108,7 +108,7 @@ def analyse(folder: Path, console: Console, data_dir: str | None = None, device:
     Raises:
         UserError: The run is not finished or damaged, or its images are not there.
     """
-    recipe = run_recipe(folder)
+    recipe = Recipe.load(folder / 'args.yaml')
     instead = {'data_dir': data_dir or recipe.data_dir, 'device': device or recipe.device}
     recipe = recipe.replace(**instead, torchcompile='none', torchcompile_mode=None)
     shared = (ValidationOptions.names() & Recipe.names()) - {'pretrained', 'model', 'model_kwargs', 'gp', 'num_classes'}

@@ -20,17 +20,8 @@ if TYPE_CHECKING:
     from .training.trainer import train
 
 __all__ = [
-    'ModelInfo',
-    'Recipe',
-    'Result',
-    '__version__',
-    'export',
-    'fuse',
-    'list_models',
-    'predict',
-    'train',
-    'validate',
-]
+    'ModelInfo', 'Recipe', 'Result', '__version__', 'export', 'fuse', 'list_models', 'predict', 'train', 'validate',
+]  # fmt: skip
 
 _HOME_OF = {
     'Recipe': 'imagenette_zoo.config.recipe',

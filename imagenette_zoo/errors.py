@@ -7,13 +7,7 @@ import importlib
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = [
-    'UserError',
-    'first_line',
-    'os_reason',
-    'require',
-    'nearest',
-]
+__all__ = ['UserError', 'first_line', 'os_reason', 'require', 'nearest']
 
 
 class UserError(Exception):

@@ -12,11 +12,7 @@ from ..errors import UserError
 from ..version import __version__
 from . import data, inference, sharing, study, train
 
-__all__ = [
-    'main',
-    'train_main',
-    'validate_main',
-]
+__all__ = ['main', 'train_main', 'validate_main']
 
 COMMANDS = (  # as the help lists them
     train.TRAIN,

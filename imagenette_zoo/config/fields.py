@@ -22,14 +22,7 @@ from typing import Any, Literal, NoReturn
 
 from ..errors import UserError, nearest
 
-__all__ = [
-    'MAY_DIFFER',
-    'option',
-    'Options',
-    'Parser',
-    'add_flags',
-    'given_flags',
-]
+__all__ = ['MAY_DIFFER', 'option', 'Options', 'Parser', 'add_flags', 'given_flags']
 
 
 Affects = Literal['result', 'rounding', 'divergence', 'recovery', 'record', 'nothing', 'place', 'seed']

@@ -13,10 +13,7 @@ import torch
 from ..errors import UserError
 from .fields import Options, option
 
-__all__ = [
-    'DATASETS',
-    'ValidationOptions',
-]
+__all__ = ['DATASETS', 'ValidationOptions']
 
 DATASETS = ('imagenette', 'folder', 'synthette')
 

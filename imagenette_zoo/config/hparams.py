@@ -14,13 +14,7 @@ import yaml
 from ..errors import UserError, nearest
 from ..utils.reading import LARGEST_YAML, PlainLoader, read_errors, read_text
 
-__all__ = [
-    'read_yaml',
-    'recipe_names',
-    'study_names',
-    'find_recipe',
-    'shipped',
-]
+__all__ = ['read_yaml', 'recipe_names', 'study_names', 'find_recipe', 'shipped']
 
 FLAGSHIP = 'mbv2_mish'
 GOOD_RECIPE = 'mbv2_mish_80'  # for any model, in ten epochs

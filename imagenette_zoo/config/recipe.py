@@ -18,9 +18,7 @@ from .fields import Options, option
 from .groups import ArchitectureOptions, ComputeOptions, DataOptions, InputOptions
 from .hparams import find_recipe, read_yaml
 
-__all__ = [
-    'Recipe',
-]
+__all__ = ['Recipe']
 
 
 @dataclass(frozen=True)

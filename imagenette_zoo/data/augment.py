@@ -16,15 +16,8 @@ from ..kernels.runtime import are_kernels_for, call, triton_kernels
 from ..utils.seeding import stream_seed
 
 __all__ = [
-    'Augmentation',
-    'BatchTransform',
-    'Normalize',
-    'RandomErasing',
-    'Samples',
-    'crop_resize',
-    'recolor',
-    'shift_batch',
-]
+    'Augmentation', 'BatchTransform', 'Normalize', 'RandomErasing', 'Samples', 'crop_resize', 'recolor', 'shift_batch',
+]  # fmt: skip
 
 ATTEMPTS = 10  # at a box that fits, as in timm
 GREY = (0.299, 0.587, 0.114)  # ITU-R 601, Pillow's

@@ -13,12 +13,7 @@ from ..utils.environment import available_cores
 from .folders import load_split
 from .images import decode, only_size_warnings
 
-__all__ = [
-    'ClassReport',
-    'BadImage',
-    'CheckReport',
-    'check',
-]
+__all__ = ['ClassReport', 'BadImage', 'CheckReport', 'check']
 
 
 @dataclass(frozen=True)

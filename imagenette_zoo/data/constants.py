@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = [
-    'IMAGENETTE',
-    'LABEL_NAMES',
-    'IMAGE_EXTENSIONS',
-    'FORMATS',
-    'NOISE_LEVELS',
-    'SIZES',
-]
+__all__ = ['IMAGENETTE', 'LABEL_NAMES', 'IMAGE_EXTENSIONS', 'FORMATS', 'NOISE_LEVELS', 'SIZES']
 
 IMAGENETTE: dict[str, str] = {
     'n01440764': 'tench',

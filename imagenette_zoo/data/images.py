@@ -17,9 +17,7 @@ from ..errors import UserError, os_reason
 from ..utils.environment import available_cores
 from .constants import FORMATS
 
-__all__ = [
-    'decode', 'decoded', 'forget_other_formats', 'image_size', 'only_size_warnings', 'open_file', 'open_image',
-]  # fmt: skip
+__all__ = ['decode', 'decoded', 'forget_other_formats', 'image_size', 'only_size_warnings', 'open_file', 'open_image']
 
 T = TypeVar('T')
 _ORIENTATION = 0x0112  # EXIF tag

@@ -21,17 +21,9 @@ from torch import nn
 from ..kernels.runtime import LANES, are_images, are_kernels_for, call, is_plain, triton_kernels
 
 __all__ = [
-    'CpuDepthwiseConv2d',
-    'GpuDepthwiseConv2d',
-    'PlannedLaterConv2d',
-    'ProductConv2d',
-    'SubsampledConv2d',
-    'has_few_strided_channels',
-    'has_gpu_kernel',
-    'has_slow_gradients',
-    'is_depthwise',
-    'is_product',
-]
+    'CpuDepthwiseConv2d', 'GpuDepthwiseConv2d', 'PlannedLaterConv2d', 'ProductConv2d', 'SubsampledConv2d',
+    'has_few_strided_channels', 'has_gpu_kernel', 'has_slow_gradients', 'is_depthwise', 'is_product',
+]  # fmt: skip
 
 _SIDES = (3, 5, 7)  # of the kernels that cpu.cpp knows
 _FEW = 100  # batches: for more a plan, which halves the time of the flagship's, pays

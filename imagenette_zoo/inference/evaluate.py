@@ -18,10 +18,7 @@ from ..utils.distributed import World
 from ..utils.seeding import stream_seed
 from .metrics import Scores
 
-__all__ = [
-    'evaluate',
-    'shift_consistency',
-]
+__all__ = ['evaluate', 'shift_consistency']
 
 
 @much_inference()

@@ -33,15 +33,7 @@ from ..models.model_folder import listed_names, load_folder, load_weights, model
 from ..utils.console import Console
 from ..utils.distributed import World
 
-__all__ = [
-    'UseOptions',
-    'TrainedModel',
-    'load_trained',
-    'open_model',
-    'run_of',
-    'run_images',
-    'images_of',
-]
+__all__ = ['UseOptions', 'TrainedModel', 'load_trained', 'open_model', 'run_of', 'run_images', 'images_of']
 
 MOST_ELONGATED = 100  # times as long as wide: resizing a longer image would make gigabytes of it
 

@@ -25,10 +25,7 @@ from ..utils.process import restore_process
 from .evaluate import evaluate, shift_consistency
 from .loading import TrainedModel, images_of, load_trained
 
-__all__ = [
-    'Validation',
-    'validate',
-]
+__all__ = ['Validation', 'validate']
 
 
 @dataclass

@@ -1,4 +1,7 @@
-"""TODO."""
+"""Max-blur pooling: a maximum, then a blur, then every second pixel.
+
+`Making Convolutional Networks Shift-Invariant Again` - https://arxiv.org/abs/1904.11486
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,7 @@ import torch
 import torch.nn.functional as F
 from timm.layers import BlurPool2d
 
-__all__ = [
-    'MaxBlurPool2d',
-]
+__all__ = ['MaxBlurPool2d']
 
 
 class MaxBlurPool2d(BlurPool2d):

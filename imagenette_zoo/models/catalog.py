@@ -10,11 +10,7 @@ import torch
 from ..data.constants import LABEL_NAMES
 from .configs import INPUT_SIZE
 
-__all__ = [
-    'ModelInfo',
-    'list_models',
-    'model_names',
-]
+__all__ = ['ModelInfo', 'list_models', 'model_names']
 
 
 @dataclass(frozen=True)

@@ -26,16 +26,9 @@ from ..layers.layout import to_channels_last
 from ..utils.files import keep_inductor_private
 
 __all__ = [
-    'build_model',
-    'source_args',
-    'input_config',
-    'to_device',
-    'probe',
-    'autocast',
-    'model_config',
-    'compiled',
+    'build_model', 'source_args', 'input_config', 'to_device', 'probe', 'autocast', 'model_config', 'compiled',
     'model_cost',
-]
+]  # fmt: skip
 
 
 def build_model(name: str, **kwargs: Any) -> Any:

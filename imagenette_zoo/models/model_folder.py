@@ -25,15 +25,9 @@ from ..utils.reading import read_errors, read_json
 from . import factory
 
 __all__ = [
-    'save_model_folder',
-    'link_model_folder',
-    'read_weights',
-    'load_weights',
-    'model_folder',
-    'load_folder',
-    'read_config',
-    'listed_names',
-]
+    'save_model_folder', 'link_model_folder', 'read_weights', 'load_weights', 'model_folder', 'load_folder',
+    'read_config', 'listed_names',
+]  # fmt: skip
 
 
 def save_model_folder(folder: Path, config: Mapping[str, Any], state_dict: Mapping[str, torch.Tensor]) -> None:

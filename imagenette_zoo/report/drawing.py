@@ -17,22 +17,9 @@ from dataclasses import dataclass
 from typing import Any
 
 __all__ = [
-    'COLOURS',
-    'INK',
-    'MOST_CELLS',
-    'MOST_LINES',
-    'PAPER',
-    'WIDTH',
-    'Numbers',
-    'Picture',
-    'draw_picture',
-    'heat_map',
-    'legend',
-    'names',
-    'run_label',
-    'short',
-    'short_label',
-]
+    'COLOURS', 'INK', 'MOST_CELLS', 'MOST_LINES', 'PAPER', 'WIDTH', 'Numbers', 'Picture', 'draw_picture', 'heat_map',
+    'legend', 'names', 'run_label', 'short', 'short_label',
+]  # fmt: skip
 
 WIDTH = 5.0  # inches
 INK, PAPER = '#010203', '#fdfefd'  # a page replaces them by its own colours

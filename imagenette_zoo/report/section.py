@@ -12,21 +12,9 @@ from ..study.statistics import Interval, interval
 from .drawing import Numbers, Picture, run_label
 
 __all__ = [
-    'MOST_CLASSES',
-    'MOST_FIGURES',
-    'Cell',
-    'Figure',
-    'Section',
-    'Table',
-    'count',
-    'interval_numbers',
-    'listed',
-    'mean_text',
-    'metric_cell',
-    'run_cell',
-    'signed',
-    'stat_of',
-]
+    'MOST_CLASSES', 'MOST_FIGURES', 'Cell', 'Figure', 'Section', 'Table', 'count', 'interval_numbers', 'listed',
+    'mean_text', 'metric_cell', 'run_cell', 'signed', 'stat_of',
+]  # fmt: skip
 
 MOST_FIGURES = 12  # of a kind; the rest is in report.json
 MOST_CLASSES = 60  # in a table or figure

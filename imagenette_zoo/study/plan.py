@@ -20,18 +20,9 @@ from ..utils.reading import LARGEST_YAML, PlainLoader, read_errors, read_text
 from .metrics import METRICS, THRESHOLD, TO_AN_ACCURACY
 
 __all__ = [
-    'Claim',
-    'Comparison',
-    'Study',
-    'StudyRun',
-    'Trial',
-    'differing',
-    'dump_study',
-    'find_study',
-    'make_study',
-    'plain_name',
-    'read_study',
-]
+    'Claim', 'Comparison', 'Study', 'StudyRun', 'Trial', 'differing', 'dump_study', 'find_study', 'make_study',
+    'plain_name', 'read_study',
+]  # fmt: skip
 
 NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9._+=-]{0,79}')
 OPERATORS = ('>=', '<=', '>', '<')

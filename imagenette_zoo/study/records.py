@@ -21,16 +21,9 @@ from .plan import Claim, Study, Trial
 from .statistics import Sample
 
 __all__ = [
-    'Record',
-    'by_run',
-    'check_recipe',
-    'distinct',
-    'group_runs',
-    'read_record',
-    'sample',
-    'samples_of',
+    'Record', 'by_run', 'check_recipe', 'distinct', 'group_runs', 'read_record', 'sample', 'samples_of',
     'study_records',
-]
+]  # fmt: skip
 
 IN_A_ROW = ('train_loss', 'train_seconds', 'seconds')
 FREE = Recipe.may_differ('between seeds')

@@ -28,14 +28,7 @@ from .plan import Study, Trial, dump_study
 from .process import Job, Slot, epochs_done, outcome, reason
 from .records import check_recipe
 
-__all__ = [
-    'Trials',
-    'check_models',
-    'opened',
-    'run_study',
-    'sigterm_interrupts',
-    'state_of',
-]
+__all__ = ['Trials', 'check_models', 'opened', 'run_study', 'sigterm_interrupts', 'state_of']
 
 POLL_SECONDS = 0.2  # between checks of what runs
 PATIENCE = 60.0  # seconds that a training gets to save what it has

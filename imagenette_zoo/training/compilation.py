@@ -13,9 +13,7 @@ from ..utils.console import Console, duration
 if TYPE_CHECKING:
     from ..config.recipe import Recipe
 
-__all__ = [
-    'resolve',
-]
+__all__ = ['resolve']
 
 # What a training step costs on a whole GPU and compiling it saves: assumptions, not measurements. On a CPU it saves
 # nothing: our kernels and oneDNN's are ahead of the compiler's (docs/performance.md).

@@ -18,11 +18,7 @@ from ..errors import UserError, first_line
 from ..utils.distributed import World
 from ..utils.memory import is_out_of_memory
 
-__all__ = [
-    'Stopped',
-    'StopSignals',
-    'explained',
-]
+__all__ = ['Stopped', 'StopSignals', 'explained']
 REPEATED = 2.0  # seconds within which torchrun passes on the Ctrl-C that a terminal sends to all
 
 

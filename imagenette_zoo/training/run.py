@@ -28,13 +28,7 @@ from .meter import Position
 from .run_folder import RunFolder, resumed_run
 from .tracking import check_trackers
 
-__all__ = [
-    'Run',
-    'prepare',
-    'open_folder',
-    'check_resumable',
-    'make_model',
-]
+__all__ = ['Run', 'prepare', 'open_folder', 'check_resumable', 'make_model']
 
 NUMBERS = ('train_loss', 'lr', 'train_images', 'train_seconds', 'seconds', 'peak_memory_mib')  # in an epoch's row
 

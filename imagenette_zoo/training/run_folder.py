@@ -25,11 +25,7 @@ from ..errors import UserError, first_line
 from ..models.model_folder import check_zip, link_model_folder, save_model_folder
 from ..utils.files import ProcessLock, unused, write_atomic, write_errors, write_json
 
-__all__ = [
-    'ANALYSIS_FILES',
-    'resumed_run',
-    'RunFolder',
-]
+__all__ = ['ANALYSIS_FILES', 'resumed_run', 'RunFolder']
 
 ANALYSIS_FILES = ('analysis.json', 'predictions.safetensors')  # what `imagenette-zoo analyse` adds to a run
 OWN_FILES = ('result.json', 'state.pt', 'args.yaml', 'summary.csv', 'metrics.jsonl', *ANALYSIS_FILES)  # first its mark

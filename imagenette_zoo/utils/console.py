@@ -12,13 +12,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-__all__ = [
-    'printable',
-    'duration',
-    'table',
-    'Console',
-    'Progress',
-]
+__all__ = ['printable', 'duration', 'table', 'Console', 'Progress']
 
 
 def printable(value: Any) -> Any:

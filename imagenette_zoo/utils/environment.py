@@ -13,12 +13,7 @@ from typing import Any
 
 import torch
 
-__all__ = [
-    'available_cores',
-    'versions',
-    'hardware',
-    'this_command',
-]
+__all__ = ['available_cores', 'versions', 'hardware', 'this_command']
 
 
 def available_cores() -> int:

@@ -29,21 +29,9 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 __all__ = [
-    'cache_dir',
-    'is_own',
-    'keep_inductor_private',
-    'private_folder',
-    'private_home',
-    'without_others',
-    'whole_folder',
-    'ProcessLock',
-    'write_errors',
-    'write_atomic',
-    'write_json',
-    'sync_folder',
-    'file_stem',
-    'unused',
-]
+    'cache_dir', 'is_own', 'keep_inductor_private', 'private_folder', 'private_home', 'without_others', 'whole_folder',
+    'ProcessLock', 'write_errors', 'write_atomic', 'write_json', 'sync_folder', 'file_stem', 'unused',
+]  # fmt: skip
 
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _DAY = 24 * 60 * 60  # seconds

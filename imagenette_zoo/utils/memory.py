@@ -14,13 +14,7 @@ from typing import Any
 
 import torch
 
-__all__ = [
-    'keep_freed_memory',
-    'collect',
-    'reset_peak_memory',
-    'peak_memory',
-    'is_out_of_memory',
-]
+__all__ = ['keep_freed_memory', 'collect', 'reset_peak_memory', 'peak_memory', 'is_out_of_memory']
 
 # mallopt(3) of glibc: each parameter's number, its default, and the most that glibc raises it to as large blocks are
 # freed. Once mallopt has been called it raises nothing any more.

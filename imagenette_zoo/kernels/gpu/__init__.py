@@ -16,18 +16,9 @@ from .norm_act import norm_act_backward, norm_act_forward, norm_stats
 from .tiles import ALIGNMENT
 
 __all__ = [
-    'blur_backward',
-    'blur_forward',
-    'check',
-    'check_depthwise',
-    'depthwise_forward',
-    'depthwise_input_gradient',
-    'depthwise_weight_gradient',
-    'norm_act_backward',
-    'norm_act_forward',
-    'norm_stats',
-    'resize_filter',
-]
+    'blur_backward', 'blur_forward', 'check', 'check_depthwise', 'depthwise_forward', 'depthwise_input_gradient',
+    'depthwise_weight_gradient', 'norm_act_backward', 'norm_act_forward', 'norm_stats', 'resize_filter',
+]  # fmt: skip
 
 
 def check(device: torch.device) -> None:

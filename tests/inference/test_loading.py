@@ -239,18 +239,19 @@ def test_a_runs_own_images_and_splits_are_used(recipe: MakeRecipe, tmp_path: Pat
 def test_a_runs_own_dataset_is_used(
     recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, folder: Path, tmp_path: Path
 ) -> None:
-    drawn: list[tuple[object, ...]] = []
+    asked: list[tuple[object, ...]] = []
 
     def resolve(dataset: str, data_dir: object, *splits: str) -> Path:
-        drawn.append((dataset, data_dir, *splits))
+        asked.append((dataset, data_dir, *splits))
         return folder
 
     run = tmp_path / 'run'
     (run / 'best').mkdir(parents=True)
+    (run / 'best' / 'config.json').touch()
     (run / 'args.yaml').write_text('dataset: synthette\n')
     monkeypatch.setattr(loading, 'resolve_dataset', resolve)
     assert loading.images_of([str(run)], PassesOptions()).root == folder
-    assert drawn == [('synthette', None, 'validation')]
+    assert asked == [('synthette', None, 'validation')]
 
 
 @pytest.mark.usefixtures('nowhere')

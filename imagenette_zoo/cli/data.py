@@ -13,12 +13,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from .. import list_models
 from ..data import cache
 from ..data.archives import fetch
 from ..data.check import CheckReport, ClassReport, check
 from ..data.constants import SIZES
 from ..data.locate import find_root, resolve_dataset
+from ..models.catalog import list_models
 from ..utils.console import table
 from .command import Command
 

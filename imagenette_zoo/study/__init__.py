@@ -1,1 +1,1 @@
-"""What trained models are like, and what can be claimed about them."""
+"""Studies: trainings with several seeds, their analysis, and the claims about them."""

@@ -1,4 +1,4 @@
-"""What the final weights of a finished run do with each image: more than training looks at."""
+"""The final weights of a finished run on each image, in more detail than training records."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Analysis:
 
     @property
     def images(self) -> str:
-        """What tells the images from others: the data set and the true classes."""
+        """Identifies the images: the data set and a hash of the true classes."""
         return f'{self.data} {hashlib.sha256(self.targets.numpy().tobytes()).hexdigest()}'
 
     @property
@@ -97,11 +97,11 @@ def finished_run(name: str) -> Path:
 
 @restore_process()
 def analyse(folder: Path, console: Console, data_dir: str | None = None, device: str | None = None) -> Analysis:
-    """Looks at the final weights of a finished run, and writes what is found beside them.
+    """Analyses the final weights of a finished run and writes the result into its folder.
 
     Args:
-        folder: The run's.
-        console: Who is told.
+        folder: The run's folder.
+        console: Where the progress is shown.
         data_dir: Where the images are; as in training if not given.
         device: As `--device`; as in training if not given.
 
@@ -156,12 +156,12 @@ def analyse(folder: Path, console: Console, data_dir: str | None = None, device:
     tensors = {name: getattr(analysis, name) for name in TENSORS}
     write_atomic(folder / FILES[1], safetensors.torch.save(tensors))
     values = {name: value for name, value in asdict(analysis).items() if name not in TENSORS}
-    write_json(folder / FILES[0], values, indent=None)  # last: where it is all is
+    write_json(folder / FILES[0], values, indent=None)  # last: a folder that has it has all
     return analysis
 
 
 def read_analysis(folder: Path) -> Analysis | None:
-    """What `analyse` wrote into a run's folder, or None where it did not.
+    """The analysis that `analyse` wrote into a run's folder; None where there is none.
 
     Raises:
         UserError: It is damaged.

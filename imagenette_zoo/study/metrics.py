@@ -25,8 +25,8 @@ class Metric:
         unit: What stands behind a number, with its space.
         decimals: How many are shown.
         read: Takes it from a `Record`, which has a `result`, a `history` and an `analysis`; None where it is not known.
-        scale: What is shown as 1.
-        exact: No chance is in it: it is the same for every seed.
+        scale: The value that is shown as 1.
+        exact: It is the same for every seed.
     """
 
     meaning: str
@@ -44,7 +44,7 @@ class Metric:
 
 
 def _at(path: str) -> Callable[..., float | None]:
-    """Reads what lies there in a record."""
+    """Reads the value at a dotted path in a record."""
 
     def read(value: Any) -> float | None:
         for name in path.split('.'):

@@ -52,13 +52,13 @@ class PassesOptions(ComputeOptions, InputOptions, ArchitectureOptions, WeightsOp
 class BlockPasses:
     """One MultiPass block.
 
-    `cka` and `cosine` have a row and a column for each pass. What is compared is what a pass adds to the block's
-    input where it is a residual that can be told apart from it, else its output.
+    `cka` and `cosine` have a row and a column for each pass. Where each pass is a residual, what it adds
+    to the block's input is compared, else its output.
 
     Args:
         name: The module's name.
         kinds: What each pass is, as in `kernel 3`.
-        residual: Whether the input was taken off.
+        residual: Whether the input was subtracted.
         cka: Linear CKA between the passes: every position of every image is an example
             (https://arxiv.org/abs/1905.00414). 1 where one is a rotated and scaled copy of the other.
         cosine: Cosine between them, mean over the images. 1 where one is a scaled copy of the other.
@@ -116,7 +116,7 @@ def compare_passes(options: PassesOptions, *, quiet: bool = False) -> PassesRepo
     def top1() -> float:
         return evaluate(model, batches, normalize, images, options, world, Console(quiet=True)).top1
 
-    with _watched(blocks) as likenesses:
+    with _watched(blocks) as similarities:
         whole = top1()
     compared = []
     with console.progress('passes', sum(len(block.passes) for block in blocks.values()), 1) as progress:
@@ -126,7 +126,7 @@ def compare_passes(options: PassesOptions, *, quiet: bool = False) -> PassesRepo
                 with _without(block, index):
                     lost.append(whole - top1())
                 progress.advance(len(images), block=name, lost=f'{lost[-1]:.2f} points')
-            compared.append(_block_passes(name, block, likenesses[name], lost))
+            compared.append(_block_passes(name, block, similarities[name], lost))
     report = PassesReport(
         options.model,
         whole,
@@ -138,17 +138,17 @@ def compare_passes(options: PassesOptions, *, quiet: bool = False) -> PassesRepo
     )
     if options.results_file:
         write_json(Path(options.results_file), asdict(report))
-    console.line(_tell(report))
+    console.line(_summary(report))
     return report
 
 
 def _exact(output: torch.Tensor) -> torch.Tensor:
-    """In float64, which MPS has not."""
+    """In float64; MPS lacks it, so its tensors go to the CPU."""
     return (output.cpu() if output.device.type == 'mps' else output).double()
 
 
-class _Likeness:
-    """Adds up, over batches, what the likeness of n passes follows from."""
+class _Similarity:
+    """Sums over batches from which the similarity of n passes is computed."""
 
     def __init__(self) -> None:
         self.examples = 0
@@ -158,7 +158,7 @@ class _Likeness:
         self.cosines: torch.Tensor | float = 0.0  # (n, n)
 
     def add(self, outputs: Sequence[torch.Tensor]) -> None:
-        """Takes what the passes made of a batch, `(N, C, H, W)` each."""
+        """Adds the outputs of the passes for one batch, `(N, C, H, W)` each."""
         each = torch.stack([_exact(output) for output in outputs])  # (n, N, C, H, W)
         features = each.permute(0, 1, 3, 4, 2).flatten(1, 3)  # (n, examples, C)
         self.examples += features.shape[1]
@@ -184,62 +184,62 @@ class _Likeness:
 
 
 @contextmanager
-def _watched(blocks: dict[str, MultiPass]) -> Iterator[dict[str, _Likeness]]:
-    """While the model runs, compares the passes of these blocks."""
-    found = {name: _Likeness() for name in blocks}
+def _watched(blocks: dict[str, MultiPass]) -> Iterator[dict[str, _Similarity]]:
+    """Compares the passes of these blocks whenever the model runs."""
+    similarities = {name: _Similarity() for name in blocks}
     with ExitStack() as stack:
         for name, block in blocks.items():
-            for handle in _watch(block, found[name]):
+            for handle in _watch(block, similarities[name]):
                 stack.callback(handle.remove)
-        yield found
+        yield similarities
 
 
-def _watch(block: MultiPass, likeness: _Likeness) -> list[Any]:
+def _watch(block: MultiPass, similarity: _Similarity) -> list[Any]:
     outputs: list[torch.Tensor] = []
 
     def one(_: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         outputs.append(output - inputs[0] if _is_residual(block) else output)
 
     def all_of_them(*_: Any) -> None:
-        likeness.add(outputs)
+        similarity.add(outputs)
         outputs.clear()
 
     return [*(p.register_forward_hook(one) for p in block.passes), block.register_forward_hook(all_of_them)]
 
 
 def _is_residual(block: MultiPass) -> bool:
-    """Whether each pass adds something to the block's input and does no more to it: timm's inverted residuals."""
+    """Whether each pass only adds to the block's input, as timm's inverted residuals do."""
     return all(getattr(each, 'has_skip', False) for each in block.passes)
 
 
 @contextmanager
 def _without(block: MultiPass, index: int) -> Iterator[None]:
-    """The block merges the others."""
+    """The block without one of its passes."""
     passes = block.passes
-    block.passes = nn.ModuleList([each for place, each in enumerate(passes) if place != index])
+    block.passes = nn.ModuleList([each for position, each in enumerate(passes) if position != index])
     try:
         yield
     finally:
         block.passes = passes
 
 
-def _block_passes(name: str, block: MultiPass, likeness: _Likeness, lost: list[float]) -> BlockPasses:
+def _block_passes(name: str, block: MultiPass, similarity: _Similarity, lost: list[float]) -> BlockPasses:
     kinds = [_kind(each) for each in block.passes]
-    return BlockPasses(name, kinds, _is_residual(block), likeness.cka().tolist(), likeness.cosine().tolist(), lost)
+    return BlockPasses(name, kinds, _is_residual(block), similarity.cka().tolist(), similarity.cosine().tolist(), lost)
 
 
 def _kind(block: nn.Module) -> str:
     """The largest kernel of a pass."""
-    sides = [max(layer.kernel_size) for layer in block.modules() if isinstance(layer, nn.Conv2d)]  # type: ignore[arg-type]
-    return f'kernel {max(sides)}' if sides else type(block).__name__
+    sizes = [max(layer.kernel_size) for layer in block.modules() if isinstance(layer, nn.Conv2d)]  # type: ignore[arg-type]
+    return f'kernel {max(sizes)}' if sizes else type(block).__name__
 
 
 def _pairs(matrix: Sequence[Sequence[float]]) -> list[float]:
-    """What stands above the diagonal."""
+    """The values above the diagonal."""
     return [value for row, values in enumerate(matrix) for value in values[row + 1 :]]
 
 
-def _tell(report: PassesReport) -> str:
+def _summary(report: PassesReport) -> str:
     header = ('block', 'passes', 'CKA', 'cosine', 'points of top-1 lost without each')
     rows: list[tuple[str, ...]] = [header]
     for block in report.blocks:

@@ -63,7 +63,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence, and what must be found if it is true: all of its comparisons."""
+    """A sentence, and the comparisons that must all hold if it is true."""
 
     name: str
     sentence: str
@@ -184,17 +184,17 @@ class _Reader:
         """`{key: (key's node, value's node)}`, `-` in a key of `known` counting as `_`."""
         if not isinstance(node, yaml.MappingNode):
             raise self.fail(node, f'{what} must be a list of "name: value" lines')
-        found: dict[str, tuple[Any, Any]] = {}
+        entries: dict[str, tuple[Any, Any]] = {}
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 raise self.fail(key, f'{what}: a name is needed before the colon')
             name = key.value.replace('-', '_') if known is not None else key.value
             if known is not None and name not in known:
                 raise self.fail(key, f'{what}: unknown {key.value!r}{nearest(name, known)}')
-            if name in found:
+            if name in entries:
                 raise self.fail(key, f'{what}: {key.value!r} is given twice')
-            found[name] = (key, value)
-        return found
+            entries[name] = (key, value)
+        return entries
 
     def study(self, root: Any) -> Study:
         known = {'title', 'limits', 'base', 'options', 'seeds', 'budget', 'runs', 'claims'}
@@ -234,7 +234,7 @@ class _Reader:
         return {key: value for key, value in values.items() if key not in NOT_OF_A_STUDY}
 
     def options(self, node: Any) -> dict[str, Any]:
-        """Options of a recipe; each is checked by itself, so that a wrong one is found in its line."""
+        """Options of a recipe; each is checked by itself, so that an error names its line."""
         values = {}
         for name, (key, value) in self.mapping(node, 'options', Recipe.names()).items():
             if name in NOT_OF_A_STUDY:
@@ -301,13 +301,13 @@ class _Reader:
     def claims(self, node: Any, runs: Mapping[str, StudyRun]) -> tuple[Claim, ...]:
         if not isinstance(node, yaml.SequenceNode):
             raise self.fail(node, 'claims: a list is needed, each with claim, metric and order')
-        found: dict[str, Claim] = {}
+        claims: dict[str, Claim] = {}
         for number, item in enumerate(node.value, 1):
             claim = self.claim(item, number, runs)
-            if claim.name in found:
+            if claim.name in claims:
                 raise self.fail(item, f'there are two claims {claim.name!r}')
-            found[claim.name] = claim
-        return tuple(found.values())
+            claims[claim.name] = claim
+        return tuple(claims.values())
 
     def claim(self, node: Any, number: int, runs: Mapping[str, StudyRun]) -> Claim:
         parts = self.mapping(node, 'a claim', {'name', 'claim', 'metric', 'order', 'by', 'margin', 'ratio'})

@@ -1,4 +1,4 @@
-"""Finished runs as data: what each came to, by run and seed."""
+"""Finished runs as data: the results of each, by run and seed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Record:
         folder: Where it lies.
         result: Its `result.json`.
         history: Its `metrics.jsonl`, a row an epoch.
-        analysis: What its weights do with each image, or None where nobody looked.
+        analysis: Its predictions for each image, or None where it was not analysed.
     """
 
     run: str
@@ -52,8 +52,11 @@ class Record:
         return self.result.seed
 
     def reach(self, unit: str, top1: float) -> tuple[float, bool]:
-        """`(epochs or seconds to this top-1, whether it was reached)`: interpolated between validations, from a guess
-        at the start; where it was not reached, the whole training, a lower bound."""
+        """`(epochs or seconds to this top-1, whether it was reached)`.
+
+        The number is interpolated between validations; training starts at the accuracy of a guess. Where the top-1
+        was not reached it is that of the whole training, a lower bound.
+        """
         spent, before = 0.0, (0.0, 100 / max(len(self.result.per_class), 1))
         for row in self.history:
             spent += 1 if unit == 'epochs' else row['seconds']
@@ -61,8 +64,8 @@ class Record:
                 continue
             now = (spent, row['eval_top1'])
             if now[1] >= top1:
-                share = (top1 - before[1]) / (now[1] - before[1]) if now[1] > before[1] else 1.0
-                return before[0] + max(share, 0.0) * (now[0] - before[0]), True
+                fraction = (top1 - before[1]) / (now[1] - before[1]) if now[1] > before[1] else 1.0
+                return before[0] + max(fraction, 0.0) * (now[0] - before[0]), True
             before = now
         return spent, False
 
@@ -98,14 +101,14 @@ def study_records(study: Study, output: Path) -> list[Record]:
     Raises:
         UserError: One is damaged, or was trained by another recipe.
     """
-    found = []
+    records = []
     for trial in study.trials():
         folder = output / trial.name
         if (folder / 'result.json').is_file():
             record = read_record(folder, trial.run)
             check_recipe(record.result, trial)
-            found.append(record)
-    return found
+            records.append(record)
+    return records
 
 
 def check_recipe(result: Result, trial: Trial) -> None:
@@ -118,16 +121,17 @@ def check_recipe(result: Result, trial: Trial) -> None:
 
 def distinct(values: Sequence[Any]) -> list[Any]:
     """The values, each once, in their order."""
-    found: list[Any] = []
+    unique: list[Any] = []
     for value in values:
-        if value not in found:
-            found.append(value)
-    return found
+        if value not in unique:
+            unique.append(value)
+    return unique
 
 
 def group_runs(folders: Sequence[Path]) -> list[Record]:
-    """Finished runs out of any folders: those that differ by nothing but the seed are seeds of one run, which is
-    named by its model, and by the options that tell it from the others with that model.
+    """Finished runs out of any folders, grouped: those that differ only by the seed are seeds of one run.
+
+    A run is named by its model, and by the options in which it differs from the others with that model.
 
     Raises:
         UserError: One is not finished or damaged, or two are the same run with the same seed.
@@ -149,7 +153,7 @@ def group_runs(folders: Sequence[Path]) -> list[Record]:
 
 
 def _recipe(result: Result) -> dict[str, Any]:
-    """What decides about a run: its options, and the images by their name and the hash of all."""
+    """The options that decide about a run, with the name and the hash of its images."""
     data = {'data': result.dataset.get('name'), 'data_hash': result.dataset.get('hash')}
     return {**options_of(result), **data}
 
@@ -171,10 +175,10 @@ def _name(recipe: Mapping[str, Any], all_of_them: Sequence[Mapping[str, Any]]) -
 
 def by_run(records: Iterable[Record]) -> dict[str, list[Record]]:
     """The records of each run, by seed."""
-    found: dict[str, list[Record]] = {}
+    runs: dict[str, list[Record]] = {}
     for record in records:
-        found.setdefault(record.run, []).append(record)
-    return {run: sorted(records, key=lambda record: record.seed) for run, records in found.items()}
+        runs.setdefault(record.run, []).append(record)
+    return {run: sorted(records, key=lambda record: record.seed) for run, records in runs.items()}
 
 
 def sample(records: Sequence[Record], metric: str) -> Sample | None:
@@ -197,9 +201,9 @@ def sample(records: Sequence[Record], metric: str) -> Sample | None:
 
 def samples_of(claims: Sequence[Claim], runs: Mapping[str, Sequence[Record]]) -> dict[tuple[str, str], Sample]:
     """The numbers that claims are judged by."""
-    found = {}
+    samples = {}
     for claim in claims:
         for run in {name for each in claim.comparisons for name in (each.larger, each.smaller)}:
             if (numbers := sample(runs.get(run, ()), claim.metric)) is not None:
-                found[claim.metric, run] = numbers
-    return found
+                samples[claim.metric, run] = numbers
+    return samples

@@ -1,9 +1,9 @@
-"""What a study's results say about its claims.
+"""Tests of a study's claims on its results.
 
 **Which test, and why.** A claim must hold for other seeds, and for other images of the same kind. Accuracies are
 therefore compared with both as random effects, crossed: each seed of a run sees all images, each image all seeds. The
 variance of the difference of two runs has three parts: that between the seeds of each run, and that between images of
-the paired difference (each image's share of right answers over the seeds of one run minus that over the other's), less
+the paired difference (each image's accuracy over the seeds of one run minus that over the other's), less
 what chance adds to single answers, which is in the seeds' parts. Other metrics have the seeds' parts only. The interval
 is Banerjee's (1960, Sankhyā 22, 357-358): half of its width is the root of the sum of the squares of each part's own,
 by Student's t with that part's degrees of freedom. It errs at most as often as it says, whatever the runs' spreads are
@@ -40,10 +40,10 @@ class Sample:
 
     Args:
         values: A number for each seed.
-        correct: `(seeds, images)` whether each image was classified correctly, for a metric that is their share in %.
+        correct: `(seeds, images)` whether each image was classified correctly; for a metric that is their fraction, %.
         exact: It is the same for every seed, as the number of parameters.
-        bounds: Some of the values are only what the true ones are not below.
-        images: What tells the images of `correct` from others.
+        bounds: Some of the values are only lower bounds of the true ones.
+        images: Identifies the images of `correct`.
         note: What to know about the values.
     """
 
@@ -72,7 +72,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found about one comparison.
+    """The result of one comparison.
 
     `effect` is the difference of the means, or their ratio (of geometric means); `low` and `high` bound it at
     95 %, without correction; `p` is two-sided, against the comparison's bound. `more_seeds` is how many further
@@ -94,7 +94,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found about a claim: `supported`, `contradicted` or `undecided`; p before and after Holm."""
+    """The result of a claim: `supported`, `contradicted` or `undecided`; p before and after Holm."""
 
     claim: Claim
     verdict: str
@@ -143,39 +143,39 @@ def compare(comparison: Comparison, larger: Sample | None, smaller: Sample | Non
         smaller: That of the other.
         tests: How many are made together: decides only how many seeds more would do.
     """
-    found = tuple(interval(each.values) if each and len(each.values) else None for each in (larger, smaller))
-    if larger is None or smaller is None or None in found:
-        missing = comparison.larger if found[0] is None else comparison.smaller
-        return Finding(comparison, found[0], found[1], note=f'nothing is known of {missing}')
+    intervals = tuple(interval(each.values) if each and len(each.values) else None for each in (larger, smaller))
+    if larger is None or smaller is None or None in intervals:
+        missing = comparison.larger if intervals[0] is None else comparison.smaller
+        return Finding(comparison, intervals[0], intervals[1], note=f'nothing is known of {missing}')
     first, second = (np.asarray(sample.values, dtype=float) for sample in (larger, smaller))
     note = '; '.join(dict.fromkeys(filter(None, (larger.note, smaller.note))))
     bound = comparison.bound
     if larger.exact and smaller.exact:
-        return _counted(comparison, first[0], second[0], found[0], found[1])
+        return _counted(comparison, first[0], second[0], intervals[0], intervals[1])
     if comparison.ratio:
         if min(first.min(), second.min()) <= 0:
-            return Finding(comparison, found[0], found[1], note='a ratio needs numbers above 0')
+            return Finding(comparison, intervals[0], intervals[1], note='a ratio needs numbers above 0')
         first, second, bound = np.log(first), np.log(second), math.log(bound)
     difference = float(first.mean() - second.mean())
     back = math.exp if comparison.ratio else float
     if min(len(first), len(second)) < 2:
         lacking = 2 - min(len(first), len(second))
         note = '; '.join(filter(None, ('two seeds at least are needed', note)))
-        return Finding(comparison, found[0], found[1], back(difference), more_seeds=lacking, note=note)
+        return Finding(comparison, intervals[0], intervals[1], back(difference), more_seeds=lacking, note=note)
     spread = _Spread.of(first, second, _both_correct(larger, smaller, comparison.ratio))
     if spread.variance(len(first), len(second)) == 0:
         note = '; '.join(filter(None, ('the seeds do not differ: no test', note)))
-        return Finding(comparison, found[0], found[1], back(difference), note=note)
+        return Finding(comparison, intervals[0], intervals[1], back(difference), note=note)
     holds = difference > bound
     if smaller.bounds if holds else larger.bounds:
-        return Finding(comparison, found[0], found[1], back(difference), holds=holds, note=f'{note}: no test')
+        return Finding(comparison, intervals[0], intervals[1], back(difference), holds=holds, note=f'{note}: no test')
     p = spread.p(difference - bound, len(first), len(second))
     half = spread.half(LEVEL, len(first), len(second))
     more = None if p * tests <= LEVEL else spread.more_seeds(difference - bound, len(first), len(second), tests)
     return Finding(
         comparison,
-        found[0],
-        found[1],
+        intervals[0],
+        intervals[1],
         back(difference),
         back(difference - half),
         back(difference + half),
@@ -186,16 +186,16 @@ def compare(comparison: Comparison, larger: Sample | None, smaller: Sample | Non
     )
 
 
-def _counted(comparison: Comparison, first: float, second: float, *found: Interval | None) -> Finding:
-    """A comparison of numbers that no chance is in."""
+def _counted(comparison: Comparison, first: float, second: float, *intervals: Interval | None) -> Finding:
+    """A comparison of exact numbers, which need no test."""
     wanted = comparison.bound * second if comparison.ratio else comparison.bound + second
     effect = first / second if comparison.ratio else first - second
     holds = first > wanted and not math.isclose(first, wanted)
-    return Finding(comparison, found[0], found[1], effect, effect, effect, 0.0, holds)
+    return Finding(comparison, intervals[0], intervals[1], effect, effect, effect, 0.0, holds)
 
 
 def _both_correct(first: Sample, second: Sample, ratio: bool) -> tuple[np.ndarray, np.ndarray] | None:
-    """Right answers in the unit of what is compared: points of a hundred, or for logarithms shares of the mean."""
+    """Right answers in the unit of what is compared: points of a hundred, or for logarithms fractions of the mean."""
     if first.correct is None or second.correct is None or first.images != second.images:
         return None
     units = [float(np.mean(each.values)) / 100 if ratio else 0.01 for each in (first, second)]
@@ -265,9 +265,9 @@ def judge(claims: Sequence[Claim], samples: Mapping[tuple[str, str], Sample]) ->
         claims: All claims of the study: they are corrected together.
         samples: `{(metric, run): numbers}`.
     """
-    found = [_weigh(claim, samples, len(claims)) for claim in claims]
+    weighed = [_weigh(claim, samples, len(claims)) for claim in claims]
     verdicts = []
-    for claim, (p, findings, more), level in zip(claims, found, _holm([p for p, _, _ in found]), strict=True):
+    for claim, (p, findings, more), level in zip(claims, weighed, _holm([p for p, _, _ in weighed]), strict=True):
         holds = not _against(findings)
         word = 'undecided' if level > LEVEL else 'supported' if holds else 'contradicted'
         verdicts.append(Verdict(claim, word, p, level, findings, more if word == 'undecided' else None))
@@ -290,15 +290,15 @@ def _weigh(
 
 
 def _findings(claim: Claim, samples: Mapping[tuple[str, str], Sample], tests: int) -> list[Finding]:
-    found = []
+    findings = []
     for each in claim.comparisons:
         larger, smaller = (samples.get((claim.metric, run)) for run in (each.larger, each.smaller))
-        found.append(compare(each, larger, smaller, tests))
-    return found
+        findings.append(compare(each, larger, smaller, tests))
+    return findings
 
 
 def _against(findings: Sequence[Finding]) -> list[Finding]:
-    """Those that point the other way."""
+    """The findings that contradict their comparison."""
     return [finding for finding in findings if not finding.holds and finding.effect is not None]
 
 

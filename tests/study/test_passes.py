@@ -32,21 +32,21 @@ def cka(x: torch.Tensor, y: torch.Tensor) -> float:
     return float((a * b).sum() / (a.norm() * b.norm()))
 
 
-def test_likeness_is_that_of_the_paper_whatever_the_batches() -> None:
+def test_similarity_is_that_of_the_paper_whatever_the_batches() -> None:
     torch.manual_seed(0)
     a = torch.randn(7, 5, 3, 2) + 3
     b = 2 * a.flip(1) + 0.5 * torch.randn_like(a)
-    likeness = passes._Likeness()
+    similarity = passes._Similarity()
     for part in (slice(0, 4), slice(4, 7)):
-        likeness.add([a[part], b[part], -a[part]])
+        similarity.add([a[part], b[part], -a[part]])
     examples = [x.permute(0, 2, 3, 1).flatten(0, 2) for x in (a, b, -a)]
     for i, x in enumerate(examples):
         for j, y in enumerate(examples):
-            assert likeness.cka()[i, j] == pytest.approx(cka(x, y), rel=1e-9)
+            assert similarity.cka()[i, j] == pytest.approx(cka(x, y), rel=1e-9)
     cosine = torch.nn.functional.cosine_similarity(a.flatten(1), b.flatten(1)).mean()
-    assert likeness.cosine()[0, 1] == pytest.approx(float(cosine), rel=1e-5)
-    assert likeness.cosine()[0, 2] == pytest.approx(-1)
-    assert likeness.cka()[0, 2] == pytest.approx(1)
+    assert similarity.cosine()[0, 1] == pytest.approx(float(cosine), rel=1e-5)
+    assert similarity.cosine()[0, 2] == pytest.approx(-1)
+    assert similarity.cka()[0, 2] == pytest.approx(1)
 
 
 @pytest.fixture

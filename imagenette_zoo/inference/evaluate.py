@@ -38,11 +38,11 @@ def evaluate(
 
     Args:
         model: The model; it is put into eval mode.
-        batches: This process's share of the images.
+        batches: This process's part of the images.
         normalize: Pixels to the model's input, on the model's device.
         images: The validation images.
         options: Precision.
-        world: This process's place.
+        world: The processes, and which of them this one is.
         console: Where the progress is shown.
         fast: The same model compiled for batches of `fast_size` images.
         fast_size: Their size.
@@ -68,7 +68,7 @@ def evaluate(
 
 
 def _filled(inputs: torch.Tensor, former: torch.Tensor) -> torch.Tensor:
-    """A last, smaller batch on a GPU is put over the former one: planning for another size takes longer than images."""
+    """On a GPU a last, smaller batch is filled up with the one before: planning for another size takes longer."""
     if not inputs.is_cuda or len(inputs) >= len(former):
         return inputs
     former[: len(inputs)] = inputs
@@ -83,9 +83,11 @@ def shift_consistency(
     options: ValidationOptions,
     console: Console,
 ) -> float:
-    """Share of images, in %, whose prediction stays under a random whole-pixel shift of up to 1/8 of the side in
-    each direction (after Zhang 2019, https://arxiv.org/abs/1904.11486, section 4.2); what comes in at the border
-    is the mirrored image."""
+    """Fraction of images, in %, whose prediction stays under a random whole-pixel shift.
+
+    The shift is up to 1/8 of the image size in each direction; the border is filled with the mirrored image. After
+    Zhang 2019, https://arxiv.org/abs/1904.11486, section 4.2.
+    """
     generator = torch.Generator().manual_seed(stream_seed(options.seed, 'shift') % 2**63)
     same = start = 0
     shifted = torch.empty(0)

@@ -1,4 +1,4 @@
-"""Where in an image a convolutional network sees what it takes the image for.
+"""Heat maps of where in an image a convolutional network sees its class.
 
 `Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization` (Selvaraju et al. 2017) -
 https://arxiv.org/abs/1610.02391

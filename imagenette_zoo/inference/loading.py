@@ -84,7 +84,7 @@ class TrainedModel:
     def batches(
         self, images: ImageSet, options: DataOptions, batch_size: int, world: World, console: Console
     ) -> Batches:
-        """This process's share of these images, prepared for the model as far as `normalize`."""
+        """This process's part of these images, prepared for the model as far as `normalize`."""
         return pipeline.eval_batches(options, images, self.config, batch_size, world, console)
 
     @cached_property
@@ -98,7 +98,7 @@ class TrainedModel:
             return isinstance(features, torch.Tensor) and features.ndim == 4
 
     def pixels(self, image: Image.Image) -> npt.NDArray[np.uint8]:
-        """What the model is shown of an RGB image: `(3, H, W)`.
+        """The pixels of an RGB image as the model is given them: `(3, H, W)`.
 
         Raises:
             ValueError: The image is too long for its width.
@@ -195,7 +195,7 @@ def open_model(name: str, options: Any, classes: int | None = None) -> Any:
 
 
 def _is_packaged(name: str) -> bool:
-    """Whether weights come with the package under this name, so that it need not be said that they are meant."""
+    """Whether weights of this name come with the package, so that no option has to ask for them."""
     return timm.is_model_pretrained(name) and bool(timm.get_pretrained_cfg(name).file)
 
 
@@ -206,7 +206,7 @@ def _check_number(name: str, asked: int | None, own: int) -> None:
 
 
 def _check_classes(name: str, model: Any, checkpoint: str | None, images: ImageSet) -> None:
-    """Raises `UserError` where the model tells other classes apart than those of these images."""
+    """Raises `UserError` where the model's classes are not those of these images."""
     classes = len(images.classes)
     if model.num_classes != classes:
         raise UserError(

@@ -1,4 +1,4 @@
-"""What is computed from the logits of a whole validation set."""
+"""Metrics computed from the logits of a whole validation set."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Scores:
         logits: `(N, classes)` float32, on the CPU.
         targets: `(N,)` class indices.
         class_names: A name for each class.
-        seconds: What it took.
+        seconds: Duration of the evaluation.
     """
 
     logits: torch.Tensor
@@ -34,12 +34,12 @@ class Scores:
 
     @cached_property
     def top1(self) -> float:
-        """Share of images whose first guess is right, in %."""
+        """Fraction of images whose first guess is right, in %."""
         return 100 * (self.predictions == self.targets).double().mean().item()
 
     @cached_property
     def top5(self) -> float:
-        """Share of images with the right class among the first five guesses, in %."""
+        """Fraction of images with the right class among the first five guesses, in %."""
         best = self.logits.topk(min(5, self.logits.shape[1]), dim=1).indices
         return 100 * (best == self.targets[:, None]).any(1).double().mean().item()
 

@@ -1,4 +1,4 @@
-"""What a trained model takes images for, and where in them it sees that."""
+"""Predictions of a trained model for images, with heat maps of the evidence."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ class PredictOptions(UseOptions):
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model takes an image for.
+    """A model's prediction for one image.
 
     Args:
         image: The file; empty where it was none.
         top: The most probable classes and their probabilities (0–1), the most probable first.
-        seen: What the model was shown, `(H, W, 3)` uint8; None where no heat map was asked for.
+        seen: The image as the model was given it, `(H, W, 3)` uint8; None where no heat map was asked for.
         heat: How much each pixel of it spoke for the first class, `(H, W)`, 0–1 (Grad-CAM); None likewise.
     """
 
@@ -87,7 +87,7 @@ def predict(
     model: str | Path = UseOptions.model,
     **options: Any,
 ) -> list[Prediction]:
-    """What a model takes images for.
+    """Predicts the classes of images.
 
     Args:
         images: A file, a folder, a glob pattern, or several of these.
@@ -95,25 +95,25 @@ def predict(
         **options: The other fields of `PredictOptions`.
 
     Returns:
-        One `Prediction` an image: named places in their order, files of a folder in natural order.
+        One `Prediction` an image: named files in their order, files of a folder in natural order.
 
     Raises:
         UserError: Bad input, in one line.
     """
-    places = [images] if isinstance(images, (str, Path)) else images
-    return list(predict_each(places, PredictOptions(model=str(model), **options), Console(quiet=True)))
+    several = [images] if isinstance(images, (str, Path)) else images
+    return list(predict_each(several, PredictOptions(model=str(model), **options), Console(quiet=True)))
 
 
-def predict_each(places: Sequence[str | Path], options: PredictOptions, console: Console) -> Iterator[Prediction]:
+def predict_each(images: Sequence[str | Path], options: PredictOptions, console: Console) -> Iterator[Prediction]:
     """As `predict`, batch by batch; figures are written on the way.
 
     Raises:
         UserError: Bad input, in one line; for an image that can't be read once its turn has come.
     """
-    paths = list_images(places)
+    paths = list_images(images)
     figures = _figure_files(paths, options.save_figure)
     device = choose_device(options.device)
-    with restore_generators():  # here, not around it all: who takes the predictions must not see others
+    with restore_generators():  # only here: around the yields the caller would see other generators
         trained = load_trained(options.model, options, device, device.type == 'cpu' and len(paths) >= MANY)
     with console.progress('predict', len(paths)) as progress:
         pixels = _pixels(trained, paths)
@@ -129,7 +129,7 @@ def predict_each(places: Sequence[str | Path], options: PredictOptions, console:
 
 
 def _pixels(trained: TrainedModel, paths: Sequence[Path]) -> Iterator[npt.NDArray[np.uint8]]:
-    """What the model is shown of each image."""
+    """The pixels of each image as the model is given them."""
     pixels = decoded(paths, trained.pixels)
     for path in paths:
         try:
@@ -139,13 +139,13 @@ def _pixels(trained: TrainedModel, paths: Sequence[Path]) -> Iterator[npt.NDArra
 
 
 def look_at(trained: TrainedModel, pixels: torch.Tensor, topk: int = 3, heat_maps: bool = False) -> list[Prediction]:
-    """What a model takes images for.
+    """Predicts the classes of a batch.
 
     Args:
         trained: The model.
         pixels: `(N, 3, H, W)` uint8, as `trained.pixels` gives them.
         topk: Classes named for each.
-        heat_maps: Also tell where in the image it sees the first of them.
+        heat_maps: Also compute where in the image it sees the first of them.
 
     Raises:
         UserError: It gives no numbers, or has no feature map to draw a heat map from.
@@ -162,17 +162,17 @@ def look_at(trained: TrainedModel, pixels: torch.Tensor, topk: int = 3, heat_map
     if not logits.isfinite().all():
         raise UserError(f'{trained.name}: gives no finite numbers: its weights are damaged, or its training diverged')
     probabilities, classes = logits.float().softmax(1).topk(min(topk, logits.shape[1]))
-    found = []
+    predictions = []
     for row, (values, indices) in enumerate(zip(probabilities.tolist(), classes.tolist(), strict=True)):
         top = [(trained.class_names[index], value) for index, value in zip(indices, values, strict=True)]
         seen = pixels[row].permute(1, 2, 0).numpy() if maps is not None else None
-        found.append(Prediction('', top, seen, maps[row].numpy() if maps is not None else None))
-    return found
+        predictions.append(Prediction('', top, seen, maps[row].numpy() if maps is not None else None))
+    return predictions
 
 
 def describe(prediction: Prediction) -> str:
     """Lines for a person: the image, and its classes with a bar each."""
-    width = max(18, *(len(name) for name, _ in prediction.top))  # of an image like of the next
+    width = max(18, *(len(name) for name, _ in prediction.top))  # the same for all images with short names
     lines = [
         f'  {name:<{width}}  {100 * value:5.1f} %  {"█" * round(BAR * value)}'.rstrip()
         for name, value in prediction.top
@@ -211,28 +211,28 @@ def draw(prediction: Prediction, kind: str) -> bytes:
     return file.getvalue()
 
 
-def _figure_files(images: Sequence[Path], place: str | None) -> list[Path]:
-    """A file for the figure of each image; none where no place is given. Its folders are made.
+def _figure_files(images: Sequence[Path], output: str | None) -> list[Path]:
+    """A file for the figure of each image; none where no output is given. Its folders are made.
 
     Raises:
-        UserError: Matplotlib is missing, the place is no place for figures, or an image would be overwritten.
+        UserError: Matplotlib is missing, the output is no place for figures, or an image would be overwritten.
     """
-    if not place:
+    if not output:
         return []
     require('matplotlib', '--save-figure', 'report')
-    target = Path(place)
+    target = Path(output)
     if target.suffix and not target.is_dir():
         if target.suffix not in FIGURES:
-            raise UserError(f'--save-figure: {place!r} must end in {" or ".join(FIGURES)}, or be a folder')
+            raise UserError(f'--save-figure: {output!r} must end in {" or ".join(FIGURES)}, or be a folder')
         if len(images) > 1:
-            raise UserError(f'--save-figure {place}: one file for {len(images)} images: give a folder')
+            raise UserError(f'--save-figure {output}: one file for {len(images)} images: give a folder')
         files = [target]
     else:
         absolute = [Path(os.path.abspath(path)) for path in images]  # without '..'
         try:
             base = Path(os.path.commonpath([path.parent for path in absolute]))
         except ValueError as error:  # Windows
-            raise UserError(f'--save-figure {place}: {first_line(error)}: give the images of one drive') from None
+            raise UserError(f'--save-figure {output}: {first_line(error)}: give the images of one drive') from None
         relative = [path.relative_to(base) for path in absolute]
         stems = Counter(path.with_suffix('') for path in relative)
         files = [
@@ -244,9 +244,9 @@ def _figure_files(images: Sequence[Path], place: str | None) -> list[Path]:
     beside = {path.parent.resolve() for path in (*images, *inputs)} if files != [target] else ()
     for file in files:
         if file.resolve() in inputs or (os.path.exists(file) and file.resolve().parent in beside):
-            raise UserError(f'--save-figure {place}: would overwrite {file}: choose another folder')
+            raise UserError(f'--save-figure {output}: would overwrite {file}: choose another folder')
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"--save-figure {place}: can't make {file.parent}: {error.strerror}") from None
+            raise UserError(f"--save-figure {output}: can't make {file.parent}: {error.strerror}") from None
     return files

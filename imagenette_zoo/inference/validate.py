@@ -30,7 +30,7 @@ __all__ = ['Validation', 'validate']
 
 @dataclass
 class Validation:
-    """What the validation of one model came to.
+    """The results of validating one model.
 
     Accuracies and errors are in %; `confusion` has a row for each true class; `shift_consistency` is None where
     it was not asked for.

@@ -137,7 +137,7 @@ def _class_folders(folder: Path) -> list[str]:
 
 
 def _images_below(folder: str, relative: str) -> list[str]:
-    """Paths of a folder's images, with `relative` in the folder's place."""
+    """Paths of a folder's images, with `relative` instead of the folder."""
     paths = []
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -183,7 +183,7 @@ def _is_image(path: str) -> bool:
 
 
 def _natural_key(text: str) -> tuple[list[str | int], str]:
-    """timm's order (`timm.utils.misc.natural_key`), with the text itself to settle ties."""
+    """timm's order (`timm.utils.misc.natural_key`), with the text itself to break ties."""
     pieces: list[str | int] = list(re.split(r'(\d+)', text.lower()))
     pieces[1::2] = [int(piece) for piece in pieces[1::2]]
     return pieces, text

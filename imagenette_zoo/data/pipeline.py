@@ -47,7 +47,7 @@ def uses_cache(options: DataOptions, images: ImageSet, img_size: int, console: C
         options: `loader`.
         images: The images.
         img_size: The size in pixels that they are kept at, at most.
-        console: Where it is said.
+        console: Where that is printed.
     """
     memory = len(images) * img_size**2 * 3
     if options.loader == 'auto' and memory > LARGEST_CACHE:

@@ -1,1 +1,1 @@
-"""What is done with trained weights: predictions, exports, publishing on the Hugging Face Hub."""
+"""Trained weights for others: exports, publishing on the Hugging Face Hub, the demo."""

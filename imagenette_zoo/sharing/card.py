@@ -47,7 +47,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What a card tells.
+    """The content of a card.
 
     Args:
         repo_id: `OWNER/NAME` on the Hub, with `@REVISION` where it is not the main branch.
@@ -75,7 +75,7 @@ class CardFacts:
 
 
 def read_trained(run: Path, weights: str) -> Trained:
-    """What a finished run says about the weights in one of its folders.
+    """Reads the scores of the weights in one of a finished run's folders.
 
     Args:
         run: Its folder.

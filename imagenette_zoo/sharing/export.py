@@ -141,7 +141,7 @@ def _output_file(options: ExportOptions, kind: _Format) -> Path:
 
 
 def _metadata(trained: TrainedModel, to: str) -> dict[str, Any]:
-    """What a program needs to know that uses the file; pixels are 0–1 before mean and std."""
+    """Metadata for a program that uses the file; pixels are 0–1 before mean and std."""
     names = ('input_size', 'interpolation', 'crop_pct', 'crop_mode', 'mean', 'std')
     model: Any = trained.model
     return {
@@ -154,8 +154,10 @@ def _metadata(trained: TrainedModel, to: str) -> dict[str, Any]:
 
 
 def _real_images(trained: TrainedModel, data_dir: str | None) -> tuple[str, Images]:
-    """Where the images are from (those of its run, the data set at hand, else drawn), and what the model takes of them:
-    `(N, 3, H, W)`."""
+    """Their source, and real images as the model is given them, `(N, 3, H, W)`.
+
+    They are those of its run, of the data set at hand, or drawn.
+    """
     try:
         some = evenly(images_of((trained.name,), DataOptions(data_dir=data_dir)), IMAGES)
         source = f'{some.root.name}/{some.split}'

@@ -254,7 +254,7 @@ def _same(file: Path, there: Any) -> bool:
 def _one_line(repo_id: str, token: str, console: Console) -> Iterator[None]:
     """Turns what goes wrong between here and the Hub into a line, in which the token never is."""
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # it tells of every attempt
+    logging.set_verbosity_error()  # it reports every attempt
     if not console.live:
         disable_progress_bars()
     try:
@@ -268,17 +268,17 @@ def _one_line(repo_id: str, token: str, console: Console) -> Iterator[None]:
 
 def _reason(error: BaseException, repo_id: str) -> str:
     status = getattr(getattr(error, 'response', None), 'status_code', None)
-    said = getattr(error, 'server_message', None) or first_line(error)
+    message = getattr(error, 'server_message', None) or first_line(error)
     if isinstance(error, PermissionError) or status in (401, 403):
         return (
-            f'{constants.ENDPOINT} refuses the token ({status or said}): one is needed that may write to '
+            f'{constants.ENDPOINT} refuses the token ({status or message}): one is needed that may write to '
             f'{repo_id.partition("/")[0]}: hf auth login, or HF_TOKEN'
         )
     if status is not None and status < 500:
-        return f'{constants.ENDPOINT} refuses ({status}): {said}'
+        return f'{constants.ENDPOINT} refuses ({status}): {message}'
     if isinstance(error, ValueError):
         return ' '.join(str(error).split())
-    what = f'has trouble ({status}: {said})' if status else f'was not reached or the connection was lost ({said})'
+    what = f'has trouble ({status}: {message})' if status else f'was not reached or the connection was lost ({message})'
     return (
         f'{constants.ENDPOINT} {what}: the repository has the whole model or nothing of it; give the same command again'
     )

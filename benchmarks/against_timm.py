@@ -25,7 +25,7 @@ CACHES = ('IMAGENETTE_ZOO_CACHE', 'TORCHINDUCTOR_CACHE_DIR', 'TRITON_CACHE_DIR')
 
 
 def _options(args: argparse.Namespace, model: str, data: Path) -> list[str | Path]:
-    """What both scripts are given."""
+    """The arguments that both scripts are given."""
     precision = ['--amp', '--amp-dtype', 'bfloat16'] if args.amp else []
     sizes = ['--img-size', str(args.img_size), '-b', str(args.batch_size)]
     return ['-c', RECIPE, '--model', model, '--data-dir', data, *sizes, '--device', args.device, *precision]
@@ -42,9 +42,9 @@ def ablation(args: argparse.Namespace) -> None:
         details[variant] = json.loads(output.splitlines()[-1])
         return details[variant]['images_per_second']
 
-    found = in_turns({variant: lambda variant=variant: rate(variant) for variant in VARIANTS}, args.rounds)
-    ratios = {f'{variant} / torch': ratio(found, variant, 'torch') for variant in VARIANTS[1:]}
-    report('ablation', 'images/s', found, ratios, argparse.Namespace(**{**vars(args), 'amp': False}), details)
+    series = in_turns({variant: lambda variant=variant: rate(variant) for variant in VARIANTS}, args.rounds)
+    ratios = {f'{variant} / torch': ratio(series, variant, 'torch') for variant in VARIANTS[1:]}
+    report('ablation', 'images/s', series, ratios, argparse.Namespace(**{**vars(args), 'amp': False}), details)
 
 
 def train(args: argparse.Namespace) -> None:
@@ -78,14 +78,14 @@ def train(args: argparse.Namespace) -> None:
         contestants = {'ours': lambda model=model: ours(model), 'timm': lambda model=model: timms(model)}
         if args.timm_compiled:
             contestants['timm --torchcompile'] = lambda model=model: timms(model, '--torchcompile')
-        found = in_turns(contestants, args.rounds)
-        ratios = {f'ours / {name}': ratio(found, 'ours', name) for name in list(found)[1:]}
-        report(f'train-{model}', 'images/s', found, ratios, args)
-        spent = {name: memory[f'{model} {name}'] for name in found}
+        series = in_turns(contestants, args.rounds)
+        ratios = {f'ours / {name}': ratio(series, 'ours', name) for name in list(series)[1:]}
+        report(f'train-{model}', 'images/s', series, ratios, args)
+        spent = {name: memory[f'{model} {name}'] for name in series}
         if not all(map(all, spent.values())):
             print('memory: this machine does not tell it\n', flush=True)
             continue
-        ratios = {f'ours / {name}': ratio(spent, 'ours', name) for name in list(found)[1:]}
+        ratios = {f'ours / {name}': ratio(spent, 'ours', name) for name in list(series)[1:]}
         report(f'memory-{model}', 'MiB', spent, ratios, args)
 
 
@@ -125,9 +125,9 @@ def validate(args: argparse.Namespace) -> None:
     ours()  # decodes, and compiles the kernels
     first = seconds.pop('ours')[0]
     contestants = {'timm': timms, 'ours': ours, 'ours --reparam': lambda: ours('--reparam')}
-    found = in_turns(contestants, args.rounds)
-    ratios = {f'{name} / timm': ratio(found, name, 'timm') for name in ('ours', 'ours --reparam')}
-    report('validate', 'images/s', found, ratios, args)
+    series = in_turns(contestants, args.rounds)
+    ratios = {f'{name} / timm': ratio(series, name, 'timm') for name in ('ours', 'ours --reparam')}
+    report('validate', 'images/s', series, ratios, args)
     whole = {f'timm / {name}': ratio(seconds, 'timm', name) for name in ('ours', 'ours --reparam')}
     whole['timm / ours, first time'] = statistics.median(seconds['timm']) / first
     report('validate-process', 'seconds', {**seconds, 'ours, first time': [first]}, whole, args)
@@ -169,9 +169,9 @@ def accuracy(args: argparse.Namespace) -> None:
 
 def loaders(args: argparse.Namespace) -> None:
     """Final top-1 with images from the cache, augmented as batches, and with timm's transforms, over seeds."""
-    found: dict[str, list[float]] = {'cache': [], 'timm': []}
+    accuracies: dict[str, list[float]] = {'cache': [], 'timm': []}
     for seed in range(args.first_seed, args.first_seed + args.seeds):
-        for loader, top1 in found.items():
+        for loader, top1 in accuracies.items():
             words: list[Any] = [
                 ROOT / 'train.py',
                 *_options(args, args.models[0], args.data_dir),
@@ -183,19 +183,19 @@ def loaders(args: argparse.Namespace) -> None:
             result = json.loads((Path(args.scratch) / f'{loader}-{seed}' / 'result.json').read_text())
             top1.append(result['top1'])
             print(f'{loader}, seed {seed}: {top1[-1]:.2f} %', flush=True)
-        differences = [a - b for a, b in zip(found['cache'], found['timm'], strict=True)]
+        differences = [a - b for a, b in zip(accuracies['cache'], accuracies['timm'], strict=True)]
         details: dict[str, Any] = {'cache - timm, points': differences}
         if len(differences) > 1:
             details['standard error'] = statistics.stdev(differences) / len(differences) ** 0.5
-        report('loaders', 'top-1 %', found, {}, args, details)
+        report('loaders', 'top-1 %', accuracies, {}, args, details)
 
 
 def _note(folder: Path, curve: list[dict[str, float]], target: float, seconds: float, processor_seconds: float) -> bool:
     """Notes when each epoch's validation appears in a run's summary; whether one has reached the target."""
     summary = folder / 'summary.csv'
     lines = summary.read_text().splitlines() if summary.exists() else []
-    found = [float(row['eval_top1']) for row in csv.DictReader(lines) if row['eval_top1']]
-    for top1 in found[len(curve) :]:
+    accuracies = [float(row['eval_top1']) for row in csv.DictReader(lines) if row['eval_top1']]
+    for top1 in accuracies[len(curve) :]:
         curve.append({'seconds': seconds, 'processor_seconds': processor_seconds, 'top1': top1})
         print(f'{folder.name}: {top1:.2f} % after {seconds:.0f} s, {processor_seconds:.0f} s of processors', flush=True)
     return any(row['top1'] >= target for row in curve)

@@ -1,4 +1,4 @@
-"""What the benchmarks share: rounds in turns, processes watched from outside, result files."""
+"""Shared by the benchmarks: rounds in turns, processes watched from outside, result files."""
 
 from __future__ import annotations
 
@@ -28,31 +28,31 @@ ROOT = Path(__file__).parent.parent
 
 
 def in_turns(contestants: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """What each gives in each round. They take turns, since the speed of a shared machine drifts."""
-    found: dict[str, list[float]] = {name: [] for name in contestants}
+    """The numbers of each by round. They take turns, since the speed of a shared machine drifts."""
+    series: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(rounds):
         for name, run in contestants.items():
-            found[name].append(run())
-    return found
+            series[name].append(run())
+    return series
 
 
-def ratio(found: Mapping[str, Sequence[float | None]], ours: str, theirs: str) -> float | None:
+def ratio(series: Mapping[str, Sequence[float | None]], ours: str, theirs: str) -> float | None:
     """Median of ours divided by theirs over the rounds that have both; None where none has."""
-    pairs = [(a, b) for a, b in zip(found[ours], found[theirs], strict=True) if a is not None and b is not None]
+    pairs = [(a, b) for a, b in zip(series[ours], series[theirs], strict=True) if a is not None and b is not None]
     return statistics.median(a / b for a, b in pairs) if pairs else None
 
 
 def report(
     name: str,
     unit: str,
-    found: Mapping[str, Sequence[float | None]],
+    series: Mapping[str, Sequence[float | None]],
     ratios: Mapping[str, float | None],
     args: Any,
     details: Any = None,
 ) -> None:
     """Prints a table and writes `<name>.json`, with a number behind the name where another run has written one."""
     rows = [(name, f'{unit}: min', 'median', 'max')]
-    for contestant, each in found.items():
+    for contestant, each in series.items():
         values = [value for value in each if value is not None]
         numbers = (min(values), statistics.median(values), max(values)) if values else ()
         rows.append((contestant, *(f'{value:.1f}' for value in numbers or (math.nan,) * 3)))
@@ -61,7 +61,7 @@ def report(
         print(f'{what}: {"not known" if value is None else f"{value:.2f}"}')
     options = {key: str(value).removeprefix(f'{ROOT}/') for key, value in vars(args).items() if key != 'files'}
     result = {
-        'benchmark': name, 'unit': unit, 'rounds': found, 'median_ratios': ratios, 'details': details,
+        'benchmark': name, 'unit': unit, 'rounds': series, 'median_ratios': ratios, 'details': details,
         'options': options,
         'load_before': args.load_before, 'versions': {**versions(), **_of_checkout(args.timm_dir)},
         'hardware': hardware(torch.device(args.device)),
@@ -84,16 +84,16 @@ def _of_checkout(folder: Path | None) -> dict[str, str]:
     return {"timm of timm's scripts": f'{version} {commit}'.strip()}
 
 
-def subset(root: Path, place: Path, train: int, val: int) -> Path:
+def subset(root: Path, destination: Path, train: int, val: int) -> Path:
     """A data set of links to the first images of each class; 0 takes all."""
     for split, count in (('train', train), ('val', val)):
         for folder in sorted((root / split).iterdir()):
-            target = place / split / folder.name
+            target = destination / split / folder.name
             target.mkdir(parents=True, exist_ok=True)
             for path in sorted(folder.iterdir())[: count or None]:
                 if not (target / path.name).exists():
                     (target / path.name).symlink_to(path.resolve())
-    return place
+    return destination
 
 
 def run_process(

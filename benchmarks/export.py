@@ -1,4 +1,4 @@
-"""What runs an exported model fastest on a CPU: onnxruntime, or PyTorch as trained, fused or compiled."""
+"""Speed of an exported model on a CPU: onnxruntime beside PyTorch as trained, fused or compiled."""
 
 from __future__ import annotations
 
@@ -55,15 +55,16 @@ def export(args: argparse.Namespace) -> None:
             for batch in BATCHES
             for label, network in networks.items()
         }
-        found = in_turns(contestants, args.rounds)
+        series = in_turns(contestants, args.rounds)
         ratios = {
-            f'onnxruntime / {other}': ratio(found, f'onnxruntime, batch {batch}', other)
+            f'onnxruntime / {other}': ratio(series, f'onnxruntime, batch {batch}', other)
             for batch in BATCHES
             for other in contestants
             if other.startswith('PyTorch') and other.endswith(f' {batch}')
         }
         details = {'largest_difference': exported.difference, 'onnxruntime': onnxruntime.__version__}
-        report(f'export-{name}', 'images/s', found, ratios, argparse.Namespace(**{**vars(args), 'amp': False}), details)
+        options = argparse.Namespace(**{**vars(args), 'amp': False})
+        report(f'export-{name}', 'images/s', series, ratios, options, details)
         torch.compiler.reset()
 
 

@@ -1,4 +1,4 @@
-"""What can be measured within one process: the input pipeline, the loop, fusion, Mish."""
+"""Benchmarks within one process: the input pipeline, the loop, fusion, Mish."""
 
 from __future__ import annotations
 
@@ -107,8 +107,8 @@ def pipeline(args: argparse.Namespace) -> None:
         return images / (time.perf_counter() - start)
 
     contestants = {"timm's loader": lambda: rate(their_batches), 'ours': lambda: rate(our_batches)}
-    found = in_turns(contestants, args.rounds)
-    report('pipeline', 'images/s', found, {'ours / timm': ratio(found, 'ours', "timm's loader")}, args)
+    series = in_turns(contestants, args.rounds)
+    report('pipeline', 'images/s', series, {'ours / timm': ratio(series, 'ours', "timm's loader")}, args)
 
 
 def loop(args: argparse.Namespace) -> None:
@@ -140,8 +140,8 @@ def loop(args: argparse.Namespace) -> None:
         'resident batch': lambda: rate(itertools.repeat((images, targets))),
         'real batches': lambda: rate(batches),
     }
-    found = in_turns(contestants, args.rounds)
-    report('loop', 'images/s', found, {'real / resident': ratio(found, 'real batches', 'resident batch')}, args)
+    series = in_turns(contestants, args.rounds)
+    report('loop', 'images/s', series, {'real / resident': ratio(series, 'real batches', 'resident batch')}, args)
 
 
 def recorded(args: argparse.Namespace) -> None:
@@ -158,8 +158,8 @@ def _beside_eager(way: str, options: dict[str, str], args: argparse.Namespace) -
     eager = {'torchcompile': 'none', 'cuda_graph': 'none'}
     for model in args.models:
         contestants = {'eager': _steps(args, model=model, **eager), way: _steps(args, model=model, **eager | options)}
-        found = in_turns(contestants, args.rounds)
-        report(f'{way}-{model}', 'images/s', found, {f'{way} / eager': ratio(found, way, 'eager')}, args)
+        series = in_turns(contestants, args.rounds)
+        report(f'{way}-{model}', 'images/s', series, {f'{way} / eager': ratio(series, way, 'eager')}, args)
 
 
 def _steps(args: argparse.Namespace, **options: str) -> Callable[[], float]:
@@ -188,19 +188,19 @@ def fused(args: argparse.Namespace) -> None:
         with torch.inference_mode(), torch.autocast(args.device, torch.bfloat16, enabled=args.amp), many:
             return 1e9 * rate(lambda: networks[way](images), args.batch_size, args)
 
-    found = in_turns({way: partial(images_per_second, way) for way in networks}, args.rounds)
+    series = in_turns({way: partial(images_per_second, way) for way in networks}, args.rounds)
     ratios = {
-        'fused / as trained': ratio(found, 'fused', 'as trained'),
-        'in validate.py': ratio(found, 'fused, validate.py', 'as trained, validate.py'),
+        'fused / as trained': ratio(series, 'fused', 'as trained'),
+        'in validate.py': ratio(series, 'fused, validate.py', 'as trained, validate.py'),
     }
-    report('fused', 'images/s', found, ratios, args)
+    report('fused', 'images/s', series, ratios, args)
 
 
 def layout(args: argparse.Namespace) -> None:
     """Models in evaluation in channels-last layout, which our scripts take on a CPU, and in torch's own."""
     device = torch.device(args.device)
     images = torch.randn(args.batch_size, 3, args.img_size, args.img_size, device=device)
-    found, ratios = {}, {}
+    series, ratios = {}, {}
 
     def images_per_second(model: nn.Module, batch: torch.Tensor) -> float:
         with torch.inference_mode(), torch.autocast(args.device, torch.bfloat16, enabled=args.amp):
@@ -214,9 +214,9 @@ def layout(args: argparse.Namespace) -> None:
             model = to_device(model, device, memory_format == torch.channels_last)
             batch = images.contiguous(memory_format=memory_format)
             contestants[way] = partial(images_per_second, model, batch)
-        found |= in_turns(contestants, args.rounds)
-        ratios[name] = ratio(found, f'{name}, channels-last', name)
-    report('layout', 'images/s', found, ratios, args)
+        series |= in_turns(contestants, args.rounds)
+        ratios[name] = ratio(series, f'{name}, channels-last', name)
+    report('layout', 'images/s', series, ratios, args)
 
 
 def mish(args: argparse.Namespace) -> None:
@@ -240,13 +240,13 @@ def mish(args: argparse.Namespace) -> None:
         "torch's": lambda: rate(lambda: step(torchs), 5 * x.nbytes, args),
         'copy': lambda: rate(copies, 2 * x.nbytes, args),
     }
-    found = in_turns(contestants, args.rounds)
-    ratios = {'ours / torch': ratio(found, 'ours', "torch's"), 'ours / copy': ratio(found, 'ours', 'copy')}
-    report('mish', 'GB/s', found, ratios, args)
+    series = in_turns(contestants, args.rounds)
+    ratios = {'ours / torch': ratio(series, 'ours', "torch's"), 'ours / copy': ratio(series, 'ours', 'copy')}
+    report('mish', 'GB/s', series, ratios, args)
 
 
 def machine(args: argparse.Namespace) -> None:
-    """What the hardware can do: copying memory and multiplying matrices."""
+    """The speed of the hardware: copying memory and multiplying matrices."""
     dtype = torch.bfloat16 if args.amp else torch.float32
     source = torch.randn(64 * 2**20, device=args.device)
     target = torch.empty_like(source)
@@ -272,13 +272,13 @@ def decode(args: argparse.Namespace) -> None:
         number[0] += 1
         os.environ['IMAGENETTE_ZOO_CACHE'] = str(Path(args.scratch) / f'decode-{number[0]}')
         start = time.perf_counter()
-        side, _ = train_size(images, args.img_size, Console(quiet=True))
-        train_pixels(images, side, Console(quiet=True))
+        size, _ = train_size(images, args.img_size, Console(quiet=True))
+        train_pixels(images, size, Console(quiet=True))
         return time.perf_counter() - start
 
     before = os.environ.get('IMAGENETTE_ZOO_CACHE')
-    found = in_turns({f'{len(images)} images': seconds}, args.rounds)
+    series = in_turns({f'{len(images)} images': seconds}, args.rounds)
     os.environ.pop('IMAGENETTE_ZOO_CACHE')
     if before:
         os.environ['IMAGENETTE_ZOO_CACHE'] = before
-    report('decode', 'seconds', found, {}, args)
+    report('decode', 'seconds', series, {}, args)

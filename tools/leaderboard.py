@@ -68,16 +68,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def take(folder: Path) -> None:
-    """Copies what a finished run came to, if it is one of a row."""
+    """Copies the results of a finished run, if it belongs to a row."""
     record = read_record(folder, '')
     row = f'{record.result.img_size}px_{record.result.epochs}e'
     _check(record, row)
-    place = RESULTS / row / f'{_run(record)}-seed{record.seed}'
+    target = RESULTS / row / f'{_run(record)}-seed{record.seed}'
     for name in ('args.yaml', 'metrics.jsonl', 'result.json'):
-        data, file = (folder / name).read_bytes(), place / name
+        data, file = (folder / name).read_bytes(), target / name
         if file.exists() and file.read_bytes() != data:  # else the better of two runs could be kept
-            raise UserError(f'{place}: has another run with this seed already; choose another seed, or remove it')
-        place.mkdir(parents=True, exist_ok=True)
+            raise UserError(f'{target}: has another run with this seed already; choose another seed, or remove it')
+        target.mkdir(parents=True, exist_ok=True)
         write_atomic(file, data)
 
 
@@ -96,10 +96,10 @@ def page() -> str:
             touched.add((*key, runs[0].result.epochs))
             lines.append(f'| {" | ".join(_cells(runs, file.stem))} |')
     missing = [
-        f'{side} px, {epochs} epochs' + (f', {noise} % label noise' if noise else '')
-        for side, noise in RECORDS
+        f'{size} px, {epochs} epochs' + (f', {noise} % label noise' if noise else '')
+        for size, noise in RECORDS
         for epochs in EPOCHS
-        if (side, noise, epochs) not in touched
+        if (size, noise, epochs) not in touched
     ]
     untouched = f'Untouched, among others: {"; ".join(missing)}.\n' if missing else ''
     return TEXT + '\n'.join(lines) + '\n\n' + untouched

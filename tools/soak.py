@@ -81,26 +81,26 @@ def make_images(root: Path, classes: int = 3, train: int = 16, val: int = 4) -> 
 # --- Kills ------------------------------------------------------------------------------------------------------------
 
 
-def kill(kills: int, seed: int, place: Path) -> dict[str, Any]:
+def kill(kills: int, seed: int, scratch: Path) -> dict[str, Any]:
     """Kills runs again and again; when they have come to their end they must equal undisturbed ones."""
-    data = make_images(place / 'data')
+    data = make_images(scratch / 'data')
     rng = random.Random(seed)
     rows = []
     for number, (name, options) in enumerate(RECIPES.items()):
         recipe = dict(
             model='test_resnet', img_size=32, epochs=40, batch_size=8, warmup_epochs=0, device='cpu',
-            torchcompile='none', data_dir=str(data), output=str(place), recovery_interval=2, checkpoint_hist=3,
+            torchcompile='none', data_dir=str(data), output=str(scratch), recovery_interval=2, checkpoint_hist=3,
             **options,
         )  # fmt: skip
-        file = place / f'recipe{number}.yaml'
+        file = scratch / f'recipe{number}.yaml'
         file.write_text(yaml.safe_dump(recipe))
-        whole = place / f'whole{number}'
+        whole = scratch / f'whole{number}'
         _process(file, whole.name).join()
         wanted = _content(whole)
         survived, while_writing, sound, lives = 0, 0, 0, 0
         while survived < kills:
             lives += 1
-            folder = place / f'killed{number}-{lives}'
+            folder = scratch / f'killed{number}-{lives}'
             while not (folder / 'result.json').exists():
                 process = _process(file, folder.name)
                 if survived < kills:
@@ -171,13 +171,13 @@ def _content(folder: Path) -> dict[str, Any]:
 # --- Damaged files ----------------------------------------------------------------------------------------------------
 
 
-def parsers(place: Path) -> dict[str, tuple[str, bytes, Callable[[Path], Any]]]:
+def parsers(scratch: Path) -> dict[str, tuple[str, bytes, Callable[[Path], Any]]]:
     """Each parser: a name for its file, a sound file, and the call that reads it."""
     result = Result(
         'm', 50.0, 50.0, 0, 90.0, 1.0, {'a': 50.0}, 1, 32, 42, 10, None, {'total': 1.0, 'to_80': None}, 1.0, 1.0,
         {'lr': 0.1}, {'name': 'x', 'train': 1}, {'torch': '2'}, {'device': 'cpu'}, 'train.py',
     )  # fmt: skip
-    data = make_images(place / 'noisy', train=2, val=1)
+    data = make_images(scratch / 'noisy', train=2, val=1)
     images = load_split(data)
     table = io.StringIO()
     writer = csv.writer(table)
@@ -210,7 +210,7 @@ def parsers(place: Path) -> dict[str, tuple[str, bytes, Callable[[Path], Any]]]:
         """Reads a damaged file of a run together with a sound one."""
 
         def reader(path: Path) -> Any:
-            whole = place / f'beside {name}'
+            whole = scratch / f'beside {name}'
             whole.mkdir(exist_ok=True)
             (whole / name).write_bytes(sound)
             shutil.copyfile(path, whole / path.name)
@@ -276,17 +276,17 @@ def parsers(place: Path) -> dict[str, tuple[str, bytes, Callable[[Path], Any]]]:
     }
 
 
-def fuzz(inputs: int, seed: int, place: Path, names: list[str] | None = None) -> dict[str, Any]:
+def fuzz(inputs: int, seed: int, scratch: Path, names: list[str] | None = None) -> dict[str, Any]:
     """Damages a sound file of each kind in many ways; each must be read or refused with a line."""
-    os.environ['IMAGENETTE_ZOO_CACHE'] = str(place / 'cache')
+    os.environ['IMAGENETTE_ZOO_CACHE'] = str(scratch / 'cache')
     rows = []
-    known = parsers(place)
+    known = parsers(scratch)
     if unknown := set(names or ()) - known.keys():
         raise SystemExit(f'--parsers: {", ".join(unknown)}: expected some of {", ".join(known)}')
     for name, (file_name, sound, parse) in known.items():
         if names and name not in names:
             continue
-        path = place / name.replace(' ', '-') / file_name
+        path = scratch / name.replace(' ', '-') / file_name
         path.parent.mkdir()
         path.write_bytes(sound)
         parse(path)  # what is not damaged is read
@@ -356,17 +356,17 @@ def _edited(data: bytes, edits: list[tuple[str, int, Any]]) -> bytes:
 # --- A long run -------------------------------------------------------------------------------------------------------
 
 
-def endure(epochs: int, seed: int, place: Path) -> dict[str, Any]:
-    """Trains for many epochs and looks at itself after each."""
-    data = make_images(place / 'data')
+def endure(epochs: int, seed: int, scratch: Path) -> dict[str, Any]:
+    """Trains for many epochs and samples this process after each."""
+    data = make_images(scratch / 'data')
     rows = []
     for loader in ('cache', 'timm'):
         samples: list[dict[str, float]] = []
         command = [
             'train', '--model', 'test_resnet', '--img-size', '32', '--epochs', str(epochs), '-b', '8', '--opt', 'adamw',
-            '--lr', '0.001', '--warmup-epochs', '0', '--device', 'cpu', '--data-dir', str(data), '--output', str(place),
-            '--experiment', loader, '--seed', str(seed), '--loader', loader, '-j', '2', '--checkpoint-hist', '3',
-            '--model-ema', '--recovery-interval', '2',
+            '--lr', '0.001', '--warmup-epochs', '0', '--device', 'cpu', '--data-dir', str(data),
+            '--output', str(scratch), '--experiment', loader, '--seed', str(seed), '--loader', loader, '-j', '2',
+            '--checkpoint-hist', '3', '--model-ema', '--recovery-interval', '2',
         ]  # fmt: skip
         with _sampled(samples), contextlib.redirect_stdout(io.StringIO()):
             torch.set_num_threads(1)
@@ -392,7 +392,7 @@ def endure(epochs: int, seed: int, place: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _sampled(samples: list[dict[str, float]]) -> Iterator[None]:
-    """Looks at this process at the same place of every epoch."""
+    """Samples this process at the same point of every epoch."""
     save_metrics = RunFolder.save_metrics
 
     def watched(folder: RunFolder, history: list[dict[str, Any]]) -> None:
@@ -430,22 +430,22 @@ def main() -> int:
     parser.add_argument('--results-dir', type=Path, default=ROOT / 'docs' / 'results' / 'reliability')
     args = parser.parse_args()
     start = time.perf_counter()
-    with tempfile.TemporaryDirectory() as scratch:
-        place = Path(scratch)
-        os.environ['IMAGENETTE_ZOO_CACHE'] = str(place / 'cache')
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        os.environ['IMAGENETTE_ZOO_CACHE'] = str(scratch / 'cache')
         if args.what == 'kill':
-            found = kill(args.kills, args.seed, place)
+            outcome = kill(args.kills, args.seed, scratch)
         elif args.what == 'fuzz':
-            found = fuzz(args.inputs, args.seed, place, args.parsers)
+            outcome = fuzz(args.inputs, args.seed, scratch, args.parsers)
         else:
-            found = endure(args.epochs, args.seed, place)
-    found.update(seed=args.seed, seconds=time.perf_counter() - start, versions=versions())
-    found['hardware'] = hardware(torch.device('cpu'))
+            outcome = endure(args.epochs, args.seed, scratch)
+    outcome.update(seed=args.seed, seconds=time.perf_counter() - start, versions=versions())
+    outcome['hardware'] = hardware(torch.device('cpu'))
     args.results_dir.mkdir(parents=True, exist_ok=True)
     name = f'{args.what}-some' if args.parsers else args.what
-    write_json(args.results_dir / f'{name}.json', found)
-    print('kept' if found['kept'] else 'BROKEN')
-    return 0 if found['kept'] else 1
+    write_json(args.results_dir / f'{name}.json', outcome)
+    print('kept' if outcome['kept'] else 'BROKEN')
+    return 0 if outcome['kept'] else 1
 
 
 SERVER: Any = multiprocessing.get_context('forkserver')

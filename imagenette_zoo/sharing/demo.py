@@ -20,10 +20,11 @@ from PIL import Image
 
 import imagenette_zoo  # noqa: F401  (registers the models, also where this file runs on its own)
 
-from ..data.images import forget_other_formats, open_image
-from ..errors import UserError, first_line, require
-from ..inference.loading import TrainedModel, UseOptions, load_trained
-from ..inference.predict import look_at
+# Absolute: a Space runs a copy of this file, which is in no package.
+from imagenette_zoo.data.images import forget_other_formats, open_image
+from imagenette_zoo.errors import UserError, first_line, require
+from imagenette_zoo.inference.loading import TrainedModel, UseOptions, load_trained
+from imagenette_zoo.inference.predict import look_at
 
 __all__ = ['Explained', 'build', 'explain', 'main', 'serve']
 
@@ -34,12 +35,12 @@ LARGEST_UPLOAD = '50mb'
 
 @dataclass(frozen=True)
 class Explained:
-    """What a model says to an image.
+    """A model's answer for an image.
 
     Args:
         probabilities: Of each class, 0–1.
-        picture: What it saw, the places that decided for the likeliest class shining red; only what it saw where its
-            last features are no map.
+        picture: The image as it was given it; the regions that decided for the likeliest class are red. They are
+            not marked where its last features are no map.
     """
 
     probabilities: dict[str, float]
@@ -60,14 +61,14 @@ def explain(trained: TrainedModel, image: Image.Image) -> Explained:
         pixels = torch.from_numpy(trained.pixels(image))[None]
     except ValueError as error:
         raise UserError(f'the image {error}') from None
-    [found] = look_at(trained, pixels, len(trained.class_names), heat_maps=trained.has_maps)
+    [prediction] = look_at(trained, pixels, len(trained.class_names), heat_maps=trained.has_maps)
     seen = pixels[0].permute(1, 2, 0).numpy()
-    if found.heat is not None:
-        heat = 0.6 * found.heat[..., None]
+    if prediction.heat is not None:
+        heat = 0.6 * prediction.heat[..., None]
         seen = (seen * (1 - heat) + np.array([255.0, 0.0, 0.0]) * heat).astype(np.uint8)
-    twice = len({name for name, _ in found.top}) < len(found.top)
-    names = [f'{name} ({place})' if twice else name for place, (name, _) in enumerate(found.top, 1)]
-    probabilities = dict(zip(names, (value for _, value in found.top), strict=True))
+    twice = len({name for name, _ in prediction.top}) < len(prediction.top)
+    names = [f'{name} ({rank})' if twice else name for rank, (name, _) in enumerate(prediction.top, 1)]
+    probabilities = dict(zip(names, (value for _, value in prediction.top), strict=True))
     return Explained(probabilities, Image.fromarray(seen))
 
 
@@ -93,10 +94,10 @@ def build(models: Sequence[str]) -> Any:
         image = gr.Image(label='image', type='filepath', image_mode=None, height=300)
         image.preprocess = lambda data: data.path if data else None  # ours says what is wrong with a file
         with gr.Row():
-            for place in range(min(2, len(loaded))):
+            for column in range(min(2, len(loaded))):
                 with gr.Column():
                     names = list(loaded)
-                    choice = gr.Dropdown(names, value=names[place], label='model', interactive=len(names) > 1)
+                    choice = gr.Dropdown(names, value=names[column], label='model', interactive=len(names) > 1)
                     classes = gr.Label(num_top_classes=MOST_CLASSES, label='classes')
                     heat = gr.Image(
                         label='what decided', interactive=False, height=300, buttons=['fullscreen', 'download']
@@ -106,16 +107,16 @@ def build(models: Sequence[str]) -> Any:
 
 
 def _answer(models: dict[str, TrainedModel], error: type[Exception]) -> Callable[[str | None, str], tuple[Any, Any]]:
-    """What a column shows for an uploaded file and the name of its model."""
+    """The function that fills a column, from an uploaded file and the name of a model."""
 
     def answer(path: str | None, name: str) -> tuple[Any, Any]:
         if path is None:
             return None, None
         try:
-            found = explain(models[name], open_image(path))
+            explained = explain(models[name], open_image(path))
         except UserError as problem:
             raise error(str(problem).replace(path, Path(path).name)) from None
-        return found.probabilities, found.picture
+        return explained.probabilities, explained.picture
 
     return answer
 

@@ -139,6 +139,15 @@ def test_as_a_space_it_says_in_one_line_what_is_wrong(monkeypatch: pytest.Monkey
         demo.main()
 
 
+def test_the_file_starts_alone_as_the_app_of_a_space(tmp_path: Path) -> None:
+    pytest.importorskip('gradio')
+    app = shutil.copyfile(demo.__file__, tmp_path / 'app.py')
+    environment = {**os.environ, 'DEMO_MODELS': 'runs/none'}
+    done = subprocess.run([sys.executable, app], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith('error: --model runs/none: no run')
+
+
 def test_a_port_that_is_none(folders: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip('gradio')
     assert main(['demo', folders[0], '--port', '99999']) == 2

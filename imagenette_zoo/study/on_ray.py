@@ -137,7 +137,7 @@ def _bring_home(ray: Any, ready: Any, trial: Trial, slot: Slot, trials: Trials) 
 
 
 def _train_there(trial: Trial, slot: Slot) -> tuple[dict[str, bytes], str]:
-    """On a node: trains in a new folder; `(its files, why it failed)`."""
+    """Trains in a new folder on a node; returns `(its files, the reason if it failed)`."""
     with tempfile.TemporaryDirectory() as temporary:
         here = replace(slot, output=Path(temporary))
         log = here.output / 'log'

@@ -103,7 +103,7 @@ class Job:
 
 
 def environment(jobs: int, number: int, device: str = 'auto') -> dict[str, str]:
-    """Cores, and GPUs where the device is none of them, are divided where several run at the same time."""
+    """The environment of job `number` of several: they divide the cores, and the GPUs unless `device` names one."""
     own = {'PYTHONPATH': os.pathsep.join(filter(None, sys.path))}
     if jobs > 1:
         own['OMP_NUM_THREADS'] = os.environ.get('OMP_NUM_THREADS', str(max(1, available_cores() // jobs)))

@@ -270,7 +270,7 @@ class _Overview:
         return []
 
     def _stop(self) -> None:
-        """Has all that runs save and stop."""
+        """Makes the running trainings save and stop."""
         self.console.line(f'stopping {len(self.running)} trainings; the same command goes on with them')
         for job in self.running:
             job.process.terminate()

@@ -111,7 +111,7 @@ def validate(
 
 @contextmanager
 def _full_memory(name: str) -> Iterator[None]:
-    """Full memory is one line."""
+    """Turns full memory into a `UserError`."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:

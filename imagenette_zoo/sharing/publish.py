@@ -131,7 +131,7 @@ def _branch(options: PublishOptions) -> str | None:
 
 
 def _find(source: str) -> tuple[Path, Trained | None]:
-    """The model folder that is meant, and what its run says about it where it belongs to one."""
+    """The model folder that is meant, and the scores in its run where it belongs to one."""
     path = Path(os.path.abspath(source.removeprefix('local-dir:')))  # without '..'
     run = run_of(path)
     if run is not None and not RunFolder(run).finished:
@@ -159,7 +159,7 @@ def write_folder(
         repo_id: `OWNER/NAME`.
         output: Where to; it is made.
         options: Licence and branch.
-        console: Who is told.
+        console: Where the progress is shown.
 
     Returns:
         The names of the files.
@@ -252,7 +252,7 @@ def _same(file: Path, there: Any) -> bool:
 
 @contextlib.contextmanager
 def _one_line(repo_id: str, token: str, console: Console) -> Iterator[None]:
-    """Turns what goes wrong between here and the Hub into a line, in which the token never is."""
+    """Turns errors on the way to the Hub into one line, without the token."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # it reports every attempt
     if not console.live:

@@ -27,7 +27,7 @@ def fronts(content: Numbers) -> dict[str, list[int]]:
 
 
 def _front(runs: Sequence[Numbers], cost: str) -> list[int]:
-    """The numbers of the runs that no other beats: none costs no more and is better, or costs less and is as good."""
+    """The numbers of the runs on the Pareto front of top-1 and a cost."""
     points = sorted(
         (run['metrics'][cost]['mean'], -run['metrics']['top1']['mean'], run['number'])
         for run in runs

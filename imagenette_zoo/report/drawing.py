@@ -129,7 +129,7 @@ def heat_map(
     write: Callable[[float], str],
     scale: Callable[[float], float] = float,
 ) -> None:
-    """Coloured cells with their numbers, the first row at the top; what is not there stays empty."""
+    """Coloured cells with their numbers, the first row at the top; missing ones stay empty."""
     import matplotlib
     from matplotlib.patches import Rectangle
 

@@ -94,7 +94,7 @@ def _time_cell(stat: Numbers | None) -> Cell:
 
 
 def _reach_cell(reach: Numbers) -> Cell:
-    """A time where all seeds got there, else how many did."""
+    """The time to a top-1 where all seeds reached it, else how many did."""
     if reach['seconds']:
         return _time_cell(reach['seconds'])
     return Cell(f'{reach["reached"]} of {reach["of"]} seeds' if reach['reached'] else 'not reached')

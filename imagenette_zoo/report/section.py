@@ -49,7 +49,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture (None where there are only numbers), what to know about it, and the numbers behind it."""
+    """A picture (None where there are only numbers), its caption, and the numbers behind it."""
 
     picture: Picture | None
     caption: str
@@ -100,7 +100,7 @@ def _number_text(value: float, metric: str) -> str:
 
 
 def signed(text: str) -> str:
-    """With a minus that is one, and none before zero."""
+    """A number with a true minus sign, and without one before zero."""
     return (text if text.strip('-+0.,') else text.lstrip('-')).replace('-', '−')
 
 

@@ -32,7 +32,7 @@ class Command:
 
 
 def one_model(args: argparse.Namespace, flags: dict[str, Any]) -> dict[str, Any]:
-    """The flags, and among them the model where it was given without one."""
+    """The flags, with the model among them where it was given without a flag."""
     if args.run is not None and 'model' in flags:
         raise UserError(f'one model is meant: {args.run} or --model {flags["model"]}?')
     return flags if args.run is None else {'model': args.run, **flags}

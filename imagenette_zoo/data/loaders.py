@@ -148,14 +148,14 @@ class CachedEvalBatches(Batches):
 
 
 def _resident(pixels: torch.Tensor, targets: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both on a GPU, where the images take less than half of the memory that is free there."""
+    """Moves both to a GPU if the images take less than half of its free memory."""
     if device.type == 'cuda' and 2 * pixels.nbytes < torch.cuda.mem_get_info(device)[0]:
         return pixels.to(device), targets.to(device)
     return pixels, targets
 
 
 def _together(batches: Iterable[tuple[torch.Tensor, int]], images: int) -> Iterator[tuple[torch.Tensor, int]]:
-    """Successive batches of images of one size as one, of so many images or of a batch: a GPU makes them as fast."""
+    """Joins successive batches of one image size, up to so many images: a GPU makes them as fast as one batch."""
     waiting: list[torch.Tensor] = []
     size = 0
     for batch, its_size in batches:

@@ -23,7 +23,7 @@ from imagenette_zoo.config.recipe import Recipe
 from imagenette_zoo.layers import Mish
 from imagenette_zoo.layers.mish import much_inference
 from imagenette_zoo.models.factory import to_device
-from imagenette_zoo.training.cuda_graph import REHEARSALS
+from imagenette_zoo.training.cuda_graph import WARM_UP_STEPS
 from imagenette_zoo.training.run import Run, open_folder, prepare
 from imagenette_zoo.utils.console import Console
 from imagenette_zoo.utils.distributed import World
@@ -168,7 +168,7 @@ def _steps(args: argparse.Namespace, **options: str) -> Callable[[], float]:
     run.data.train_batches.set_epoch(0)
     images, targets = run.data.transform(*next(iter(run.data.train_batches)))
     run.learner.model.train()
-    for _ in range(REHEARSALS):
+    for _ in range(WARM_UP_STEPS):
         run.learner.step(images, targets)
     return lambda: 1e9 * rate(lambda: run.learner.step(images, targets), args.batch_size, args)
 

@@ -19,7 +19,7 @@ from imagenette_zoo.inference.validate import validate
 from imagenette_zoo.kernels import runtime
 from imagenette_zoo.models.factory import to_device
 from imagenette_zoo.training import learner
-from imagenette_zoo.training.cuda_graph import Recorder
+from imagenette_zoo.training.cuda_graph import GraphedStep
 from imagenette_zoo.training.trainer import train
 from tests.conftest import interrupted
 
@@ -33,15 +33,15 @@ if torch.cuda.is_available():
 @pytest.fixture
 def replays(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
     """The shapes of the batches that a recorded step was replayed for."""
-    shapes, replay = [], Recorder.replay
+    shapes, replay = [], GraphedStep.replay
 
-    def spy(self: Recorder, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor | None:
-        found = replay(self, images, targets)
-        if found is not None:
+    def spy(self: GraphedStep, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor | None:
+        loss = replay(self, images, targets)
+        if loss is not None:
             shapes.append(images.shape)
-        return found
+        return loss
 
-    monkeypatch.setattr(Recorder, 'replay', spy)
+    monkeypatch.setattr(GraphedStep, 'replay', spy)
     return shapes
 
 
@@ -152,8 +152,8 @@ def test_fused_layers_are_torchs(name: str, amp: bool, monkeypatch: pytest.Monke
     depthwise = sum(isinstance(layer, nn.Conv2d) and layer.groups > 1 for layer in plain.modules())
     assert Counter(launched) == Counter(norm_act_forward=norms, depthwise_weight_gradient=depthwise)
     assert (ours - wanted).norm() < 1.3 * (torchs - wanted).norm() + 1e-3 * wanted.norm()
-    for (key, found), expected in zip(fused.named_buffers(), plain.buffers(), strict=True):
-        torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05, msg=key)
+    for (key, buffer), expected in zip(fused.named_buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(buffer, expected, rtol=0.05, atol=0.05, msg=key)
 
 
 def test_it_resumes(recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ __all__ = [
     'has_few_strided_channels', 'has_gpu_kernel', 'has_slow_gradients', 'is_depthwise', 'is_product',
 ]  # fmt: skip
 
-_SIDES = (3, 5, 7)  # of the kernels that cpu.cpp knows
+_KERNEL_SIZES = (3, 5, 7)  # of the kernels that cpu.cpp knows
 _FEW = 100  # batches: for more a plan, which halves the time of the flagship's, pays
 _HALVES = (torch.bfloat16, torch.float16)
 _without_cudnn = threading.Lock()
@@ -61,10 +61,10 @@ def has_slow_gradients(layer: nn.Conv2d) -> bool:
 
 
 class CpuDepthwiseConv2d(nn.Conv2d):
-    """Such a convolution with other gradients on a CPU, equal but for rounding.
+    """A depthwise convolution with other gradients on a CPU, equal but for rounding.
 
-    They are `cpu.cpp`'s in float32 and under bfloat16 autocast, for channels-last images. Where there is no compiler
-    bfloat16 layers compute in float32 what oneDNN is slow at.
+    They are `cpu.cpp`'s in float32 and under bfloat16 autocast, for channels-last images. Where there is no compiler,
+    the gradients that oneDNN is slow at in bfloat16 are computed in float32.
     """
 
     def _conv_forward(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -104,7 +104,7 @@ def _is_fused(grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, geometr
         and x.ndim == 4
         and x.shape[1] % LANES == 0
         and weight.shape[0] == x.shape[1]
-        and weight.shape[2] == weight.shape[3] in _SIDES
+        and weight.shape[2] == weight.shape[3] in _KERNEL_SIZES
         and stride[0] == stride[1]
         and padding[0] == padding[1]
         and tuple(dilation) == (1, 1)
@@ -117,11 +117,11 @@ def _fused_gradients(
     grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, geometry: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
     (stride, _), (padding, _), *_ = geometry
-    images, channels, *sides = x.shape
-    side = weight.shape[-1]
-    taps = weight.float().view(channels, side * side).t().contiguous()
+    images, channels, *image_size = x.shape
+    kernel = weight.shape[-1]
+    taps = weight.float().view(channels, kernel * kernel).t().contiguous()
     dx, dw = torch.empty_like(x), torch.empty_like(taps)
-    sizes = (images, channels, *sides, *grad.shape[2:], side, stride, padding)
+    sizes = (images, channels, *image_size, *grad.shape[2:], kernel, stride, padding)
     grad = grad.contiguous(memory_format=torch.channels_last)
     call('depthwise_backward', sizes, grad, x, taps, dx, dw)
     return dx, dw.t().reshape(weight.shape).to(weight.dtype)
@@ -181,7 +181,7 @@ class ProductConv2d(nn.Conv2d):
 
 
 def has_gpu_kernel(layer: nn.Conv2d) -> bool:
-    """Whether it is a depthwise convolution that Triton's kernels on its GPU are for."""
+    """Whether it is a 3×3 depthwise convolution on a GPU where Triton's kernels work."""
     return (
         layer.groups == layer.in_channels == layer.out_channels > 1
         and layer.kernel_size == (3, 3)
@@ -207,7 +207,7 @@ def _kernels(device: torch.device) -> Any:
 
 
 class GpuDepthwiseConv2d(nn.Conv2d):
-    """Such a convolution by Triton's kernels, for channels-last images with channels in multiples of 8."""
+    """A depthwise convolution by Triton's kernels, for channels-last images with channels in multiples of 8."""
 
     def _conv_forward(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         known = is_plain(x, ('cuda',)) and are_images(x) and is_plain(weight, ('cuda',)) and x.numel() > 0
@@ -221,7 +221,7 @@ def _is_for(dtype: torch.dtype, weight: torch.Tensor) -> bool:
 
 
 def _dtype(x: torch.Tensor) -> torch.dtype:
-    """What a convolution computes in."""
+    """The dtype that a convolution computes in."""
     return torch.get_autocast_dtype('cuda') if torch.is_autocast_enabled('cuda') else x.dtype
 
 

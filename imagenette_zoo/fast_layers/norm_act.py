@@ -1,8 +1,8 @@
 """BatchNorm and the activation after it as one layer.
 
-Apart they read and write what a convolution puts out thirteen times in a training step, as one nine times
-(two reads and a write forward; four reads and two writes backward) and save one tensor instead of two. The arithmetic
-is that of `cpu.cpp` and `gpu`.
+As two layers they read and write a convolution's output thirteen times in a training step, as one nine times (two
+reads and a write forward; four reads and two writes backward). One saves one tensor for the backward pass, two save
+two. The arithmetic is that of `cpu.cpp` and `gpu`.
 """
 
 from collections.abc import Callable
@@ -130,7 +130,7 @@ class _NormAct(torch.autograd.Function):
 def _plain_gradients(
     grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, kind: type[nn.Module]
 ) -> tuple[torch.Tensor, ...]:
-    """By torch's own operators, which can be differentiated."""
+    """The gradients by torch's own operators, which can be differentiated."""
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         inputs = [  # views, as x may depend on weight and bias
@@ -143,7 +143,7 @@ def _plain_gradients(
 
 def _statistics(x: torch.Tensor, layer: Norm2d) -> torch.Tensor:
     """`(4, C)` of a batch `(N, C, H, W)`: scale and shift that normalise its channels, their mean and the inverse of
-    their standard deviation. The layer's running statistics follow."""
+    their standard deviation. Updates the layer's running statistics."""
     if (gpu := _gpu(x)) is not None:
         running = layer.running_mean, layer.running_var, layer.num_batches_tracked
         return gpu.norm_stats(x, layer.weight, layer.bias, *running, layer.momentum, layer.eps)
@@ -171,7 +171,7 @@ def _normalized(x: torch.Tensor, stats: torch.Tensor, kind: type[nn.Module]) -> 
 def _gradients(
     grad: torch.Tensor, x: torch.Tensor, stats: torch.Tensor, kind: type[nn.Module]
 ) -> tuple[torch.Tensor, ...]:
-    """Of x, weight and bias, for what `_statistics` gives."""
+    """The gradients of x, weight and bias, by the result of `_statistics`."""
     if (gpu := _gpu(x)) is not None:
         return gpu.norm_act_backward(grad, x, stats, _ACTIVATIONS[kind][0])
     dx, (dweight, dbias) = torch.empty_like(x), torch.empty_like(stats[:2])

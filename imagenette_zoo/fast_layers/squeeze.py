@@ -47,7 +47,7 @@ class FastSqueezeExcite(SqueezeExcite):
 
 
 class _Mean(torch.autograd.Function):
-    """Of the pixels of `(N, C, H, W)`; the gradient is a view of one number a channel."""
+    """The mean of the pixels of `(N, C, H, W)`; its gradient is a view of one number a channel."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:

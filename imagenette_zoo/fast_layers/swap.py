@@ -1,7 +1,7 @@
 """Which layers are replaced by faster ones, where and when: one table and one walk over the model.
 
-A faster layer is a subclass of the one it replaces, with the same attributes and state dict, so that a layer becomes
-one by its class alone.
+A faster layer is a subclass of the one that it replaces, with the same attributes and state dict. So a layer is
+replaced by changing its class alone.
 """
 
 import logging
@@ -99,11 +99,11 @@ def swap(
         model: The model, on its device.
         device: Where it computes.
         channels_last: Whether it is in channels-last layout.
-        phase: `training`: also what is faster in training alone; `recorded steps`: also where steps are CUDA graphs.
+        phase: `training` adds layers that are faster only there, `recorded steps` those that are so in CUDA graphs.
         log: Is given a line that counts them, else the debug log is.
 
     Returns:
-        What was replaced. Faster layers stay, so that a model may be walked over for one phase after the other.
+        The layers that were replaced. Faster ones stay, so a model may be walked over for one phase after the other.
     """
     swaps = []
     for name, layer in model.named_modules():

@@ -1,6 +1,7 @@
-"""What each kernel of `cpu.cpp` has to give, by torch's own operators: a miscompiled kernel is worse than none.
+"""The values that each kernel of `cpu.cpp` has to give, by torch's own operators.
 
-The numbers are the same on every machine, and none lies where a rounding would decide which way an activation bends.
+A miscompiled kernel is worse than none. The numbers are the same on every machine, and none lies where a rounding
+would decide which way an activation bends.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +21,7 @@ _TOLERANCES = {torch.float32: (3e-4, 3e-4), torch.bfloat16: (0.02, 0.02), torch.
 
 
 class Case(NamedTuple):
-    """A call of a kernel, and by the place of the tensor what it has to write."""
+    """A call of a kernel, and the values that it has to write, by the index of the tensor."""
 
     sizes: Sequence[int]
     tensors: Sequence[torch.Tensor]
@@ -37,13 +38,13 @@ def check(run: Callable[..., None]) -> None:
         for dtype in dtypes:
             for sizes, tensors, wanted in cases(dtype):
                 run(name, sizes, *tensors)
-                for place, expected in wanted.items():
-                    rtol, atol = _TOLERANCES[tensors[place].dtype]
-                    torch.testing.assert_close(tensors[place].float(), expected, rtol=rtol, atol=atol)
+                for index, expected in wanted.items():
+                    rtol, atol = _TOLERANCES[tensors[index].dtype]
+                    torch.testing.assert_close(tensors[index].float(), expected, rtol=rtol, atol=atol)
 
 
 def _spread(*shape: int, dtype: torch.dtype, start: float = 0.0) -> torch.Tensor:
-    """Numbers from -4 to 4 that leave the random numbers of whoever trains alone."""
+    """Numbers from -4 to 4, made without the random generators that a training uses."""
     steps = torch.arange(torch.Size(shape).numel(), dtype=torch.float64, device='cpu')
     return ((steps * 0.6180339887498949 + start).frac() * 8 - 4).view(shape).to(dtype)
 
@@ -90,27 +91,27 @@ def _norm_act_backward(dtype: torch.dtype) -> Iterator[Case]:
     weight, bias = _spread(2, _CHANNELS, dtype=torch.float32, start=0.3)
     var, mean = torch.var_mean(x.float(), 0, correction=0)
     inverse = (var + 1e-5).rsqrt()
-    found = [weight * inverse, bias - mean * weight * inverse, mean, inverse]
+    stats = [weight * inverse, bias - mean * weight * inverse, mean, inverse]
     inputs = [tensor.float().requires_grad_() for tensor in (x, weight.detach(), bias.detach())]
     normalized = F.batch_norm(inputs[0], None, None, inputs[1], inputs[2], True)
     for number, act in enumerate(_ACTIVATIONS):
         wanted = torch.autograd.grad(act(normalized), inputs, grad.float(), retain_graph=True)
-        tensors = [grad, x, torch.empty_like(x), *found, _empty(_CHANNELS), _empty(_CHANNELS)]
+        tensors = [grad, x, torch.empty_like(x), *stats, _empty(_CHANNELS), _empty(_CHANNELS)]
         yield Case([*x.shape, number], tensors, dict(zip((2, 7, 8), wanted, strict=True)))
 
 
 def _depthwise_backward(dtype: torch.dtype) -> Iterator[Case]:
     x = _images(2, 16, 9, 11, dtype=dtype)
-    for side, stride in ((3, 1), (3, 2), (3, 4), (5, 1), (5, 2), (7, 1), (7, 2)):  # each number of taps
-        taps = _spread(side * side, 16, dtype=dtype, start=0.2).float()
-        weight = taps.t().reshape(16, 1, side, side)
+    for kernel, stride in ((3, 1), (3, 2), (3, 4), (5, 1), (5, 2), (7, 1), (7, 2)):  # each number of taps
+        taps = _spread(kernel * kernel, 16, dtype=dtype, start=0.2).float()
+        weight = taps.t().reshape(16, 1, kernel, kernel)
         out = [(size - 1) // stride + 1 for size in x.shape[2:]]
         grad = _images(2, 16, *out, dtype=dtype, start=0.4)
-        geometry = [stride] * 2, [side // 2] * 2, [1, 1], False, [0, 0], 16, [True, True, False]
+        geometry = [stride] * 2, [kernel // 2] * 2, [1, 1], False, [0, 0], 16, [True, True, False]
         dx, dw, _ = torch.ops.aten.convolution_backward(grad.float(), x.float(), weight, None, *geometry)
-        sizes = (*x.shape, *out, side, stride, side // 2)
+        sizes = (*x.shape, *out, kernel, stride, kernel // 2)
         tensors = [grad, x, taps, torch.empty_like(x), torch.empty_like(taps)]
-        yield Case(sizes, tensors, {3: dx, 4: dw.view(16, side * side).t()})
+        yield Case(sizes, tensors, {3: dx, 4: dw.view(16, kernel * kernel).t()})
 
 
 def _blurred(x: torch.Tensor, maximum: int, reflect: int) -> torch.Tensor:
@@ -143,8 +144,8 @@ _CROPS = [  # height and width of a crop, whether its filter is cubic: each numb
 
 
 def _crop_resize(dtype: torch.dtype) -> Iterator[Case]:
-    side, size = 24, (10, 11)
-    pixels = ((_spread(6, side, side, 3, dtype=torch.float32) + 4) * 31.8).to(dtype)
+    stored_size, size = 24, (10, 11)
+    pixels = ((_spread(6, stored_size, stored_size, 3, dtype=torch.float32) + 4) * 31.8).to(dtype)
     index = torch.tensor([3, 1, 5, 0, 2, 4], dtype=torch.int64, device='cpu')
     boxes = torch.tensor([[(24 - h) // 2, 24 - w, h, w] for h, w, _ in _CROPS], dtype=torch.int64, device='cpu')
     bicubic = torch.tensor([cubic for *_, cubic in _CROPS], dtype=torch.bool, device='cpu')
@@ -155,7 +156,7 @@ def _crop_resize(dtype: torch.dtype) -> Iterator[Case]:
         resized = F.interpolate(crop, size, mode='bicubic' if cubic else 'bilinear', antialias=True)
         wanted.append(resized.clamp(0, 255)[0].flip([axis + 1 for axis in (0, 1) if flip[axis]]).permute(1, 2, 0))
     out = torch.empty(6, *size, 3, dtype=dtype, device='cpu')
-    yield Case([6, side, *size], [pixels, index, boxes, flips, bicubic, out], {5: torch.stack(wanted)})
+    yield Case([6, stored_size, *size], [pixels, index, boxes, flips, bicubic, out], {5: torch.stack(wanted)})
 
 
 def _look_up(dtype: torch.dtype) -> Iterator[Case]:

@@ -1,5 +1,5 @@
-// What kernels.py has compiled for CPUs: Mish, BatchNorm with an activation, the gradients of depthwise convolutions, blur pooling, and
-// what is done to the pixels of a batch. Images are channels-last: rows of channels, where it is not three a multiple of LANES.
+// The kernels that runtime.py compiles for CPUs: Mish, BatchNorm with an activation, the gradients of depthwise convolutions, blur
+// pooling, and the work on the pixels of a batch. Images are channels-last: rows of channels, a multiple of LANES or, of pixels, three.
 // The vector types are GCC's and clang's.
 #include <algorithm>
 #include <cmath>
@@ -363,13 +363,13 @@ static void blur_forward(const Blur& g, int threads, const T* x, T* y) {
                 for (int a = 0; a < 3; a++) ahead[a] = MAX ? larger(load(rows[a] + c), load(below[a] + c)) : load(rows[a] + c);
                 for (int64_t i = c; i < row; i += g.channels) {
                     const int64_t next = i + g.channels < row ? i + g.channels : i;
-                    Floats found[3];
+                    Floats values[3];
                     for (int a = 0; a < 3; a++) {
                         const Floats here = ahead[a];
                         ahead[a] = MAX ? larger(load(rows[a] + next), load(below[a] + next)) : load(rows[a] + next);
-                        found[a] = MAX ? larger(here, ahead[a]) : here;
+                        values[a] = MAX ? larger(here, ahead[a]) : here;
                     }
-                    store(&mixed[i], 0.25f * (found[0] + found[2]) + 0.5f * found[1]);
+                    store(&mixed[i], 0.25f * (values[0] + values[2]) + 0.5f * values[1]);
                 }
             }
             T* out = y + k * out_width * g.channels;
@@ -536,16 +536,16 @@ static void resize_across(const Axis& axis, const float* pixels, uint8_t* const*
     }
 }
 
-// Crops, resizes and flips images of side * side pixels, one after the other.
-static void crop_resize(int64_t images, int64_t side, int64_t height, int64_t width, const uint8_t* pixels,
+// Crops, resizes and flips images of size * size pixels, one after the other.
+static void crop_resize(int64_t images, int64_t size, int64_t height, int64_t width, const uint8_t* pixels,
                         const int64_t* index, const int64_t* boxes, const bool* flips, const bool* bicubic, uint8_t* out) {
-    const int64_t longest = side * RGB + LANES, stride = side * RGB;
-    std::vector<float> lines(ROWS * longest), mixed(side * LANES);
+    const int64_t longest = size * RGB + LANES, stride = size * RGB;
+    std::vector<float> lines(ROWS * longest), mixed(size * LANES);
     std::vector<uint8_t> results(ROWS * (width * RGB + LANES));
     uint8_t* rows[ROWS];
     for (int64_t r = 0; r < ROWS; r++) rows[r] = &results[r * (width * RGB + LANES)];
     for (int64_t n = 0; n < images; n++, boxes += 4, out += height * width * RGB) {
-        const uint8_t* corner = pixels + ((index[n] * side + boxes[0]) * side + boxes[1]) * RGB;
+        const uint8_t* corner = pixels + ((index[n] * size + boxes[0]) * size + boxes[1]) * RGB;
         const Axis down(boxes[2], height, bicubic[n], flips[2 * n]), across(boxes[3], width, bicubic[n], flips[2 * n + 1]);
         for (int64_t y = 0; y < height; y += ROWS) {
             const int64_t count = height - y < ROWS ? height - y : ROWS;

@@ -63,8 +63,7 @@ def are_images(x: torch.Tensor) -> bool:
 
 
 def are_kernels_for(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether `call` can be used, on a GPU `triton_kernels`; the first time this compiles, where it is not
-    for nothing."""
+    """Whether `call`, or on a GPU `triton_kernels`, can be used; the first time this compiles them."""
     if device.type == 'cuda':
         return dtype in (torch.float32, torch.bfloat16, torch.float16) and triton_kernels(device) is not None
     return device.type == 'cpu' and dtype in _NAMES and _library() is not None
@@ -92,7 +91,7 @@ def call(name: str, sizes: Sequence[int], *tensors: torch.Tensor) -> None:
     Args:
         name: The kernel; the first tensor's dtype says which of its two.
         sizes: As the kernel takes them.
-        *tensors: What it reads and writes.
+        *tensors: Those that it reads and writes.
     """
     _run(_library(), name, sizes, *tensors)
 
@@ -162,7 +161,7 @@ def _built(source: bytes, folder: Path, key: str) -> ctypes.CDLL:
 
 
 def _sync(path: Path) -> None:
-    """Has what is written be on the disk: else a power failure may leave the name and not the bytes."""
+    """Waits until a file is on the disk: else a power failure may leave its name without its bytes."""
     file = os.open(path, os.O_RDONLY)
     try:
         os.fsync(file)
@@ -173,7 +172,7 @@ def _sync(path: Path) -> None:
 def _loaded(path: Path) -> ctypes.CDLL:
     """The library, if it is this user's own, whole, and computes what torch does.
 
-    What is looked at is the open file, which is then loaded: nobody can put another in its place in between.
+    The file is opened once, checked and loaded: nobody can exchange it in between.
     """
     file = os.open(path, os.O_RDONLY | getattr(os, 'O_BINARY', 0) | getattr(os, 'O_NOFOLLOW', 0))
     try:
@@ -196,7 +195,7 @@ def _loaded(path: Path) -> ctypes.CDLL:
 
 
 def _processor() -> str:
-    """What tells this kind of processor from others: a cache may be shared by machines."""
+    """The kind of this processor: machines of several kinds may share a cache."""
     try:
         lines = Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines()
     except OSError:

@@ -35,14 +35,14 @@ _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d, BatchNormAct2d, S
 def fuse(model: nn.Module) -> nn.Module:
     """Returns a copy of a model that computes the same in eval mode with fewer layers.
 
-    What timm's `reparameterize_model` merges is merged (`MultiPass`, RepVGG's blocks and others). Then every BatchNorm,
-    also a frozen or synchronised one, that alone takes what a 2-d convolution gives is folded into the convolution, and
-    its activation, if it has one, stands in its place. All of it is done in float64: only the last rounding differs.
+    First timm's `reparameterize_model` merges `MultiPass`, RepVGG's blocks and others. Then every BatchNorm, also a
+    frozen or synchronised one, is folded into the 2-d convolution before it if nothing else takes that one's output.
+    Its activation, if it has one, stays. All of it is done in float64: only the last rounding differs.
 
-    What stays: norms before a convolution, without running statistics or with dropout; convolutions that change their
-    weight, as with weight standardisation; layers that are used twice or have hooks, and timm's blocks in a model with
-    hooks. Of what torch.fx can't trace, the children are fused, on the understanding that they are called as a whole
-    and not layer by layer.
+    Some layers stay: norms before a convolution, without running statistics or with dropout; convolutions that change
+    their weight, as with weight standardisation; layers that are used twice or have hooks; timm's blocks in a model
+    with hooks. Where torch.fx can't trace a module, its children are fused instead. This takes for granted that each
+    child is called as a whole, not layer by layer.
 
     Args:
         model: Any model that takes one tensor; it is left as it is.
@@ -71,7 +71,7 @@ def fold_norm(conv: Any, norm: Any) -> nn.Conv2d:
 
 
 def why_not_folded(conv: nn.Module, norm: nn.Module) -> str:
-    """What keeps `fold_norm` from being exact; empty where nothing does."""
+    """The reason why `fold_norm` would not be exact; empty where it is."""
     if type(conv) not in _CONVS:
         return f'{type(conv).__name__} is not a plain convolution'
     if type(norm) not in _NORMS or norm.running_mean is None:
@@ -82,7 +82,7 @@ def why_not_folded(conv: nn.Module, norm: nn.Module) -> str:
 
 
 class _Tracer(fx.Tracer):
-    """torch's tracer, but a layer that can't or mustn't be traced becomes one node, and its name one of `opaque`."""
+    """torch's tracer, but a layer that can't or mustn't be traced is one node; `opaque` has their names."""
 
     proxy_buffer_attributes = True  # statistics that are used are seen in the graph, as weights are
 
@@ -101,7 +101,7 @@ class _Tracer(fx.Tracer):
 
 
 def _fold_norms(module: nn.Module, references: Counter[nn.Module]) -> None:
-    """Folds in place what is called once and referred to once."""
+    """Folds norms in place where both layers are called once and referred to once."""
     root = nn.Sequential(module)  # traced as one layer of another, so that it is called as usual and may be opaque
     tracer = _Tracer()
     try:

@@ -16,8 +16,8 @@ from ..kernels.runtime import are_kernels_for, call, is_plain
 
 __all__ = ['Mish', 'much_inference']
 
-# Elements from which on the kernels are used, and at which their 32-bit indices end. In training they are as fast as
-# torch's at the first of these; a person who classifies a picture or two is not to wait for a compiler.
+# The numbers of elements for which the kernels are used; above them 32-bit indices end. In training the kernels are as
+# fast as torch's at the lower end. In inference it is higher: nobody is to wait for a compiler to classify a picture.
 FUSED_SIZES = {'training': range(2**12, 2**30), 'inference': range(2**22, 2**30)}
 _FORMATS = (torch.contiguous_format, torch.channels_last, torch.channels_last_3d)
 
@@ -26,7 +26,7 @@ _much: ContextVar[bool] = ContextVar('much inference', default=False)
 
 @contextmanager
 def much_inference() -> Iterator[None]:
-    """Within it the kernels are worth compiling from the sizes of training on, also for inference."""
+    """Lets inference use the kernels from the sizes of training on: much of it pays for compiling them."""
     token = _much.set(True)
     try:
         yield

@@ -59,7 +59,7 @@ class MultiPass(nn.Module):
         return f'merge={self.merge!r}'
 
     def feature_info(self, location: str) -> dict[str, Any]:
-        """What timm's EfficientNet builder asks every block; the first pass answers for all."""
+        """The entry that timm's EfficientNet builder asks of every block: that of the first pass."""
         first: Any = self.passes[0]
         info = first.feature_info(location)
         return {**info, 'module': f'passes.0.{info["module"]}'} if info['module'] else info
@@ -97,7 +97,7 @@ class WideInvertedResidual(nn.Module):
         self.has_skip = has_skip
 
     def feature_info(self, location: str) -> dict[str, Any]:
-        """As `MultiPass` tells it to timm; only the output's place is known."""
+        """The entry that timm asks of every block; only the output can be named."""
         return {'module': '', 'num_chs': self.project.out_channels}
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -234,13 +234,13 @@ def _stack_depthwise(convs: Sequence[nn.Conv2d]) -> nn.Conv2d:
     _require(len({conv.stride for conv in convs}) == 1, 'the passes have different strides')
     _require(all(_is_centred(conv) for conv in convs), 'a depthwise convolution is not centred')
     dilation = math.gcd(*(conv.dilation[0] for conv in convs))
-    side = max((conv.kernel_size[0] - 1) * conv.dilation[0] // dilation + 1 for conv in convs)
-    weight = torch.cat([_spread(conv.weight, conv.dilation[0] // dilation, side) for conv in convs])
+    kernel_size = max((conv.kernel_size[0] - 1) * conv.dilation[0] // dilation + 1 for conv in convs)
+    weight = torch.cat([_spread(conv.weight, conv.dilation[0] // dilation, kernel_size) for conv in convs])
     return _conv(
         weight,
         torch.cat([conv.get_parameter('bias') for conv in convs]),
         stride=convs[0].stride,
-        padding=dilation * (side - 1) // 2,
+        padding=dilation * (kernel_size - 1) // 2,
         dilation=dilation,
         groups=len(weight),
     )
@@ -248,27 +248,27 @@ def _stack_depthwise(convs: Sequence[nn.Conv2d]) -> nn.Conv2d:
 
 def _is_centred(conv: nn.Conv2d) -> bool:
     """Whether the kernel is square, odd and centred on the pixels 0, stride, 2 stride, ..."""
-    side, dilation = conv.kernel_size[0], conv.dilation[0]
+    size, dilation = conv.kernel_size[0], conv.dilation[0]
     return (
-        conv.kernel_size == (side, side)
-        and side % 2 == 1
+        conv.kernel_size == (size, size)
+        and size % 2 == 1
         and conv.dilation == (dilation, dilation)
-        and conv.padding == (dilation * (side - 1) // 2,) * 2
+        and conv.padding == (dilation * (size - 1) // 2,) * 2
         and conv.padding_mode == 'zeros'
     )
 
 
-def _spread(weight: torch.Tensor, step: int, side: int) -> torch.Tensor:
-    """Lays a kernel's taps `step` apart in the middle of a `side` x `side` kernel of zeros."""
-    spread = weight.new_zeros(*weight.shape[:2], *((size - 1) * step + 1 for size in weight.shape[2:]))
+def _spread(weight: torch.Tensor, step: int, size: int) -> torch.Tensor:
+    """Lays a kernel's taps `step` apart in the middle of a `size` x `size` kernel of zeros."""
+    spread = weight.new_zeros(*weight.shape[:2], *((taps - 1) * step + 1 for taps in weight.shape[2:]))
     spread[..., ::step, ::step] = weight
-    return F.pad(spread, [(side - spread.shape[-1]) // 2] * 4)
+    return F.pad(spread, [(size - spread.shape[-1]) // 2] * 4)
 
 
 def _conv(weight: torch.Tensor, bias: torch.Tensor, groups: int = 1, **geometry: Any) -> nn.Conv2d:
     """A convolution of the given weight `(C_out, C_in / groups, k, k)` and bias `(C_out,)`."""
-    out_channels, in_channels, side, _ = weight.shape
-    conv = nn.Conv2d(in_channels * groups, out_channels, side, groups=groups, dtype=weight.dtype, **geometry)
+    out_channels, in_channels, size, _ = weight.shape
+    conv = nn.Conv2d(in_channels * groups, out_channels, size, groups=groups, dtype=weight.dtype, **geometry)
     conv.weight.copy_(weight)
     conv.get_parameter('bias').copy_(bias)
     return conv

@@ -13,7 +13,7 @@ from ..data.constants import IMAGENETTE
 from ..data.locate import load_splits
 from ..errors import UserError
 from ..models import factory
-from ..training.cuda_graph import REHEARSALS
+from ..training.cuda_graph import WARM_UP_STEPS
 from ..training.learner import Learner
 from ..training.run import make_model
 from ..utils.console import Console, duration, table
@@ -124,7 +124,7 @@ def _step_seconds(learner: Learner, batch: int, channels: int, size: int, classe
         targets = torch.nn.functional.one_hot(targets, classes).float()
     learner.model.train()
     times = []
-    for _ in range(STEPS + (REHEARSALS if learner.recorder else 0)):
+    for _ in range(STEPS + (WARM_UP_STEPS if learner.graphed_step else 0)):
         start = time.perf_counter()
         float(learner.step(images, targets, 1, True))  # waits for the device
         times.append(time.perf_counter() - start)

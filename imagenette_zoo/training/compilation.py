@@ -19,22 +19,22 @@ __all__ = ['resolve']
 # nothing: our kernels and oneDNN's are ahead of the compiler's (docs/performance.md).
 SECONDS_A_MAC = 2e-13
 SECONDS_AN_ELEMENT = 2e-11  # of what the layers put out
-SAVED = 0.2  # share of the time
+SAVED = 0.2  # fraction of the time
 SECONDS_A_LAYER = 0.3  # to compile it, forward and backward
 
 
 def resolve(recipe: Recipe, model: nn.Module, images: int, device: torch.device, console: Console) -> Recipe:
-    """The recipe with `torchcompile: auto` replaced by what that means for this run, and says so.
+    """Replaces `torchcompile: auto` in a recipe by its meaning for this run, and prints that.
 
-    The answer depends on the recipe, the model, the data and the kind of machine alone, not on a measurement, so that
-    a run is repeated and resumed as it was.
+    It follows from the recipe, the model, the data and the kind of machine, not from a measurement. So a run is
+    repeated and resumed as it was.
 
     Args:
         recipe: The recipe.
         model: Its model.
         images: Training images an epoch.
         device: Where it is trained.
-        console: Who is told.
+        console: Prints that compiling is on.
     """
     if recipe.torchcompile == 'none':
         return recipe.replace(torchcompile=None)
@@ -43,19 +43,19 @@ def resolve(recipe: Recipe, model: nn.Module, images: int, device: torch.device,
     off = recipe.replace(torchcompile=None, torchcompile_mode=None)
     if not _may_gain(device):
         return off
-    sides = recipe.train_img_sizes or (_side(recipe, model),)
-    saved, cost = _saved(model, max(sides), recipe.epochs * images), _cost(model) * len(sides)
+    sizes = recipe.train_img_sizes or (_image_size(recipe, model),)
+    saved, cost = _saved(model, max(sizes), recipe.epochs * images), _cost(model) * len(sizes)
     if saved < cost:
         return off
     console.line(f'torchcompile auto: on; may save {duration(saved)}, takes about {duration(cost)} (once a machine)')
     return recipe.replace(torchcompile='inductor')
 
 
-def _side(recipe: Recipe, model: Any) -> int:
+def _image_size(recipe: Recipe, model: Any) -> int:
     return recipe.img_size or model.pretrained_cfg['input_size'][-1]
 
 
-def _saved(model: nn.Module, side: int, images: int) -> float:
+def _saved(model: nn.Module, size: int, images: int) -> float:
     """Seconds that a compiled model may save."""
     elements = 0
 
@@ -66,7 +66,7 @@ def _saved(model: nn.Module, side: int, images: int) -> float:
 
     handles = [layer.register_forward_hook(count) for layer in model.modules() if not any(layer.children())]
     try:
-        _, gmacs = model_cost(model, (3, side, side))  # runs a copy, with its hooks
+        _, gmacs = model_cost(model, (3, size, size))  # runs a copy, with its hooks
     finally:
         for handle in handles:
             handle.remove()

@@ -1,6 +1,6 @@
-"""Training steps as CUDA graphs: what a step asks of the GPU is recorded once and asked for again by a single call.
+"""Training steps as CUDA graphs: the kernels of a step are recorded once and launched again by a single call.
 
-A small network's kernels take a GPU less time than it takes Python to launch them. The rules:
+A GPU runs a small network's kernels in less time than Python needs to launch them. The rules of such graphs:
 https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs.
 """
 
@@ -21,17 +21,19 @@ from ..errors import UserError, first_line
 if TYPE_CHECKING:
     from ..config.recipe import Recipe
 
-__all__ = ['REHEARSALS', 'Recorder', 'unrecordable']
+__all__ = ['WARM_UP_STEPS', 'GraphedStep', 'why_not_graphed']
 
-REHEARSALS = 3  # eager steps of a shape before it is recorded: memory is allocated, kernels are loaded or compiled
+WARM_UP_STEPS = 3  # eager steps of a shape before it is recorded: memory is allocated, kernels are loaded or compiled
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Backward = Callable[[torch.Tensor], None]
 
 
-def unrecordable(recipe: Recipe, device: torch.device, processes: int, second_order: bool) -> str | None:
-    """Why a run's steps can't be recorded, None where they can: a step is one batch on one GPU, and nothing waits.
-    Empty where nobody expects it.
+def why_not_graphed(recipe: Recipe, device: torch.device, processes: int, second_order: bool) -> str | None:
+    """The reason why a run's steps can't be recorded, None where they can.
+
+    A recorded step is one batch on one GPU, and nothing in it waits for the GPU. The reason is empty where nobody
+    expects a recording.
 
     Args:
         recipe: Its options.
@@ -56,11 +58,11 @@ def unrecordable(recipe: Recipe, device: torch.device, processes: int, second_or
     return None
 
 
-class Recorder:
+class GraphedStep:
     """Records the training step of each shape of batch after some eager ones, and replays it from then on.
 
-    Forward and backward pass are recorded, and with them the optimizer's step where it is Muon's: that goes matrix by
-    matrix, in hundreds of launches. Gradients are those of the batch alone, not added to earlier ones.
+    The forward and the backward pass are recorded. Muon's step is recorded with them, since it goes matrix by matrix,
+    in hundreds of launches. Gradients are those of the batch alone, not added to earlier ones.
 
     Args:
         model: The model, on its GPU.
@@ -68,7 +70,7 @@ class Recorder:
         loss: Images and targets to the loss; it is recorded once for a shape.
         backward: The loss to the gradients, likewise.
         updates: Whether the optimizer's step may be recorded: nothing comes between it and the backward pass.
-        tell: Who is told that a model can't be recorded.
+        log: Takes a line that says why a model can't be recorded.
     """
 
     def __init__(
@@ -78,13 +80,13 @@ class Recorder:
         loss: Loss,
         backward: Backward,
         updates: bool,
-        tell: Callable[[str], object],
+        log: Callable[[str], object],
     ) -> None:
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = optimizer
         self.loss, self.backward = loss, backward
         self.updates = updates and is_recordable(optimizer)
-        self.tell = tell
+        self.log = log
         self.off = False
         self._done: Counter[torch.Size] = Counter()
         self._recorded: dict[torch.Size, _Recorded] = {}
@@ -92,11 +94,13 @@ class Recorder:
         self._stream = torch.cuda.Stream(self.parameters[0].device)  # torch's own is one for all GPUs
 
     @contextmanager
-    def rehearsal(self, shape: torch.Size) -> Iterator[None]:
-        """Around an eager forward and backward pass of whole batches of this shape; the last of them is watched: one
-        that waits for the GPU can't be recorded."""
+    def warm_up(self, shape: torch.Size) -> Iterator[None]:
+        """Surrounds an eager forward and backward pass over a whole batch of this shape.
+
+        The last of them is watched: a step that waits for the GPU can't be recorded.
+        """
         self._done[shape] += 1
-        if self.off or self._done[shape] != REHEARSALS:
+        if self.off or self._done[shape] != WARM_UP_STEPS:
             yield
             return
         with warnings.catch_warnings(record=True) as caught:
@@ -108,11 +112,12 @@ class Recorder:
                 torch.cuda.set_sync_debug_mode('default')
         if any('synchronizing CUDA operation' in str(warning.message) for warning in caught):
             self.off = True
-            self.tell('cuda-graph auto: off (a step of this model waits for the GPU)')
+            self.log('cuda-graph auto: off (a step of this model waits for the GPU)')
 
     def replay(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor | None:
-        """The loss of a batch, detached, None where it is to be rehearsed. The parameters have its gradients, or where
-        `updates` are updated.
+        """Replays the step and returns the batch's loss, detached; None where the step has to be eager.
+
+        Afterwards the parameters have the batch's gradients, or with `updates` their new values.
 
         Args:
             images: `(N, 3, H, W)`.
@@ -121,7 +126,7 @@ class Recorder:
         Raises:
             UserError: The step can't be recorded.
         """
-        if self.off or self._done[images.shape] < REHEARSALS:
+        if self.off or self._done[images.shape] < WARM_UP_STEPS:
             return None
         recorded = self._recorded.get(images.shape)
         if recorded is None:
@@ -144,8 +149,8 @@ class Recorder:
         stay = torch.cuda.stream(torch.cuda.current_stream(images.device))  # a recording that fails leaves another one
         try:
             with stay, torch.cuda.graph(recorded.graph, self._pool, self._stream, capture_error_mode='thread_local'):
-                found = self.loss(recorded.images, recorded.targets)
-                self.backward(found)
+                loss = self.loss(recorded.images, recorded.targets)
+                self.backward(loss)
                 if self.updates:
                     _set_rates(self.optimizer, recorded.rates)
                     self.optimizer.step()
@@ -156,7 +161,7 @@ class Recorder:
             raise UserError(f'this step can not be recorded ({reason}): --cuda-graph none goes without') from error
         finally:
             _set_rates(self.optimizer, kept)
-        recorded.loss = found.detach()
+        recorded.loss = loss.detach()
         recorded.gradients = [parameter.grad for parameter in self.parameters]
         for parameter in self.parameters:
             parameter.grad = None
@@ -164,7 +169,7 @@ class Recorder:
 
 
 class _Recorded:
-    """A recorded step: where it reads its batch and its learning rates, and where it leaves what it finds."""
+    """A recorded step: the memory that it reads its batch and rates from, and that it writes its results to."""
 
     def __init__(
         self, images: torch.Tensor, targets: torch.Tensor, optimizer: torch.optim.Optimizer, device: torch.device

@@ -23,7 +23,7 @@ from ..errors import UserError, first_line, nearest
 from ..fast_layers.swap import swap
 from ..models.factory import autocast, compiled, to_device
 from ..utils.distributed import World
-from .cuda_graph import Recorder, unrecordable
+from .cuda_graph import GraphedStep, why_not_graphed
 
 __all__ = ['Learner', 'learning_rate', 'loss_function']
 
@@ -58,9 +58,9 @@ class Learner:
     Args:
         recipe: The options.
         model: The model, with its starting weights.
-        world: This process's place among those that train together.
+        world: This process and those that it trains together with.
         updates_per_epoch: Optimizer steps an epoch.
-        tell: Who is told what it does otherwise than asked.
+        log: Takes a line about each thing that it does otherwise than asked.
 
     Raises:
         UserError: The optimizer is unknown or does not take an argument it is given; SyncBN without CUDA.
@@ -72,7 +72,7 @@ class Learner:
         model: nn.Module,
         world: World,
         updates_per_epoch: int,
-        tell: Callable[[str], object] = str,
+        log: Callable[[str], object] = str,
     ) -> None:
         self.recipe = recipe
         self.world = world
@@ -81,8 +81,8 @@ class Learner:
                 raise UserError('--sync-bn: needs CUDA and several processes (torchrun): leave it out')
             model = convert_sync_batchnorm(model)
         channels_last = recipe.is_channels_last(world.device)
-        log = tell if recipe.log_swaps else None
-        model = to_device(model, world.device, channels_last, log)
+        swap_log = log if recipe.log_swaps else None
+        model = to_device(model, world.device, channels_last, swap_log)
         if recipe.grad_checkpointing:
             try:
                 model.set_grad_checkpointing(True)  # type: ignore[operator]
@@ -94,10 +94,10 @@ class Learner:
         self.scheduler, self.epochs = self._make_scheduler(updates_per_epoch)
         scaled = recipe.amp and recipe.amp_dtype == 'float16' and world.device.type == 'cuda'
         self.scaler = torch.amp.GradScaler('cuda') if scaled else None
-        obstacle = unrecordable(recipe, world.device, world.size, self._is_second_order)
+        obstacle = why_not_graphed(recipe, world.device, world.size, self._is_second_order)
         if obstacle:
-            tell(f'cuda-graph auto: off ({obstacle})')
-        swap(model, world.device, channels_last, 'recorded steps' if obstacle is None else 'training', log)
+            log(f'cuda-graph auto: off ({obstacle})')
+        swap(model, world.device, channels_last, 'recorded steps' if obstacle is None else 'training', swap_log)
         self.ema = (
             ModelEmaV3(
                 model,
@@ -116,8 +116,8 @@ class Learner:
             self.fast = DistributedDataParallel(self.fast, device_ids=ids)
             self.plain = self.fast  # two wrappers of one model would not agree on what to synchronise
         updates = recipe.nan != 'skip' and recipe.clip_grad is None and self.scaler is None
-        self.recorder = (
-            Recorder(model, self.optimizer, self._loss, self._backward, updates, tell) if obstacle is None else None
+        self.graphed_step = (
+            GraphedStep(model, self.optimizer, self._loss, self._backward, updates, log) if obstacle is None else None
         )
         self.updates = 0
         self.skipped = 0  # steps in a row that were left out
@@ -159,7 +159,7 @@ class Learner:
 
     @contextmanager
     def evaluating(self) -> Iterator[nn.Module]:
-        """`eval_model`, for as long as it takes on the device that it is evaluated on."""
+        """`eval_model`, for that time on the device that evaluates it."""
         if self.ema is None or self.ema.device is None:
             yield self.eval_model
             return
@@ -175,15 +175,15 @@ class Learner:
         return sum(rates) / len(rates)
 
     def step(
-        self, images: torch.Tensor, targets: torch.Tensor, share: float = 1.0, update: bool = True
+        self, images: torch.Tensor, targets: torch.Tensor, fraction: float = 1.0, update: bool = True
     ) -> torch.Tensor:
         """Forward, backward and, where `update`, the optimizer's step.
 
         Args:
             images: `(N, 3, H, W)`, normalised.
-            targets: `(N,)` class indices or `(N, classes)` shares.
-            share: Of the images whose gradients the update adds up.
-            update: Whether this is the last of them.
+            targets: `(N,)` class indices or `(N, classes)` probabilities.
+            fraction: These images among all whose gradients the update adds up.
+            update: Whether this is the last batch before it.
 
         Returns:
             The loss of the batch, detached.
@@ -192,18 +192,18 @@ class Learner:
             UserError: Too many updates in a row had to be left out.
         """
         skips = self.recipe.nan == 'skip'
-        if skips and not self._buffers:  # BatchNorm's statistics: a forward pass of NaN would spoil them
+        if skips and not self._buffers:  # BatchNorm's statistics, which a forward pass with NaN would spoil
             self._buffers = [buffer.clone() for buffer in self.model.buffers()]
         whole = len(images) == self.recipe.batch_size
-        recorder = self.recorder if whole else None
-        if recorder and (replayed := recorder.replay(images, targets)) is not None:
-            loss, updated = replayed, recorder.updates
+        graphed = self.graphed_step if whole else None
+        if graphed and (replayed := graphed.replay(images, targets)) is not None:
+            loss, updated = replayed, graphed.updates
         else:
             model = self.fast if whole else self.plain
             waiting = model.no_sync() if isinstance(model, DistributedDataParallel) and not update else nullcontext()
-            with waiting, recorder.rehearsal(images.shape) if recorder else nullcontext():
+            with waiting, graphed.warm_up(images.shape) if graphed else nullcontext():
                 loss = self._loss(images, targets, model)
-                self._backward(loss * share)
+                self._backward(loss * fraction)
             updated = False
         if update:
             updated = updated or self._update()
@@ -232,8 +232,8 @@ class Learner:
         with autocast(self.recipe, self.world.device):
             return self.loss_fn((self.fast if model is None else model)(images), targets)
 
-    def compile(self, sides: Sequence[int], channels: int) -> float:
-        """Compiles the training step for images of these sides, by running it; nothing else changes.
+    def compile(self, sizes: Sequence[int], channels: int) -> float:
+        """Compiles the training step for images of these sizes by running it; nothing else changes.
 
         Returns:
             The seconds that it took.
@@ -246,8 +246,8 @@ class Learner:
         layout = torch.channels_last if self.recipe.is_channels_last(self.world.device) else torch.contiguous_format
         self.model.train()
         try:
-            for side in sides:
-                images = torch.zeros(self.recipe.batch_size, channels, side, side, device=self.world.device)
+            for size in sizes:
+                images = torch.zeros(self.recipe.batch_size, channels, size, size, device=self.world.device)
                 self._loss(images.contiguous(memory_format=layout), target).backward()
         finally:
             self.optimizer.zero_grad()
@@ -266,7 +266,7 @@ class Learner:
         loss.backward(create_graph=self._is_second_order)
 
     def _update(self) -> bool:
-        """Takes the optimizer's step with the gradients as they are; whether it did."""
+        """Takes the optimizer's step with the gradients as they are; returns whether it did."""
         recipe, scaler = self.recipe, self.scaler
         skips = recipe.nan == 'skip'
         if scaler is None and skips and not self._gradients_are_finite():
@@ -291,7 +291,7 @@ class Learner:
         return getattr(self.optimizer, 'is_second_order', False)
 
     def _gradients_are_finite(self) -> bool:
-        """The same in all processes, which have added up their gradients."""
+        """Whether the gradients are, which are the same in all processes."""
         return _are_finite([parameter.grad for parameter in self.model.parameters() if parameter.grad is not None])
 
     def is_finite(self) -> bool:
@@ -313,7 +313,7 @@ class Learner:
                     distribute_bn(model, self.world.size, reduce=True)
 
     def after_epoch(self, epoch: int, metric: float | None) -> None:
-        """Steps a schedule that goes by epochs: `epoch` are done."""
+        """Steps a schedule that goes by epochs, after so many of them."""
         if self.scheduler is not None:
             try:
                 self.scheduler.step(epoch, metric)

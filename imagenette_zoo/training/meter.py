@@ -26,7 +26,7 @@ class Position:
         sums: Of each process, the sum of its images' losses without those that are not finite, and the images in it.
         images: All images, in this process.
         skipped: Updates that were left out.
-        seconds: What they took.
+        seconds: The time that they took.
     """
 
     step: int = 0

@@ -1,4 +1,4 @@
-"""What a run came to: the rows of its epochs summed up, as a file and as words."""
+"""The result of a run: the rows of its epochs summed up, in a file and in print."""
 
 from __future__ import annotations
 
@@ -14,19 +14,18 @@ from ..utils.console import Console, duration, table
 from ..utils.reading import from_json, read_errors, read_json
 from .run import Run
 
-__all__ = ['Result', 'differences', 'epoch_line', 'make_result', 'ranking', 'read_result', 'tell']
+__all__ = ['Result', 'differences', 'epoch_line', 'make_result', 'print_summary', 'ranking', 'read_result']
 
 THRESHOLDS = (80, 85, 90)  # % top-1, after how long
 
 
 @dataclass
 class Result:
-    """What a run came to: the content of its `result.json`.
+    """The result of a run: the content of its `result.json`.
 
-    Accuracies are in %, times in seconds, memory in MiB. `seconds['setup']` is what came before the first step
-    (decoding, compiling), `seconds['total']` training and validation together, `seconds['to_80']` that up to the
-    end of the validation that first gave 80 % top-1, or None;
-    `per_class` belongs to `top1`.
+    Accuracies are in %, times in seconds, memory in MiB. `per_class` belongs to `top1`. `seconds['setup']` is the time
+    before the first step (decoding, compiling), `seconds['total']` that of training and validation together.
+    `seconds['to_80']` is the total until the end of the validation that first gave 80 % top-1, or None.
     """
 
     model: str
@@ -70,7 +69,7 @@ def read_result(folder: Path) -> Result:
 
 
 def differences(then: Result, run: Run) -> list[str]:
-    """What about a run that is ready differs from one that is finished: `'torch 2.10.0 then, 2.11.0 now'`."""
+    """The differences between a finished run and one that is ready, as `'torch 2.10.0 then, 2.11.0 now'`."""
     train, val = run.data.train, run.data.val
     world = run.learner.world
     now = [environment.versions(), environment.hardware(world.device, world.size), run.recipe.as_dict()]
@@ -101,7 +100,7 @@ def ranking(history: Sequence[dict[str, Any]], recipe: Recipe) -> list[int]:
 
 
 def epoch_line(row: dict[str, Any], epochs: int) -> str:
-    """What a person reads at the end of an epoch."""
+    """The line that is printed at the end of an epoch."""
     scores = (
         f'top-1 {row["eval_top1"]:.2f} %, top-5 {row["eval_top5"]:.2f} %, loss {row["eval_loss"]:.3f}, '
         if 'eval_loss' in row
@@ -160,8 +159,8 @@ def make_result(run: Run, params: int, gmacs: float | None) -> Result:
     )
 
 
-def tell(result: Result, console: Console) -> None:
-    """Ends a run: a table by class, and where everything is."""
+def print_summary(result: Result, console: Console) -> None:
+    """Prints the accuracies by class, the scores, and where everything is."""
     console.line()
     console.line(table([('class', 'top-1 %'), *((name, f'{top1:.1f}') for name, top1 in result.per_class.items())]))
     console.line()

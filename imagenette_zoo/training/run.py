@@ -43,10 +43,10 @@ class Run:
         data: What it trains on.
         learner: The model and what changes it.
         config: Timm's data config of the model.
-        data_hash: What tells its data from others.
+        data_hash: The hash of its images.
         history: A row for each epoch that is done.
         position: Where it is in the next one.
-        setup_seconds: What it took to make it ready: reading, decoding, compiling.
+        setup_seconds: The time that it took to make it ready: reading, decoding, compiling.
     """
 
     recipe: Recipe
@@ -82,7 +82,7 @@ class Run:
             self.folder.save_state(state)
 
     def signature(self) -> dict[str, Any]:
-        """The data and the processes: beside the recipe they must be the same for the run to be continued."""
+        """The data and the processes: like the recipe, they must be the same when the run is continued."""
         return {
             'training images': len(self.data.train),
             'validation images': len(self.data.val),
@@ -93,14 +93,14 @@ class Run:
 
 
 def prepare(recipe: Recipe, folder: RunFolder, state: bytes | None, world: World, console: Console) -> Run:
-    """Makes a run ready; the folder is touched last, when everything else has turned out well.
+    """Makes a run ready; its folder is written last, once all else has worked.
 
     Args:
         recipe: Its options.
         folder: Its folder, and `state` what it goes on from, as `open_folder` gave them.
         state: None starts it.
         world: The processes that train together.
-        console: Where it is said how it goes.
+        console: Prints the progress.
 
     Raises:
         UserError: Anything that the recipe names is wrong or missing.
@@ -117,8 +117,8 @@ def prepare(recipe: Recipe, folder: RunFolder, state: bytes | None, world: World
     sets = (train_images, val_images)
     data_hash = pipeline.data_hash(recipe, sets, config['input_size'][-1], console)
     world.check_agreed('the images', [data_hash, *map(len, sets), train_images.classes])  # else all would wait forever
-    for side in recipe.train_img_sizes or ():
-        factory.probe(model, recipe.model, (config['input_size'][0], side, side))
+    for size in recipe.train_img_sizes or ():
+        factory.probe(model, recipe.model, (config['input_size'][0], size, size))
     factory.probe(model, recipe.model, config['input_size'])
     own = resolve(recipe, model, len(train_images), world.device, console)
     updates = -(-len(data.train_batches) // recipe.grad_accum_steps)
@@ -135,9 +135,9 @@ def prepare(recipe: Recipe, folder: RunFolder, state: bytes | None, world: World
 
 def _compile(recipe: Recipe, learner: Learner, config: dict[str, Any], console: Console) -> None:
     """Compiles the model now, so that one which can't be compiled fails before anything is written."""
-    channels, _, side = config['input_size']
+    channels, _, size = config['input_size']
     try:
-        seconds = learner.compile(recipe.train_img_sizes or (side,), channels)
+        seconds = learner.compile(recipe.train_img_sizes or (size,), channels)
         console.line(f'compiled in {seconds:.1f} s')
     except (torch._dynamo.exc.TorchDynamoException, RuntimeError) as error:
         reason = first_line(error)

@@ -53,7 +53,7 @@ class RunFolder:
 
     Args:
         path: The folder.
-        own_name: Nobody chose it: a new run takes another where it is taken by then.
+        own_name: Its name is made up: a new run takes another where this one is taken by then.
     """
 
     def __init__(self, path: Path, own_name: bool = False) -> None:
@@ -61,7 +61,7 @@ class RunFolder:
         self.own_name = own_name
         self._lock: ProcessLock | None = None
 
-    def __reduce__(self) -> tuple[Any, ...]:  # what another process gets: the place, not the lock
+    def __reduce__(self) -> tuple[Any, ...]:  # another process gets the path, not the lock
         return RunFolder, (self.path,)
 
     def __getitem__(self, name: str) -> Path:
@@ -152,7 +152,7 @@ class RunFolder:
         write_atomic(self['args.yaml'], text)
 
     def save_state(self, state: Mapping[str, Any]) -> None:
-        """Writes `state.pt`, what `parse_state` gives back."""
+        """Writes `state.pt`, which `read_state` and `parse_state` read."""
         buffer = io.BytesIO()
         torch.save(dict(state), buffer)
         write_atomic(self['state.pt'], buffer.getvalue())
@@ -171,7 +171,7 @@ class RunFolder:
             raise UserError(f"{self['state.pt']}: can't read: {error.strerror}") from None
 
     def parse_state(self, data: bytes) -> dict[str, Any]:
-        """The state in what `read_state` gave.
+        """The state in the content that `read_state` returned.
 
         Raises:
             UserError: It is torn.

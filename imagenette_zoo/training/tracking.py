@@ -1,11 +1,11 @@
-"""Tracking people already use: TensorBoard and Weights & Biases are told what `metrics.jsonl` holds, by its names.
+"""Trackers that people already use: TensorBoard and Weights & Biases get what `metrics.jsonl` holds, by its names.
 
-A row of the history is a step of its epoch; the accuracy of a class is `eval_top1/CLASS`, a number of the result
-`result/top1`. The history of the run is the truth: whoever opens a tracker tells it all of it, so that each epoch is
-there exactly once whatever was lost or logged too early when a run was killed, and also if tracking begins late.
+A row of the history is logged at the step of its epoch. The accuracy of a class is `eval_top1/CLASS`, a number of the
+result is `result/top1`. A tracker that is opened gets the whole history of the run. So each epoch is there exactly
+once, whatever was lost or logged too early when a run was killed, and also if tracking begins late.
 
-No tracker can hurt a run: it is told between the epochs, each of which seeds its own random numbers; one that raises or
-does not answer is left out from there on.
+No tracker can hurt a run. It is called between the epochs, each of which seeds its own random numbers. One that raises
+or does not answer is left out from then on.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ RESULT = ('top1', 'best_top1', 'best_epoch', 'top5', 'loss', 'params', 'gmacs', 
 
 
 class Tracker(Protocol):
-    """What a tracker does; once it is made it has been told the history."""
+    """A tracker of one run, which gets the history when it is made."""
 
     option: ClassVar[str]
-    place: str  # where a person finds the run
+    location: str  # where a person finds the run
 
     @staticmethod
     def check() -> None:
@@ -54,7 +54,7 @@ class Tracker(Protocol):
         """Takes an epoch's row of the history."""
 
     def result(self, values: Mapping[str, float], epochs: int) -> None:
-        """Takes what the run came to."""
+        """Takes the numbers of the result."""
 
     def close(self, exit_code: int) -> None:
         """Ends it."""
@@ -64,7 +64,7 @@ def check_trackers(recipe: Recipe) -> None:
     """Looks whether the trackers that a recipe asks for can be used, without writing anything.
 
     Raises:
-        UserError: A package is missing; wandb is to send what it is told and has no key.
+        UserError: A package is missing; wandb is to send the run and has no key.
     """
     for kind in _kinds(recipe):
         kind.check()
@@ -77,8 +77,8 @@ class Tracking:
         recipe: Its options.
         folder: Its folder.
         history: Its rows so far.
-        console: Who is told where the trackers are and which of them failed.
-        primary: Whether this is the process that tells them; the others do nothing.
+        console: Prints where the trackers are and which of them failed.
+        primary: Whether this is the process that calls them; the others do nothing.
     """
 
     def __init__(self, recipe: Recipe, folder: Path, history: Sequence[Row], console: Console, primary: bool) -> None:
@@ -92,23 +92,23 @@ class Tracking:
             tracker = self._try(kind.option, functools.partial(kind, *self._make))
             if tracker is not None:
                 self._open[kind.option] = tracker
-                self._console.line(f'{_flag(kind.option)}: {tracker.place}')
+                self._console.line(f'{_flag(kind.option)}: {tracker.location}')
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         exit_code = 0 if error is None else getattr(error, 'exit_code', 1)
-        self._tell(lambda tracker: tracker.close(exit_code))
+        self._call_all(lambda tracker: tracker.close(exit_code))
 
     def epoch(self, row: Row) -> None:
-        """Tells them an epoch's row of the history."""
-        self._tell(lambda tracker: tracker.epoch(row))
+        """Logs an epoch's row of the history."""
+        self._call_all(lambda tracker: tracker.epoch(row))
 
     def result(self, result: Mapping[str, Any]) -> None:
-        """Tells them the content of `result.json`."""
+        """Logs the content of `result.json`."""
         values = {f'result/{name}': result[name] for name in RESULT if result[name] is not None}
-        self._tell(lambda tracker: tracker.result(values, result['epochs']))
+        self._call_all(lambda tracker: tracker.result(values, result['epochs']))
 
-    def _tell(self, act: Callable[[Tracker], None]) -> None:
+    def _call_all(self, act: Callable[[Tracker], None]) -> None:
         for option, tracker in list(self._open.items()):
             self._try(option, functools.partial(act, tracker))
 
@@ -131,7 +131,7 @@ def _flag(option: str) -> str:
 
 
 def _within(seconds: float, act: Callable[[], T]) -> T:
-    """What `act` returns or raises, in a thread that is waited for and then left to itself.
+    """Calls `act` in a thread and passes on its result or its error; if it takes too long, it is left to itself.
 
     Raises:
         TimeoutError: It takes longer.
@@ -151,14 +151,14 @@ def _within(seconds: float, act: Callable[[], T]) -> T:
 
 
 def _imported(option: str, module: str, name: str) -> Any:
-    """A module that has a name: a folder that is called as a missing package can be imported, but is empty."""
+    """Imports a module and checks that it has a name: a folder named like a missing package is an empty module."""
     try:
-        found = importlib.import_module(module)
-        getattr(found, name)
+        imported = importlib.import_module(module)
+        getattr(imported, name)
     except (ImportError, AttributeError):
         package = option.removeprefix('log_')
         raise UserError(f'{_flag(option)} needs {package}: pip install "imagenette-zoo[{package}]"') from None
-    return found
+    return imported
 
 
 def _metrics(row: Row) -> dict[str, float]:
@@ -168,10 +168,11 @@ def _metrics(row: Row) -> dict[str, float]:
 
 
 def _empty(former: set[Path], present: Path) -> None:
-    """Leaves of the event files of an interrupted run what TensorBoard needs to get from them to the present one.
+    """Removes the content of an interrupted run's event files, so that TensorBoard goes on to the present one.
 
-    It reads them in the order of their names, which begin with a time, and stays at a file that vanishes: those before
-    are emptied. Where clocks disagree some may come after: they go, for it would stay there.
+    It reads them in the order of their names, which begin with a time. It stays at a file that vanishes, so those
+    before the present one are only emptied. Where clocks disagree some come after it: they are removed, since
+    TensorBoard would stay there.
     """
     for path in former:
         if path.name < present.name:
@@ -191,19 +192,19 @@ class _TensorBoard:
 
     def __init__(self, recipe: Recipe, folder: Path, history: Sequence[Row]) -> None:
         tensorboard = importlib.import_module('torch.utils.tensorboard')
-        self.place = f'tensorboard --logdir {folder.parent}'
+        self.location = f'tensorboard --logdir {folder.parent}'
         path = folder / 'tensorboard'
         former = set(path.glob('events.out.tfevents.*'))
         self._writer = tensorboard.SummaryWriter(str(path), purge_step=0)  # for a TensorBoard that has read the former
         _empty(former, *set(path.glob('events.out.tfevents.*')) - former)
-        self._tell_recipe(recipe)
+        self._add_recipe(recipe)
         left = sum(row['seconds'] for row in history)
         for row in history:
             left -= row['seconds']
             self._add(row, time.time() - left)  # as if it had not been interrupted
         self._writer.flush()
 
-    def _tell_recipe(self, recipe: Recipe) -> None:
+    def _add_recipe(self, recipe: Recipe) -> None:
         options = {name: value for name, value in recipe.as_dict().items() if value is not None}
         text = yaml.safe_dump(options, sort_keys=False)
         self._writer.add_text('recipe', ''.join(f'    {line}\n' for line in text.splitlines()))
@@ -232,7 +233,7 @@ class _TensorBoard:
 
 
 class _Wandb:
-    """A run of Weights & Biases, its files in `wandb/`; what it is told before it is given up is kept there too."""
+    """A run of Weights & Biases, its files in `wandb/`, where all that was logged stays if it fails."""
 
     option: ClassVar[str] = 'log_wandb'
 
@@ -272,7 +273,7 @@ class _Wandb:
             kept.parent.mkdir(exist_ok=True)
             write_atomic(kept, self._run.id.encode())
         offline = f'offline, wandb sync {Path(self._run.dir).parent} sends it'
-        self.place = offline if self._run.offline else self._run.url or 'disabled'
+        self.location = offline if self._run.offline else self._run.url or 'disabled'
         for row in history:
             self.epoch(row)
 

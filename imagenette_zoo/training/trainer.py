@@ -19,13 +19,13 @@ from ..utils.process import restore_process
 from ..utils.seeding import seed_everything
 from .interrupts import Stopped, StopSignals, explained
 from .meter import Meter, Position, check_finite
-from .result import Result, differences, epoch_line, make_result, ranking, read_result, tell
+from .result import Result, differences, epoch_line, make_result, print_summary, ranking, read_result
 from .run import Run, check_alike, open_folder, prepare
 from .tracking import Tracking
 
 __all__ = ['Result', 'train']
 
-CHECK_EVERY = {'cpu': 1, 'cuda': 50}  # steps: on a GPU to check the losses is to wait for all of them
+CHECK_EVERY = {'cpu': 1, 'cuda': 50}  # steps between checks of the losses, each of which waits for a GPU
 
 
 @restore_process()
@@ -72,7 +72,7 @@ def _start(recipe: Recipe, world: World, console: Console, start: float, repeats
                 for line in lines:
                     console.line(f'  {line}')
             result = _run(run, console)
-        tell(result, console)
+        print_summary(result, console)
         if repeats is not None:
             console.line(f'repeated: top-1 {repeats.top1:.2f} % then, {result.top1:.2f} % now')
         return result
@@ -147,7 +147,7 @@ def _epoch(epoch: int, run: Run, stop: StopSignals, model_config: dict[str, Any]
 
 
 def _train_epoch(epoch: int, run: Run, stop: StopSignals, console: Console) -> None:
-    """One pass over the training images, or what is left of it: brings the run's position to the end of the epoch."""
+    """One pass over the training images, or the rest of one; moves the run's position to the end of the epoch."""
     recipe, learner, data, position = run.recipe, run.learner, run.data, run.position
     batches, accumulate, world = data.train_batches, recipe.grad_accum_steps, learner.world
     if position.step == len(batches):

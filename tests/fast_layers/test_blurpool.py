@@ -54,13 +54,13 @@ def test_it_is_torchs(size: tuple[int, int], channels: int, kind: str, dtype: to
     for given in (channels, None):
         plain, fast = pair(kind, given)
         x = images(3, channels, *size, dtype=dtype)
-        found, expected = trained(fast, x), trained(plain.double(), x.double())
-        for tensor, exact in zip(found, expected, strict=True):
+        actual, expected = trained(fast, x), trained(plain.double(), x.double())
+        for tensor, exact in zip(actual, expected, strict=True):
             assert tensor.dtype == dtype
             assert tensor.is_contiguous(memory_format=torch.channels_last)
             torch.testing.assert_close(tensor.double(), exact, **TOLERANCES[dtype])
         with torch.no_grad():
-            torch.testing.assert_close(fast(x), found[0], rtol=0, atol=0)
+            torch.testing.assert_close(fast(x), actual[0], rtol=0, atol=0)
     assert calls == 2 * ['blur_forward', 'blur_backward', 'blur_forward']
 
 
@@ -90,9 +90,9 @@ def test_autocast_is_that_of_a_convolution(calls: list[str]) -> None:
     plain, fast = pair('max')
     x = torch.randn(2, 32, 8, 8).contiguous(memory_format=torch.channels_last)
     with torch.autocast('cpu', torch.bfloat16):
-        found, expected = fast(x), plain(x)
-    assert found.dtype == expected.dtype == torch.bfloat16
-    torch.testing.assert_close(found, expected, **TOLERANCES[torch.bfloat16])
+        actual, expected = fast(x), plain(x)
+    assert actual.dtype == expected.dtype == torch.bfloat16
+    torch.testing.assert_close(actual, expected, **TOLERANCES[torch.bfloat16])
     assert calls == ['blur_forward']
     with torch.autocast('cpu', torch.float16):  # which has no kernel
         assert torch.equal(fast(x), plain(x))
@@ -112,8 +112,8 @@ def test_gradients_of_gradients(amp: bool) -> None:
         (first,) = torch.autograd.grad(y.float().square().sum(), inputs, create_graph=True)
         return torch.autograd.grad(first.square().sum(), inputs)[0]
 
-    found, expected = second(fast), second(plain)
-    assert (found - expected).norm() < (2e-2 if amp else 1e-5) * expected.norm()
+    actual, expected = second(fast), second(plain)
+    assert (actual - expected).norm() < (2e-2 if amp else 1e-5) * expected.norm()
 
 
 @needs_compiler

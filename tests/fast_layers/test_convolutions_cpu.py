@@ -68,7 +68,7 @@ OTHERS: dict[str, dict] = {
 @pytest.mark.parametrize('amp', [False, True])
 @pytest.mark.parametrize('case', OTHERS)
 def test_gradients_elsewhere(amp: bool, case: str, calls: list[str]) -> None:
-    """What no kernel is for: in float32 to the bit torch's."""
+    """Where no kernel applies, the gradients in float32 are torch's to the bit."""
     torch.manual_seed(0)
     options = {'kernel_size': 5, 'stride': 2, 'padding': 2, **OTHERS[case]}
     channels, multiplier = options.pop('channels', 32), options.pop('multiplier', 1)

@@ -23,11 +23,11 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     pytest.importorskip('triton')
     from imagenette_zoo.kernels import gpu
 
-    found: Counter[str] = Counter()
+    launches: Counter[str] = Counter()
 
     def spy(owner: object, name: str) -> None:
         kernel = getattr(owner, name)
-        monkeypatch.setattr(owner, name, lambda *args: found.update([name]) or kernel(*args))
+        monkeypatch.setattr(owner, name, lambda *args: launches.update([name]) or kernel(*args))
 
     for name in KERNELS:
         spy(gpu, name)
@@ -36,7 +36,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         monkeypatch.setattr(convolutions, 'is_plain', lambda x, devices: is_plain(x))
         monkeypatch.setattr(convolutions, 'triton_kernels', lambda device: gpu)
         monkeypatch.setattr(convolutions, '_kernels', lambda device: gpu)
-    return found
+    return launches
 
 
 def record(model: nn.Module) -> None:
@@ -66,8 +66,8 @@ def gradients(model: nn.Module, x: torch.Tensor, amp: bool = False) -> torch.Ten
     with torch.autocast('cuda', torch.bfloat16, enabled=amp):
         y = model(x)
     (y.double() * torch.linspace(-1, 1, y.numel(), device=DEVICE).view_as(y)).sum().backward()
-    found = [y.detach(), x.grad, *(parameter.grad for parameter in model.parameters())]
-    return torch.cat([tensor.double().flatten() for tensor in found])
+    tensors = [y.detach(), x.grad, *(parameter.grad for parameter in model.parameters())]
+    return torch.cat([tensor.double().flatten() for tensor in tensors])
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, 'autocast'])
@@ -84,10 +84,10 @@ def test_gradients(dtype: torch.dtype | str, launched: Counter[str]) -> None:
     assert list(ours.state_dict()) == list(plain.state_dict())
     wanted, torchs = gradients(exact, x.double()), gradients(plain, x, amp)
     assert not launched
-    found = gradients(ours, x, amp)
+    actual = gradients(ours, x, amp)
     products = {} if dtype == torch.float32 else {'linear': 2}
     assert launched == {**dict.fromkeys(KERNELS, 2), **products}
-    assert (found - wanted).norm() < 1.5 * (torchs - wanted).norm() + 1e-6 * wanted.norm()
+    assert (actual - wanted).norm() < 1.5 * (torchs - wanted).norm() + 1e-6 * wanted.norm()
     for a, b in zip(ours.parameters(), plain.parameters(), strict=True):
         assert a.grad.dtype == b.grad.dtype
 
@@ -143,8 +143,8 @@ def test_others_are_left_to_torch(launched: Counter[str], monkeypatch: pytest.Mo
     ours, plain = network(), network()
     record(ours)
     x = images()
-    found, wanted = (torch.func.vmap(model)(x[None]) for model in (ours, plain))
-    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
+    actual, wanted = (torch.func.vmap(model)(x[None]) for model in (ours, plain))
+    torch.testing.assert_close(actual, wanted, rtol=1e-3, atol=1e-3)
     with pytest.raises(RuntimeError, match='channels'):
         ours[1](images(2, 32, 5, 5))
     assert not launched
@@ -155,30 +155,30 @@ def test_gradients_of_many_at_once() -> None:
     record(ours)
     x = images(2, 16, 6, 5).requires_grad_()
     grads = torch.randn(3, 2, 16, 6, 5, device=DEVICE)
-    found, wanted = (torch.autograd.grad(model(x), x, grads, is_grads_batched=True)[0] for model in (ours, plain))
-    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
+    actual, wanted = (torch.autograd.grad(model(x), x, grads, is_grads_batched=True)[0] for model in (ours, plain))
+    torch.testing.assert_close(actual, wanted, rtol=1e-3, atol=1e-3)
 
 
 def test_saved_images_may_come_back_in_another_layout() -> None:
     ours, plain = network(), network()
     record(ours)
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor.contiguous(), lambda tensor: tensor):
-        found = gradients(ours, images())
+        actual = gradients(ours, images())
     wanted = gradients(plain, images())
-    assert (found - wanted).norm() < 1e-3 * wanted.norm()
+    assert (actual - wanted).norm() < 1e-3 * wanted.norm()
 
 
 def test_second_derivatives() -> None:
     layer = nn.Conv2d(16, 16, 3, 2, 1, groups=16, bias=False).to(DEVICE)
     ours = copy.deepcopy(layer)
     record(ours)
-    found = []
+    results = []
     for each in (layer, ours):
         x = images(2, 16, 6, 5).requires_grad_()
         (gradient,) = torch.autograd.grad((each(x) ** 3).sum(), x, create_graph=True)
         gradient.square().sum().backward()
-        found.append(torch.cat([x.grad.flatten(), each.weight.grad.flatten()]))
-    torch.testing.assert_close(found[1] / found[0].norm(), found[0] / found[0].norm(), rtol=1e-4, atol=1e-5)
+        results.append(torch.cat([x.grad.flatten(), each.weight.grad.flatten()]))
+    torch.testing.assert_close(results[1] / results[0].norm(), results[0] / results[0].norm(), rtol=1e-4, atol=1e-5)
 
 
 def test_the_first_batches_need_no_plan(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,9 +20,9 @@ def test_it_is_the_same_convolution(size: tuple[int, int], stride: int | tuple[i
     swap(ours, torch.device('cpu'), channels_last=True)
     assert type(ours) is not nn.Conv2d
     x = torch.randn(2, 3, *size, dtype=dtype)  # not channels-last, where torch's own is sound
-    found, expected = (torch.autograd.grad(conv(x).square().sum(), conv.parameters()) for conv in (ours, theirs))
+    actual, expected = (torch.autograd.grad(conv(x).square().sum(), conv.parameters()) for conv in (ours, theirs))
     torch.testing.assert_close(ours(x), theirs(x))
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(actual, expected)
     last = x.contiguous(memory_format=torch.channels_last)
     assert ours(last).is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(ours(last), theirs(x))

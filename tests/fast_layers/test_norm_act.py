@@ -58,9 +58,9 @@ def test_activations_are_timms(act: type[nn.Module], dtype: torch.dtype, calls: 
     theirs, ours = layers(act_layer=act)
     assert type(ours.act) is act
     x = images(4, 32, 9, 7, dtype=dtype)
-    for found, exact in zip(trained(ours, x), trained(theirs, x.double()), strict=True):
+    for actual, exact in zip(trained(ours, x), trained(theirs, x.double()), strict=True):
         scale = exact.abs().max().clamp(min=1)
-        torch.testing.assert_close(found.double() / scale, exact / scale, **TOLERANCES[dtype])
+        torch.testing.assert_close(actual.double() / scale, exact / scale, **TOLERANCES[dtype])
     with torch.no_grad():
         torch.testing.assert_close(ours.eval()(x).double(), theirs.eval()(x.double()), **TOLERANCES[dtype])
     assert calls == ['norm_stats', 'norm_act_forward', 'norm_act_backward', 'norm_act_forward']
@@ -92,11 +92,11 @@ def test_training_is_timms(dtype: torch.dtype, shape: tuple[int, ...], calls: li
     """Odd sizes, several chunks of rows, more channels than a chunk has elements."""
     theirs, ours = layers(shape[1])
     x = images(*shape, dtype=dtype)
-    found, expected = trained(ours, x), trained(theirs, x.double())
+    actual, expected = trained(ours, x), trained(theirs, x.double())
     assert calls == ['norm_stats', 'norm_act_forward', 'norm_act_backward']
-    assert [tensor.dtype for tensor in found] == [dtype, dtype, torch.float32, torch.float32]
-    assert found[0].is_contiguous(memory_format=torch.channels_last)
-    for tensor, exact in zip(found, expected, strict=True):
+    assert [tensor.dtype for tensor in actual] == [dtype, dtype, torch.float32, torch.float32]
+    assert actual[0].is_contiguous(memory_format=torch.channels_last)
+    for tensor, exact in zip(actual, expected, strict=True):
         scale = exact.abs().max().clamp(min=1)
         torch.testing.assert_close(tensor.double() / scale, exact / scale, **TOLERANCES[dtype])
     torch.testing.assert_close(ours.running_mean.double(), theirs.running_mean, rtol=1e-5, atol=1e-5)
@@ -162,8 +162,8 @@ def test_gradients_of_gradients(act: type[nn.Module]) -> None:
         (first,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
         return torch.autograd.grad(first.square().sum(), (x, *layer.parameters()))
 
-    for found, exact in zip(second(ours, x), second(theirs, x.double()), strict=True):
-        torch.testing.assert_close(found.double(), exact, rtol=2e-3, atol=2e-3)
+    for actual, exact in zip(second(ours, x), second(theirs, x.double()), strict=True):
+        torch.testing.assert_close(actual.double(), exact, rtol=2e-3, atol=2e-3)
 
 
 @needs_compiler
@@ -174,8 +174,8 @@ def test_gradients_of_gradients_of_a_layer_used_twice() -> None:
     for layer in (ours, theirs):
         y = layer(layer(x.to(layer.weight)))
         gradients.append(torch.autograd.grad(y.square().sum(), layer.parameters(), create_graph=True))
-    for found, exact in zip(*gradients, strict=True):
-        torch.testing.assert_close(found.double(), exact, rtol=1e-3, atol=1e-3)
+    for actual, exact in zip(*gradients, strict=True):
+        torch.testing.assert_close(actual.double(), exact, rtol=1e-3, atol=1e-3)
 
 
 @needs_compiler
@@ -199,11 +199,11 @@ def test_defaults_of_another_kind(calls: list[str]) -> None:
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        found = [y.detach(), *torch.autograd.grad(y, (x, *layer.parameters()), grad)]
+        actual = [y.detach(), *torch.autograd.grad(y, (x, *layer.parameters()), grad)]
         layer(x)
     finally:
         torch.set_default_dtype(before)
-    assert all(map(torch.equal, found, expected))
+    assert all(map(torch.equal, actual, expected))
     assert calls.count('norm_act_forward') == 3
 
 
@@ -279,8 +279,8 @@ def test_elsewhere_it_is_timms_layer(case: str, calls: list[str]) -> None:
     plain.__class__ = BatchNormAct2d
     if case == 'compiled':
         plain = torch.compile(plain, backend='eager')
-    for found, expected in zip(trained(layer, x), trained(plain, x), strict=True):
-        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    for actual, expected in zip(trained(layer, x), trained(plain, x), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=0, atol=0)
     assert not calls
 
 
@@ -348,8 +348,8 @@ def test_torchs_own_layer(device: str, phase: str, calls: list[str]) -> None:
     ours = copy.deepcopy(theirs)
     swap(ours, torch.device(device), channels_last=True, phase=phase)
     x = images(4, 32, 9, 7)
-    for found, exact in zip(trained(ours, x), trained(theirs.double(), x.double()), strict=True):
-        torch.testing.assert_close(found.double(), exact, rtol=1e-4, atol=1e-5)
+    for actual, exact in zip(trained(ours, x), trained(theirs.double(), x.double()), strict=True):
+        torch.testing.assert_close(actual.double(), exact, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(ours.running_var, theirs.running_var.float())
     assert calls == ['norm_stats', 'norm_act_forward', 'norm_act_backward']
     theirs.float().load_state_dict(ours.state_dict())
@@ -368,6 +368,6 @@ def test_torchs_own_layer_is_exact_on_any_number_of_threads() -> None:
     torch.set_num_threads(1)
     exact = nn.BatchNorm2d(16, momentum=1.0).double()
     wanted = [*trained(exact, x.double()), exact.running_mean, exact.running_var]
-    for found, *others, want in zip(*results, wanted, strict=True):
-        assert (found.double() - want).abs().max() < 2e-6 * want.abs().max()
-        assert all(torch.equal(found, other) for other in others)
+    for actual, *others, want in zip(*results, wanted, strict=True):
+        assert (actual.double() - want).abs().max() < 2e-6 * want.abs().max()
+        assert all(torch.equal(actual, other) for other in others)

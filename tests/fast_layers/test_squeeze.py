@@ -53,16 +53,16 @@ def test_the_means_gradient_is_not_spread_in_memory(kind: type[nn.Module]) -> No
         strides = []
         y = layer(x)
         mean = next(node for node in nodes(y.grad_fn) if 'Mean' in node.name())
-        mean.register_hook(lambda grads, _, found=strides: found.append(grads[0].stride()))
+        mean.register_hook(lambda grads, _, strides=strides: strides.append(grads[0].stride()))
         y.sum().backward()
         assert (strides[0][2:] == (0, 0)) is repeats
 
 
 def nodes(node: torch.autograd.graph.Node) -> list[torch.autograd.graph.Node]:
-    found = [node]
+    reached = [node]
     for following, _ in node.next_functions:
-        found += nodes(following) if following is not None else []
-    return found
+        reached += nodes(following) if following is not None else []
+    return reached
 
 
 @pytest.mark.parametrize('kind', [SEModule, SqueezeExcite])  # torch cannot differentiate the other's gate twice

@@ -52,7 +52,7 @@ def test_where_and_when(device: str, channels_last: bool, phase: str, names: set
 
 
 def test_layers_of_derived_types_stay() -> None:
-    """What they compute may be something else."""
+    """They may compute something else."""
     derived = [type(kind.__name__, (kind,), {}) for kind in (nn.Conv2d, BatchNormAct2d, nn.Mish)]
     model = nn.Sequential(derived[0](16, 16, 3, 2, 1, groups=16), derived[1](16, act_layer=derived[2]))
     for device in ('cpu', 'cuda'):
@@ -61,8 +61,8 @@ def test_layers_of_derived_types_stay() -> None:
 
 def test_nothing_else_in_the_package_changes_a_class() -> None:
     root = Path(imagenette_zoo.__file__).parent
-    found = {path.name for path in root.rglob('*.py') if re.search(r"__class__\s*=|'__class__'", path.read_text())}
-    assert found == {'swap.py'}
+    modules = {path.name for path in root.rglob('*.py') if re.search(r"__class__\s*=|'__class__'", path.read_text())}
+    assert modules == {'swap.py'}
 
 
 @pytest.mark.parametrize('given', [False, True])

@@ -34,15 +34,15 @@ def images(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 
 def norm(gpu: ModuleType, x: torch.Tensor) -> tuple[nn.BatchNorm2d, nn.BatchNorm2d, torch.Tensor]:
-    """torch's layer in float64 and what the kernel found, with another layer's running statistics."""
+    """torch's layer in float64, a layer with the running statistics of the kernel, and the kernel's statistics."""
     torch.manual_seed(1)
     channels = x.shape[1]
     exact, ours = (nn.BatchNorm2d(channels, momentum=0.3, eps=1e-3).to(DEVICE) for _ in range(2))
     nn.init.uniform_(exact.weight, 0.5, 2)
     nn.init.normal_(exact.bias)
     running = ours.running_mean, ours.running_var, ours.num_batches_tracked
-    found = gpu.norm_stats(x, exact.weight.detach(), exact.bias.detach(), *running, ours.momentum, ours.eps)
-    return exact.double(), ours, found
+    stats = gpu.norm_stats(x, exact.weight.detach(), exact.bias.detach(), *running, ours.momentum, ours.eps)
+    return exact.double(), ours, stats
 
 
 @pytest.mark.slow
@@ -58,11 +58,11 @@ def test_norm_act_is_torchs(gpu: ModuleType, shape: tuple[int, ...], act: type, 
     """Few and many rows, channels that fill no tile."""
     number, function = _ACTIVATIONS[act]
     x = images(*shape, dtype=dtype)
-    exact, ours, found = norm(gpu, x)
-    y = gpu.norm_act_forward(x, found, number)
+    exact, ours, stats = norm(gpu, x)
+    y = gpu.norm_act_forward(x, stats, number)
     torch.manual_seed(2)
     grad = torch.randn(shape).to(y).contiguous(memory_format=torch.channels_last)
-    dx, dweight, dbias = gpu.norm_act_backward(grad, x, found, number)
+    dx, dweight, dbias = gpu.norm_act_backward(grad, x, stats, number)
     wide = x.double().requires_grad_()
     expected = function(exact(wide))
     gradients = torch.autograd.grad(expected, (wide, exact.weight, exact.bias), grad.double())
@@ -77,8 +77,8 @@ def test_norm_act_is_torchs(gpu: ModuleType, shape: tuple[int, ...], act: type, 
 
 def test_a_large_mean_costs_no_digits(gpu: ModuleType) -> None:
     x = images(8, 16, 9, 9) + 3000
-    exact, _, found = norm(gpu, x)
-    torch.testing.assert_close(gpu.norm_act_forward(x, found, 0), exact(x.double()).float(), rtol=2e-3, atol=2e-3)
+    exact, _, stats = norm(gpu, x)
+    torch.testing.assert_close(gpu.norm_act_forward(x, stats, 0), exact(x.double()).float(), rtol=2e-3, atol=2e-3)
 
 
 @pytest.mark.parametrize('act', _ACTIVATIONS)
@@ -86,13 +86,13 @@ def test_activations_of_special_values(gpu: ModuleType, act: type) -> None:
     """Value and slope are torch's; one pixel's gradient of the bias is the slope."""
     number, function = _ACTIVATIONS[act]
     x = torch.tensor([*SPECIAL, *torch.linspace(-8.2, 8.2, 33)], device=DEVICE)[None, :, None, None]
-    found = torch.ones(4, x.shape[1], device=DEVICE)
-    found[1:3] = 0
+    stats = torch.ones(4, x.shape[1], device=DEVICE)
+    stats[1:3] = 0
     exact = x.double().requires_grad_()
     expected = function(exact)
     (slope,) = torch.autograd.grad(expected.sum(), exact)
-    y = gpu.norm_act_forward(x, found, number)
-    _, _, dbias = gpu.norm_act_backward(torch.ones_like(x), x, found, number)
+    y = gpu.norm_act_forward(x, stats, number)
+    _, _, dbias = gpu.norm_act_backward(torch.ones_like(x), x, stats, number)
     torch.testing.assert_close(y.double(), expected.detach(), rtol=1e-5, atol=1e-6, equal_nan=True)
     numbers = ~x.isnan().flatten()
     torch.testing.assert_close(dbias[numbers].double(), slope.flatten()[numbers], rtol=1e-4, atol=1e-6)
@@ -185,8 +185,8 @@ def test_resize_filter(gpu: ModuleType) -> None:
     bicubic, flip = (torch.tensor(values, device=DEVICE).bool() for values in ([0, 1, 0, 1, 1], [0, 0, 1, 1, 0]))
     for size in (16, 37, 48):
         wanted = _filter(start, length, 48, size, bicubic, flip)
-        found = gpu.resize_filter(start, length, 48, size, bicubic, flip)
-        torch.testing.assert_close(found.float(), wanted, rtol=1e-3, atol=1e-3)
+        filters = gpu.resize_filter(start, length, 48, size, bicubic, flip)
+        torch.testing.assert_close(filters.float(), wanted, rtol=1e-3, atol=1e-3)
 
 
 @pytest.fixture
@@ -211,6 +211,6 @@ def test_the_check_sees_a_wrong_kernel(gpu: ModuleType, one_by_one: None, monkey
     with torch.inference_mode(), torch.autocast(DEVICE.type, torch.bfloat16):  # wherever a model is first run
         gpu.check(DEVICE)
     forward = gpu.norm_act_forward
-    monkeypatch.setattr(gpu, 'norm_act_forward', lambda x, found, kind: forward(x, found, 1))
+    monkeypatch.setattr(gpu, 'norm_act_forward', lambda x, stats, kind: forward(x, stats, 1))
     with pytest.raises(AssertionError):
         gpu.check(DEVICE)

@@ -39,10 +39,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope='module')
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A library as it is kept; to be copied."""
-    place = tmp_path_factory.mktemp('built')
+    folder = tmp_path_factory.mktemp('built')
     source = SOURCE.read_bytes()
-    assert runtime._built(source, place, runtime._key(source)) is not None
-    [path] = place.iterdir()
+    assert runtime._built(source, folder, runtime._key(source)) is not None
+    [path] = folder.iterdir()
     return path
 
 
@@ -54,7 +54,7 @@ def library(folder: Path, built: Path) -> Path:
 
 @pytest.fixture
 def anew(monkeypatch: pytest.MonkeyPatch) -> object:
-    """What is there instead of a library where one would be compiled."""
+    """An object that stands for the library that would be compiled."""
     made = object()
     monkeypatch.setattr(runtime, '_built', lambda *_: made)
     return made
@@ -213,19 +213,19 @@ def test_every_kernel_is_checked() -> None:
 
 
 OUTPUTS = [
-    (name, dtype, place)
+    (name, dtype, index)
     for name, (dtypes, cases) in checks.CHECKS.items()
     for dtype in dtypes
-    for place in next(iter(cases(dtype))).wanted
+    for index in next(iter(cases(dtype))).wanted
 ]
 
 
 @pytest.mark.slow
 @needs_compiler
-@pytest.mark.parametrize(('name', 'dtype', 'place'), OUTPUTS)
+@pytest.mark.parametrize(('name', 'dtype', 'index'), OUTPUTS)
 @pytest.mark.parametrize('value', [3.0, float('nan')])
 def test_a_wrong_number_is_seen(
-    name: str, dtype: torch.dtype, place: int, value: float, library: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, dtype: torch.dtype, index: int, value: float, library: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One of an output's: then no kernel is used."""
     run = runtime._run
@@ -234,7 +234,7 @@ def test_a_wrong_number_is_seen(
     def miscompiled(library: object, kernel: str, sizes: object, *tensors: torch.Tensor) -> None:
         run(library, kernel, sizes, *tensors)
         if kernel == name and tensors[0].dtype == dtype:
-            number = tensors[place].as_strided((1,), (1,), tensors[place].numel() - 1)  # the last in memory
+            number = tensors[index].as_strided((1,), (1,), tensors[index].numel() - 1)  # the last in memory
             number.add_(value if number.is_floating_point() else 3)
             wrong.append(kernel)
 

@@ -35,11 +35,11 @@ TIMM = [
 SMALL_MP2 = ('mbv2_mish_mp2_imagenette', {'channel_multiplier': 0.35})
 
 
-def images(side: int = 48, batch: int = 2, channels: int = 3, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    return torch.randn(batch, channels, side, side, generator=torch.Generator().manual_seed(1), dtype=dtype)
+def images(size: int = 48, batch: int = 2, channels: int = 3, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.randn(batch, channels, size, size, generator=torch.Generator().manual_seed(1), dtype=dtype)
 
 
-def settle(model: nn.Module, x: torch.Tensor) -> nn.Module:
+def randomise_norms(model: nn.Module, x: torch.Tensor) -> nn.Module:
     """Gives norms weights unlike their initial ones and the statistics of `x`: a wrong fold then shows."""
     norms = [layer for layer in model.modules() if isinstance(layer, _BatchNorm)]
     for norm in norms:
@@ -56,7 +56,7 @@ def create(name: str, **settings: Any) -> nn.Module:
     torch.manual_seed(0)
     if name.startswith('vit'):
         settings['img_size'] = 48
-    return settle(timm.create_model(name, **settings).double(), images(batch=4))
+    return randomise_norms(timm.create_model(name, **settings).double(), images(batch=4))
 
 
 def norms_of(model: nn.Module) -> int:
@@ -240,7 +240,7 @@ def test_convolutions_and_norms(case: str, variant: str) -> None:
         model[1].running_mean.normal_()
         model[1].running_var.uniform_(0.5, 2)
     else:
-        settle(model, x)
+        randomise_norms(model, x)
     model.eval()
     if variant == 'frozen':
         model = freeze(model).double()
@@ -386,7 +386,7 @@ UNFOLDABLE: dict[str, Callable[[], nn.Module]] = {
 def test_leaves_what_it_must(case: str) -> None:
     torch.manual_seed(0)
     x = images(9, channels=4)
-    model = settle(UNFOLDABLE[case]().double(), x)
+    model = randomise_norms(UNFOLDABLE[case]().double(), x)
     fused = fuse(model)
     assert list(fused.state_dict()) == list(model.state_dict())
     assert_same(fused(x), model(x))
@@ -397,7 +397,7 @@ def test_shared_weights_are_not_scaled_twice() -> None:
     model = nn.Sequential(chain_of(nn.Conv2d(4, 4, 1)), nn.Conv2d(4, 4, 1)).double()
     model[1].weight = model[0][0].weight
     x = images(9, channels=4)
-    settle(model, x)
+    randomise_norms(model, x)
     fused = fuse(model)
     assert norms_of(fused) == 0
     assert_same(fused(x), model(x))
@@ -423,7 +423,7 @@ class DataDependent(nn.Module):
 def test_children_of_what_cannot_be_traced_are_fused() -> None:
     torch.manual_seed(0)
     x = images(13, channels=4)
-    model = settle(DataDependent().double(), x)
+    model = randomise_norms(DataDependent().double(), x)
     fused = fuse(model)
     assert isinstance(fused.stem_norm, nn.BatchNorm2d)
     assert isinstance(fused.blocks[0][1], nn.Identity)
@@ -435,7 +435,7 @@ def test_what_cannot_be_traced_hides_nothing_else() -> None:
     """The layers around a part that can't be traced are fused, and so is what is in that part."""
     torch.manual_seed(0)
     x = images(15, channels=4)
-    model = settle(nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), DataDependent()).double(), x)
+    model = randomise_norms(nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), DataDependent()).double(), x)
     fused = fuse(model)
     assert norms_of(model) - norms_of(fused) == 2
     assert_same(fused(x), model(x))
@@ -467,7 +467,7 @@ class OddModel(nn.Module):
 def test_odd_models() -> None:
     torch.manual_seed(0)
     x = images(9, channels=4)
-    model = settle(OddModel().double(), x)
+    model = randomise_norms(OddModel().double(), x)
     fused = fuse(model)
     assert isinstance(fused.last, torch.Tensor), 'tracing left its traces'
     assert norms_of(fused) == 0
@@ -481,7 +481,7 @@ def test_optional_arguments_have_their_defaults() -> None:
             return self.norm(y) + y if mask is None else self.norm(y) * mask
 
     x = images(9, channels=4)
-    model = settle(Model().double(), x)
+    model = randomise_norms(Model().double(), x)
     assert_same(fuse(model)(x), model(x))
 
 

@@ -44,7 +44,7 @@ def test_max_blur_pool_keeps_constants_and_size(
 ) -> None:
     pool = MaxBlurPool2d(kernel_size=kernel_size, stride=stride, max_kernel_size=max_kernel_size)
     out = pool(torch.full((1, 2, *size), -2.5))
-    torch.testing.assert_close(out, torch.full((1, 2, *(-(-side // stride) for side in size)), -2.5))
+    torch.testing.assert_close(out, torch.full((1, 2, *(-(-length // stride) for length in size)), -2.5))
 
 
 def test_max_blur_pool_of_centred_window_is_timms_stem() -> None:
@@ -104,5 +104,5 @@ def test_both_layers_in_timm_models(name: str) -> None:
     assert any(isinstance(layer, Mish) for layer in model.modules())
     if name != 'resnet14t':  # whose stem timm builds with one layer more
         model.load_state_dict(plain.state_dict())
-    for side in (64, 75):
-        assert model(torch.randn(2, 3, side, side)).shape == (2, 7)
+    for size in (64, 75):
+        assert model(torch.randn(2, 3, size, size)).shape == (2, 7)

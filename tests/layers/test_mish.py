@@ -68,17 +68,17 @@ def test_much_inference_is_each_threads_own() -> None:
     """And ends in any order."""
     x = torch.zeros(2**13)
     first, second = mish.much_inference(), mish.much_inference()
-    found = []
+    large = []
     with first:
         context = contextvars.Context()
         context.run(second.__enter__)
-        found.append(context.run(mish._is_large, x))
-        thread = threading.Thread(target=lambda: found.append(mish._is_large(x)))
+        large.append(context.run(mish._is_large, x))
+        thread = threading.Thread(target=lambda: large.append(mish._is_large(x)))
         thread.start()
         thread.join()
-    found += [mish._is_large(x), context.run(mish._is_large, x)]
+    large += [mish._is_large(x), context.run(mish._is_large, x)]
     context.run(second.__exit__, None, None, None)
-    assert found == [True, False, False, True]
+    assert large == [True, False, False, True]
 
 
 @pytest.mark.parametrize('inplace', [False, True])
@@ -161,11 +161,11 @@ def test_gradients_of_fused_mish_of_every_order(launches: list[torch.Tensor]) ->
 
     def orders(activation: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> list[torch.Tensor]:
         x = x.clone().requires_grad_()
-        found = [activation(x)]
+        derivatives = [activation(x)]
         for _ in range(3):
-            found += torch.autograd.grad(found[-1].sin().sum(), x, create_graph=True)
-        batched = torch.autograd.grad(found[0], x, torch.eye(len(x)).to(x), is_grads_batched=True)
-        return [tensor.double() / tensor.double().norm() for tensor in (*found, *batched)]
+            derivatives += torch.autograd.grad(derivatives[-1].sin().sum(), x, create_graph=True)
+        batched = torch.autograd.grad(derivatives[0], x, torch.eye(len(x)).to(x), is_grads_batched=True)
+        return [tensor.double() / tensor.double().norm() for tensor in (*derivatives, *batched)]
 
     torch.testing.assert_close(orders(Mish(), x), orders(F.mish, x.double()), rtol=1e-3, atol=1e-5)
     large = torch.tensor([-1e4, 1e4, 100.0], requires_grad=True)

@@ -26,13 +26,13 @@ def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
     return ((actual - expected).abs().max() / expected.abs().max()).item()
 
 
-def train(model: nn.Module, channels: int, side: int) -> None:
+def train(model: nn.Module, channels: int, size: int) -> None:
     """A few real steps, so that weights and running statistics are those of a trained network."""
     weight = next(model.parameters())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     model.train()
     for _ in range(4):
-        x = torch.randn(4, channels, side, side, dtype=weight.dtype) * 2 + 1
+        x = torch.randn(4, channels, size, size, dtype=weight.dtype) * 2 + 1
         optimizer.zero_grad()
         out = model(x)
         (out - torch.randn_like(out)).square().mean().backward()
@@ -130,7 +130,7 @@ def multi_pass_of(kind: type[nn.Module], common: dict[str, Any], passes: list[di
 def test_fuses_exactly(case: str, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     multi_pass = multi_pass_of(*FUSABLE[case]).to(dtype)
-    train(multi_pass, channels=8, side=11)
+    train(multi_pass, channels=8, size=11)
     before = copy.deepcopy(multi_pass.state_dict())
     fused = multi_pass.fuse()
     assert isinstance(fused, WideInvertedResidual)
@@ -209,7 +209,7 @@ def test_models_fuse_exactly(case: str) -> None:
     torch.manual_seed(0)
     name, settings = MODELS[case]
     model = timm.create_model(name, channel_multiplier=0.5, **settings).double()
-    train(model, channels=3, side=48)
+    train(model, channels=3, size=48)
     x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     for dtype, tolerance in reversed(TOLERANCE.items()):
         model.to(dtype)

@@ -1,4 +1,4 @@
-"""What of recorded steps can be tested without a GPU; `test_cuda.py` has the rest."""
+"""Recorded steps, as far as they can be tested without a GPU; `test_cuda.py` has the rest."""
 
 import copy
 
@@ -8,7 +8,7 @@ import torch
 from timm.optim import create_optimizer_v2
 
 from imagenette_zoo.config.recipe import Recipe
-from imagenette_zoo.training.cuda_graph import _make_capturable, is_recordable, unrecordable
+from imagenette_zoo.training.cuda_graph import _make_capturable, is_recordable, why_not_graphed
 from imagenette_zoo.training.learner import Learner
 from imagenette_zoo.utils.distributed import World
 
@@ -80,12 +80,12 @@ def test_an_optimizer_that_is_one_kernel_on_a_gpu_goes_on_on_a_cpu() -> None:
 )
 def test_why_steps_are_not_recorded(changes: dict[str, object], reason: str | None) -> None:
     recipe = Recipe(model='test_resnet', **changes)
-    found = unrecordable(recipe, torch.device('cuda'), 1, False)
-    assert found is None if reason is None else reason in found and bool(reason) == bool(found)
-    assert unrecordable(recipe, torch.device('cuda'), 2, False) is not None
-    assert unrecordable(recipe, torch.device('cuda'), 1, True) is not None
-    assert unrecordable(recipe, torch.device('cpu'), 1, False) == ''
+    shown = why_not_graphed(recipe, torch.device('cuda'), 1, False)
+    assert shown is None if reason is None else reason in shown and bool(reason) == bool(shown)
+    assert why_not_graphed(recipe, torch.device('cuda'), 2, False) is not None
+    assert why_not_graphed(recipe, torch.device('cuda'), 1, True) is not None
+    assert why_not_graphed(recipe, torch.device('cpu'), 1, False) == ''
 
 
 def test_nothing_is_recorded_on_a_cpu() -> None:
-    assert learner('sgd').recorder is None
+    assert learner('sgd').graphed_step is None

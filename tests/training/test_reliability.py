@@ -119,14 +119,14 @@ def test_a_run_that_was_killed_before_its_first_checkpoint(recipe: MakeRecipe, l
     assert content(train(recipe(resume=str(run)), quiet=True).folder) == content(whole.folder)
 
 
-@pytest.mark.parametrize(('accumulated', 'saved', 'told'), [(1, [2, 4, 0], [2, 4, 6]), (2, [4, 0], [4])])
+@pytest.mark.parametrize(('accumulated', 'saved', 'shown'), [(1, [2, 4, 0], [2, 4, 6]), (2, [4, 0], [4])])
 def test_intervals_count_updates(
     recipe: MakeRecipe,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     accumulated: int,
     saved: list[int],
-    told: list[int],
+    shown: list[int],
 ) -> None:
     """24 images make six steps; after the last the next epoch's first is the one to go on with."""
     states: list[Mapping[str, Any]] = []
@@ -134,7 +134,7 @@ def test_intervals_count_updates(
     intervals = dict(recovery_interval=2, log_interval=2)
     train(recipe(epochs=1, batch_size=4, grad_accum_steps=accumulated, **intervals))
     assert [state['position']['step'] for state in states] == saved
-    assert re.findall(r'^epoch 0 (\d)/6: ', capsys.readouterr().out, re.MULTILINE) == [str(step) for step in told]
+    assert re.findall(r'^epoch 0 (\d)/6: ', capsys.readouterr().out, re.MULTILINE) == [str(step) for step in shown]
 
 
 # --- Signals ----------------------------------------------------------------------------------------------------------
@@ -589,17 +589,17 @@ def test_two_processes_take_the_steps_of_one(recipe: MakeRecipe, tmp_path: Path)
 @pytest.fixture(scope='module')
 def two_processes(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> tuple[Callable[..., Recipe], Path]:
     """A recipe for two processes, and the folder of an undisturbed run of it."""
-    place = tmp_path_factory.mktemp('two')
+    output = tmp_path_factory.mktemp('two')
 
     def make(**changes: Any) -> Recipe:
         defaults = dict(
             model='test_resnet', data_dir=str(folder), img_size=32, epochs=12, batch_size=4, lr=0.01, warmup_epochs=0,
-            workers=0, device='cpu', output=str(place), experiment='whole', recovery_interval=1,
+            workers=0, device='cpu', output=str(output), experiment='whole', recovery_interval=1,
         )  # fmt: skip
         return Recipe(**{**defaults, **changes})
 
-    finished(torchrun(make(), place / 'whole.yaml'))
-    return make, place / 'whole'
+    finished(torchrun(make(), output / 'whole.yaml'))
+    return make, output / 'whole'
 
 
 @pytest.mark.slow
@@ -631,12 +631,12 @@ def test_two_nodes_without_a_common_disk(two_processes: tuple[Callable[..., Reci
     nodes = []
     port = free_port()
     for rank in (0, 1):
-        place = tmp_path / f'node{rank}'
-        place.mkdir()
+        folder = tmp_path / f'node{rank}'
+        folder.mkdir()
         launcher = ['--nnodes=2', f'--node-rank={rank}', '--nproc-per-node=1', '--master-addr=127.0.0.1']
         launcher += [f'--master-port={port}', f'--local-addr=127.0.0.{rank + 1}']
-        env = {'IMAGENETTE_ZOO_CACHE': str(place / 'cache')}
-        nodes.append(torchrun(make(output=str(place)), place / 'r.yaml', *launcher, env=env))
+        env = {'IMAGENETTE_ZOO_CACHE': str(folder / 'cache')}
+        nodes.append(torchrun(make(output=str(folder)), folder / 'r.yaml', *launcher, env=env))
     outputs = finished(*nodes)
     assert content(tmp_path / 'node0' / 'whole') == content(whole)
     assert not (tmp_path / 'node1' / 'whole').exists(), 'one writer'
@@ -650,9 +650,9 @@ def test_two_nodes_without_a_common_disk(two_processes: tuple[Callable[..., Reci
 @pytest.mark.parametrize('other', [{'seed': 1}, {'train': 6}, {'classes': 2}], ids=['pixels', 'images', 'classes'])
 def test_processes_with_other_images(recipe: MakeRecipe, tmp_path: Path, other: dict[str, int]) -> None:
     """With fewer of them one would wait for the other forever."""
-    place = make_folder(tmp_path / 'other', **other)
+    folder = make_folder(tmp_path / 'other', **other)
     nodes, port = [], free_port()
-    for rank, data_dir in enumerate((recipe().data_dir, str(place))):
+    for rank, data_dir in enumerate((recipe().data_dir, str(folder))):
         launcher = ['--nnodes=2', f'--node-rank={rank}', '--nproc-per-node=1', '--master-addr=127.0.0.1']
         launcher += [f'--master-port={port}']
         nodes.append(torchrun(recipe(data_dir=data_dir), tmp_path / f'{rank}.yaml', *launcher))

@@ -90,8 +90,8 @@ def test_a_model_folder_is_timms(tmp_path: Path) -> None:
 def test_weights_of_two_names_are_saved(tmp_path: Path) -> None:
     weight = torch.ones(2, 3)
     save_model_folder(tmp_path / 'm', {}, {'a': weight, 'b': weight, 'c': weight.T})
-    found = load_file(tmp_path / 'm' / 'model.safetensors')
-    assert {name: tuple(tensor.shape) for name, tensor in found.items()} == {'a': (2, 3), 'b': (2, 3), 'c': (3, 2)}
+    weights = load_file(tmp_path / 'm' / 'model.safetensors')
+    assert {name: tuple(tensor.shape) for name, tensor in weights.items()} == {'a': (2, 3), 'b': (2, 3), 'c': (3, 2)}
 
 
 def test_timms_checkpoints_are_read(tmp_path: Path) -> None:

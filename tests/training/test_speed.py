@@ -46,9 +46,9 @@ def test_auto_compiles_where_the_run_earns_it_back_and_says_so(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr('torch.utils._triton.has_triton', lambda: True)
-    backend, said = resolved(capsys, images=9469)
+    backend, output = resolved(capsys, images=9469)
     assert backend == 'inductor'
-    assert 'torchcompile auto: on' in said
+    assert 'torchcompile auto: on' in output
     assert resolved(capsys, images=100) == (None, '')
     assert resolved(capsys, images=9469, img_size=32) == (None, ''), 'small images take less time'
     assert resolved(capsys, images=9469, device='cpu') == (None, ''), 'a CPU has better kernels than the compiler'
@@ -167,7 +167,7 @@ def test_training_at_several_sizes(recipe: MakeRecipe, monkeypatch: pytest.Monke
         train_size_random_mix=0.0,
     )
     result = train(recipe(**options), quiet=True)
-    assert [set(sides) for sides in seen[:4]] == [{24}, {24}, {40}, {40}]
+    assert [set(sizes) for sizes in seen[:4]] == [{24}, {24}, {40}, {40}]
     assert result.img_size == 32
     config = json.loads((result.folder / 'best' / 'config.json').read_text())
     assert config['pretrained_cfg']['input_size'] == [3, 32, 32]

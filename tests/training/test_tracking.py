@@ -1,4 +1,4 @@
-"""TensorBoard and Weights & Biases: told what metrics.jsonl holds, each epoch once, and never in the way of a run."""
+"""TensorBoard and Weights & Biases: given what metrics.jsonl holds, each epoch once, and never in the way of a run."""
 
 import json
 import os
@@ -41,8 +41,8 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracking, 'PATIENCE', 20.0)
 
 
-def told(run: Path) -> Points:
-    """What the trackers must have been told, by metrics.jsonl."""
+def logged(run: Path) -> Points:
+    """The numbers that the trackers must have logged, by metrics.jsonl."""
     points: Points = {}
     for line in (run / 'metrics.jsonl').read_text().splitlines():
         row = json.loads(line)
@@ -68,20 +68,20 @@ def in_tensorboard(run: Path) -> Points:
 
 def rounded(points: Points) -> Points:
     """As TensorBoard keeps numbers."""
-    return {name: [(epoch, float(np.float32(value))) for epoch, value in found] for name, found in points.items()}
+    return {name: [(epoch, float(np.float32(value))) for epoch, value in series] for name, series in points.items()}
 
 
 def wandb_records(file: Path) -> Iterator[Any]:
     """The records of a .wandb file: a header of 7 bytes, then LevelDB's log format."""
     from wandb.proto.wandb_internal_pb2 import Record
 
-    data, place, record = file.read_bytes(), 7, b''
-    while place + 7 <= len(data):
-        if 2**15 - place % 2**15 < 7:
-            place += 2**15 - place % 2**15
-        _, size, kind = struct.unpack('<IHB', data[place : place + 7])
-        record += data[place + 7 : place + 7 + size]
-        place += 7 + size
+    data, offset, record = file.read_bytes(), 7, b''
+    while offset + 7 <= len(data):
+        if 2**15 - offset % 2**15 < 7:
+            offset += 2**15 - offset % 2**15
+        _, size, kind = struct.unpack('<IHB', data[offset : offset + 7])
+        record += data[offset + 7 : offset + 7 + size]
+        offset += 7 + size
         if kind in (1, 4):  # the whole of a record, or its end
             yield Record.FromString(record)
             record = b''
@@ -106,13 +106,13 @@ def in_wandb(run: Path) -> Points:
 
 def equal(run: Path) -> None:
     """Both trackers hold what metrics.jsonl does, each epoch once."""
-    expected = told(run)
+    expected = logged(run)
     assert [epoch for epoch, _ in expected['train_loss']] == list(range(len(expected['train_loss'])))
     assert in_tensorboard(run) == rounded(expected)
     assert in_wandb(run) == expected
 
 
-# --- What is told -----------------------------------------------------------------------------------------------------
+# --- What is logged ---------------------------------------------------------------------------------------------------
 
 
 def test_both_hold_the_numbers_of_metrics_jsonl_and_change_none_of_the_run(
@@ -124,7 +124,7 @@ def test_both_hold_the_numbers_of_metrics_jsonl_and_change_none_of_the_run(
     tracked = train(recipe(**options, **BOTH, wandb_tags=('a', 'b'), wandb_project='zoo'), quiet=True)
     assert capfd.readouterr() == ('', '')
     equal(tracked.folder)
-    expected = told(tracked.folder)
+    expected = logged(tracked.folder)
     assert {'train_loss', 'lr', 'eval_loss', 'eval_top1', 'eval_top5', 'eval_top1/class0'} <= expected.keys()
     assert [epoch for epoch, _ in expected['eval_top1']] == [1, 2]
     plain = train(recipe(**options, experiment='plain'), quiet=True)
@@ -136,7 +136,7 @@ def test_the_recipe_and_the_result_are_told(recipe: MakeRecipe) -> None:
     numbers = {f'result/{name}': getattr(result, name) for name in tracking.RESULT}
     events = accumulator(result.folder)
     shown = {tag: events.Scalars(tag) for tag in events.Tags()['scalars'] if tag.startswith('result/')}
-    assert {tag: [(event.step, event.value) for event in found] for tag, found in shown.items()} == rounded(
+    assert {tag: [(event.step, event.value) for event in series] for tag, series in shown.items()} == rounded(
         {name: [(1, value)] for name, value in numbers.items()}
     )
     text = events.Tensors('recipe/text_summary')[0].tensor_proto.string_val[0].decode()
@@ -185,7 +185,7 @@ def test_after_a_resume_each_epoch_is_there_once(
         assert len(former.Scalars('train_loss')) == (2 if killed == 'before the state was saved' else 1)
     train(recipe(**BOTH, epochs=4, resume='auto'), quiet=True)
     equal(run)
-    assert len(told(run)['train_loss']) == 4
+    assert len(logged(run)['train_loss']) == 4
     assert len({next(r.run.run_id for r in wandb_records(file) if r.HasField('run')) for file in wandb_files(run)}) == 1
     assert [file.stat().st_size > 0 for file in (run / 'tensorboard').iterdir()].count(True) == 1
     if former is not None:  # a TensorBoard that is looking on
@@ -214,7 +214,7 @@ def test_the_server_is_told_only_what_it_lacks(monkeypatch: pytest.MonkeyPatch, 
     history = [{'epoch': epoch, 'train_loss': 1.0} for epoch in range(3)]
     tracker = tracking._Wandb(Recipe(log_wandb=True), tmp_path, history)
     tracker.epoch({'epoch': 3, 'train_loss': 1.0})
-    assert (given['id'], given['resume'], tracker.place, steps) == ('abc', 'allow', 'https://there', [2, 3])
+    assert (given['id'], given['resume'], tracker.location, steps) == ('abc', 'allow', 'https://there', [2, 3])
 
 
 def test_a_stopped_run_is_closed(recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""What training on a GPU gains by, in Triton: BatchNorm with its activation, blur pooling, depthwise convolutions, the
+"""Triton kernels for training on a GPU: BatchNorm with its activation, blur pooling, depthwise convolutions, the
 filters of crops.
 
 Images are channels-last: rows of channels, one row a pixel. Where Triton is missing, importing this fails.
@@ -24,8 +24,8 @@ __all__ = [
 def check(device: torch.device) -> None:
     """Raises where a kernel does not compile or gives something else than it should: torch's own is always right.
 
-    In bfloat16, as most will train: for another type all is compiled once more. What most models need is compiled here,
-    side by side: a cold start is four times as long one after the other.
+    It runs them in bfloat16, as most will train; for another type all is compiled once more. The kernels that most
+    models need are compiled here in parallel: one after the other a cold start takes four times as long.
     """
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
         x = torch.linspace(-3, 3, 70 * ALIGNMENT, device=device).view(2, 5, 7, ALIGNMENT).sin()
@@ -46,9 +46,9 @@ def check(device: torch.device) -> None:
             pool.submit(blur_forward, torch.ones_like(x), True, False),
             pool.submit(resize_filter, one - 1, one, 1, 1, one.bool(), one.bool()),
         ]
-        found, *_, spread, blurred, filters = [job.result() for job in jobs]
-    torch.testing.assert_close(norm_act_forward(x, found, 3), wanted.detach(), rtol=0.02, atol=0.02)
-    torch.testing.assert_close(norm_act_backward(x, x, found, 3)[0], gradient, rtol=0.05, atol=0.05)
+        stats, *_, spread, blurred, filters = [job.result() for job in jobs]
+    torch.testing.assert_close(norm_act_forward(x, stats, 3), wanted.detach(), rtol=0.02, atol=0.02)
+    torch.testing.assert_close(norm_act_backward(x, x, stats, 3)[0], gradient, rtol=0.05, atol=0.05)
     torch.testing.assert_close(filters, torch.ones_like(filters))
     torch.testing.assert_close(blurred, torch.ones_like(blurred))  # of ones
     torch.testing.assert_close(spread.float().sum(), torch.tensor(float(blurred.numel()), device=device))
@@ -73,5 +73,5 @@ def check_depthwise(device: torch.device) -> None:
                 (pool.submit(depthwise_weight_gradient, grad, here, stride), dweight),
             ]
         for job, wanted in jobs:
-            found = job.result().float().cpu()
-            torch.testing.assert_close(found, wanted, rtol=0.02, atol=0.02 * float(wanted.abs().max()))
+            result = job.result().float().cpu()
+            torch.testing.assert_close(result, wanted, rtol=0.02, atol=0.02 * float(wanted.abs().max()))

@@ -31,7 +31,7 @@ def _blur_forward(x, y, rows, height, width, eighths, MAXIMUM: tl.constexpr, REF
     row = part * _PIXELS + tl.arange(0, _PIXELS)
     image, line, column = row // (down * across), row // across % down, row % across
     mask = (row < rows)[:, None] & inside[None, :]
-    found = tl.zeros((_PIXELS, CHANNELS), tl.float32)
+    total = tl.zeros((_PIXELS, CHANNELS), tl.float32)
     for a in tl.static_range(3):
         upper = _inside(2 * line - 1 + a, height, REFLECT)
         lower = tl.minimum(upper + 1, height - 1)
@@ -43,13 +43,13 @@ def _blur_forward(x, y, rows, height, width, eighths, MAXIMUM: tl.constexpr, REF
                 value = _larger(value, load_pixel(x, image, upper, right, height, width, channels, count, mask))
                 value = _larger(value, load_pixel(x, image, lower, left, height, width, channels, count, mask))
                 value = _larger(value, load_pixel(x, image, lower, right, height, width, channels, count, mask))
-            found += (0.5 if a == 1 else 0.25) * (0.5 if b == 1 else 0.25) * value
-    tl.store(y + row[:, None] * count + channels[None, :], found, mask)
+            total += (0.5 if a == 1 else 0.25) * (0.5 if b == 1 else 0.25) * value
+    tl.store(y + row[:, None] * count + channels[None, :], total, mask)
 
 
 @triton.jit
 def _weights(i, size, REFLECT: tl.constexpr):
-    """What pixel i gives to the blurred pixels i // 2 and (i + 1) // 2; the second 0 where they are one."""
+    """The weights of pixel i in the blurred pixels i // 2 and (i + 1) // 2; the second is 0 where they are one."""
     even = i % 2 == 0
     first = tl.where(even, 0.5, 0.25)
     second = tl.where(even | ((i + 1) // 2 >= (size + 1) // 2), 0.0, 0.25)
@@ -64,18 +64,18 @@ def _weights(i, size, REFLECT: tl.constexpr):
 
 @triton.jit
 def _blurred_gradient(grad, image, line, column, height, width, channels, count, mask, REFLECT: tl.constexpr):
-    """What the blur hands back to a pixel."""
+    """The gradient that the blur passes back to a pixel."""
     down, across = (height + 1) // 2, (width + 1) // 2
     upper, lower = _weights(line, height, REFLECT)
     left, right = _weights(column, width, REFLECT)
-    found = tl.zeros((_PIXELS, CHANNELS), tl.float32)
+    total = tl.zeros((_PIXELS, CHANNELS), tl.float32)
     for a in tl.static_range(2):
         for b in tl.static_range(2):
             weight = (lower if a == 1 else upper) * (right if b == 1 else left)
             known = mask & (weight > 0)[:, None]
             there = load_pixel(grad, image, (line + a) // 2, (column + b) // 2, down, across, channels, count, known)
-            found += weight[:, None] * there
-    return found
+            total += weight[:, None] * there
+    return total
 
 
 @jit
@@ -85,9 +85,9 @@ def _blur_backward(grad, x, dx, rows, height, width, eighths, MAXIMUM: tl.conste
     image, line, column = row // (height * width), row // width % height, row % width
     mask = (row < rows)[:, None] & inside[None, :]
     if not MAXIMUM:
-        found = _blurred_gradient(grad, image, line, column, height, width, channels, count, mask, REFLECT)
+        total = _blurred_gradient(grad, image, line, column, height, width, channels, count, mask, REFLECT)
     else:
-        found = tl.zeros((_PIXELS, CHANNELS), tl.float32)
+        total = tl.zeros((_PIXELS, CHANNELS), tl.float32)
         for a in tl.static_range(2):
             for b in tl.static_range(2):  # the windows that the pixel is in
                 upper, left = line - a, column - b
@@ -102,8 +102,8 @@ def _blur_backward(grad, x, dx, rows, height, width, eighths, MAXIMUM: tl.conste
                     winner = tl.where(wins, k, winner)
                     most = tl.where(wins, value, most)
                 known = known & (winner == 2 * a + b)
-                found += _blurred_gradient(grad, image, upper, left, height, width, channels, count, known, REFLECT)
-    tl.store(dx + row[:, None] * count + channels[None, :], found, mask)
+                total += _blurred_gradient(grad, image, upper, left, height, width, channels, count, known, REFLECT)
+    tl.store(dx + row[:, None] * count + channels[None, :], total, mask)
 
 
 def blur_forward(x: torch.Tensor, maximum: bool, reflect: bool) -> torch.Tensor:

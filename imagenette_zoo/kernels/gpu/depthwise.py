@@ -21,13 +21,13 @@ def _depthwise_forward(x, taps, y, rows, height, width, eighths, STRIDE: tl.cons
     image, upper, left = row // (down * across), row // across % down * STRIDE - 1, row % across * STRIDE - 1
     mask = (row < rows)[:, None] & inside[None, :]
     corner = x + ((image * height + upper) * width + left)[:, None] * count + channels[None, :]
-    found = tl.zeros((_SPOTS, CHANNELS), tl.float32)
+    total = tl.zeros((_SPOTS, CHANNELS), tl.float32)
     for a in tl.static_range(3):
         for b in tl.static_range(3):
             seen = _is_in(upper + a, height) & _is_in(left + b, width)
             value = tl.load(corner + (a * width + b) * count, mask & seen[:, None], 0.0).to(tl.float32)
-            found += value * tl.load(taps + (3 * a + b) * count + channels, inside, 0.0)[None, :]
-    tl.store(y + row[:, None] * count + channels[None, :], found, mask)
+            total += value * tl.load(taps + (3 * a + b) * count + channels, inside, 0.0)[None, :]
+    tl.store(y + row[:, None] * count + channels[None, :], total, mask)
 
 
 @triton.jit
@@ -42,7 +42,7 @@ def _depthwise_input_gradient(grad, taps, dx, rows, height, width, eighths, STRI
     row = part * _SPOTS + tl.arange(0, _SPOTS)
     image, line, column = row // (height * width), row // width % height, row % width
     mask = (row < rows)[:, None] & inside[None, :]
-    found = tl.zeros((_SPOTS, CHANNELS), tl.float32)
+    total = tl.zeros((_SPOTS, CHANNELS), tl.float32)
     for a in tl.static_range(3):
         i = line + 1 - a
         for b in tl.static_range(3):
@@ -50,8 +50,8 @@ def _depthwise_input_gradient(grad, taps, dx, rows, height, width, eighths, STRI
             seen = _is_in(i, down * STRIDE) & _is_in(j, across * STRIDE) & (i % STRIDE == 0) & (j % STRIDE == 0)
             known = mask & seen[:, None]
             value = load_pixel(grad, image, i // STRIDE, j // STRIDE, down, across, channels, count, known)
-            found += value * tl.load(taps + (3 * a + b) * count + channels, inside, 0.0)[None, :]
-    tl.store(dx + row[:, None] * count + channels[None, :], found, mask)
+            total += value * tl.load(taps + (3 * a + b) * count + channels, inside, 0.0)[None, :]
+    tl.store(dx + row[:, None] * count + channels[None, :], total, mask)
 
 
 @jit
@@ -73,10 +73,10 @@ def _depthwise_weight_gradient(grad, x, sums, rows, height, width, span, eighths
         first += value * load_pixel(x, image, i, j, height, width, channels, count, mask & (j >= 0)[:, None])
         second += value * load_pixel(x, image, i, j + 1, height, width, channels, count, mask)
         third += value * load_pixel(x, image, i, j + 2, height, width, channels, count, mask & (j + 2 < width)[:, None])
-    place = sums + (3 * part + a) * 3 * count + channels
-    tl.store(place, tl.sum(first, 0), inside)
-    tl.store(place + count, tl.sum(second, 0), inside)
-    tl.store(place + 2 * count, tl.sum(third, 0), inside)
+    address = sums + (3 * part + a) * 3 * count + channels
+    tl.store(address, tl.sum(first, 0), inside)
+    tl.store(address + count, tl.sum(second, 0), inside)
+    tl.store(address + 2 * count, tl.sum(third, 0), inside)
 
 
 def depthwise_forward(x: torch.Tensor, taps: torch.Tensor, stride: int) -> torch.Tensor:
@@ -135,6 +135,6 @@ def depthwise_weight_gradient(grad: torch.Tensor, x: torch.Tensor, stride: int) 
     sums = x.new_empty(parts, 9, channels, dtype=torch.float32)
     with torch.cuda.device_of(x):
         _depthwise_weight_gradient[grid](grad, x, sums, rows, *x.shape[2:], span, eighths, STRIDE=stride)
-    found = x.new_empty(channels, 1, 3, 3, dtype=torch.float32)
-    torch.sum(sums, 0, out=found.view(channels, 9).t())
-    return found
+    dweight = x.new_empty(channels, 1, 3, 3, dtype=torch.float32)
+    torch.sum(sums, 0, out=dweight.view(channels, 9).t())
+    return dweight

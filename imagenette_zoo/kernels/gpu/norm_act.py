@@ -54,9 +54,9 @@ def _gradient(grad, z, KIND: tl.constexpr):
 @triton.jit
 def _keep(sums, part, channels, count, inside, first, second):
     """The two sums of each channel over a part of the rows."""
-    place = sums + part * 2 * count + channels
-    tl.store(place, tl.sum(first, 0), inside)
-    tl.store(place + count, tl.sum(second, 0), inside)
+    address = sums + part * 2 * count + channels
+    tl.store(address, tl.sum(first, 0), inside)
+    tl.store(address + count, tl.sum(second, 0), inside)
 
 
 @triton.jit
@@ -66,10 +66,10 @@ def _added_up(sums, parts, channels, count, inside):
     second = tl.zeros((ROWS, CHANNELS), tl.float32)
     for start in range(0, parts, ROWS):
         part = start + tl.arange(0, ROWS)[:, None]
-        place = sums + part * 2 * count + channels[None, :]
+        address = sums + part * 2 * count + channels[None, :]
         mask = (part < parts) & inside[None, :]
-        first += tl.load(place, mask, 0.0)
-        second += tl.load(place + count, mask, 0.0)
+        first += tl.load(address, mask, 0.0)
+        second += tl.load(address + count, mask, 0.0)
     return tl.sum(first, 0), tl.sum(second, 0)
 
 
@@ -93,7 +93,7 @@ def _norm_sums(x, sums, rows, span, eighths):
 
 @jit
 def _norm_finish(
-    x, sums, weight, bias, running_mean, running_var, batches, found, momentum, eps, rows, parts, eighths
+    x, sums, weight, bias, running_mean, running_var, batches, stats, momentum, eps, rows, parts, eighths
 ):  # fmt: skip
     _part, channels, count, inside = own_tile(eighths)
     first, second = _added_up(sums, parts, channels, count, inside)
@@ -103,10 +103,10 @@ def _norm_finish(
     mean = tl.load(x + channels, inside, 0.0).to(tl.float32) + offset
     inverse = 1 / tl.sqrt(var + eps)
     scale = tl.load(weight + channels, inside, 0.0) * inverse
-    tl.store(found + channels, scale, inside)
-    tl.store(found + count + channels, tl.load(bias + channels, inside, 0.0) - mean * scale, inside)
-    tl.store(found + 2 * count + channels, mean, inside)
-    tl.store(found + 3 * count + channels, inverse, inside)
+    tl.store(stats + channels, scale, inside)
+    tl.store(stats + count + channels, tl.load(bias + channels, inside, 0.0) - mean * scale, inside)
+    tl.store(stats + 2 * count + channels, mean, inside)
+    tl.store(stats + 3 * count + channels, inverse, inside)
     old = tl.load(running_mean + channels, inside, 0.0)
     tl.store(running_mean + channels, old + momentum * (mean - old), inside)
     old = tl.load(running_var + channels, inside, 0.0)
@@ -116,32 +116,32 @@ def _norm_finish(
 
 
 @jit
-def _norm_forward(x, y, found, rows, eighths, KIND: tl.constexpr):
+def _norm_forward(x, y, stats, rows, eighths, KIND: tl.constexpr):
     part, channels, count, inside = own_tile(eighths)
-    scale = tl.load(found + channels, inside, 0.0)[None, :]
-    shift = tl.load(found + count + channels, inside, 0.0)[None, :]
+    scale = tl.load(stats + channels, inside, 0.0)[None, :]
+    shift = tl.load(stats + count + channels, inside, 0.0)[None, :]
     row = part * ROWS + tl.arange(0, ROWS)[:, None]
     mask = (row < rows) & inside[None, :]
-    place = row * count + channels[None, :]
-    value = tl.load(x + place, mask, 0.0).to(tl.float32)
-    tl.store(y + place, _activation(value * scale + shift, KIND), mask)
+    index = row * count + channels[None, :]
+    value = tl.load(x + index, mask, 0.0).to(tl.float32)
+    tl.store(y + index, _activation(value * scale + shift, KIND), mask)
 
 
 @jit
-def _norm_backward_sums(grad, x, found, sums, rows, span, eighths, KIND: tl.constexpr):
+def _norm_backward_sums(grad, x, stats, sums, rows, span, eighths, KIND: tl.constexpr):
     part, channels, count, inside = own_tile(eighths)
-    scale = tl.load(found + channels, inside, 0.0)[None, :]
-    shift = tl.load(found + count + channels, inside, 0.0)[None, :]
-    mean = tl.load(found + 2 * count + channels, inside, 0.0)[None, :]
+    scale = tl.load(stats + channels, inside, 0.0)[None, :]
+    shift = tl.load(stats + count + channels, inside, 0.0)[None, :]
+    mean = tl.load(stats + 2 * count + channels, inside, 0.0)[None, :]
     first = tl.zeros((ROWS, CHANNELS), tl.float32)
     second = tl.zeros((ROWS, CHANNELS), tl.float32)
     start = part * span
     for begin in range(start, tl.minimum(start + span, rows), ROWS):
         row = begin + tl.arange(0, ROWS)[:, None]
         mask = (row < rows) & inside[None, :]
-        place = row * count + channels[None, :]
-        value = tl.load(x + place, mask, 0.0).to(tl.float32)
-        dz = _gradient(tl.load(grad + place, mask, 0.0).to(tl.float32), value * scale + shift, KIND)
+        index = row * count + channels[None, :]
+        value = tl.load(x + index, mask, 0.0).to(tl.float32)
+        dz = _gradient(tl.load(grad + index, mask, 0.0).to(tl.float32), value * scale + shift, KIND)
         dz = tl.where(mask, dz, 0.0)
         first += dz
         second += dz * (value - mean)
@@ -149,13 +149,13 @@ def _norm_backward_sums(grad, x, found, sums, rows, span, eighths, KIND: tl.cons
 
 
 @jit
-def _norm_backward_finish(sums, found, terms, dweight, dbias, rows, parts, eighths):
+def _norm_backward_finish(sums, stats, terms, dweight, dbias, rows, parts, eighths):
     """With dz of the activation's input dx is `scale dz + terms[0] x + terms[1]`."""
     _part, channels, count, inside = own_tile(eighths)
     dz, product = _added_up(sums, parts, channels, count, inside)
-    scale = tl.load(found + channels, inside, 0.0)
-    mean = tl.load(found + 2 * count + channels, inside, 0.0)
-    inverse = tl.load(found + 3 * count + channels, inside, 0.0)
+    scale = tl.load(stats + channels, inside, 0.0)
+    mean = tl.load(stats + 2 * count + channels, inside, 0.0)
+    inverse = tl.load(stats + 3 * count + channels, inside, 0.0)
     slope = -scale * product * inverse * inverse / rows
     tl.store(terms + channels, slope, inside)
     tl.store(terms + count + channels, -scale * dz / rows - slope * mean, inside)
@@ -164,18 +164,18 @@ def _norm_backward_finish(sums, found, terms, dweight, dbias, rows, parts, eight
 
 
 @jit
-def _norm_backward(grad, x, dx, found, terms, rows, eighths, KIND: tl.constexpr):
+def _norm_backward(grad, x, dx, stats, terms, rows, eighths, KIND: tl.constexpr):
     part, channels, count, inside = own_tile(eighths)
-    scale = tl.load(found + channels, inside, 0.0)[None, :]
-    shift = tl.load(found + count + channels, inside, 0.0)[None, :]
+    scale = tl.load(stats + channels, inside, 0.0)[None, :]
+    shift = tl.load(stats + count + channels, inside, 0.0)[None, :]
     slope = tl.load(terms + channels, inside, 0.0)[None, :]
     constant = tl.load(terms + count + channels, inside, 0.0)[None, :]
     row = part * ROWS + tl.arange(0, ROWS)[:, None]
     mask = (row < rows) & inside[None, :]
-    place = row * count + channels[None, :]
-    value = tl.load(x + place, mask, 0.0).to(tl.float32)
-    dz = _gradient(tl.load(grad + place, mask, 0.0).to(tl.float32), value * scale + shift, KIND)
-    tl.store(dx + place, scale * dz + slope * value + constant, mask)
+    index = row * count + channels[None, :]
+    value = tl.load(x + index, mask, 0.0).to(tl.float32)
+    dz = _gradient(tl.load(grad + index, mask, 0.0).to(tl.float32), value * scale + shift, KIND)
+    tl.store(dx + index, scale * dz + slope * value + constant, mask)
 
 
 def norm_stats(
@@ -188,7 +188,7 @@ def norm_stats(
     momentum: float,
     eps: float,
 ) -> torch.Tensor:
-    """What BatchNorm needs of a batch; the running statistics and the count of batches follow.
+    """The statistics that BatchNorm needs of a batch; updates the running ones and the count of batches.
 
     Args:
         x: `(N, C, H, W)`, channels-last.
@@ -197,7 +197,7 @@ def norm_stats(
         running_mean: `(C,)` float32, which is updated.
         running_var: `(C,)` float32, which is updated by the unbiased variance.
         batches: The number of batches, a single int64, which is updated.
-        momentum: The batch's share of the running statistics.
+        momentum: The weight of the batch in the running statistics.
         eps: Added to the variance.
 
     Returns:
@@ -207,48 +207,48 @@ def norm_stats(
     rows, channels, eighths = row_sizes(x)
     parts, span, grid = row_parts(rows, channels, ROWS.value)
     sums = x.new_empty(parts, 2, channels, dtype=torch.float32)
-    found = x.new_empty(4, channels, dtype=torch.float32)
+    stats = x.new_empty(4, channels, dtype=torch.float32)
     with torch.cuda.device_of(x):
         _norm_sums[grid](x, sums, rows, span, eighths)
         _norm_finish[tile_grid(1, channels)](
-            x, sums, weight, bias, running_mean, running_var, batches, found, momentum, eps, rows, parts, eighths
+            x, sums, weight, bias, running_mean, running_var, batches, stats, momentum, eps, rows, parts, eighths
         )
-    return found
+    return stats
 
 
-def norm_act_forward(x: torch.Tensor, found: torch.Tensor, kind: int) -> torch.Tensor:
-    """The activation of that number (`norm_act.py` counts them) of normalised images.
+def norm_act_forward(x: torch.Tensor, stats: torch.Tensor, kind: int) -> torch.Tensor:
+    """Normalises images and applies the activation of a number, as `fast_layers/norm_act.py` counts them.
 
     Args:
         x: `(N, C, H, W)`, channels-last.
-        found: As `norm_stats` found it.
+        stats: As `norm_stats` returns them.
         kind: The activation's number.
     """
     y = torch.empty_like(x)
     rows, channels, eighths = row_sizes(x)
     with torch.cuda.device_of(x):
-        _norm_forward[tile_grid(rows, channels)](x, y, found, rows, eighths, KIND=kind)
+        _norm_forward[tile_grid(rows, channels)](x, y, stats, rows, eighths, KIND=kind)
     return y
 
 
 def norm_act_backward(
-    grad: torch.Tensor, x: torch.Tensor, found: torch.Tensor, kind: int
+    grad: torch.Tensor, x: torch.Tensor, stats: torch.Tensor, kind: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The gradients of x, weight and bias.
 
     Args:
         grad: Of the activation, laid out like x.
         x: `(N, C, H, W)`, channels-last.
-        found: As `norm_stats` found it.
+        stats: As `norm_stats` returns them.
         kind: The activation's number.
     """
     rows, channels, eighths = row_sizes(x)
     parts, span, grid = row_parts(rows, channels, ROWS.value)
     sums = x.new_empty(parts, 2, channels, dtype=torch.float32)
     dx = torch.empty_like(x)
-    terms, (dweight, dbias) = torch.empty_like(found[:2]), torch.empty_like(found[:2])
+    terms, (dweight, dbias) = torch.empty_like(stats[:2]), torch.empty_like(stats[:2])
     with torch.cuda.device_of(x):
-        _norm_backward_sums[grid](grad, x, found, sums, rows, span, eighths, KIND=kind)
-        _norm_backward_finish[tile_grid(1, channels)](sums, found, terms, dweight, dbias, rows, parts, eighths)
-        _norm_backward[tile_grid(rows, channels)](grad, x, dx, found, terms, rows, eighths, KIND=kind)
+        _norm_backward_sums[grid](grad, x, stats, sums, rows, span, eighths, KIND=kind)
+        _norm_backward_finish[tile_grid(1, channels)](sums, stats, terms, dweight, dbias, rows, parts, eighths)
+        _norm_backward[tile_grid(rows, channels)](grad, x, dx, stats, terms, rows, eighths, KIND=kind)
     return dx, dweight, dbias

@@ -19,10 +19,10 @@ jit = triton.jit(do_not_specialize=_AS_THEY_COME)
 
 @triton.jit
 def own_tile(eighths):
-    """Which part of the rows a program is for, its channels, how many there are, and which of its there are.
+    """The part of the rows that a program is for, its channels, the number of all channels, and which of its exist.
 
     Args:
-        eighths: Of the channels: times 8 they are, as the compiler sees, a multiple of it.
+        eighths: The number of channels divided by 8: so the compiler sees that it is a multiple of 8.
     """
     count = eighths * 8
     tiles = (count + CHANNELS - 1) // CHANNELS  # side by side, and all in a grid's first dimension, the long one
@@ -37,12 +37,12 @@ def load_pixel(x, image, line, column, height, width, channels, count, mask):
 
 
 def row_sizes(x: torch.Tensor) -> tuple[int, int, int]:
-    """Rows, channels, and channels in the kernels' terms, whose multiple by 8 tells the compiler of the alignment."""
+    """The numbers of rows, of channels, and of channels divided by 8, as the kernels take it."""
     return x.numel() // x.shape[1], x.shape[1], x.shape[1] // ALIGNMENT
 
 
 def row_parts(rows: int, channels: int, high: int, each: int = 1) -> tuple[int, int, tuple[int]]:
-    """Into how many parts rows are divided, the rows of a part, whole tiles, and the grid of so many programs each."""
+    """Divides rows into parts of whole tiles: the number of parts, the rows of a part, and the grid of programs."""
     tiles = math.ceil(channels / CHANNELS.value) * each
     parts = max(1, min(PROGRAMS // tiles, math.ceil(rows / high)))
     span = math.ceil(math.ceil(rows / parts) / high) * high

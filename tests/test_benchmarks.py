@@ -62,6 +62,7 @@ def test_the_time_to_an_accuracy(tmp_path: Path) -> None:
     assert result['rounds']['ours'] == [curve[0]['seconds'] for curve in curves]
 
 
+@pytest.mark.slow
 def test_an_accuracy_that_is_not_reached_is_null(tmp_path: Path) -> None:
     recipe = tmp_path / 'recipe.yaml'
     recipe.write_text('{model: test_resnet, img_size: 32, batch_size: 8, epochs: 1, warmup_epochs: 0}')

@@ -213,8 +213,8 @@ def test_shipped_recipes_have_only_what_timms_script_knows() -> None:
 def test_where_options_may_differ() -> None:
     """Whoever adds an option that does not decide the result says so here, too."""
     nothing = {
-        'workers', 'pin_mem', 'log_interval', 'log_tensorboard', 'log_wandb', 'wandb_project', 'wandb_tags',
-        'wandb_resume_id',
+        'workers', 'pin_mem', 'log_interval', 'log_swaps', 'log_tensorboard', 'log_wandb', 'wandb_project',
+        'wandb_tags', 'wandb_resume_id',
     }  # fmt: skip
     place = {'data_dir', 'output', 'experiment', 'overwrite', 'resume'}
     neither = {*nothing, *place, 'device', 'checkpoint_hist'}

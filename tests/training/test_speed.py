@@ -14,8 +14,7 @@ from safetensors.torch import load_file
 
 from imagenette_zoo.config.recipe import Recipe
 from imagenette_zoo.errors import UserError
-from imagenette_zoo.models import factory
-from imagenette_zoo.training import compilation, run
+from imagenette_zoo.training import compilation, learner
 from imagenette_zoo.training.compilation import resolve
 from imagenette_zoo.training.trainer import train
 from imagenette_zoo.utils.console import Console
@@ -94,7 +93,8 @@ def test_compiled_training_is_the_same_training(
 
 def test_compiling_changes_nothing_before_the_first_step(recipe: MakeRecipe) -> None:
     """The trial step of BatchNorm's statistics and the gradients leaves no trace."""
-    common = dict(model='test_resnet', drop=0.5)
+    # in this layout both have torch's BatchNorm: a compiled model never has the faster layer
+    common = dict(model='test_resnet', drop=0.5, channels_last=False)
     plain = train(recipe(**common, experiment='plain', torchcompile='none'), quiet=True)
     eager = train(recipe(**common, experiment='eager', torchcompile='eager'), quiet=True)
     a, b = weights(plain.folder), weights(eager.folder)
@@ -106,19 +106,19 @@ def test_a_compile_that_fails_in_the_middle_leaves_no_trace(
     recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second of two sizes fails; BatchNorm has seen the first."""
-    loss = run.Learner._loss
+    loss = learner.Learner._loss
 
-    def broken(learner: run.Learner, images: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+    def broken(self: learner.Learner, images: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
         if images.shape[-1] == 64 and not images.any():
             raise RuntimeError('no compiler today')
-        return loss(learner, images, *rest)
+        return loss(self, images, *rest)
 
     common = dict(model='test_resnet', epochs=1, train_img_sizes=(32, 64))
     plain = train(recipe(**common, experiment='plain', torchcompile='none'), quiet=True)
     monkeypatch.setattr(compilation, '_saved', lambda *_: 1e9)
     monkeypatch.setattr(compilation, '_may_gain', lambda _: True)
-    monkeypatch.setattr(factory, 'compiled', lambda model, *_: model)
-    monkeypatch.setattr(run.Learner, '_loss', broken)
+    monkeypatch.setattr(learner, 'compiled', lambda model, *_: model)
+    monkeypatch.setattr(learner.Learner, '_loss', broken)
     tried = train(recipe(**common, experiment='tried'), quiet=True)
     assert all(map(torch.equal, *(weights(result.folder).values() for result in (plain, tried))))
 
@@ -131,7 +131,7 @@ def test_auto_goes_on_without_a_compiler_that_fails(
 
     monkeypatch.setattr(compilation, '_saved', lambda *_: 1e9)
     monkeypatch.setattr(compilation, '_may_gain', lambda _: True)
-    monkeypatch.setattr(run.Learner, 'compile', broken)
+    monkeypatch.setattr(learner.Learner, 'compile', broken)
     result = train(recipe(epochs=1))
     assert 'torchcompile auto: off after all (no compiler today)' in capsys.readouterr().out
     assert result.folder.joinpath('result.json').is_file()
@@ -145,7 +145,7 @@ def test_auto_goes_on_without_a_compiler_that_fails(
 def test_training_at_several_sizes(recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, loader: str) -> None:
     """Progressive: the first epoch is small, the last large; validation has its own size; it can be resumed."""
     seen: list[list[int]] = []
-    step, after = run.Learner.step, run.Learner.after_last_update
+    step, after = learner.Learner.step, learner.Learner.after_last_update
 
     def spy(self: Any, images: torch.Tensor, *rest: Any) -> torch.Tensor:
         seen[-1].append(images.shape[-1])
@@ -155,8 +155,8 @@ def test_training_at_several_sizes(recipe: MakeRecipe, monkeypatch: pytest.Monke
         seen.append([])
         after(self)
 
-    monkeypatch.setattr(run.Learner, 'step', spy)
-    monkeypatch.setattr(run.Learner, 'after_last_update', end)
+    monkeypatch.setattr(learner.Learner, 'step', spy)
+    monkeypatch.setattr(learner.Learner, 'after_last_update', end)
     seen.append([])
     options = dict(
         epochs=4,
@@ -189,6 +189,7 @@ TENSOR = 'torch.ones(2**25)'  # 128 MiB
 LARGE = 'p = libc.malloc(9 << 28); libc.memset(p, 1, 9 << 28); libc.free(p)'  # 2.25 GiB
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('code', [TENSOR, LARGE], ids=['tensor', 'above 2 GiB'])
 def test_freed_memory_is_kept(code: str) -> None:
     """A second piece of memory of the same size costs no more page faults; without the call it costs them all again."""

@@ -129,6 +129,7 @@ ASKED = """if True:
     """
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize(
     ('asked', 'before'), [(True, ''), (False, 'from torch._inductor.codecache import cache_dir; cache_dir()')]

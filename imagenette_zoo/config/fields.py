@@ -3,8 +3,8 @@
 A dataclass of options is made of small ones, one a group, by inheritance; the first line of a group's docstring is
 its title in `--help`. Values come from YAML, from flags or from Python; all three pass through `coerce`.
 
-An option also says what it `affects`, and from that follows where two values of it may stand beside each other
-(`MAY_DIFFER`). One that says nothing decides the result: it is the same wherever anything is compared.
+An option also says what it `affects`. From that follows where two values of it may differ (`MAY_DIFFER`). An option
+that says nothing decides the result: it may differ nowhere.
 """
 
 from __future__ import annotations
@@ -25,12 +25,11 @@ from ..errors import UserError, nearest
 __all__ = ['MAY_DIFFER', 'option', 'Options', 'Parser', 'add_flags', 'given_flags']
 
 
-Affects = Literal['result', 'rounding', 'divergence', 'recovery', 'record', 'nothing', 'place', 'seed']
+Affects = Literal['result', 'rounding', 'divergence', 'recovery', 'record', 'nothing', 'location', 'seed']
 Where = Literal['on resume', 'between processes', 'between seeds', 'in a repeat', 'around a study']
 
-# What an option affects, and where it may therefore differ: from the run that is resumed; from the other processes of
-# a run; from the other seeds of a run; without a word of it, from the run that is repeated or published; and around a
-# study, which has no say in it.
+# By what an option affects, where it may differ: from the run that is resumed; from the other processes of a run; from
+# its other seeds; unreported, from the run that is repeated or published; and around a study, which does not set it.
 MAY_DIFFER: dict[Affects, tuple[Where, ...]] = {
     'result': (),
     'rounding': ('on resume', 'between processes'),
@@ -38,7 +37,7 @@ MAY_DIFFER: dict[Affects, tuple[Where, ...]] = {
     'recovery': ('on resume', 'between seeds'),  # when all processes save together
     'record': ('on resume', 'between processes', 'between seeds'),  # where it ran, and what is kept of it
     'nothing': ('on resume', 'between processes', 'between seeds', 'in a repeat'),  # but speed and what is printed
-    'place': ('on resume', 'between processes', 'between seeds', 'in a repeat', 'around a study'),  # folders
+    'location': ('on resume', 'between processes', 'between seeds', 'in a repeat', 'around a study'),  # folders
     'seed': ('between seeds', 'around a study'),
 }
 

@@ -25,7 +25,7 @@ class DataOptions(Options):
     data_dir: str | None = option(
         None,
         'folder with train/ and val/, its parent, or an official archive; else $IMAGENETTE_DIR, else the cache',
-        affects='place',
+        affects='location',
         metavar='DIR',
     )
     dataset: str = option(

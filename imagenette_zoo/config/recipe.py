@@ -244,16 +244,16 @@ class RunOptions(Options):
     """Run"""
 
     seed: int = option(42, 'seed of everything random', affects='seed', low=0, high=2**32 - 1)
-    output: str = option('runs', 'folder that runs are kept in', affects='place', metavar='DIR')
+    output: str = option('runs', 'folder that runs are kept in', affects='location', metavar='DIR')
     experiment: str | None = option(
-        None, 'name of the run (date, model and size if not given)', affects='place', metavar='NAME'
+        None, 'name of the run (date, model and size if not given)', affects='location', metavar='NAME'
     )
-    overwrite: bool = option(False, 'replace the run that is in the folder', affects='place')
+    overwrite: bool = option(False, 'replace the run that is in the folder', affects='location')
     resume: str | None = option(
         None,
         'continue an interrupted run: its folder, or without a value the one that --experiment names, which is '
         'started if there is nothing to continue',
-        affects='place',
+        affects='location',
         const='auto',
         metavar='RUN',
     )

@@ -100,7 +100,7 @@ def swap(
         device: Where it computes.
         channels_last: Whether it is in channels-last layout.
         phase: `training` adds layers that are faster only there, `recorded steps` those that are so in CUDA graphs.
-        log: Is given a line that counts them, else the debug log is.
+        log: Takes a line that counts them; else the debug log does.
 
     Returns:
         The layers that were replaced. Faster ones stay, so a model may be walked over for one phase after the other.

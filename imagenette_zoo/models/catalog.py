@@ -1,4 +1,4 @@
-"""What the zoo has and what each model costs, computed from the models themselves."""
+"""The models of the zoo and the cost of each, computed from the models themselves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the zoo's models have in common in timm's pretrained configs."""
+"""Entries that the zoo's models share in timm's pretrained configs."""
 
 from pathlib import Path
 from typing import Any

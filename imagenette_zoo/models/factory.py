@@ -59,16 +59,16 @@ def build_model(name: str, **kwargs: Any) -> Any:
 
 
 def source_args(name: str, model: nn.Module) -> dict[str, Any]:
-    """What the config of a `local-dir:` or `hf-hub:` model has timm build it with, beside the number of classes;
-    nothing where timm keeps account of that in the model."""
-    source, _, place = name.partition(':')
+    """The arguments in the config of a `local-dir:` or `hf-hub:` model, but for the number of classes; none where timm
+    keeps them in the model itself."""
+    source, _, location = name.partition(':')
     args: dict[str, Any] = {}
     if hasattr(model, '_model_args'):  # since timm 1.0.31
         pass
     elif source == 'local-dir':
-        args = load_model_config_from_path(place)[2]
+        args = load_model_config_from_path(location)[2]
     elif source in ('hf-hub', 'hf_hub'):
-        args = load_model_config_from_hf(place)[2]
+        args = load_model_config_from_hf(location)[2]
     return {key: value for key, value in args.items() if key != 'num_classes'}
 
 
@@ -103,7 +103,7 @@ def to_device(
         model: The model; it is changed in place.
         device: Where it will compute.
         channels_last: Whether it gets channels-last layout.
-        log: Is given a line that counts the layers that were replaced by faster ones, else the debug log is.
+        log: Takes a line that counts the layers that were replaced by faster ones; else the debug log does.
     """
     swap(model.to(device), device, channels_last, log=log)
     return to_channels_last(model) if channels_last else model
@@ -146,7 +146,7 @@ def model_config(
         config: The data config that it was evaluated with.
         class_names: A name for each output.
         model_args: Arguments that `timm.create_model` must be given to build the same model.
-        from_scratch: The weights were random at first: licence and origin of the published ones are not theirs.
+        from_scratch: Whether the weights were random at first: then licence and origin of the published ones go.
     """
     old = dict(model.pretrained_cfg)
     foreign = ('url', 'file', 'hf_hub_id', 'source', 'tag', 'test_input_size', 'test_crop_pct', 'test_pool_size')
@@ -155,7 +155,7 @@ def model_config(
     new = {name: config[name] for name in ('input_size', 'interpolation', 'mean', 'std', 'crop_pct', 'crop_mode')}
     if old.get('pool_size'):
         scale = config['input_size'][-1] / old['input_size'][-1]
-        new['pool_size'] = [max(1, -int(-side * scale // 1)) for side in old['pool_size']]
+        new['pool_size'] = [max(1, -int(-size * scale // 1)) for size in old['pool_size']]
     names = list(class_names)
     model.pretrained_cfg = model.default_cfg = {**old, **new, 'num_classes': len(names), 'label_names': names}
     with tempfile.TemporaryDirectory() as folder:

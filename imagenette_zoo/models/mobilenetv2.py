@@ -1,7 +1,6 @@
 """MobileNetV2 for Imagenette, with Mish, anti-aliased downsampling and MultiPass bottlenecks.
 
-timm's EfficientNet and its builder make the network; only where a stage has several passes a block of theirs is
-wrapped.
+timm's EfficientNet and its builder make the network. Where a stage has several passes, their blocks are wrapped.
 
 `MobileNetV2: Inverted Residuals and Linear Bottlenecks` - https://arxiv.org/abs/1801.04381
 """
@@ -45,7 +44,7 @@ class MobileNetV2(EfficientNet):
     Args:
         block_args: The stages' blocks, as timm's `decode_arch_def` gives them.
         passes: Passes of every block, by stage; an int means every stage but the first, which has no expansion.
-        pass_kernel_sizes: Side of the depthwise kernel by pass, pixels; empty for the stage's own.
+        pass_kernel_sizes: Size of the depthwise kernel by pass, pixels; empty for the stage's own.
         pass_dilations: Dilation of the depthwise kernel by pass; empty for the stage's own.
         merge: How `MultiPass` merges, `mean` or `max`.
         split: Give each pass 1/n of the width, so that n passes cost what one does.
@@ -74,7 +73,7 @@ class MobileNetV2(EfficientNet):
         for n, stage in zip(by_stage, block_args, strict=True):
             for block in stage if n > 1 else []:
                 block['passes'] = [_pass_args(block, n, i, pass_kernel_sizes, pass_dilations, split) for i in range(n)]
-        # The same trunk once more: timm's EfficientNet takes no builder. Features keep their places and sizes.
+        # The same trunk once more: timm's EfficientNet takes no builder. Features keep their positions and sizes.
         given = {name: kwargs[name] for name in _BUILDER_ARGS if kwargs.get(name) is not None}
         builder = _MultiPassBuilder(merge, **{'act_layer': nn.ReLU, 'norm_layer': nn.BatchNorm2d, **given})
         self.blocks = nn.Sequential(*builder(self.conv_stem.out_channels, block_args))
@@ -137,7 +136,7 @@ def _check_one_setting_a_pass(name: str, settings: Sequence[int], by_stage: tupl
 def _pass_args(
     block: dict[str, Any], n: int, i: int, kernel_sizes: Sequence[int], dilations: Sequence[int], split: bool
 ) -> dict[str, Any]:
-    """What pass i of n changes in a block's arguments; its dilation is relative to the stage's."""
+    """The arguments of a block that pass i of n changes; its dilation is relative to the stage's."""
     args = {'dilation': dilations[i] if dilations else 1}
     if kernel_sizes:
         args['dw_kernel_size'] = kernel_sizes[i]

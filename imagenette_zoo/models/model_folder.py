@@ -95,7 +95,7 @@ def read_weights(path: Path, use_ema: bool = True) -> dict[str, torch.Tensor]:
 
 
 def check_zip(file: Path | io.BytesIO) -> None:
-    """Refuses a file whose parts claim to be larger than it is: torch never compresses them, and would believe it."""
+    """Refuses a file whose parts claim to be larger than it is: torch never compresses them, but trusts such sizes."""
     size = file.stat().st_size if isinstance(file, Path) else len(file.getbuffer())
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as parts:
@@ -198,12 +198,12 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def listed_names(names: Any, count: int, name: str) -> list[str]:
-    """What a config has as `label_names`, as a list; empty where it has none.
+    """The `label_names` of a config as a list; empty where it has none.
 
     Args:
-        names: A list, or a mapping from the classes' indices.
+        names: Their value there: a list, or a mapping from the classes' indices.
         count: Number of classes.
-        name: Whose config it is, for messages.
+        name: The model's, for messages.
 
     Raises:
         UserError: They are no names, or not so many.

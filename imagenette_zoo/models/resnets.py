@@ -57,7 +57,7 @@ class ZooResNet(ResNet):
 
 
 def _multi_pass(block: type[nn.Module], n: int, merge: str, split: bool) -> Callable[..., nn.Module]:
-    """What timm takes for a block class: makes `MultiPass` of n blocks, or with n = 1 the block itself."""
+    """Stands for a block class of timm: makes a `MultiPass` of n blocks, or with n = 1 the block itself."""
     if n == 1:
         return block
     make = partial(_make_multi_pass, block, n, merge, split)
@@ -68,7 +68,7 @@ def _multi_pass(block: type[nn.Module], n: int, merge: str, split: bool) -> Call
 def _make_multi_pass(block: type[nn.Module], n: int, merge: str, split: bool, *args: Any, **kwargs: Any) -> MultiPass:
     if split:  # timm's names for the inner width: of BasicBlock's first convolution, of Bottleneck's 3 x 3
         kwargs |= {'reduce_first': n} if block is BasicBlock else {'base_width': kwargs.get('base_width', 64) / n}
-    # Copies, since timm hands over the downsampling and drop-path modules ready-made. It draws weights afterwards.
+    # Copies: timm hands over the downsampling and drop-path modules ready-made, and initialises weights afterwards.
     return MultiPass([block(*deepcopy(args), **deepcopy(kwargs)) for _ in range(n)], merge)
 
 

@@ -16,7 +16,7 @@ __all__ = ['printable', 'duration', 'table', 'Console', 'Progress']
 
 
 def printable(value: Any) -> Any:
-    """The same out of JSON's types: numbers that are none become None, characters that can't be printed �."""
+    """A value in JSON's types: NaN and infinity become None, characters that can't be printed �."""
     if isinstance(value, dict):
         return {printable(str(key)): printable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -51,10 +51,10 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 
 class Console:
-    """Where a run tells how it goes.
+    """Prints the progress of a run.
 
     Args:
-        quiet: Says nothing.
+        quiet: Whether it prints nothing.
     """
 
     def __init__(self, quiet: bool = False) -> None:
@@ -68,7 +68,7 @@ class Console:
         try:
             tqdm.write(text)
             sys.stdout.flush()
-        except OSError:  # the reader has gone, as in `train.py | head`, or the disk is full: its files tell
+        except OSError:  # the reader has gone, as in `train.py | head`, or the disk is full: its files have it all
             self.quiet = True
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

@@ -34,7 +34,7 @@ class World:
         return self.rank == 0
 
     def gather_rows(self, rows: torch.Tensor, total: int) -> torch.Tensor:
-        """Rows that were dealt out by `rank::size`, `(n, …)` on the CPU, put together again: `(total, …)`."""
+        """Puts rows that were dealt out by `rank::size` together again: `(n, …)` on the CPU to `(total, …)`."""
         if self.size == 1:
             return rows
         parts: list[torch.Tensor | None] = [None] * self.size
@@ -138,9 +138,9 @@ def join(device_name: str) -> World:
 def _agree(store: dist.Store, rank: int, size: int) -> str:
     """A new name that the processes of this start agree on.
 
-    torchrun keeps one store over all restarts (https://github.com/pytorch/pytorch/issues/135712): in it are still the
-    addresses of processes that are dead, and who reads one of them waits for it forever. The first process answers
-    whoever asks, also the dead, until all of the living have confirmed its name.
+    torchrun keeps one store over all restarts (https://github.com/pytorch/pytorch/issues/135712). The addresses of
+    dead processes are still in it, and a process that reads one of them waits for it forever. The first process answers
+    all that have asked, also the dead, until all of the living have confirmed its name.
     """
     mine = uuid.uuid4().hex
     if rank > 0:

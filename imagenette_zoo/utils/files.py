@@ -73,8 +73,8 @@ def private_folder(path: Path) -> Path:
         The same, without symbolic links.
 
     Raises:
-        OSError: It cannot be made, is no folder or is a link, or others own it or can write to it, or they can put
-            another in its place.
+        OSError: It cannot be made, is no folder or is a link, or others own it or can write to it, or they can
+            exchange it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     parent = path.parent.resolve()
@@ -100,8 +100,8 @@ def _is_safe(folder: Path) -> bool:
 def private_home(name: str) -> Path:
     """A private folder for what is executed or unpickled.
 
-    It is in `cache_dir`; where others could change it there, as in a cache that users share, in the cache of this
-    user's home; and where that is no better, a temporary one that ends with this process.
+    It is in `cache_dir`. Where others could change it there, as in a cache that users share, it is in the cache of this
+    user's home. Where that is no better, it is a temporary one that ends with this process.
 
     Args:
         name: Its name.
@@ -121,11 +121,10 @@ def _temporary() -> 'tempfile.TemporaryDirectory[str]':
 
 
 def keep_inductor_private() -> None:
-    """Has inductor, and Triton under it, keep what it compiles in `private_home`; to be called before either is
-    used.
+    """Makes inductor, and Triton under it, keep their results in `private_home`; call it before either is used.
 
-    By itself it is a folder of the system's temporary one, whose name others know. A `TORCHINDUCTOR_CACHE_DIR` that the
-    user has set is left alone.
+    Their own choice is a subfolder of the system's temporary one, whose name others know. A `TORCHINDUCTOR_CACHE_DIR`
+    that the user has set is left alone.
     """
     asked = os.environ.get('TORCHINDUCTOR_CACHE_DIR')
     own = os.path.join(tempfile.gettempdir(), 'torchinductor_')  # inductor sets the variable to its own choice, too
@@ -145,7 +144,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
     Another process may do the same at the same time: whoever ends first wins and the other's work is thrown away.
 
     Raises:
-        UserError: The place can't be written or is full.
+        UserError: The folder can't be written, or its disk is full.
     """
     temporary = target.with_name(f'.{target.name}.{uuid4().hex}')
     try:
@@ -180,7 +179,7 @@ def _rename(temporary: Path, target: Path) -> None:
 
 
 def _remove_leftovers(target: Path) -> None:
-    """Remove what processes that were killed more than a day ago left beside `target`."""
+    """Removes the folders that processes killed more than a day ago left beside `target`."""
     pattern = re.compile(re.escape(f'.{target.name}.') + '[0-9a-f]{32}')
     for path in target.parent.iterdir():
         if pattern.fullmatch(path.name):
@@ -291,7 +290,7 @@ def file_stem(model: str) -> str:
 
 
 def unused(path: Path) -> Path:
-    """The path, with a number behind it where something is there."""
+    """The path, with a number appended where it exists already."""
     free, number = path, 1
     while os.path.lexists(free):
         number += 1

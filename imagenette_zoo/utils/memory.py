@@ -59,7 +59,7 @@ def keep_freed_memory() -> Iterator[None]:
 
 
 def _usual_settings() -> dict[str, int]:
-    """What glibc has without us, as mallopt can't be asked: the user's settings from the environment, else its own."""
+    """The settings of glibc without ours, the user's from the environment or its own: mallopt can't be asked."""
     tunables = dict(part.partition('=')[::2] for part in os.environ.get('GLIBC_TUNABLES', '').split(':'))
     chosen = {}
     for name in MALLOPT:
@@ -71,14 +71,14 @@ def _usual_settings() -> dict[str, int]:
 
 
 def collect(device: torch.device) -> None:
-    """Frees what runs before this one have left: a learner and its recorded steps refer to each other."""
+    """Frees the memory of earlier runs, whose learners and recorded steps refer to each other."""
     gc.collect()
     if device.type == 'cuda':
         torch.cuda.empty_cache()
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Lets the peak begin now; where the system can't do that it stays that of the process."""
+    """Starts the peak anew; where the system can't do that, it stays that of the whole process."""
     if device.type == 'cuda':
         torch.cuda.reset_peak_memory_stats(device)
     with suppress(OSError, AttributeError):
@@ -87,8 +87,10 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> float:
-    """MiB: of the device on CUDA, else of this process, without the files that it has mapped where that is known; since
-    `reset_peak_memory`, on Linux and CUDA."""
+    """Peak memory in MiB: of the device on CUDA, else of this process, without its mapped files where that is known.
+
+    On Linux and CUDA it is the peak since `reset_peak_memory`.
+    """
     if device.type == 'cuda':
         return torch.cuda.max_memory_allocated(device) / 2**20
     status = Path('/proc/self/status')

@@ -1,4 +1,4 @@
-"""The process of whoever calls: once the call has ended, it is as it was."""
+"""Global state of the caller's process, which a call leaves as it was."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ VARIABLES = ('TORCHINDUCTOR_CACHE_DIR', 'TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEAD
 
 @contextmanager
 def restore_process() -> Iterator[None]:
-    """Random generators, the allocator, TF32, inductor's folder and the filters of warnings are as before afterwards.
+    """Restores random generators, the allocator, TF32, inductor's folder and the filters of warnings afterwards.
 
     It decorates what people call from Python, above all in a notebook. Within, freed memory is kept for reuse.
     """

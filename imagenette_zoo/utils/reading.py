@@ -1,4 +1,4 @@
-"""Files that anybody may have written, read with care: no more of them than such a file has, and plain values."""
+"""Reads files that anybody may have written: no more bytes than such a file has, and plain values only."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class PlainLoader(yaml.SafeLoader):
 
 @contextmanager
 def read_errors(path: str | Path, kind: str, remedy: str = '') -> Iterator[None]:
-    """Turns what goes wrong while a file is read and looked through into a line: which file, and why it is none.
+    """Turns errors in reading and checking a file into a line that names the file and the reason.
 
     Args:
         path: The file.
         kind: What it should be, as in `the result of a run`.
-        remedy: What to do about a file that is none, after a colon.
+        remedy: Advice about a file of another kind, which ends the line.
     """
     try:
         yield
@@ -51,7 +51,7 @@ def read_errors(path: str | Path, kind: str, remedy: str = '') -> Iterator[None]
 
 
 def read_bytes(path: str | Path, most: int = LARGEST_FILE) -> bytes:
-    """The content of a file, be it one that never ends.
+    """The content of a file, which may be endless.
 
     Raises:
         OSError: It can't be read.
@@ -64,7 +64,7 @@ def read_bytes(path: str | Path, most: int = LARGEST_FILE) -> bytes:
 
 
 def read_text(path: str | Path, most: int = LARGEST_FILE) -> str:
-    """The same as text in UTF-8.
+    """The content of a file as text in UTF-8.
 
     Raises:
         OSError: It can't be read.
@@ -87,7 +87,7 @@ def read_json(path: str | Path, most: int = LARGEST_FILE, *, finite: bool = Fals
     Raises:
         OSError: It can't be read.
         ValueError: It is longer, or no JSON.
-        RecursionError: It is nested deeper than any such file.
+        RecursionError: It is nested too deeply.
     """
     return json.loads(read_text(path, most), parse_constant=_not_finite if finite else None)
 

@@ -36,7 +36,7 @@ def seed_everything(*parts: int | str) -> None:
 
 @contextmanager
 def restore_generators() -> Iterator[None]:
-    """Python's, NumPy's and torch's generators are afterwards in the state that they were in before."""
+    """Restores the states of Python's, NumPy's and torch's generators afterwards."""
     python, numpy = random.getstate(), np.random.get_state(legacy=False)
     mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
     used_cuda = torch.cuda.is_initialized()

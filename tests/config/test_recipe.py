@@ -216,14 +216,14 @@ def test_where_options_may_differ() -> None:
         'workers', 'pin_mem', 'log_interval', 'log_swaps', 'log_tensorboard', 'log_wandb', 'wandb_project',
         'wandb_tags', 'wandb_resume_id',
     }  # fmt: skip
-    place = {'data_dir', 'output', 'experiment', 'overwrite', 'resume'}
-    neither = {*nothing, *place, 'device', 'checkpoint_hist'}
+    location = {'data_dir', 'output', 'experiment', 'overwrite', 'resume'}
+    neither = {*nothing, *location, 'device', 'checkpoint_hist'}
     rounding = {'validation_batch_size', 'cuda_graph'}
     assert Recipe.may_differ('on resume') == {*neither, *rounding, 'recovery_interval', 'nan', 'nan_limit'}
     assert Recipe.may_differ('between processes') == {*neither, *rounding}
     assert Recipe.may_differ('between seeds') == {*neither, 'recovery_interval', 'seed'}
-    assert Recipe.may_differ('in a repeat') == {*nothing, *place}
-    assert Recipe.may_differ('around a study') == {*place, 'seed'}
+    assert Recipe.may_differ('in a repeat') == {*nothing, *location}
+    assert Recipe.may_differ('around a study') == {*location, 'seed'}
 
 
 def test_an_option_that_says_nothing_decides_the_result() -> None:

@@ -33,13 +33,13 @@ class Segmenter(nn.Module):
         return F.interpolate(self.head(x), images.shape[2:], mode='bilinear')
 
 
-def discs(count: int, side: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Bright discs on noise `(N, 3, side, side)`, and where they are: `(N, side, side)` int64."""
+def discs(count: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Bright discs on noise `(N, 3, size, size)`, and where they are: `(N, size, size)` int64."""
     generator = torch.Generator().manual_seed(0)
-    centres = torch.randint(side // 4, 3 * side // 4, (count, 2, 1, 1), generator=generator)
-    axis = torch.arange(side)
-    inside = (axis[:, None] - centres[:, 0]) ** 2 + (axis[None] - centres[:, 1]) ** 2 < (side // 5) ** 2
-    return torch.randn(count, 3, side, side, generator=generator) + 2.0 * inside[:, None], inside.long()
+    centres = torch.randint(size // 4, 3 * size // 4, (count, 2, 1, 1), generator=generator)
+    axis = torch.arange(size)
+    inside = (axis[:, None] - centres[:, 0]) ** 2 + (axis[None] - centres[:, 1]) ** 2 < (size // 5) ** 2
+    return torch.randn(count, 3, size, size, generator=generator) + 2.0 * inside[:, None], inside.long()
 
 
 @pytest.mark.parametrize('name', EACH_OF_THE_ZOO)

@@ -20,7 +20,7 @@ from imagenette_zoo.layers import BlurPool2d, MaxBlurPool2d, Mish
 from imagenette_zoo.models.factory import model_cost, to_device
 from tests.conftest import EACH_OF_THE_ZOO, ZOO
 
-SIDE = 64
+SIZE = 64
 
 
 def create(name: str, **settings: Any) -> nn.Module:
@@ -28,8 +28,8 @@ def create(name: str, **settings: Any) -> nn.Module:
     return timm.create_model(name, **settings).eval()
 
 
-def images(side: int = SIDE, batch: int = 1, channels: int = 3) -> torch.Tensor:
-    return torch.randn(batch, channels, side, side, generator=torch.Generator().manual_seed(1))
+def images(size: int = SIZE, batch: int = 1, channels: int = 3) -> torch.Tensor:
+    return torch.randn(batch, channels, size, size, generator=torch.Generator().manual_seed(1))
 
 
 def count(model: nn.Module) -> int:
@@ -41,7 +41,7 @@ def assert_same(actual: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-4 * expected.abs().max().item())
 
 
-def settle(model: nn.Module) -> nn.Module:
+def randomise_norms(model: nn.Module) -> nn.Module:
     """Gives batch norms weights unlike their initial ones and images' statistics: logits then depend on the image."""
     norms = [norm for norm in model.modules() if isinstance(norm, nn.BatchNorm2d)]
     momentum = norms[0].momentum
@@ -143,7 +143,7 @@ def test_features_only(name: str, settings: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize('name', EACH_OF_THE_ZOO)
 def test_forward_intermediates(name: str) -> None:
-    model, x = settle(create(name)), images(96)
+    model, x = randomise_norms(create(name)), images(96)
     info = FeatureInfo(model.feature_info, tuple(range(5)))
     final, intermediates = model.forward_intermediates(x)
     torch.testing.assert_close(final, model.forward_features(x))
@@ -158,7 +158,7 @@ def test_forward_intermediates(name: str) -> None:
 
 @pytest.mark.parametrize('name', EACH_OF_THE_ZOO)
 def test_torchscript(name: str) -> None:
-    model, x = settle(create(name, scriptable=True)), images()
+    model, x = randomise_norms(create(name, scriptable=True)), images()
     assert_same(torch.jit.script(model)(x), model(x))
 
 
@@ -171,7 +171,7 @@ def test_torchscript_of_features(name: str) -> None:
 @pytest.mark.parametrize('name', EACH_OF_THE_ZOO)
 @torch.no_grad()  # with gradients Mish is our kernel, which rounds otherwise
 def test_fx(name: str) -> None:
-    model, x = settle(create(name)), images()
+    model, x = randomise_norms(create(name)), images()
     settings = {
         'leaf_modules': get_notrace_modules(),
         'autowrap_functions': get_notrace_functions(),
@@ -185,14 +185,14 @@ def test_fx(name: str) -> None:
 
 @pytest.mark.parametrize('name', EACH_OF_THE_ZOO)
 def test_export(name: str) -> None:
-    model, x = settle(create(name)), images()
+    model, x = randomise_norms(create(name)), images()
     assert_same(torch.export.export(model, (x,)).module()(x), model(x))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', EACH_OF_THE_ZOO)
 def test_compile(name: str) -> None:
-    model, x = settle(create(name)), images()
+    model, x = randomise_norms(create(name)), images()
     with torch.no_grad():
         compiled = torch.compile(model, fullgraph=True, backend='aot_eager')
         assert_same(compiled(x), model(x))
@@ -251,7 +251,7 @@ def test_every_parameter_has_a_group(name: str) -> None:
 def test_equals_timms_mobilenet(name: str, timm_name: str, settings: dict[str, Any]) -> None:
     theirs = dict(settings)
     ours = {key: theirs.pop(key) for key in ('passes', 'channel_multiplier') if key in theirs}
-    model = settle(create(name, **ours, **{key: value for key, value in theirs.items() if key != 'aa_layer'}))
+    model = randomise_norms(create(name, **ours, **{key: value for key, value in theirs.items() if key != 'aa_layer'}))
     plain = create(timm_name, num_classes=10, **theirs)
     assert list(model.state_dict()) == list(plain.state_dict())
     plain.load_state_dict(model.state_dict())
@@ -276,7 +276,7 @@ def test_anti_aliased_mobilenet(name: str, layer: type[nn.Module]) -> None:
 @pytest.mark.parametrize('name', [name for name in ZOO if '_maxblur_' in name and name.startswith('resnet')])
 @torch.no_grad()
 def test_max_blur_resnet_differs_from_timms_in_the_stem_pool(name: str) -> None:
-    model = settle(create(name))
+    model = randomise_norms(create(name))
     base = name.split('_')[0]
     plain = create(base, num_classes=10, **({'act_layer': 'mish'} if '_mish_' in name else {}))
     assert isinstance(model, ResNet)
@@ -290,7 +290,7 @@ def test_max_blur_resnet_differs_from_timms_in_the_stem_pool(name: str) -> None:
 
 def test_the_leaderboards_resnet_is_timms_from_the_same_parts() -> None:
     """No weights of its own, and no strided convolution but the stem's first."""
-    model = settle(create('seresnet18d_mish_maxblur_imagenette'))
+    model = randomise_norms(create('seresnet18d_mish_maxblur_imagenette'))
     parts = {'stem_width': 32, 'stem_type': 'deep', 'avg_down': True, 'block_args': {'attn_layer': 'se'}}
     plain = ResNet(BasicBlock, (2, 2, 3, 1), num_classes=10, act_layer=Mish, aa_layer=MaxBlurPool2d, **parts)
     plain.load_state_dict(model.state_dict())
@@ -304,7 +304,7 @@ def test_the_leaderboards_resnet_is_timms_from_the_same_parts() -> None:
 def test_max_blur_pool_makes_a_resnet_less_sensitive_to_shifts() -> None:
     """The reason for the layer: its stem's output changes less with the image's shift by one pixel pair."""
     plain, blurred = (nn.MaxPool2d(3, stride=2, padding=1), MaxBlurPool2d())
-    x = images(SIDE + 1)
+    x = images(SIZE + 1)
     change = [(pool(x[..., 1:]) - pool(x[..., :-1])).square().mean() for pool in (plain, blurred)]
     assert change[1] < 0.5 * change[0]
 
@@ -313,7 +313,7 @@ def test_max_blur_pool_makes_a_resnet_less_sensitive_to_shifts() -> None:
 def torchvision_googlenet() -> torchvision.models.GoogLeNet:
     torch.manual_seed(0)
     model = torchvision.models.googlenet(num_classes=1000, aux_logits=True, init_weights=False)
-    return settle(model).eval()
+    return randomise_norms(model).eval()
 
 
 @pytest.mark.parametrize('transform_input', [False, True])
@@ -341,7 +341,7 @@ def test_googlenet_loads_torchvisions_weights(
     overlay = {'file': str(path)}
     model = create('googlenet', pretrained=True, pretrained_cfg_overlay=overlay, in_chans=in_chans)
     assert create('googlenet', pretrained=True, pretrained_cfg_overlay=overlay, num_classes=5)(images()).shape == (1, 5)
-    pixels = torch.rand(2, in_chans, SIDE, SIDE)
+    pixels = torch.rand(2, in_chans, SIZE, SIZE)
     cfg = timm.get_pretrained_cfg('googlenet.tv_in1k')
     theirs = copy.deepcopy(torchvision_googlenet)
     theirs.transform_input = True
@@ -354,7 +354,7 @@ def test_googlenet_loads_torchvisions_weights(
 def test_a_pruned_googlenet_takes_a_head_of_its_width(prune_head: bool) -> None:
     model = create('googlenet')
     model.prune_intermediate_layers([3], prune_head=prune_head)
-    assert model(images()).shape == (1, 832, SIDE // 16, SIDE // 16)
+    assert model(images()).shape == (1, 832, SIZE // 16, SIZE // 16)
     model.reset_classifier(7, 'avg')
     assert model(images()).shape == (1, 7)
 
@@ -376,9 +376,9 @@ def test_googlenet_refuses_to_transform_grey_images() -> None:
 @pytest.mark.parametrize('name', EACH_OF_THE_ZOO)
 def test_a_model_costs_the_same_where_it_was_made_fast(name: str) -> None:
     model = create(name)
-    cost = model_cost(model, (3, SIDE, SIDE))
+    cost = model_cost(model, (3, SIZE, SIZE))
     assert cost[1] is not None
-    assert model_cost(to_device(model, torch.device('cpu'), channels_last=True), (3, SIDE, SIDE)) == cost
+    assert model_cost(to_device(model, torch.device('cpu'), channels_last=True), (3, SIZE, SIZE)) == cost
 
 
 def test_model_cost() -> None:

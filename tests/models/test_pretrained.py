@@ -43,8 +43,8 @@ def pretrained(**settings: Any) -> Any:
     return timm.create_model(NAME, pretrained=True, **settings).eval()
 
 
-def images(channels: int = 3, side: int = 128) -> torch.Tensor:
-    return torch.randn(2, channels, side, side, generator=torch.Generator().manual_seed(0))
+def images(channels: int = 3, size: int = 128) -> torch.Tensor:
+    return torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(0))
 
 
 def test_other_classes_are_no_published_weights(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,8 +72,8 @@ def test_weights_are_those_of_the_file(path: Path) -> None:
 @pytest.mark.parametrize('name', NAMES)
 def test_config_is_that_of_the_training_run(name: str) -> None:
     cfg, run = timm.get_pretrained_cfg(name), results(name)['run']
-    side = run['img_size']
-    assert cfg.input_size == (3, side, side)
+    size = run['img_size']
+    assert cfg.input_size == (3, size, size)
     assert (cfg.test_input_size, cfg.test_crop_pct, cfg.crop_mode) == (None, None, 'squash')
     config = timm.data.resolve_model_data_config(timm.create_model(name), use_test_size=True)
     for key in ('crop_pct', 'interpolation'):
@@ -108,9 +108,9 @@ def test_features() -> None:
 def test_accuracy_is_the_documented_one(name: str, imagenette_dir: Path) -> None:
     documented = results(name)
     assert abs(documented['float32']['top1'] - documented['packaged']['top1']) <= 0.05
-    [found] = iz.validate(name, imagenette_dir, pretrained=True, device='cpu', quiet=True)
-    assert found.top1 == pytest.approx(documented['packaged']['top1'], abs=0.05)
-    assert found.dataset == documented['packaged']['dataset']
+    [scores] = iz.validate(name, imagenette_dir, pretrained=True, device='cpu', quiet=True)
+    assert scores.top1 == pytest.approx(documented['packaged']['top1'], abs=0.05)
+    assert scores.dataset == documented['packaged']['dataset']
 
 
 def test_fine_tuning_starts_from_them(tmp_path: Path) -> None:
@@ -148,8 +148,8 @@ def test_without_a_model_named_it_is_this_one(command: str, tmp_path: Path, caps
     folder = make_folder(tmp_path / 'data', train=1, val=1)
     if command == 'predict':
         assert main(['predict', str(folder / 'val'), '--device', 'cpu', '--json']) == 0
-        [found, *_] = json.loads(capsys.readouterr().out)
-        assert {top['class'] for top in found['top']} < {*timm.get_pretrained_cfg(NAME).label_names}
+        [prediction, *_] = json.loads(capsys.readouterr().out)
+        assert {top['class'] for top in prediction['top']} < {*timm.get_pretrained_cfg(NAME).label_names}
         return
     file = tmp_path / 'model.pt'
     assert main(['export', '--to', 'torchscript', '--output', str(file), '--data-dir', str(folder)]) == 0

@@ -1,4 +1,4 @@
-"""What is called from Python leaves the process as it was."""
+"""Functions that are called from Python leave the process as it was."""
 
 import os
 import random
@@ -39,7 +39,7 @@ CALLS: dict[str, Callable[[Recipe, Path, str], object]] = {
 
 
 def drawn() -> list[object]:
-    """What Python's, NumPy's and torch's generators give next."""
+    """The next numbers of Python's, NumPy's and torch's generators."""
     return [random.random(), np.random.rand(), torch.rand(()).item(), np.random.randn(), torch.randn(()).item()]
 
 

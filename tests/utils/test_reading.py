@@ -110,14 +110,14 @@ def test_json_is_written_for_people(tmp_path: Path) -> None:
 class Thing:
     name: str
     count: int
-    share: float | None
+    rate: float | None
     counts: list[list[int]]
-    shares: dict[str, float]
+    rates: dict[str, float]
     anything: dict[str, Any]
     where: Path = field(default=Path())
 
 
-SOUND = {'name': 'a', 'count': 1, 'share': None, 'counts': [[1], []], 'shares': {'a': 1}, 'anything': {'b': [None]}}
+SOUND = {'name': 'a', 'count': 1, 'rate': None, 'counts': [[1], []], 'rates': {'a': 1}, 'anything': {'b': [None]}}
 
 
 def test_a_dataclass_out_of_json() -> None:
@@ -132,11 +132,11 @@ def test_a_dataclass_out_of_json() -> None:
         ({'name': 1}, "name is '1'"),
         ({'count': True}, "count is 'True'"),
         ({'count': 1.0}, "count is '1.0'"),
-        ({'share': 'high'}, "share is 'high'"),
-        ({'share': False}, "share is 'False'"),
+        ({'rate': 'high'}, "rate is 'high'"),
+        ({'rate': False}, "rate is 'False'"),
         ({'counts': [[1], [0.5]]}, 'counts is'),
         ({'counts': [1]}, 'counts is'),
-        ({'shares': {'a': None}}, 'shares is'),
+        ({'rates': {'a': None}}, 'rates is'),
         ({'anything': []}, 'anything is'),
     ],
 )

@@ -73,6 +73,7 @@ class Norm2d(nn.BatchNorm2d):
             and x.shape[1] == self.num_features
             and self.affine
             and self.track_running_stats
+            and not any(buffer is None for buffer in self._buffers.values())
             and self.momentum is not None
             and all(tensor.dtype is torch.float32 for tensor in (self.weight, self.bias, self.running_mean))
             and x.numel() > x.shape[1]  # torch says what is wrong with a single value

@@ -249,6 +249,8 @@ OTHERWISE: dict[str, Callable[[nn.Module, torch.Tensor], tuple[nn.Module, torch.
     'cumulative average': lambda layer, x: (_set(layer, momentum=None), x),
     'no statistics': lambda layer, x: (layers(track_running_stats=False)[1], x),
     'no weights': lambda layer, x: (layers(affine=False)[1], x),
+    'no count of batches': lambda layer, x: (_set(layer, num_batches_tracked=None), x),
+    'statistics taken away': lambda layer, x: (_set(layer, running_mean=None, running_var=None), x),
     'channels': lambda layer, x: (layers(24)[1], x[:, :24].contiguous(memory_format=torch.channels_last)),
     'hook': lambda layer, x: (_hooked(layer), x),
     'backward hook': lambda layer, x: (_hooked(layer, 'register_full_backward_pre_hook'), x),

@@ -25,7 +25,7 @@ from ..data.augment import Normalize
 from ..data.constants import LABEL_NAMES
 from ..data.folders import ImageSet
 from ..data.loaders import Batches, Transform
-from ..data.locate import resolve_dataset, validation_images
+from ..data.locate import find_root, resolve_dataset, validation_images
 from ..errors import UserError, nearest
 from ..layers import fuse
 from ..models import factory
@@ -281,6 +281,8 @@ def run_images(name: str, recipe: Recipe, *splits: str) -> Path:
 def images_of(models: Sequence[str], options: DataOptions) -> ImageSet:
     """The validation images that the options name, else those by which the runs among the models were validated.
 
+    Where those have gone, `$IMAGENETTE_DIR` and the cache are looked at, as for a model without a run.
+
     Args:
         models: As `load_trained` takes them.
         options: With a `data_dir` or a `dataset` nothing is taken from a run; else a split that is no default wins.
@@ -297,7 +299,13 @@ def images_of(models: Sequence[str], options: DataOptions) -> ImageSet:
         recipe = Recipe.load(run / 'args.yaml')
         val = recipe.val_split if val_split == DataOptions.val_split else val_split
         train = recipe.train_split if train_split == DataOptions.train_split else train_split
-        root = os.path.abspath(run_images(name, recipe, val))
+        try:
+            root = os.path.abspath(run_images(name, recipe, val))
+        except UserError as gone:
+            try:  # a run from another machine: as for a model without one
+                root = os.path.abspath(find_root(None, val))
+            except UserError:
+                raise gone from None
         sources.setdefault((root, val, train.partition('[')[0]), name)  # a slice has all classes
     if len(sources) > 1:
         one, other, *_ = sources.values()

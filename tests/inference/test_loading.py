@@ -288,8 +288,13 @@ def test_runs_on_other_images_ask_which_are_meant(recipe: MakeRecipe, folder: Pa
 
 @pytest.mark.usefixtures('nowhere')
 def test_images_of_a_run_that_have_gone_are_one_line(
-    recipe: MakeRecipe, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    recipe: MakeRecipe,
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.delenv('IMAGENETTE_DIR', raising=False)
     data = shutil.copytree(folder, tmp_path / 'mine')
     run = train(recipe(data_dir=str(data), epochs=1, **NETWORK, **CALM), quiet=True).folder
     data.rename(tmp_path / 'moved')
@@ -303,6 +308,8 @@ def test_images_of_a_run_that_have_gone_are_one_line(
         assert main([*words, '--data-dir', str(tmp_path / 'moved'), '--device', 'cpu']) == 0
         capsys.readouterr()
     assert iz.export(run, 'torchscript', tmp_path / 'x.pt').source == 'synthette', 'any images do'
+    monkeypatch.setenv('IMAGENETTE_DIR', str(tmp_path / 'moved'))
+    assert main(['validate', '--model', str(run)]) == 0, 'a run from another machine'
 
 
 def test_a_strangers_model_folder_names_no_path(run: Path, elsewhere: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ What is executed, unpickled or mapped must be this user's own, in a folder that 
 """
 
 import errno
+import getpass
 import json
 import os
 import re
@@ -126,15 +127,18 @@ def keep_inductor_private() -> None:
     Their own choice is a subfolder of the system's temporary one, whose name others know. A `TORCHINDUCTOR_CACHE_DIR`
     that the user has set is left alone.
     """
+    user = re.sub(r'[\\/:*?"<>|]', '_', getpass.getuser())
+    usual = Path(tempfile.gettempdir(), f'torchinductor_{user}')
     asked = os.environ.get('TORCHINDUCTOR_CACHE_DIR')
-    own = os.path.join(tempfile.gettempdir(), 'torchinductor_')  # inductor sets the variable to its own choice, too
-    if not asked or asked.startswith(own):
+    if not asked or Path(asked) == usual:  # inductor sets the variable to its own choice, too
         os.environ['TORCHINDUCTOR_CACHE_DIR'] = str(private_home('inductor'))
-    # Precompiled headers are kept in the temporary folder whatever that variable says.
-    os.environ['TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS'] = '0'
-    config: Any = sys.modules.get('torch._inductor.config')
-    if hasattr(config, 'cpp_cache_precompile_headers'):
-        config.cpp_cache_precompile_headers = False
+    try:  # precompiled headers are kept in the usual folder whatever that variable says
+        private_folder(usual)
+    except OSError:  # others have made it, or can write to it
+        os.environ['TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS'] = '0'
+        config: Any = sys.modules.get('torch._inductor.config')
+        if hasattr(config, 'cpp_cache_precompile_headers'):
+            config.cpp_cache_precompile_headers = False
 
 
 @contextmanager

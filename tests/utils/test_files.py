@@ -1,5 +1,6 @@
 """Where files are kept, and what is not trusted."""
 
+import getpass
 import os
 import stat
 import subprocess
@@ -135,8 +136,10 @@ ASKED = """if True:
     ('asked', 'before'), [(True, ''), (False, 'from torch._inductor.codecache import cache_dir; cache_dir()')]
 )
 def test_inductor_keeps_nothing_where_others_know_its_name(asked: bool, before: str, tmp_path: Path) -> None:
-    """Not even its precompiled headers, also where something else has used inductor before."""
-    (tmp_path / 'temporary').mkdir()
+    """Its precompiled headers only where nobody else can write; also where something else has used inductor before."""
+    usual = tmp_path / 'temporary' / f'torchinductor_{getpass.getuser()}'
+    usual.mkdir(parents=True)
+    usual.chmod(0o777 if asked else 0o755)
     environment = {
         **os.environ, 'TMPDIR': str(tmp_path / 'temporary'), 'IMAGENETTE_ZOO_CACHE': str(tmp_path / 'cache'),
         'PYTHONPATH': str(Path(__file__).parents[2]), 'OMP_NUM_THREADS': '1',
@@ -151,7 +154,9 @@ def test_inductor_keeps_nothing_where_others_know_its_name(asked: bool, before: 
     assert done.stdout.strip() == str(used)
     assert any(used.rglob('*.so'))
     assert asked or mode(used) == 0o700
-    assert not [path for path in (tmp_path / 'temporary').rglob('*') if path.is_file()]
+    assert asked or mode(usual) == 0o700
+    kept = {path.relative_to(usual).parts[0] for path in usual.rglob('*') if path.is_file()}
+    assert kept == (set() if asked else {'precompiled_headers'})
 
 
 def test_where_inductor_keeps_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """The metrics of finished trainings, each declared once: what it is, how it is written, and how it is read.
 
-To add one, add a line to `METRICS`: study files may claim it, and reports have its column.
+To add one, add a line to `METRICS`: study files may claim it, and `report.json` has it.
 """
 
 from __future__ import annotations

@@ -245,6 +245,57 @@ def mish(args: argparse.Namespace) -> None:
     report('mish', 'GB/s', series, ratios, args)
 
 
+def batchnorm(args: argparse.Namespace) -> None:
+    """A plain BatchNorm2d in training, channels-last, beside torch's: images/s by size, and how far from float64."""
+    series, ratios = {}, {}
+    for channels, size in ((64, 32), (128, 16), (256, 8), (512, 4)):
+        x = torch.randn(32, channels, size, size).contiguous(memory_format=torch.channels_last).requires_grad_()
+        grad = torch.randn_like(x)
+        layers = {'ours': _batchnorm(channels, ours=True), 'torch': _batchnorm(channels, ours=False)}
+        shape = f'{channels}×{size}×{size}'
+        contestants = {
+            f'{name} {shape}': partial(rate, partial(_norm_step, layer, x, grad), 32e9, args)
+            for name, layer in layers.items()
+        }
+        series |= in_turns(contestants, args.rounds)
+        ratios[f'ours / torch, {shape}'] = ratio(series, *contestants)
+    threads, errors = torch.get_num_threads(), {}
+    for count in sorted({1, threads}):
+        torch.set_num_threads(count)
+        errors |= {f'{name}, {count} threads': _norm_errors(name == 'ours') for name in ('torch', 'ours')}
+    torch.set_num_threads(threads)
+    for name, each in errors.items():
+        print(f'{name}: ' + ', '.join(f'{what} {error:.1e}' for what, error in each.items()))
+    report('batchnorm', 'images/s', series, ratios, args, {'largest error over largest value, 128×16×112×112': errors})
+
+
+def _batchnorm(channels: int, ours: bool) -> nn.Module:
+    layer = nn.BatchNorm2d(channels, momentum=1.0)  # its statistics are the last batch's
+    return to_device(layer, torch.device('cpu'), channels_last=True) if ours else layer
+
+
+def _norm_step(layer: nn.Module, x: torch.Tensor, grad: torch.Tensor) -> None:
+    x.grad = None
+    layer(x).backward(grad)
+
+
+def _norm_errors(ours: bool) -> dict[str, float]:
+    """Of one training step on normal numbers, beside the same in float64."""
+    torch.manual_seed(0)
+    x = torch.randn(128, 16, 112, 112).contiguous(memory_format=torch.channels_last)
+    grad = torch.randn_like(x)
+    values = []
+    for layer in (_batchnorm(16, ours), _batchnorm(16, ours=False).double()):
+        dtype = layer.weight.dtype
+        inputs = x.to(dtype).requires_grad_()
+        y = layer(inputs)
+        y.backward(grad.to(dtype))
+        values.append((y.detach(), inputs.grad, layer.weight.grad, layer.running_var))
+    names = ('output', 'gradient of the input', 'gradient of the weight', 'variance')
+    pairs = zip(names, *values, strict=True)
+    return {name: float((a.double() - b).abs().max() / b.abs().max()) for name, a, b in pairs}
+
+
 def machine(args: argparse.Namespace) -> None:
     """The speed of the hardware: copying memory and multiplying matrices."""
     dtype = torch.bfloat16 if args.amp else torch.float32

@@ -9,6 +9,7 @@ python benchmarks/run.py --only export --device cpu --data-dir DIR      onnxrunt
 python benchmarks/run.py --only recorded --device cuda --data-dir DIR   steps as CUDA graphs beside eager ones
 python benchmarks/run.py --only compiled --amp --data-dir DIR           compiled steps beside eager ones
 python benchmarks/run.py --only layout --img-size 224 --data-dir DIR    evaluation channels-last and not
+python benchmarks/run.py --only batchnorm --device cpu --data-dir DIR   BatchNorm: images/s, and how far from float64
 
 TIMM is a checkout of timm, DIR a folder with train/ and val/.
 """
@@ -42,6 +43,7 @@ BENCHMARKS = {
     'fused': in_process.fused,
     'layout': in_process.layout,
     'mish': in_process.mish,
+    'batchnorm': in_process.batchnorm,
     'export': export.export,
     'ablation': against_timm.ablation,
     'train': against_timm.train,
@@ -49,7 +51,8 @@ BENCHMARKS = {
     'accuracy': against_timm.accuracy,
     'loaders': against_timm.loaders,
 }
-NOT_ALL = ('accuracy', 'loaders', 'export', 'recorded', 'compiled', 'layout')  # long, or need the extra [onnx] or a GPU
+# long, or of one device, or in need of the extra [onnx]
+NOT_ALL = ('accuracy', 'batchnorm', 'loaders', 'export', 'recorded', 'compiled', 'layout')
 NEED_TIMM = {'train', 'validate', 'accuracy'}
 
 

@@ -25,12 +25,14 @@ def run(tmp_path: Path, *words: str, results: Path | None = None) -> Path:
 
 @pytest.mark.slow
 def test_benchmarks_within_a_process(tmp_path: Path) -> None:
-    names = ['machine', 'decode', 'pipeline', 'loop', 'fused', 'layout']
+    names = ['machine', 'decode', 'pipeline', 'loop', 'fused', 'layout', 'batchnorm']
     results = run(tmp_path, '--only', *names)
     for name in names:
         result = json.loads((results / f'{name}.json').read_text())
         assert all(len(rates) == 2 and min(rates) > 0 for rates in result['rounds'].values())
     assert set(json.loads((results / 'pipeline.json').read_text())['median_ratios']) == {'ours / timm'}
+    [errors] = json.loads((results / 'batchnorm.json').read_text())['details'].values()
+    assert max(errors['ours, 1 threads'].values()) < 1e-5 < max(errors['torch, 1 threads'].values())
     before = (results / 'machine.json').read_bytes()
     run(tmp_path / 'again', '--only', 'machine', results=results)
     assert (results / 'machine.json').read_bytes() == before

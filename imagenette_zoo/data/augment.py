@@ -346,7 +346,7 @@ class BatchTransform:
         reprob: Probability of random erasing (https://arxiv.org/abs/1708.04896).
         remode: What it fills in: `const`, `rand` or `pixel`.
         recount: Most rectangles an image.
-        mixup: Timm's mixup/cutmix, or None.
+        mixup: The mixup/cutmix of timm, or None.
     """
 
     def __init__(

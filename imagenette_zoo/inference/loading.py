@@ -68,9 +68,9 @@ class TrainedModel:
     Args:
         name: As it was asked for.
         model: From images `(N, 3, H, W)` to logits `(N, classes)`.
-        config: Timm's data config: `input_size`, `mean`, `std`, `interpolation`, `crop_pct`, `crop_mode`.
+        config: The data config as timm has it: `input_size`, `mean`, `std`, `interpolation`, `crop_pct`, `crop_mode`.
         class_names: A name for each logit.
-        transform: Timm's evaluation transform, to `(3, H, W)` uint8.
+        transform: The evaluation transform of timm, to `(3, H, W)` uint8.
         normalize: From uint8 pixels to the model's input, on its device.
     """
 
@@ -190,8 +190,9 @@ def open_model(name: str, options: Any, classes: int | None = None) -> Any:
         model = factory.build_model(name, pretrained=True, num_classes=options.num_classes, **kwargs)
         _check_number(name, options.num_classes, model.pretrained_cfg['num_classes'])
         return model
-    hint = 'for its name give --checkpoint or --pretrained' if timm.is_model(name) else 'no such folder or model'
-    raise UserError(f"--model {name}: no run's folder; {hint}{nearest(name, timm.list_models())}")
+    if timm.is_model(name):
+        raise UserError(f"--model {name}: no run's folder; for its name give --checkpoint or --pretrained")
+    raise UserError(f"--model {name}: no run's folder; no such folder or model{nearest(name, timm.list_models())}")
 
 
 def _is_packaged(name: str) -> bool:

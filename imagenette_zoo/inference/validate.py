@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from ..models.factory import compiled, model_cost
 from ..utils import environment
 from ..utils.console import Console, table
 from ..utils.distributed import World, choose_device
-from ..utils.files import write_atomic
+from ..utils.files import write_atomic, write_json
 from ..utils.memory import is_out_of_memory
 from ..utils.process import restore_process
 from .evaluate import evaluate, shift_consistency
@@ -160,21 +159,20 @@ def _validate_one(
 def _write_results(path: Path, results: Sequence[Validation]) -> None:
     rows = [asdict(result) for result in results]
     if path.suffix == '.json':
-        text = json.dumps(rows if len(rows) > 1 else rows[0], indent=2) + '\n'
-    else:
-        flat = [
-            {
-                **{key: value for key, value in row.items() if not isinstance(value, (dict, list))},
-                **{f'top1 {key}': value for key, value in row['per_class'].items()},
-            }
-            for row in rows
-        ]
-        buffer = io.StringIO()
-        writer = csv.DictWriter(buffer, list(dict.fromkeys(key for row in flat for key in row)), lineterminator='\n')
-        writer.writeheader()
-        writer.writerows(flat)
-        text = buffer.getvalue()
-    write_atomic(path, text.encode())
+        write_json(path, rows if len(rows) > 1 else rows[0])
+        return
+    flat = [
+        {
+            **{key: value for key, value in row.items() if not isinstance(value, (dict, list))},
+            **{f'top1 {key}': value for key, value in row['per_class'].items()},
+        }
+        for row in rows
+    ]
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(dict.fromkeys(key for row in flat for key in row)), lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(flat)
+    write_atomic(path, buffer.getvalue().encode())
 
 
 def _report(result: Validation, names: list[str]) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import torch.nn as nn
 
-from ..utils.files import is_own, keep_inductor_private, private_home, without_others
+from ..utils.files import is_own, keep_inductor_private, private_home, sync, without_others
 from .checks import check
 
 __all__ = ['LANES', 'are_images', 'are_kernels_for', 'call', 'is_plain', 'triton_kernels']
@@ -154,19 +154,10 @@ def _built(source: bytes, folder: Path, key: str) -> ctypes.CDLL:
         named = built.rename(built.with_name(f'{key}-{len(data)}-{hashlib.sha256(data).hexdigest()}.so'))
         library = _loaded(named)
         with suppress(OSError):  # what cannot be kept can be used
-            _sync(named)
+            sync(named)  # else a power failure may leave its name without its bytes
             os.replace(named, folder / named.name)
-            _sync(folder)
+            sync(folder)
     return library
-
-
-def _sync(path: Path) -> None:
-    """Waits until a file is on the disk: else a power failure may leave its name without its bytes."""
-    file = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
 
 
 def _loaded(path: Path) -> ctypes.CDLL:

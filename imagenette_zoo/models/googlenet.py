@@ -97,7 +97,7 @@ class GoogLeNet(nn.Module):
     Args:
         num_classes: Outputs of the classifier, 0 for none.
         in_chans: Channels of the images.
-        global_pool: Timm's name of the pooling before the classifier, empty for none.
+        global_pool: The pooling before the classifier, by timm's name, empty for none.
         drop_rate: Dropout before the classifier (torchvision's default is 0.2).
         transform_input: Images are normalised by ImageNet's mean and deviation: turn that into 0.5 and 0.5, which the
             published weights expect.
@@ -185,7 +185,7 @@ class GoogLeNet(nn.Module):
 
         Args:
             num_classes: Outputs of the classifier, 0 for none.
-            global_pool: Timm's name of the pooling, empty for none; None keeps the present one.
+            global_pool: The pooling, by timm's name, empty for none; None keeps the present one.
         """
         pool_type = self.global_pool.pool_type if global_pool is None else global_pool
         self.num_classes = num_classes

@@ -20,7 +20,7 @@ from timm.models import clean_state_dict
 from torch import nn
 
 from ..errors import UserError, first_line, nearest
-from ..utils.files import sync_folder, write_atomic, write_errors, write_json
+from ..utils.files import sync, write_atomic, write_errors, write_json
 from ..utils.reading import read_errors, read_json
 from . import factory
 
@@ -59,7 +59,7 @@ def link_model_folder(source: Path, target: Path) -> None:
                 shutil.copyfile(source / name, temporary)
             os.replace(temporary, target / name)
             temporary.unlink(missing_ok=True)  # it stays where both were links to the same file already
-        sync_folder(target)
+        sync(target)
 
 
 def read_weights(path: Path, use_ema: bool = True) -> dict[str, torch.Tensor]:

@@ -24,7 +24,7 @@ class ZooResNet(ResNet):
     """timm's ResNet with a choice of stem pool and of passes.
 
     Args:
-        block: Timm's `BasicBlock` or `Bottleneck`.
+        block: `BasicBlock` or `Bottleneck` of timm.
         layers: Blocks by stage.
         stem_pool: Class of the layer that stands for the stem's 3 x 3 max pool, called like timm's
             `aa_layer` with `channels` and `stride=2`.

@@ -42,7 +42,7 @@ class Run:
         folder: Where its files are kept.
         data: What it trains on.
         learner: The model and what changes it.
-        config: Timm's data config of the model.
+        config: The model's data config, as timm has it.
         data_hash: The hash of its images.
         history: A row for each epoch that is done.
         position: Where it is in the next one.

@@ -31,7 +31,7 @@ except ImportError:  # Windows
 
 __all__ = [
     'cache_dir', 'is_own', 'keep_inductor_private', 'private_folder', 'private_home', 'without_others', 'whole_folder',
-    'ProcessLock', 'write_errors', 'write_atomic', 'write_json', 'sync_folder', 'file_stem', 'unused',
+    'ProcessLock', 'write_errors', 'write_atomic', 'write_json', 'sync', 'file_stem', 'unused',
 ]  # fmt: skip
 
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
@@ -266,7 +266,7 @@ def write_atomic(path: Path, data: bytes) -> None:
         except OSError:
             temporary.unlink(missing_ok=True)
             raise
-        sync_folder(path.parent)
+        sync(path.parent)
 
 
 def write_json(path: Path, values: Any, indent: int | None = 2) -> None:
@@ -278,10 +278,10 @@ def write_json(path: Path, values: Any, indent: int | None = 2) -> None:
     write_atomic(path, (json.dumps(values, indent=indent) + '\n').encode())
 
 
-def sync_folder(folder: Path) -> None:
-    """Has the disk know which files a folder has."""
+def sync(path: Path) -> None:
+    """Waits until the bytes of a file, or the names in a folder, are on the disk."""
     if os.name == 'posix':  # elsewhere a folder can't be opened
-        descriptor = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:

@@ -37,6 +37,7 @@ def test_import_adds_little_to_timms() -> None:
     assert len(added - ours) < 10
 
 
+@pytest.mark.slow
 def test_training_is_loaded_when_asked_for() -> None:
     assert {'Recipe', 'Result', 'train', 'validate', 'list_models'} <= set(dir(imagenette_zoo))
     with pytest.raises(AttributeError, match='no attribute'):
@@ -70,6 +71,7 @@ def test_an_error_without_a_message_has_a_line_too() -> None:
     assert first_line(AssertionError()) == 'AssertionError'
 
 
+@pytest.mark.slow
 def test_readmes_table_is_that_of_the_models() -> None:
     table = re.findall(
         r'^\| `(\w+)` \| (.*) \| (\d+\.\d\d) \| (\d+\.\d\d) \|$', (ROOT / 'README.md').read_text(), re.MULTILINE

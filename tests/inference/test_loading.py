@@ -143,6 +143,7 @@ def test_every_command_takes_every_kind_of_name(
         assert Path(files['place']).exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', [kind for kind in KINDS if kind != 'a checkpoint'])
 def test_the_demo_takes_every_kind_of_name(
     kind: str, run: Path, elsewhere: Path, home: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
@@ -264,6 +265,7 @@ def test_passes_and_export_use_a_runs_own_images(run: Path, ten: Path, tmp_path:
     assert (exported.source, exported.images) == ('data/val', 10)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures('nowhere')
 def test_runs_on_other_images_ask_which_are_meant(recipe: MakeRecipe, folder: Path, tmp_path: Path) -> None:
     other = shutil.copytree(folder, tmp_path / 'other')

@@ -42,6 +42,7 @@ def discs(count: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(count, 3, size, size, generator=generator) + 2.0 * inside[:, None], inside.long()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', EACH_OF_THE_ZOO)
 def test_a_segmentation_head_learns(name: str) -> None:
     torch.manual_seed(0)

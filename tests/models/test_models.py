@@ -162,6 +162,7 @@ def test_torchscript(name: str) -> None:
     assert_same(torch.jit.script(model)(x), model(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['mbv2_mish_mp3_imagenette', 'resnet50_maxblur_imagenette', 'googlenet'])
 def test_torchscript_of_features(name: str) -> None:
     model, x = create(name, features_only=True, scriptable=True), images()
@@ -183,6 +184,7 @@ def test_fx(name: str) -> None:
     torch.testing.assert_close(out, model(x), rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', EACH_OF_THE_ZOO)
 def test_export(name: str) -> None:
     model, x = randomise_norms(create(name)), images()

@@ -91,6 +91,7 @@ def test_a_file_computes_what_the_model_does(
         assert metadata[name] == config[name]
 
 
+@pytest.mark.slow
 def test_an_onnx_file_is_fused_and_takes_any_batch(tmp_path: Path) -> None:
     onnx = pytest.importorskip('onnx')
     pytest.importorskip('onnxscript')
@@ -110,6 +111,7 @@ def test_an_onnx_file_is_fused_and_takes_any_batch(tmp_path: Path) -> None:
     assert image.type.tensor_type.shape.dim[0].dim_param == 'batch' == logits.type.tensor_type.shape.dim[0].dim_param
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('name', 'to'),
     [

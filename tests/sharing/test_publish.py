@@ -105,6 +105,7 @@ def test_what_is_published_gives_the_same_logits(client: Client, hub: Hub, run: 
     assert loaded['labels'] == ['class0', 'class1', 'class2']
 
 
+@pytest.mark.slow
 def test_a_second_time_nothing_is_sent(client: Client, hub: Hub, run: Path) -> None:
     assert client('publish', str(run), 'me/small')['code'] == 0
     hub.asked.clear()
@@ -125,6 +126,7 @@ def test_a_branch_and_a_private_repository(client: Client, hub: Hub, run: Path) 
     assert client('load', 'hf-hub:me/hidden@small')['logits'] == logits(run / 'last').tolist()
 
 
+@pytest.mark.slow
 def test_a_branch_beside_another_model(client: Client, hub: Hub, run: Path, copy: Path) -> None:
     """It begins as main is, which is none of its own; from then on it is asked for."""
     assert client('publish', str(run), 'me/small')['code'] == 0
@@ -137,6 +139,7 @@ def test_a_branch_beside_another_model(client: Client, hub: Hub, run: Path, copy
     assert '--overwrite' in one_line(client('publish', str(copy), 'me/small', '--revision', 'main'))
 
 
+@pytest.mark.slow
 def test_another_model_is_replaced_only_when_asked(client: Client, hub: Hub, run: Path, copy: Path) -> None:
     assert client('publish', str(run), 'me/small')['code'] == 0
     config = json.loads((copy / 'last' / 'config.json').read_text())

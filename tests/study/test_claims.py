@@ -9,6 +9,7 @@ from imagenette_zoo.cli.main import main
 DOCS = Path(__file__).parents[2] / 'docs'
 
 
+@pytest.mark.slow
 def test_the_page_on_the_claims_is_the_report_on_the_results(tmp_path: Path) -> None:
     pytest.importorskip('matplotlib')
     pytest.importorskip('scipy')

@@ -83,6 +83,7 @@ def test_equal_passes_are_alike_and_none_is_missed(weights: Callable[..., Path],
     assert {block.residual for block in report.blocks} == {True, False}
 
 
+@pytest.mark.slow
 def test_independent_passes_are_not_alike(weights: Callable[..., Path], folder: Path) -> None:
     made = weights(lambda block: None)
     report = compare_passes(options(folder, made, images=0), quiet=True)

@@ -92,6 +92,7 @@ def test_a_run_goes_on_within_an_epoch(
     assert content(halves.folder) == content(whole.folder)
 
 
+@pytest.mark.slow
 def test_resuming_starts_what_was_never_begun_and_leaves_what_is_done(recipe: MakeRecipe) -> None:
     whole = train(recipe(experiment='whole'), quiet=True)
     first = train(recipe(resume='auto'), quiet=True)
@@ -106,6 +107,7 @@ def test_resuming_starts_what_was_never_begun_and_leaves_what_is_done(recipe: Ma
         train(recipe(resume=str(first.folder)), quiet=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('left', [['args.yaml'], ['args.yaml', 'last', 'summary.csv']])
 def test_a_run_that_was_killed_before_its_first_checkpoint(recipe: MakeRecipe, left: list[str]) -> None:
     whole = train(recipe(experiment='whole'), quiet=True)

@@ -34,6 +34,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     assert list(tmp_path.iterdir()) == [file]
 
 
+@pytest.mark.slow
 def test_a_process_killed_while_writing_leaves_the_old_file(tmp_path: Path) -> None:
     file = tmp_path / 'big'
     write_atomic(file, b'o' * 1000)

@@ -91,6 +91,7 @@ def test_compiled_training_is_the_same_training(
     assert torch._dynamo.utils.counters['frames']['ok'] <= 2, 'training and evaluation'
 
 
+@pytest.mark.slow
 def test_compiling_changes_nothing_before_the_first_step(recipe: MakeRecipe) -> None:
     """The trial step of BatchNorm's statistics and the gradients leaves no trace."""
     # in this layout both have torch's BatchNorm: a compiled model never has the faster layer
@@ -230,6 +231,7 @@ def test_mapped_files_are_no_memory_of_the_process(tmp_path: Path) -> None:
     assert peak_memory(CPU) - before < 64
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path('/proc/self/clear_refs').exists(), reason='the peak can not be reset')
 def test_the_memory_of_a_run_is_not_that_of_the_one_before_it() -> None:
     code = (

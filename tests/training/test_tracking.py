@@ -115,6 +115,7 @@ def equal(run: Path) -> None:
 # --- What is logged ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_both_hold_the_numbers_of_metrics_jsonl_and_change_none_of_the_run(
     recipe: MakeRecipe, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -276,6 +277,7 @@ def hang(*_: Any, **__: Any) -> None:
     time.sleep(9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('option', 'method', 'act', 'reason'),
     [
@@ -318,6 +320,7 @@ def run_outside(recipe: Recipe, tmp_path: Path, env: dict[str, str], code: str =
     return subprocess.run(command, capture_output=True, text=True, env=env, check=False, timeout=100)
 
 
+@pytest.mark.slow
 def test_without_the_network_the_run_goes_on_and_ends(recipe: MakeRecipe, tmp_path: Path) -> None:
     code = 'from imagenette_zoo.training import tracking; tracking.WANDB_PATIENCE = 1.0'
     env = {'WANDB_BASE_URL': 'http://127.0.0.1:9', 'WANDB_API_KEY': 'a' * 40}
@@ -328,6 +331,7 @@ def test_without_the_network_the_run_goes_on_and_ends(recipe: MakeRecipe, tmp_pa
     assert (tmp_path / 'runs' / 'run' / 'result.json').is_file()
 
 
+@pytest.mark.slow
 def test_wandb_without_a_key_is_one_line_and_leaves_nothing(recipe: MakeRecipe, tmp_path: Path) -> None:
     done = run_outside(recipe(log_wandb=True), tmp_path, {})
     assert done.returncode == 2
@@ -336,6 +340,7 @@ def test_wandb_without_a_key_is_one_line_and_leaves_nothing(recipe: MakeRecipe, 
     assert not (tmp_path / 'runs').exists()
 
 
+@pytest.mark.slow
 def test_who_tracks_nothing_needs_neither_package(recipe: MakeRecipe, tmp_path: Path) -> None:
     done = run_outside(recipe(), tmp_path, {}, "sys.modules['wandb'] = sys.modules['tensorboard'] = None")
     assert done.returncode == 0, done.stderr

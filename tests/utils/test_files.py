@@ -110,6 +110,7 @@ def test_what_others_may_write_is_not_own(tmp_path: Path) -> None:
     assert mode(tmp_path / 'file') == 0o644
 
 
+@pytest.mark.slow
 def test_nothing_but_the_standard_library() -> None:
     code = 'import sys; import imagenette_zoo.errors as e; before = set(sys.modules); import imagenette_zoo.utils.files'
     code += "; print({n.split('.')[0] for n in set(sys.modules) - before} - sys.stdlib_module_names)"

@@ -287,7 +287,7 @@ def _norm_errors(ours: bool) -> dict[str, float]:
     values = []
     for layer in (_batchnorm(16, ours), _batchnorm(16, ours=False).double()):
         dtype = layer.weight.dtype
-        inputs = x.to(dtype).requires_grad_()
+        inputs = x.detach().to(dtype).requires_grad_()
         y = layer(inputs)
         y.backward(grad.to(dtype))
         values.append((y.detach(), inputs.grad, layer.weight.grad, layer.running_var))

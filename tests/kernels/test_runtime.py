@@ -198,7 +198,7 @@ def test_what_cannot_be_kept_is_used(folder: Path, monkeypatch: pytest.MonkeyPat
     def full(*_: object) -> None:
         raise OSError(28, 'No space left on device')
 
-    monkeypatch.setattr(runtime, '_sync', full)
+    monkeypatch.setattr(runtime, 'sync', full)
     assert compiled() is not None
     assert list(folder.iterdir()) == []
 

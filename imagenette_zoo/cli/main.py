@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import sys
 from collections.abc import Sequence
 
@@ -75,6 +76,16 @@ def _main(argv: Sequence[str]) -> int:
         if name in argv:  # the modules of the others are not loaded
             command.add_arguments(own)
     if argv and argv[0] in commands:  # by its own parser, which knows the nearest names of a wrong flag
-        return commands[argv[0]].run(subparsers.choices[argv[0]].parse_args(argv[1:]))
+        args = subparsers.choices[argv[0]].parse_args(argv[1:])
+        if '--device-modules' in subparsers.choices[argv[0]].format_help():
+            from ..utils.modules import import_modules
+
+            primary = os.environ.get('RANK', '0') == '0'
+            import_modules(getattr(args, 'device_modules', ()), _to_stderr if primary else None)
+        return commands[argv[0]].run(args)
     args = parser.parse_args(argv)
     return commands[args.command].run(args)
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr)

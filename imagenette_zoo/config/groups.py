@@ -125,7 +125,16 @@ OWN_OPTION = {  # arguments of models that are not for model_kwargs
 class ArchitectureOptions(Options):
     """Model details"""
 
-    model_kwargs: dict[str, Any] = option({}, 'further arguments of the model, as in passes=2 merge=max')
+    device_modules: tuple[str, ...] = option(
+        (),
+        'code of your own that is imported first: files or modules with models, layers, optimizers, losses',
+        affects='location',
+        short=('--import',),
+        metavar='FILE.py|MODULE',
+    )
+    model_kwargs: dict[str, Any] = option(
+        {}, 'further arguments of the model, as in passes=2 merge=max act_layer=my_file:MyActivation'
+    )
     num_classes: int | None = option(None, 'number of classes (that of the data if not given)', low=1)
     gp: str | None = option(None, 'global pooling: avg, max, avgmax, catavgmax, fast…; token or map of a ViT')
 

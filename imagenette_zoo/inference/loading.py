@@ -30,8 +30,10 @@ from ..errors import UserError, nearest
 from ..layers import fuse
 from ..models import factory
 from ..models.model_folder import listed_names, load_folder, load_weights, model_folder, read_config, read_weights
+from ..models.own import own_function
 from ..utils.console import Console
 from ..utils.distributed import World
+from ..utils.modules import import_modules
 
 __all__ = ['UseOptions', 'TrainedModel', 'load_trained', 'open_model', 'run_of', 'run_images', 'images_of']
 
@@ -137,6 +139,7 @@ def load_trained(
         UserError: There is no such model, it has no weights, it tells other classes apart than those of the images, or
             none, its class names are not those of its classifier, or it can't take images of this size.
     """
+    import_modules(options.device_modules)
     model = open_model(name, options, len(images.classes) if images else None)
     if images is None:
         names = _class_names(name, model, options.checkpoint)
@@ -186,6 +189,8 @@ def open_model(name: str, options: Any, classes: int | None = None) -> Any:
         return model
     if options.pretrained and timm.is_model(name) and not timm.is_model_pretrained(name):
         raise UserError(f'--model {name}: no weights are published: give a run, a model folder or --checkpoint FILE')
+    if own_function(name) is not None:
+        raise UserError(f'--model {name}: has no weights: give a run, a model folder or --checkpoint FILE')
     if options.pretrained or _is_packaged(name) or name.startswith(('hf-hub:', 'hf_hub:')):
         model = factory.build_model(name, pretrained=True, num_classes=options.num_classes, **kwargs)
         _check_number(name, options.num_classes, model.pretrained_cfg['num_classes'])

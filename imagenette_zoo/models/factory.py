@@ -24,6 +24,7 @@ from ..errors import UserError, first_line, nearest
 from ..fast_layers.swap import swap
 from ..layers.layout import to_channels_last
 from ..utils.files import keep_inductor_private
+from .own import as_plain, build_own, needed_modules, own_function, resolved
 
 __all__ = [
     'build_model', 'source_args', 'input_config', 'to_device', 'probe', 'autocast', 'model_config', 'compiled',
@@ -35,20 +36,24 @@ def build_model(name: str, **kwargs: Any) -> Any:
     """`timm.create_model` whose failures are one line.
 
     Args:
-        name: A model's name, `local-dir:FOLDER` or `hf-hub:NAME`.
-        **kwargs: Passed on; what is None is left to the model.
+        name: A model's name, `module:attribute` of the user's own, `local-dir:FOLDER` or `hf-hub:NAME`.
+        **kwargs: Passed on; what is None is left to the model, `module:attribute` becomes what it means.
 
     Raises:
         UserError: No such model (the nearest are named), weights that can't be had, or an argument that it does not
             take.
     """
-    source = name.split(':', 1)[0] if ':' in name else None
+    own = own_function(name)
+    if own is not None and kwargs.get('pretrained'):
+        raise UserError(f'model {name}: no weights are published: leave --pretrained out')
+    source = name.split(':', 1)[0] if ':' in name and own is None else None
     if source == 'local-dir' and kwargs.get('pretrained') and not os.path.isfile(f'{name[10:]}/model.safetensors'):
         raise UserError(f'model {name}: no model.safetensors in it')  # older timm would run what a pickle says
-    if source not in ('local-dir', 'hf-hub', 'hf_hub') and not timm.is_model(name.split('.')[0]):
+    if own is None and source not in ('local-dir', 'hf-hub', 'hf_hub') and not timm.is_model(name.split('.')[0]):
         raise UserError(f'unknown model {name!r}{nearest(name, timm.list_models())} (imagenette-zoo list shows ours)')
+    given = {key: resolved(value) for key, value in kwargs.items() if value is not None}
     try:
-        return timm.create_model(name, **{key: value for key, value in kwargs.items() if value is not None})
+        return timm.create_model(name, **given) if own is None else build_own(name, own, given)
     except LookupError as error:
         reason = 'its config.json is not one of timm' if source else 'no such value of an argument'
         raise UserError(f'model {name}: {reason} ({first_line(error)})') from None
@@ -113,18 +118,24 @@ def probe(model: nn.Module, name: str, input_size: tuple[int, int, int]) -> None
     """Runs a model once, so that one which can't take this input fails before anything is written.
 
     Raises:
-        UserError: It can't.
+        UserError: It can't, or it gives no logits.
     """
     model.eval()
-    weight = next(model.parameters())
+    weight = next(model.parameters(), None)
+    if weight is None:
+        raise UserError(f'model {name}: has no weights: nothing of it can be trained')
     try:
         with torch.inference_mode():
-            model(torch.zeros(2, *input_size, device=weight.device, dtype=weight.dtype))
+            logits = model(torch.zeros(2, *input_size, device=weight.device, dtype=weight.dtype))
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         reason = first_line(error)
         if getattr(model, 'pretrained_cfg', {}).get('fixed_input_size'):
             reason += f' (also give --model-kwargs img_size={input_size[-1]})'
         raise UserError(f"model {name} can't take images of {input_size[-1]} px (--img-size): {reason}") from None
+    classes = getattr(model, 'num_classes', 0)
+    shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+    if classes and shape != (2, classes):
+        raise UserError(f'model {name}: gives {shape} for 2 images: expected (2, {classes}), a logit for each class')
 
 
 def autocast(options: ComputeOptions, device: torch.device) -> contextlib.AbstractContextManager[Any]:
@@ -158,10 +169,18 @@ def model_config(
         new['pool_size'] = [max(1, -int(-size * scale // 1)) for size in old['pool_size']]
     names = list(class_names)
     model.pretrained_cfg = model.default_cfg = {**old, **new, 'num_classes': len(names), 'label_names': names}
+    if hasattr(model, '_model_args'):  # since timm 1.0.31
+        model._model_args = as_plain(model._model_args)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / 'config.json'
         save_config_for_hf(model, path, model_config={'label_names': names}, model_args=model_args or None)
-        return json.loads(path.read_text())
+        saved = json.loads(path.read_text())
+    architecture = saved['architecture']
+    if own_function(architecture) is not None:
+        saved['model_args'] = model_args  # without timm's own, which it may not take
+    if needed := needed_modules(architecture, model_args):
+        saved['device_modules'] = needed
+    return saved
 
 
 def compiled(model: nn.Module, options: ComputeOptions, shapes: int = 1) -> nn.Module:

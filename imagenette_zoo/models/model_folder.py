@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import logging
 import os
 import pickle
 import shutil
@@ -21,8 +22,10 @@ from torch import nn
 
 from ..errors import UserError, first_line, nearest
 from ..utils.files import sync, write_atomic, write_errors, write_json
+from ..utils.modules import imported_modules
 from ..utils.reading import read_errors, read_json
 from . import factory
+from .own import own_function
 
 __all__ = [
     'save_model_folder', 'link_model_folder', 'read_weights', 'load_weights', 'model_folder', 'load_folder',
@@ -140,6 +143,7 @@ def model_folder(name: str | Path) -> Path | None:
         raise UserError(f'{path}: no model folder (no config.json in it or in its best/)')
     return None
 
+_logger = logging.getLogger(__name__)
 LARGEST_CONFIG = 16 * 2**20  # bytes
 # Arguments that would make timm open a file or an address that a stranger's config names.
 FORBIDDEN = {'checkpoint_path', 'pretrained', 'pretrained_cfg', 'pretrained_cfg_overlay', 'cache_dir'}
@@ -190,11 +194,37 @@ def read_config(folder: Path) -> dict[str, Any]:
             and isinstance(config.get('pretrained_cfg'), dict)
             and isinstance(config.get('model_args', {}), dict)
         )
-        if not (ok and timm.is_model(config['architecture'])) or FORBIDDEN & config.get('model_args', {}).keys():
+        if ok:
+            _check_code(folder, config)
+            ok = own_function(config['architecture']) is not None or timm.is_model(config['architecture'])
+        if not ok or FORBIDDEN & config.get('model_args', {}).keys():
             raise ValueError(
                 'a known architecture, num_classes and pretrained_cfg are needed, model_args may name no files'
             )
     return config
+
+
+def _check_code(folder: Path, config: Mapping[str, Any]) -> None:
+    """Looks whether the code that a model needs was imported; it is named, never imported for it.
+
+    Raises:
+        UserError: It was not.
+    """
+    needed = config.get('device_modules', {})
+    if not isinstance(needed, dict):
+        return
+    imported = {module.label: module.sha256 for module in imported_modules().values()}
+    for label, sha256 in needed.items():
+        if label not in imported:
+            raise UserError(
+                f'{folder}: this model needs the code in {str(label)[:80]!r} (SHA-256 {str(sha256)[:12]}): if you '
+                f'trust it, give it by --device-modules'
+            )
+        if imported[label] != sha256:
+            _logger.warning(
+                '%s: its code %s has changed since: SHA-256 %.12s then, %.12s now',
+                folder, label, sha256, imported[label],
+            )  # fmt: skip
 
 
 def listed_names(names: Any, count: int, name: str) -> list[str]:

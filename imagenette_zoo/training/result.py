@@ -11,6 +11,7 @@ from typing import Any
 from ..config.recipe import Recipe
 from ..utils import environment
 from ..utils.console import Console, duration, table
+from ..utils.modules import imported_modules
 from ..utils.reading import from_json, read_errors, read_json
 from .run import Run
 
@@ -26,6 +27,7 @@ class Result:
     Accuracies are in %, times in seconds, memory in MiB. `per_class` belongs to `top1`. `seconds['setup']` is the time
     before the first step (decoding, compiling), `seconds['total']` that of training and validation together.
     `seconds['to_80']` is the total until the end of the validation that first gave 80 % top-1, or None.
+    `code` has the SHA-256 of each module of the user's own.
     """
 
     model: str
@@ -48,6 +50,7 @@ class Result:
     versions: dict[str, str]
     hardware: dict[str, Any]
     command: str
+    code: dict[str, str] = field(default_factory=dict)
     folder: Path = field(default=Path(), repr=False)
 
     def as_json(self) -> dict[str, Any]:
@@ -79,6 +82,11 @@ def differences(then: Result, run: Run) -> list[str]:
         for name in sorted((old.keys() | new.keys()) - Recipe.may_differ('in a repeat')):
             if old.get(name) != new.get(name):
                 differing.append(f'{name} {old.get(name)} then, {new.get(name)} now')
+    code = {module.label: module.sha256 for module in imported_modules().values()}
+    for name in sorted(then.code.keys() | code.keys()):
+        if then.code.get(name) != code.get(name):
+            old_hash, new_hash = (each.get(name, 'none')[:12] for each in (then.code, code))
+            differing.append(f'the code in {name}: SHA-256 {old_hash} then, {new_hash} now')
     if then.dataset != _dataset(run):
         same = {name for name in ('name', 'train', 'val') if then.dataset.get(name) == _dataset(run)[name]}
         what = 'other images' if len(same) == 3 else f'{len(train):,} and {len(val):,} images of {train.root.name}'
@@ -155,6 +163,7 @@ def make_result(run: Run, params: int, gmacs: float | None) -> Result:
         versions=environment.versions(),
         hardware=environment.hardware(run.learner.world.device, run.learner.world.size),
         command=environment.this_command(),
+        code=run.folder.code(),
         folder=run.folder.path,
     )
 

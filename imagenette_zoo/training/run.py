@@ -197,6 +197,7 @@ def check_resumable(recipe: Recipe, folder: RunFolder) -> None:
             f'--resume goes on with {folder.path}, in its own folder: leave --experiment {recipe.experiment} out; to '
             f'start another run from its weights: --initial-checkpoint {folder.path}'
         )
+    folder.check_code()
     if folder.finished and recipe.resume != 'auto':
         raise UserError(f'{folder.path}: this run is finished; there is nothing to resume')
     for option, value, then in _differing(recipe, started.as_dict(), 'on resume'):

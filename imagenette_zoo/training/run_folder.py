@@ -3,7 +3,8 @@
 `runs/NAME/` holds `args.yaml`, `summary.csv` (timm's columns), `metrics.jsonl`, `last/`, `best/` and
 `checkpoints/epoch-N/` (each loads with `timm.create_model('local-dir:…')`), `state.pt`, and `result.json`,
 which is written last: a folder that has one holds a finished run. `.lock` is held by the process that writes there.
-`tensorboard/` and `wandb/` are their own packages' to write, where they track the run.
+`code/` has copies of the user's own modules and their hashes. `tensorboard/` and `wandb/` are their own packages' to
+write, where they track the run.
 """
 
 from __future__ import annotations
@@ -24,12 +25,14 @@ from ..config.recipe import Recipe
 from ..errors import UserError, first_line
 from ..models.model_folder import check_zip, link_model_folder, save_model_folder
 from ..utils.files import ProcessLock, unused, write_atomic, write_errors, write_json
+from ..utils.modules import imported_modules
+from ..utils.reading import read_errors, read_json
 
 __all__ = ['ANALYSIS_FILES', 'resumed_run', 'RunFolder']
 
 ANALYSIS_FILES = ('analysis.json', 'predictions.safetensors')  # what `imagenette-zoo analyse` adds to a run
 OWN_FILES = ('result.json', 'state.pt', 'args.yaml', 'summary.csv', 'metrics.jsonl', *ANALYSIS_FILES)  # first its mark
-OWN_FOLDERS = ('last', 'best', 'checkpoints', 'tensorboard', 'wandb')
+OWN_FOLDERS = ('last', 'best', 'checkpoints', 'tensorboard', 'wandb', 'code')
 
 
 def resumed_run(resume: str, output: str, experiment: str | None) -> Path:
@@ -149,7 +152,51 @@ class RunFolder:
             for name in OWN_FOLDERS:
                 if self[name].is_dir():
                     shutil.rmtree(self[name])
+        self._keep_code()
         write_atomic(self['args.yaml'], text)
+
+    def _keep_code(self) -> None:
+        """Writes `code/`: a copy of each file of the user's own, and `modules.json` with the hash of each module."""
+        modules = imported_modules().values()
+        if not modules:
+            return
+        with write_errors(self.path):
+            self['code'].mkdir(exist_ok=True)
+        for module in modules:
+            if module.file is not None:
+                with write_errors(self['code']):
+                    write_atomic(self['code'] / module.file.name, module.file.read_bytes())
+        write_json(self['code'] / 'modules.json', {module.label: module.sha256 for module in modules})
+
+    def code(self) -> dict[str, str]:
+        """The SHA-256 of each module of the user's own that the run was started with, by file or name.
+
+        Raises:
+            UserError: The record of it is damaged.
+        """
+        path = self['code'] / 'modules.json'
+        if not os.path.isfile(path):
+            return {}
+        with read_errors(path, 'the record of the code of a run'):
+            return {str(name): str(sha256) for name, sha256 in read_json(path).items()}
+
+    def check_code(self) -> None:
+        """Looks whether the user's own code is that which the run was started with.
+
+        Raises:
+            UserError: It has changed, or was not imported.
+        """
+        now = {module.label: module.sha256 for module in imported_modules().values()}
+        for name, then in self.code().items():
+            copy = self['code'] / name
+            remedy = f'give --device-modules {copy if name.endswith(".py") else name}'
+            if name not in now:
+                raise UserError(f'{self.path}: was started with code of {name} (SHA-256 {then[:12]}): {remedy}')
+            if now[name] != then:
+                raise UserError(
+                    f'{self.path}: {name} has changed since it was started (SHA-256 {then[:12]} then, {now[name][:12]} '
+                    f'now): {remedy}, or start another run'
+                )
 
     def save_state(self, state: Mapping[str, Any]) -> None:
         """Writes `state.pt`, which `read_state` and `parse_state` read."""
@@ -239,6 +286,7 @@ def _as_yaml(recipe: Recipe) -> bytes:
         UserError: A value is no plain one.
     """
     options = recipe.replace(overwrite=False, resume=None, wandb_resume_id=None).as_dict()
+    del options['device_modules']  # what is imported is what the user names, never what a run does
     for name, value in options.items():
         try:
             yaml.safe_dump(value)

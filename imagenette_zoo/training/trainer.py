@@ -15,6 +15,7 @@ from ..models.factory import model_cost
 from ..utils.console import Console
 from ..utils.distributed import World, join
 from ..utils.memory import collect, peak_memory, reset_peak_memory
+from ..utils.modules import import_modules
 from ..utils.process import restore_process
 from ..utils.seeding import seed_everything
 from .interrupts import Stopped, StopSignals, explained
@@ -57,6 +58,7 @@ def train(recipe: Recipe, *, quiet: bool = False, repeats: Result | None = None)
 
 def _start(recipe: Recipe, world: World, console: Console, start: float, repeats: Result | None) -> Result:
     """Opens the run's folder and does what is left to be done there."""
+    import_modules(recipe.device_modules, console.line)
     folder, state, finished = world.broadcast(lambda: open_folder(recipe))
     try:
         check_alike(recipe, world.broadcast(recipe.as_dict))

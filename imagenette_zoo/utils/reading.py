@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import types
@@ -101,7 +102,8 @@ def from_json(cls: type[T], values: Any, **others: Any) -> T:
 
     Args:
         cls: The dataclass.
-        values: A mapping that has each of its fields, with a value of the field's type, and nothing else.
+        values: A mapping that has each of its fields, with a value of the field's type, and nothing else. A field
+            with a default may be missing.
         **others: Fields that are not in it.
 
     Raises:
@@ -110,10 +112,16 @@ def from_json(cls: type[T], values: Any, **others: Any) -> T:
     kinds = {name: kind for name, kind in typing.get_type_hints(cls).items() if name not in others}
     if not isinstance(values, dict):
         raise ValueError('not a mapping')
-    for name in sorted(kinds.keys() ^ values.keys()):
+    missing = dataclasses.MISSING
+    optional = {
+        field.name
+        for field in dataclasses.fields(cls)  # type: ignore[arg-type]
+        if field.default is not missing or field.default_factory is not missing
+    }
+    for name in sorted((kinds.keys() - optional - values.keys()) | (values.keys() - kinds.keys())):
         raise ValueError(f'{name} is {"missing" if name in kinds else "unknown"}')
     for name, kind in kinds.items():
-        if not _is_a(values[name], kind):
+        if name in values and not _is_a(values[name], kind):
             raise ValueError(f'{name} is {str(values[name])[:40]!r}')
     return cls(**values, **others)
 

@@ -1,0 +1,131 @@
+"""A user's own model: its function or class is called, and it gets what timm's models have."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import timm
+from timm.data.constants import DEFAULT_CROP_PCT, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import nn
+
+from ..errors import UserError
+from ..utils.modules import is_reference, owner, reference_to, resolve
+from .configs import INPUT_SIZE
+
+__all__ = ['NAMED', 'as_plain', 'build_own', 'needed_modules', 'own_function', 'resolved']
+
+NAMED: dict[str, Callable[..., Any]] = {}  # models of this process that have no module: a notebook's, by name
+NEUTRAL = (None, False, 0, 0.0, '')  # values of arguments that change nothing
+
+
+def own_function(name: str) -> Callable[..., Any] | None:
+    """The user's function or class that a model's name means: `module:attribute`, or registered with timm.
+
+    Raises:
+        UserError: `module:attribute` means nothing that can be called.
+    """
+    if name in NAMED:
+        return NAMED[name]
+    if is_reference(name):
+        value = resolve(name)
+        if not callable(value):
+            raise UserError(f'model {name}: is a {type(value).__name__}, not a function or class that makes a model')
+        return value  # type: ignore[no-any-return]
+    if not timm.is_model(name):
+        return None
+    function = timm.models.model_entrypoint(name)
+    return None if function.__module__.partition('.')[0] in ('timm', 'imagenette_zoo') else function
+
+
+def build_own(name: str, function: Callable[..., Any], kwargs: Mapping[str, Any]) -> nn.Module:
+    """Calls a user's function or class with the arguments that it takes.
+
+    Args:
+        name: The model's, for messages and its config.
+        function: Makes the model.
+        kwargs: Arguments as timm's models take them. One that changes nothing is left out.
+
+    Raises:
+        UserError: It does not take an argument that was asked for, or makes no `nn.Module`.
+    """
+    given = {key: value for key, value in kwargs.items() if not (key != 'num_classes' and _is_neutral(value))}
+    parameters = inspect.signature(function).parameters
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        if given.get('num_classes') is None or 'num_classes' not in parameters:
+            given.pop('num_classes', None)
+        if unknown := [key for key in given if key not in parameters]:
+            raise UserError(f'model {name}: takes no {unknown[0]}: add it as an argument, or leave the option out')
+    model = function(**given)
+    if not isinstance(model, nn.Module):
+        raise UserError(f'model {name}: makes a {type(model).__name__}: a torch.nn.Module is needed')
+    return _completed(model, name, kwargs.get('num_classes'))
+
+
+def _is_neutral(value: object) -> bool:
+    return any(value is neutral or (type(value) is type(neutral) and value == neutral) for neutral in NEUTRAL)
+
+
+def _completed(model: Any, name: str, classes: int | None) -> nn.Module:
+    """The model with timm's attributes; what it lacks is derived."""
+    head = next((layer for layer in reversed(list(model.modules())) if isinstance(layer, nn.Linear)), None)
+    if not isinstance(getattr(model, 'num_classes', None), int):
+        model.num_classes = classes or (head.out_features if head else 0)
+    if not isinstance(getattr(model, 'num_features', None), int):
+        model.num_features = head.in_features if head else model.num_classes
+    config = getattr(model, 'pretrained_cfg', None) or getattr(model, 'default_cfg', None) or {}
+    config = config if isinstance(config, Mapping) else config.to_dict()  # timm's PretrainedCfg
+    defaults = {
+        'input_size': INPUT_SIZE,
+        'interpolation': 'bicubic',
+        'crop_pct': DEFAULT_CROP_PCT,
+        'mean': IMAGENET_DEFAULT_MEAN,
+        'std': IMAGENET_DEFAULT_STD,
+        'num_classes': model.num_classes,
+    }
+    model.pretrained_cfg = model.default_cfg = {**defaults, **config, 'architecture': name}
+    if hasattr(model, '_model_args'):  # since timm 1.0.31
+        model._model_args = {}  # those that it passed on are its own affair
+    return model  # type: ignore[no-any-return]
+
+
+def resolved(value: Any) -> Any:
+    """The value of a model's argument; `module:attribute` in it becomes what it means."""
+    if isinstance(value, dict):
+        return {key: resolved(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(resolved, value))
+    return resolve(value) if is_reference(value) else value
+
+
+def as_plain(args: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a model as a config can hold them: layers by reference; without those that no file can name."""
+    plain = {key: reference_to(value) if callable(value) else value for key, value in args.items()}
+    return {key: value for key, value in plain.items() if value is not None and _is_json(value)}
+
+
+def needed_modules(name: str, args: Mapping[str, Any]) -> dict[str, str]:
+    """The user's modules that a model and its arguments are of: file or name, and SHA-256."""
+    function = own_function(name)
+    modules = [name.partition(':')[0] if is_reference(name) else getattr(function, '__module__', '')]
+    modules += [reference.partition(':')[0] for reference in _references(dict(args))]
+    owners = (owner(module) for module in modules)
+    return {module.label: module.sha256 for module in owners if module is not None}
+
+
+def _references(value: Any) -> Iterator[str]:
+    if isinstance(value, (dict, list, tuple)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _references(item)
+    elif is_reference(value):
+        yield value
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True

@@ -71,10 +71,12 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture(autouse=True, scope='session')
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Nothing is read from or written to the user's cache."""
+    """Nothing is read from or written to the user's cache. What inductor compiled serves all workers of a session."""
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if 'PYTEST_XDIST_WORKER' in os.environ else own
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv('IMAGENETTE_ZOO_CACHE', str(tmp_path_factory.getbasetemp() / 'cache'))
-        patch.setenv('TORCHINDUCTOR_CACHE_DIR', str(tmp_path_factory.getbasetemp() / 'inductor'))
+        patch.setenv('IMAGENETTE_ZOO_CACHE', str(own / 'cache'))
+        patch.setenv('TORCHINDUCTOR_CACHE_DIR', str(shared / 'inductor'))
         yield
 
 

@@ -126,7 +126,8 @@ def _other_module(name: str, path: Path) -> str | None:
         if spec is None:
             return None
         origin = spec.origin
-    return None if origin and Path(origin).absolute() == path else origin or 'built in'
+    here = Path.cwd() / path.name  # nobody imported it: the file that is named is meant
+    return None if origin and Path(origin).absolute() in (path, here) else origin or 'built in'
 
 
 def _import_package(name: str, log: Callable[[str], object] | None) -> UserModule:

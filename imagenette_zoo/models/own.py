@@ -12,7 +12,7 @@ from timm.data.constants import DEFAULT_CROP_PCT, IMAGENET_DEFAULT_MEAN, IMAGENE
 from torch import nn
 
 from ..errors import UserError
-from ..utils.modules import is_reference, owner, reference_to, resolve
+from ..utils.modules import in_a_line, is_reference, owner, reference_to, resolve
 from .configs import INPUT_SIZE
 
 __all__ = ['NAMED', 'as_plain', 'build_own', 'needed_modules', 'own_function', 'resolved']
@@ -58,7 +58,12 @@ def build_own(name: str, function: Callable[..., Any], kwargs: Mapping[str, Any]
             given.pop('num_classes', None)
         if unknown := [key for key in given if key not in parameters]:
             raise UserError(f'model {name}: takes no {unknown[0]}: add it as an argument, or leave the option out')
-    model = function(**given)
+    try:
+        model = function(**given)
+    except UserError:
+        raise
+    except Exception as error:  # whatever the user's code may raise
+        raise UserError(f'model {name}: {in_a_line(error)}') from error
     if not isinstance(model, nn.Module):
         raise UserError(f'model {name}: makes a {type(model).__name__}: a torch.nn.Module is needed')
     return _completed(model, name, kwargs.get('num_classes'))

@@ -120,8 +120,14 @@ def no_modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(modules, '_imported', {})
     monkeypatch.setattr(sys, 'path', [*sys.path])
     yield
+    forget_modules()
+
+
+def forget_modules() -> None:
+    """As in a new process: code of the user's own is not imported."""
     for name in modules.imported_modules():
         sys.modules.pop(name, None)
+        del modules._imported[name]
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ import torch
 from ..config.groups import ArchitectureOptions
 from ..config.recipe import ModelOptions, Recipe
 from ..data.locate import resolve_dataset
-from ..errors import UserError, first_line, nearest
+from ..errors import UserError, nearest
 from ..models.own import own_function, resolved
 from ..training.interrupts import Stopped
 from ..training.result import Result, read_result
@@ -184,8 +184,6 @@ def _check_build(recipe: Recipe) -> None:
                 make_model(recipe, CLASSES)
             except UserError as error:
                 raise UserError(f'{error}{_meant(recipe, str(error))}') from None
-            except Exception as error:  # of a model of the user's own
-                raise UserError(f'model {recipe.model}: {type(error).__name__}: {first_line(error)}') from error
 
 
 def _meant(recipe: Recipe, reason: str) -> str:

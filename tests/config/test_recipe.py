@@ -216,7 +216,7 @@ def test_where_options_may_differ() -> None:
         'workers', 'pin_mem', 'log_interval', 'log_swaps', 'log_tensorboard', 'log_wandb', 'wandb_project',
         'wandb_tags', 'wandb_resume_id',
     }  # fmt: skip
-    location = {'data_dir', 'output', 'experiment', 'overwrite', 'resume'}
+    location = {'data_dir', 'output', 'experiment', 'overwrite', 'resume', 'device_modules'}
     neither = {*nothing, *location, 'device', 'checkpoint_hist'}
     rounding = {'validation_batch_size', 'cuda_graph'}
     assert Recipe.may_differ('on resume') == {*neither, *rounding, 'recovery_interval', 'nan', 'nan_limit'}

@@ -28,10 +28,9 @@ from imagenette_zoo.study.process import Job, Slot, check_code, environment
 from imagenette_zoo.study.runner import Trials, state_of
 from imagenette_zoo.training.run_folder import RunFolder
 from imagenette_zoo.training.trainer import train
-from imagenette_zoo.utils import modules
 from imagenette_zoo.utils.files import ProcessLock
-from imagenette_zoo.utils.modules import import_modules
-from tests.conftest import make_folder
+from imagenette_zoo.utils.modules import import_modules, imported_modules
+from tests.conftest import forget_modules, make_folder
 
 ROOT = Path(__file__).parents[2]
 
@@ -341,10 +340,10 @@ def test_other_code_than_that_of_a_training_is_refused(
     assert error.startswith(f'error: {run}: my_idea.py has changed since it was started (SHA-256 ')
     remedy = re.findall(r'give --device-modules (\S+\.py)', error)
     assert not (where / 'study.yaml').exists(), 'nothing was begun'
-    modules._imported.clear()
+    forget_modules()
     assert main(['run', *command[1:], '--device-modules', *remedy, '--dry-run']) == 2, 'there are two of them'
     assert 'has the same name: rename one of them' in capsys.readouterr().err
-    modules._imported.clear()
+    forget_modules()
     command[command.index('my_idea.py')] = remedy[0]
     assert main([*command, '--dry-run']) == 0
     assert capsys.readouterr().out.splitlines()[1].split()[-3:-1] == ['0', '1'], 'it is begun'
@@ -372,7 +371,7 @@ def test_code_that_changes_while_a_study_runs_is_not_mixed_in(idea: Path) -> Non
         (['test_resnet', '--vary', 'act_layr=relu'], "unexpected keyword argument 'act_layr'; did you mean act_layer"),
         (['test_resnet', '--vary', 'act_layer=sillu'], 'act_layer=sillu: model test_resnet: no such value'),
         (['my_idea:MyNet', '--vary', 'act_layer=relu'], 'act_layer=relu: model my_idea:MyNet: takes no act_layer'),
-        (['my_idea:Picky'], "Picky: model my_idea:Picky: no such value of an argument ('scale')"),
+        (['my_idea:Picky'], "Picky: model my_idea:Picky: my_idea.py:25: KeyError: 'scale'"),
         (['my_idea:MyNet', '--opt-kwargs', 'kind=my_idea:No'], 'MyNet: my_idea:No: my_idea.py has no '),
     ],
 )
@@ -412,7 +411,7 @@ def test_nothing_is_imported_because_a_result_names_it(
     assert 'this run is finished' in capsys.readouterr().err
     with pytest.raises(UserError, match='was trained with epochs 1, the study says 2'):  # not: imported
         report_on([str(study)], None)
-    assert not modules.imported_modules()
+    assert not imported_modules()
 
 
 def test_code_goes_to_a_node_and_comes_home(
@@ -423,7 +422,7 @@ def test_code_goes_to_a_node_and_comes_home(
     trial = Trial('MyNet', recipe)
     packed = on_ray._packed(trial)
     idea.unlink()  # the node has it not
-    modules._imported.clear()
+    forget_modules()
 
     def run(command: list[str], **_: object) -> SimpleNamespace:
         return SimpleNamespace(returncode=main(command[3:]))

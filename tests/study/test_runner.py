@@ -363,7 +363,7 @@ def test_code_that_changes_while_a_study_runs_is_not_mixed_in(idea: Path) -> Non
 @pytest.mark.parametrize(
     ('words', 'line'),
     [
-        (['my_idea:MyNt'], 'MyNt: my_idea:MyNt: my_idea.py has no \'MyNt\'; did you mean MyNet?'),
+        (['my_idea:MyNt'], "MyNt: my_idea:MyNt: my_idea.py has no 'MyNt'; did you mean MyNet?"),
         (['my_ide:MyNet'], "MyNet: my_ide:MyNet: no module 'my_ide' was imported (my_idea.py was)"),
         (['resnt18'], "resnt18: no model 'resnt18'; did you mean resnet18"),
         (['test_resnet', '--vary', 'act_layer=relu,my_idea:Snak'], 'act_layer=Snak: my_idea:Snak: my_idea.py has no '),
@@ -385,9 +385,7 @@ def test_what_no_model_or_module_has_is_one_line_before_anything_runs(
     assert not Path('runs').exists()
 
 
-def test_a_model_that_computes_when_it_is_made_is_planned(
-    idea: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_model_that_computes_when_it_is_made_is_planned(idea: Path, capsys: pytest.CaptureFixture[str]) -> None:
     random = torch.get_rng_state()
     assert main([*RUN, '1', 'my_idea:Computes', 'my_idea:MyNet', '--dry-run']) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:3]] == ['Computes', 'MyNet']

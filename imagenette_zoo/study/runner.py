@@ -179,7 +179,7 @@ def _check_build(recipe: Recipe) -> None:
         try:
             with torch.device('meta'):  # which computes nothing
                 make_model(recipe, CLASSES)
-        except Exception:  # some models compute when they are made
+        except UserError:  # some models compute when they are made
             try:
                 make_model(recipe, CLASSES)
             except UserError as error:

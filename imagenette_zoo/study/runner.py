@@ -152,13 +152,14 @@ def check_models(study: Study, console: Console) -> None:
         UserError: A module can't be imported; a run names something that nothing has, or its model does not take an
             argument.
     """
-    for name in distinct([run.recipe.device_modules for run in study.runs.values()]):
-        import_modules(name, console.line)
+    for modules in distinct([run.recipe.device_modules for run in study.runs.values()]):
+        import_modules(modules, console.line)
+    deciding = sorted(Recipe.names() - Recipe.may_differ('on resume'))  # others may look like module:attribute
     built = set()
     for run in study.runs.values():
         recipe = run.recipe
         try:
-            for name in sorted(Recipe.names() - Recipe.may_differ('on resume')):
+            for name in deciding:
                 resolved(getattr(recipe, name))
             if own_function(recipe.model) is None and ':' not in recipe.model and not timm.is_model(recipe.model):
                 raise UserError(f'no model {recipe.model!r}{nearest(recipe.model, timm.list_models())}')

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 
 from ..config.fields import add_flags, given_flags
+from ..config.groups import CodeOptions
 from .command import Command, one_model, positive
 
 __all__ = ['DEMO', 'EXPORT', 'PUBLISH']
@@ -34,6 +35,7 @@ def _add_publish(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--output', metavar='DIR', help='where the folder is written (default: hub/REPO_ID)')
     parser.add_argument('--overwrite', action='store_true', help='replace what the repository has')
     parser.add_argument('--dry-run', action='store_true', help='write and check the folder, send nothing')
+    add_flags(parser, CodeOptions)
 
 
 def _publish(args: argparse.Namespace) -> int:
@@ -56,6 +58,7 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
         f'{" and ".join(DEFAULT)})',
     )
     parser.add_argument('--port', type=positive, metavar='N', help='on this port (default: the first free from 7860)')
+    add_flags(parser, CodeOptions)
 
 
 def _demo(args: argparse.Namespace) -> int:

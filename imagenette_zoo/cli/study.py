@@ -6,14 +6,13 @@ import argparse
 from pathlib import Path
 
 from ..config.fields import add_flags, given_flags
+from ..config.groups import CodeOptions
 from ..config.hparams import GOOD_RECIPE
 from ..config.recipe import Recipe
 from ..errors import UserError
 from .command import Command, one_model, positive
 
 __all__ = ['ANALYSE', 'PASSES', 'REPORT', 'RUN', 'STUDY']
-
-LONGEST_NAME = 100  # of a folder that nobody chose
 
 
 def _add_passes(parser: argparse.ArgumentParser) -> None:
@@ -69,6 +68,7 @@ def _add_study(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--only', nargs='+', default=[], metavar='RUN', help='only these of its runs')
     parser.add_argument('--budget', type=_hours, metavar='HOURS', help="instead of the study's own budget")
     _add_plan(parser)
+    add_flags(parser, CodeOptions)
 
 
 def _study(args: argparse.Namespace) -> int:
@@ -76,41 +76,48 @@ def _study(args: argparse.Namespace) -> int:
     from ..study.process import Slot
 
     slot = Slot(Path(args.output, Path(args.study).stem), args.data_dir, args.device, args.jobs)
-    run_study_file(args.study, slot, only=args.only, budget=args.budget, plan_only=args.dry_run, ray=args.ray)
+    modules = given_flags(args, CodeOptions).get('device_modules', ())
+    run_study_file(
+        args.study, slot, only=args.only, budget=args.budget, modules=modules, plan_only=args.dry_run, ray=args.ray
+    )
     return 0
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('models', nargs='+', metavar='MODEL', help="any of timm's models or ours")
+    parser.add_argument(
+        'models', nargs='*', metavar='MODEL', help="any of timm's models, ours or your own (my_idea:MyNet)"
+    )
     parser.add_argument(
         '-c', '--config', default=GOOD_RECIPE, metavar='RECIPE', help=f'as in training (default: {GOOD_RECIPE})'
     )
-    parser.add_argument('--seeds', type=positive, default=3, metavar='N', help='trainings of each model (default: 3)')
+    parser.add_argument('--seeds', type=positive, default=3, metavar='N', help='trainings of each run (default: 3)')
+    parser.add_argument(
+        '--vary',
+        nargs='+',
+        action='extend',
+        default=[],
+        metavar='KEY=V1,V2',
+        help='a run for each value, and for each combination: of an option, as in lr=1e-3,3e-3, or of an argument of '
+        'the model, as in act_layer=relu6,mish,my_idea:Snake',
+    )
     _add_plan(parser)
     add_flags(parser, Recipe)
 
 
 def _run(args: argparse.Namespace) -> int:
     from ..report.studies import run_models
-    from ..study.plan import plain_name
+    from ..study.plan import INSTEAD, default_name, parse_vary
     from ..study.process import Slot
 
     flags = given_flags(args, Recipe)
-    foreign = {
-        'model': 'give its name',
-        'seed': '--seeds N',
-        'resume': 'it always does',
-        'overwrite': 'remove the folder',
-    }
-    for name, instead in foreign.items():
+    for name, instead in {'model': 'give its name', **INSTEAD}.items():
         if name in flags:
             raise UserError(f'--{name}: not of this command: {instead}')
-    name = flags.get('experiment') or '+'.join(map(plain_name, args.models))
-    if len(name) > LONGEST_NAME:
-        raise UserError('so many models make a long name: choose one with --experiment NAME')
+    vary = parse_vary(args.vary)
+    name = flags.get('experiment') or default_name(args.models, vary)
     recipe = Recipe.load(args.config, **flags).replace(experiment=None)
     slot = Slot(Path(recipe.output, name), recipe.data_dir, flags.get('device'), args.jobs)
-    run_models(args.models, recipe, args.seeds, slot, plan_only=args.dry_run, ray=args.ray)
+    run_models(args.models, recipe, args.seeds, slot, vary=vary, plan_only=args.dry_run, ray=args.ray)
     return 0
 
 
@@ -118,6 +125,7 @@ def _add_analyse(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('runs', nargs='+', metavar='RUN', help='the folder of a finished run')
     parser.add_argument('--data-dir', metavar='DIR', help='as in training')
     parser.add_argument('--device', metavar='DEVICE', help='as in training')
+    add_flags(parser, CodeOptions)
 
 
 def _analyse(args: argparse.Namespace) -> int:
@@ -143,6 +151,7 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--compare', nargs=2, metavar='RUN', help='two runs whose classes are shown beside each other')
     parser.add_argument('--markdown', metavar='FILE', help='where the Markdown goes (default: beside the page)')
     parser.add_argument('--no-images', action='store_true', help='show no images of the data set')
+    add_flags(parser, CodeOptions)
 
 
 def _report(args: argparse.Namespace) -> int:

@@ -23,7 +23,7 @@ from typing import Any, Literal, NoReturn
 from ..errors import UserError, nearest
 from ..utils.modules import is_reference
 
-__all__ = ['MAY_DIFFER', 'option', 'Options', 'Parser', 'add_flags', 'given_flags']
+__all__ = ['MAY_DIFFER', 'option', 'Options', 'Parser', 'add_flags', 'given_flags', 'literal']
 
 
 Affects = Literal['result', 'rounding', 'divergence', 'recovery', 'record', 'nothing', 'location', 'seed']
@@ -115,10 +115,20 @@ class Options:
         return [(field, hints[field.name]) for field in dataclasses.fields(cls)]
 
     @classmethod
-    def check_value(cls, name: str, value: Any) -> None:
-        """Raises `UserError` where a value by itself is wrong for an option."""
+    def check_value(cls, name: str, value: Any) -> Any:
+        """A value in the type of an option.
+
+        Raises:
+            UserError: It is wrong by itself.
+        """
         field, kind = next((field, kind) for field, kind in cls.kinds() if field.name == name)
-        coerce(field, kind, value)
+        return coerce(field, kind, value)
+
+    @classmethod
+    def is_text(cls, name: str) -> bool:
+        """Whether an option is text, or a list of texts."""
+        kind, _ = _plain(next(kind for field, kind in cls.kinds() if field.name == name))
+        return str in (kind, *typing.get_args(kind)) and typing.get_origin(kind) is not dict
 
     @classmethod
     def names(cls) -> set[str]:
@@ -251,8 +261,16 @@ class Parser(argparse.ArgumentParser):
         return parsed
 
 
+def literal(text: str) -> Any:
+    """A Python literal, `true` or `false`; else the text itself."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return {'true': True, 'false': False}.get(text.lower(), text)
+
+
 class _Pairs(argparse.Action):
-    """`key=value …` into a dict, values read as Python literals where they are (timm's `ParseKwargs`)."""
+    """`key=value …` into a dict, values read by `literal` (timm's `ParseKwargs`)."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         pairs = {}
@@ -260,10 +278,7 @@ class _Pairs(argparse.Action):
             key, separator, text = word.partition('=')
             if not separator:
                 raise UserError(f'{option_string}: {word!r} is not key=value')
-            try:
-                pairs[key] = ast.literal_eval(text)
-            except (ValueError, SyntaxError, MemoryError, RecursionError):
-                pairs[key] = {'true': True, 'false': False}.get(text.lower(), text)
+            pairs[key] = literal(text)
         setattr(namespace, self.dest, pairs)
 
 

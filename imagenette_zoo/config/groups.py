@@ -13,7 +13,7 @@ import torch
 from ..errors import UserError
 from .fields import Options, option
 
-__all__ = ['DATASETS', 'ValidationOptions']
+__all__ = ['DATASETS', 'CodeOptions', 'ValidationOptions']
 
 DATASETS = ('imagenette', 'folder', 'synthette')
 
@@ -122,8 +122,8 @@ OWN_OPTION = {  # arguments of models that are not for model_kwargs
 
 
 @dataclass(frozen=True)
-class ArchitectureOptions(Options):
-    """Model details"""
+class CodeOptions(Options):
+    """Code of your own"""
 
     device_modules: tuple[str, ...] = option(
         (),
@@ -132,6 +132,12 @@ class ArchitectureOptions(Options):
         short=('--import',),
         metavar='FILE.py|MODULE',
     )
+
+
+@dataclass(frozen=True)
+class ArchitectureOptions(CodeOptions):
+    """Model details"""
+
     model_kwargs: dict[str, Any] = option(
         {}, 'further arguments of the model, as in passes=2 merge=max act_layer=my_file:MyActivation'
     )

@@ -14,7 +14,7 @@ import yaml
 from ..errors import UserError, nearest
 from ..utils.reading import LARGEST_YAML, PlainLoader, read_errors, read_text
 
-__all__ = ['read_yaml', 'recipe_names', 'study_names', 'find_recipe', 'shipped']
+__all__ = ['find_modules', 'read_yaml', 'recipe_names', 'study_names', 'find_recipe', 'shipped']
 
 FLAGSHIP = 'mbv2_mish'
 GOOD_RECIPE = 'mbv2_mish_80'  # for any model, in ten epochs
@@ -48,6 +48,19 @@ def read_yaml(path: str | Path, known: set[str]) -> dict[str, Any]:
             raise UserError(f'{path}: option {key!r} is given twice')
         values[name] = value
     return values
+
+
+def find_modules(names: Any, folder: Path) -> Any:
+    """The `device_modules` of a YAML file: a file of code is in the current folder, else beside the YAML file.
+
+    Args:
+        names: As the file has them, unchecked.
+        folder: That of the file.
+    """
+    if isinstance(names, list):
+        return [find_modules(name, folder) for name in names]
+    is_beside = isinstance(names, str) and not os.path.isfile(names) and os.path.isfile(folder / names)
+    return str(folder / names) if is_beside else names
 
 
 def _recipe_folder() -> Path:

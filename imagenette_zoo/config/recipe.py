@@ -17,7 +17,7 @@ from ..errors import UserError, nearest
 from ..utils.modules import is_reference
 from .fields import Options, option
 from .groups import ArchitectureOptions, ComputeOptions, DataOptions, InputOptions
-from .hparams import find_recipe, read_yaml
+from .hparams import find_modules, find_recipe, read_yaml
 
 __all__ = ['Recipe']
 
@@ -382,6 +382,9 @@ class Recipe(
         """
         path = find_recipe(name)
         values = read_yaml(path, cls.names())
+        modules = values.pop('device_modules', ())
+        if path.name != 'args.yaml':  # of a run, which names no code that is to be imported
+            values['device_modules'] = find_modules(modules, path.parent)
         try:
             cls(**values)
         except UserError as error:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..config.recipe import Recipe
 from ..study.plan import Study
-from ..study.records import Record, distinct, options_of
+from ..study.records import Record, code_label, distinct, options_of
 from .drawing import Numbers
 from .section import Cell, Table, count, listed, run_cell
 
@@ -28,6 +28,7 @@ def numbers(records: Sequence[Record], runs: Mapping[str, Sequence[Record]]) -> 
         'datasets': distinct([{k: result.dataset.get(k) for k in ('name', 'train', 'val')} for result in results]),
         'img_sizes': sorted({result.img_size for result in results}),
         'epochs': sorted({result.epochs for result in results}),
+        'code': {name: distinct([code_label(record.result) for record in each]) for name, each in runs.items()},
         'hardware': distinct([result.hardware for result in results]),
         'versions': {
             name: distinct([result.versions[name] for result in results if name in result.versions])
@@ -71,7 +72,18 @@ def about(content: Numbers) -> str:
         f'{count(setup["runs"], "run")} with {seeds}{" each" if setup["runs"] > 1 else ""} '
         f'({count(setup["trainings"], "training")}) on {data} at {listed(setup["img_sizes"])} px for '
         f'{listed(setup["epochs"])} epochs, on {listed(map(_machine, setup["hardware"]))}. Versions: {versions}.'
+        f'{_code(setup["code"])}'
     )
+
+
+def _code(code: Mapping[str, Sequence[str | None]]) -> str:
+    """The code of the user's own that the runs were trained with, in words."""
+    known = {run: listed(filter(None, each)) for run, each in code.items() if any(each)}
+    if not known:
+        return ''
+    same = len(known) == len(code) and len(set(known.values())) == 1
+    shown = next(iter(known.values())) if same else '; '.join(f'{run}: {each}' for run, each in known.items())
+    return f' Code of the user (SHA-256): {shown}.'
 
 
 def _machine(hardware: Numbers) -> str:

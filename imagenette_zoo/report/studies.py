@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ..config.recipe import Recipe
 from ..errors import UserError, nearest
 from ..study.estimate import dry_run
 from ..study.on_ray import run_on_ray
-from ..study.plan import Study, find_study, make_study, plain_name, read_study
+from ..study.plan import Study, find_study, plan_models, read_study
 from ..study.process import Slot
 from ..study.records import Record, by_run, group_runs, samples_of, study_records
 from ..study.runner import Trials, run_study
@@ -27,6 +29,7 @@ def run_study_file(
     *,
     only: Sequence[str] = (),
     budget: float | None = None,
+    modules: Sequence[str] = (),
     plan_only: bool = False,
     ray: str | None = None,
 ) -> None:
@@ -37,6 +40,7 @@ def run_study_file(
         slot: Where and how; the study gets a folder of its name there.
         only: Names of runs.
         budget: Hours, instead of the study's own.
+        modules: Code of the user's own, instead of the study's.
         plan_only: Only prints the plan and its hours.
         ray: The address of a Ray cluster that the trainings are sent to.
 
@@ -44,6 +48,10 @@ def run_study_file(
         UserError: Something in the file is wrong, or a training failed.
     """
     study = read_study(find_study(name))
+    if modules:
+        runs = study.runs.values()
+        named = {run.name: replace(run, recipe=run.recipe.replace(device_modules=modules)) for run in runs}
+        study = replace(study, runs=named)
     for run in only:
         if run not in study.runs:
             raise UserError(f'--only: {name} has no run {run!r}{nearest(run, study.runs)}')
@@ -51,7 +59,14 @@ def run_study_file(
 
 
 def run_models(
-    models: Sequence[str], recipe: Recipe, seeds: int, slot: Slot, *, plan_only: bool = False, ray: str | None = None
+    models: Sequence[str],
+    recipe: Recipe,
+    seeds: int,
+    slot: Slot,
+    *,
+    vary: Mapping[str, Sequence[Any]] | None = None,
+    plan_only: bool = False,
+    ray: str | None = None,
 ) -> None:
     """Trains models by one recipe with several seeds, and reports.
 
@@ -60,16 +75,14 @@ def run_models(
         recipe: All other options.
         seeds: How many.
         slot: Where and how.
+        vary: Options and arguments of the models with several values each, as `plan_models` takes them.
         plan_only: Only prints the plan and its hours.
         ray: The address of a Ray cluster that the trainings are sent to.
 
     Raises:
-        UserError: A model is given twice, or a training failed.
+        UserError: What is varied can't be, two runs would be the same, or a training failed.
     """
-    recipes = {plain_name(model): recipe.replace(model=model) for model in models}
-    if len(recipes) != len(models):
-        raise UserError(f'a model is given twice, or two names differ by punctuation only: {" ".join(models)}')
-    study = make_study(' and '.join(models), recipes, tuple(range(1, seeds + 1)))
+    study = plan_models(models, recipe, seeds, vary)
     _carry_out(study, slot, Console(), plan_only=plan_only, ray=ray)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from ..config.groups import ValidationOptions
+from ..config.groups import ArchitectureOptions, ValidationOptions
 from ..config.recipe import Recipe
 from ..data.folders import evenly, load_split
 from ..errors import UserError, first_line
@@ -111,7 +111,7 @@ def analyse(folder: Path, console: Console, data_dir: str | None = None, device:
     recipe = Recipe.load(folder / 'args.yaml')
     instead = {'data_dir': data_dir or recipe.data_dir, 'device': device or recipe.device}
     recipe = recipe.replace(**instead, torchcompile='none', torchcompile_mode=None)
-    shared = (ValidationOptions.names() & Recipe.names()) - {'pretrained', 'model', 'model_kwargs', 'gp', 'num_classes'}
+    shared = (ValidationOptions.names() & Recipe.names()) - {'model', 'pretrained'} - ArchitectureOptions.names()
     given = {name: getattr(recipe, name) for name in shared}
     given['batch_size'] = batch_size = recipe.validation_batch_size or recipe.batch_size
     options = ValidationOptions(**given)

@@ -33,7 +33,7 @@ STEPS = 3  # of which the first is not counted
 
 def dry_run(study: Study, slot: Slot, console: Console, only: Sequence[str] = (), budget: float | None = None) -> float:
     """Prints what would be trained and what it would take; returns the hours."""
-    check_models(study)
+    check_models(study, console)
     rows: list[tuple[str, ...]] = [('run', 'model', 'px', 'epochs', 'seeds', 'done', 'begun', 'hours to go')]
     total = 0.0
     for name, run in study.runs.items():

@@ -1,17 +1,20 @@
 """The trainings of a study as tasks of a Ray cluster, their files brought home by content.
 
 A task needs nothing but the package and the images on its node: it works in a folder of its own, and returns what
-that holds. A training that another start began is begun again.
+that holds. The user's own files of code go with it; a package of several files must be installed there. A training
+that another start began is begun again.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import socket
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +23,11 @@ from ..training.result import Result
 from ..training.run_folder import RunFolder
 from ..utils.console import Console
 from ..utils.files import write_atomic
+from ..utils.modules import imported_modules
 from ..utils.reading import from_json
 from .analysis import FILES
 from .plan import Study, Trial
-from .process import Slot, commands, outcome, reason
+from .process import Slot, check_code, commands, outcome, reason
 from .runner import Trials, opened, sigterm_interrupts
 
 __all__ = ['run_on_ray']
@@ -34,6 +38,7 @@ RETURNED = (
     'args.yaml', 'summary.csv', 'metrics.jsonl', 'last/config.json', 'last/model.safetensors', 'best/config.json',
     'best/model.safetensors', *FILES, 'result.json',
 )  # fmt: skip
+CODE = re.compile(r'code/[A-Za-z_]\w*\.(py|json)')  # comes home, too, where a run has some
 
 
 def run_on_ray(study: Study, slot: Slot, console: Console, address: str, *, only: Sequence[str] = ()) -> Trials:
@@ -52,7 +57,7 @@ def run_on_ray(study: Study, slot: Slot, console: Console, address: str, *, only
         KeyboardInterrupt: Ctrl-C; what has come home stays.
     """
     ray = require('ray', '--ray', 'ray')
-    with opened(study, slot, only) as (chosen, states):
+    with opened(study, slot, console, only) as (chosen, states):
         _probe(address)
         try:
             ray.init(address=address, log_to_driver=False, logging_level='error')
@@ -97,7 +102,7 @@ def _collect(ray: Any, chosen: list[Trial], states: dict[str, str], slot: Slot, 
             waiting.append(trial)
     task = ray.remote(max_retries=RETRIES, **_resources(ray))(_train_there)
     there = replace(slot, output=Path(), data_dir=slot.data_dir and str(Path(slot.data_dir).expanduser().absolute()))
-    tasks = {task.remote(trial, there): trial for trial in waiting}
+    tasks = {task.remote(trial, there, _packed(trial)): trial for trial in waiting}
     nodes = sum(node['Alive'] for node in ray.nodes())
     console.line(f'{len(chosen)} trainings: {len(trials.done)} done, {len(waiting)} sent to {nodes} nodes')
     with console.progress('trainings', len(chosen), done=len(trials.done)) as progress:
@@ -125,7 +130,7 @@ def _bring_home(ray: Any, ready: Any, trial: Trial, slot: Slot, trials: Trials) 
         if missing := [name for name in RETURNED if name not in files]:
             raise UserError(f'{", ".join(missing)} did not come home: has the node another version of this package?')
         from_json(Result, json.loads(files['result.json']), folder=folder)  # what is not ours is not written
-        for name in RETURNED:
+        for name in [*filter(CODE.fullmatch, files), *RETURNED]:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             write_atomic(folder / name, files[name])
         text = outcome(folder)
@@ -136,11 +141,46 @@ def _bring_home(ray: Any, ready: Any, trial: Trial, slot: Slot, trials: Trials) 
     return text
 
 
-def _train_there(trial: Trial, slot: Slot) -> tuple[dict[str, bytes], str]:
+def _packed(trial: Trial) -> dict[str, bytes | None]:
+    """The training's modules of the user's own: a file's content by its name; None for what a node must have."""
+    check_code()
+    imported = imported_modules()
+    modules = [imported.get(name) or imported[Path(name).stem] for name in trial.recipe.device_modules]
+    return {
+        module.name: module.file.read_bytes() if module.file and '.' not in module.name else None for module in modules
+    }
+
+
+def _unpacked(packed: Mapping[str, bytes | None], folder: Path) -> tuple[str, ...]:
+    """Writes what `_packed` gave; returns the modules as `--device-modules` takes them.
+
+    Raises:
+        UserError: One that must be installed is not.
+    """
+    folder.mkdir()
+    modules = []
+    for name, data in packed.items():
+        if data is not None:
+            write_atomic(folder / f'{name}.py', data)
+        elif find_spec(name.partition('.')[0]) is None:
+            raise UserError(
+                f'--device-modules {name}: is not installed on the node {socket.gethostname()}: install it there; '
+                f'only a single file goes with the training'
+            )
+        modules.append(name if data is None else str(folder / f'{name}.py'))
+    return tuple(modules)
+
+
+def _train_there(trial: Trial, slot: Slot, packed: Mapping[str, bytes | None]) -> tuple[dict[str, bytes], str]:
     """Trains in a new folder on a node; returns `(its files, the reason if it failed)`."""
     with tempfile.TemporaryDirectory() as temporary:
         here = replace(slot, output=Path(temporary))
         log = here.output / 'log'
+        try:
+            modules = _unpacked(packed, here.output / 'modules')
+        except UserError as error:
+            return {}, str(error)
+        trial = replace(trial, recipe=trial.recipe.replace(device_modules=modules))
         for command in commands(trial, here):
             with open(log, 'ab') as file:
                 code = subprocess.run(
@@ -149,4 +189,5 @@ def _train_there(trial: Trial, slot: Slot) -> tuple[dict[str, bytes], str]:
             if code:
                 return {'log': log.read_bytes()}, reason(code, log)
         folder = here.output / trial.name
-        return {'log': log.read_bytes(), **{name: (folder / name).read_bytes() for name in RETURNED}}, ''
+        own = [path.relative_to(folder).as_posix() for path in folder.glob('code/*')]
+        return {'log': log.read_bytes(), **{name: (folder / name).read_bytes() for name in [*own, *RETURNED]}}, ''

@@ -6,28 +6,36 @@ import contextlib
 import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ..config.hparams import find_recipe, shipped
+from ..config.fields import literal
+from ..config.hparams import find_modules, find_recipe, shipped
 from ..config.recipe import Recipe
 from ..errors import UserError, nearest
+from ..utils.modules import is_reference
 from ..utils.reading import LARGEST_YAML, PlainLoader, read_errors, read_text
 from .metrics import METRICS, THRESHOLD, TO_AN_ACCURACY
 
 __all__ = [
-    'Claim', 'Comparison', 'Study', 'StudyRun', 'Trial', 'differing', 'dump_study', 'find_study', 'make_study',
-    'plain_name', 'read_study',
+    'INSTEAD', 'Claim', 'Comparison', 'Study', 'StudyRun', 'Trial', 'default_name', 'differing', 'dump_study',
+    'find_study', 'make_study', 'parse_vary', 'plan_models', 'read_study',
 ]  # fmt: skip
 
 NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9._+=-]{0,79}')
 OPERATORS = ('>=', '<=', '>', '<')
 NOT_OF_A_STUDY = Recipe.may_differ('around a study')  # it belongs to the one who runs it
 MOST_RUNS = 1000
+LONGEST_NAME = 100  # of a folder that nobody chose
+INSTEAD = {  # of an option that is not of a study
+    'seed': '--seeds N',
+    'resume': 'what is there is always continued',
+    'overwrite': 'remove the folder',
+}
 
 
 @dataclass(frozen=True)
@@ -146,6 +154,138 @@ def make_study(title: str, recipes: Mapping[str, Recipe], seeds: tuple[int, ...]
     return Study(title, {key: StudyRun(key, recipe) for key, recipe in recipes.items()}, seeds)
 
 
+# --- A study without a file -------------------------------------------------------------------------------------------
+
+
+def plan_models(
+    models: Sequence[str], recipe: Recipe, seeds: int, vary: Mapping[str, Sequence[Any]] | None = None
+) -> Study:
+    """A study of models, and of options that take several values: each combination is a run, named by what differs.
+
+    Args:
+        models: Their names.
+        recipe: All other options.
+        seeds: How many trainings each run has.
+        vary: Values by key: an option of `Recipe` (`model` adds to `models`), else an argument of the model.
+
+    Raises:
+        UserError: A key or a value can't be varied, or two runs would be the same.
+    """
+    values = {key.replace('-', '_'): list(each) for key, each in (vary or {}).items()}
+    models = [*models, *values.pop('model', ())]
+    if not models:
+        raise UserError('no model is named: give one or several, as in imagenette-zoo run resnet18')
+    if math.prod(map(len, [models, *values.values()])) > MOST_RUNS:
+        raise UserError(f'--vary: more than {MOST_RUNS} runs')
+    axes = {'model': models, **{key: _axis(key, each) for key, each in values.items()}}
+    words = {key: [f'{key}={name}' for name in _short_names(each)] for key, each in axes.items()}
+    words['model'] = _short_names(models)
+    runs: dict[str, StudyRun] = {}
+    for point in itertools.product(*(range(len(each)) for each in axes.values())):
+        shown = {key: words[key][index] for key, index in zip(axes, point, strict=True)}
+        if len(models) == 1 and values:
+            del shown['model']
+        name = '-'.join(shown.values())
+        if not NAME.fullmatch(name):
+            raise UserError(
+                f'{name!r}: a run is named by at most 80 letters, digits and . _ + = -: a study file, which names its '
+                f'runs itself, can have this one'
+            )
+        if name in runs:
+            raise UserError(f'there are two runs {name!r}: a model is given twice, or two differ by punctuation only')
+        chosen = {key: axes[key][index] for key, index in zip(axes, point, strict=True)}
+        try:
+            runs[name] = StudyRun(name, _varied(recipe, chosen))
+        except UserError as error:
+            raise UserError(f'{name}: {error}') from None
+    title = ' and '.join(models) + (f': {", ".join(values)}' if values else '')
+    return Study(title, runs, tuple(range(1, seeds + 1)))
+
+
+def _axis(key: str, values: list[Any]) -> list[Any]:
+    """The values of a key, each in its type.
+
+    Raises:
+        UserError: The key can't be varied, or a value is empty, wrong or there twice.
+    """
+    if key in NOT_OF_A_STUDY:
+        flag = '--' + key.replace('_', '-')
+        raise UserError(f"--vary {key}: can't be varied: {INSTEAD.get(key, f'give {flag} for all runs')}")
+    if not values or '' in values:
+        raise UserError(f'--vary {key}: a value is empty: expected {key}=V1,V2')
+    typed = [Recipe.check_value(key, value) if key in Recipe.names() else value for value in values]
+    seen = [repr(value) for value in typed]  # 1 is not True
+    if twice := [value for value, shown in zip(values, seen, strict=True) if seen.count(shown) > 1]:
+        raise UserError(f'--vary {key}: {twice[0]} is given twice')
+    return typed
+
+
+def _varied(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
+    options = {key: value for key, value in values.items() if key in Recipe.names()}
+    kwargs = {key: value for key, value in values.items() if key not in options}
+    recipe = recipe.replace(**options)
+    return recipe.replace(model_kwargs={**recipe.model_kwargs, **kwargs})
+
+
+def parse_vary(words: Sequence[str]) -> dict[str, list[Any]]:
+    """The values of each `KEY=V1,V2`, read as those of the option's flag, else as those of `--model-kwargs`.
+
+    Raises:
+        UserError: A word is not of this form, or a key is there twice.
+    """
+    values: dict[str, list[Any]] = {}
+    for word in words:
+        key, equals, text = word.partition('=')
+        name = key.replace('-', '_')
+        if not name or not equals:
+            raise UserError(f'--vary: {word!r} is not KEY=V1,V2; models come before it')
+        if name in values:
+            raise UserError(f'--vary {key}: is given twice: give all its values at once, as in {key}=V1,V2')
+        values[name] = [_value(name, part.strip()) for part in _parts(text)]
+    return values
+
+
+def _value(key: str, text: str) -> Any:
+    value = literal(text)
+    is_text = key in Recipe.names() and Recipe.is_text(key)
+    return text if is_text and value is not None else value
+
+
+def _parts(text: str) -> list[str]:
+    """A text divided at its commas, but for those in brackets."""
+    parts, depth = [''], 0
+    for letter in text:
+        depth += (letter in '([{') - (letter in ')]}')
+        if letter == ',' and depth == 0:
+            parts.append('')
+        else:
+            parts[-1] += letter
+    return parts
+
+
+def default_name(models: Sequence[str], vary: Mapping[str, Sequence[Any]]) -> str:
+    """The name of the folder of such a study: its models and keys.
+
+    Raises:
+        UserError: It would be too long.
+    """
+    keys = [key for key in vary if key != 'model']
+    name = '+'.join(_short_names([*models, *vary.get('model', ())])) + ('-' + '+'.join(keys) if keys else '')
+    if len(name) > LONGEST_NAME:
+        raise UserError('so many models and keys make a long name: choose one with --experiment NAME')
+    return name
+
+
+def _short_names(values: Sequence[Any]) -> list[str]:
+    """Each value as a part of a name: `module:attribute` by its attribute, unless two would be equal."""
+    short = [plain_name(str(value).partition(':')[2] if is_reference(value) else value) for value in values]
+    pairs = zip(short, values, strict=True)
+    return [name if short.count(name) == 1 else plain_name(value) for name, value in pairs]
+
+
+# --- Study files ------------------------------------------------------------------------------------------------------
+
+
 def read_study(path: str | Path) -> Study:
     """Reads and checks a study file.
 
@@ -197,12 +337,14 @@ class _Reader:
         return entries
 
     def study(self, root: Any) -> Study:
-        known = {'title', 'limits', 'base', 'options', 'seeds', 'budget', 'runs', 'claims'}
+        known = {'title', 'limits', 'device_modules', 'base', 'options', 'seeds', 'budget', 'runs', 'claims'}
         parts = self.mapping(root, 'a study', known)
         if 'runs' not in parts:
             raise self.fail(root, 'a study needs runs')
         base = self.base(parts['base'][1]) if 'base' in parts else {}
         base.update(self.options(parts['options'][1]) if 'options' in parts else {})
+        if 'device_modules' in parts:
+            base['device_modules'] = [*base.get('device_modules', ()), *self.modules(parts['device_modules'][1])]
         runs = {run.name: run for run in self.runs(parts['runs'][1], base)}
         if not runs:
             raise self.fail(parts['runs'][1], 'a study needs runs')
@@ -231,7 +373,16 @@ class _Reader:
             values = Recipe.load(file).as_dict()
         except UserError as error:
             raise self.fail(node, f'base: {error}') from None
-        return {key: value for key, value in values.items() if key not in NOT_OF_A_STUDY}
+        return {key: value for key, value in values.items() if key not in NOT_OF_A_STUDY - {'device_modules'}}
+
+    def modules(self, node: Any) -> Sequence[str]:
+        try:
+            names: Sequence[str] = Recipe.check_value(
+                'device_modules', find_modules(self.plain(node), self.path.parent)
+            )
+        except UserError as error:
+            raise self.fail(node, error) from None
+        return names
 
     def options(self, node: Any) -> dict[str, Any]:
         """Options of a recipe; each is checked by itself, so that an error names its line."""
@@ -382,5 +533,5 @@ def _whole(value: object) -> bool:
 
 def plain_name(value: object) -> str:
     """A value, or a model's name, as a part of a folder's name."""
-    text = 'x'.join(map(str, value)) if isinstance(value, list) else str(value)
+    text = 'x'.join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
     return re.sub(r'[^A-Za-z0-9._+=-]', '_', text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import hashlib
 import os
 import signal
 import subprocess
@@ -17,13 +18,16 @@ import torch
 import yaml
 
 from ..config.recipe import Recipe
+from ..errors import UserError
 from ..training.result import read_result
 from ..utils.console import duration
 from ..utils.environment import available_cores
 from ..utils.files import write_atomic
+from ..utils.modules import imported_modules
+from ..utils.reading import read_bytes, read_errors
 from .plan import Trial, differing
 
-__all__ = ['Job', 'Slot', 'commands', 'environment', 'epochs_done', 'outcome', 'reason']
+__all__ = ['Job', 'Slot', 'check_code', 'commands', 'environment', 'epochs_done', 'outcome', 'reason']
 
 PR_SET_PDEATHSIG = 1
 LIBC: Any = ctypes.CDLL(None) if sys.platform == 'linux' else None
@@ -60,10 +64,29 @@ def commands(trial: Trial, slot: Slot) -> list[list[str]]:
     )
     words = ['--seed', str(trial.recipe.seed), '--output', str(slot.output), '--experiment', trial.name, '--resume']
     program = [sys.executable, '-m', 'imagenette_zoo']
+    modules = trial.recipe.device_modules
+    flags = [*slot.flags(), *(['--device-modules', *modules] if modules else [])]
     return [
-        [*program, 'train', '-c', str(recipe), *words, *slot.flags()],
-        [*program, 'analyse', str(slot.output / trial.name), *slot.flags()],
+        [*program, 'train', '-c', str(recipe), *words, *flags],
+        [*program, 'analyse', str(slot.output / trial.name), *flags],
     ]
+
+
+def check_code() -> None:
+    """Looks whether the user's own files are still those that were imported, for what starts now would read them anew.
+
+    Raises:
+        UserError: One has changed.
+    """
+    for module in imported_modules().values():
+        if module.file is not None:
+            with read_errors(module.file, 'a Python file'):
+                data = read_bytes(module.file)
+            if hashlib.sha256(data).hexdigest() != module.sha256:
+                raise UserError(
+                    f'{module.file}: has changed since the study was started: undo that, or start another study '
+                    f'(--output, --experiment)'
+                )
 
 
 class Job:
@@ -81,6 +104,7 @@ class Job:
         self._start()
 
     def _start(self) -> None:
+        check_code()
         with open(self.log, self._mode) as log:
             self.process = subprocess.Popen(
                 self._commands.popleft(),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
+import inspect
 import json
 import os
 import signal
@@ -14,24 +16,32 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import timm
+import torch
 
+from ..config.groups import ArchitectureOptions
+from ..config.recipe import ModelOptions, Recipe
 from ..data.locate import resolve_dataset
 from ..errors import UserError, nearest
+from ..models.own import own_function, resolved
 from ..training.interrupts import Stopped
 from ..training.result import Result, read_result
-from ..training.run import check_resumable
+from ..training.run import check_resumable, make_model
 from ..training.run_folder import RunFolder
 from ..utils.console import Console, duration
 from ..utils.files import write_atomic
+from ..utils.modules import import_modules
+from ..utils.seeding import restore_generators
 from .analysis import FILES
 from .plan import Study, Trial, dump_study
 from .process import Job, Slot, epochs_done, outcome, reason
-from .records import check_recipe
+from .records import check_recipe, distinct
 
 __all__ = ['Trials', 'check_models', 'opened', 'run_study', 'sigterm_interrupts', 'state_of']
 
 POLL_SECONDS = 0.2  # between checks of what runs
 PATIENCE = 60.0  # seconds that a training gets to save what it has
+BUILD_OPTIONS = ModelOptions.names() | ArchitectureOptions.names()  # that decide what is built
+CLASSES = 10  # of a model that is built only to see whether it can be
 
 
 @dataclass
@@ -103,18 +113,20 @@ def run_study(
         UserError: A folder holds something else, or another process runs this study.
         KeyboardInterrupt: Ctrl-C or SIGTERM; what was computed is saved.
     """
-    with opened(study, slot, only) as (chosen, states), sigterm_interrupts():
+    with opened(study, slot, console, only) as (chosen, states), sigterm_interrupts():
         return _Overview(study, chosen, states, slot, console, budget or study.budget).run()
 
 
 @contextlib.contextmanager
-def opened(study: Study, slot: Slot, only: Sequence[str]) -> Iterator[tuple[list[Trial], dict[str, str]]]:
+def opened(
+    study: Study, slot: Slot, console: Console, only: Sequence[str]
+) -> Iterator[tuple[list[Trial], dict[str, str]]]:
     """Holds a study's folder: `(trainings of the runs in only, or all; the state of each)`.
 
     Raises:
         UserError: A folder holds something else, or another process runs this study.
     """
-    check_models(study)
+    check_models(study, console)
     if (slot.output / 'args.yaml').exists():
         raise UserError(f'{slot.output}: holds a run, not a study: choose another --output or --experiment')
     try:
@@ -132,12 +144,58 @@ def opened(study: Study, slot: Slot, only: Sequence[str]) -> Iterator[tuple[list
         folder.unlock()
 
 
-def check_models(study: Study) -> None:
-    """Raises `UserError` where a run's model is none that timm or the zoo has."""
+def check_models(study: Study, console: Console) -> None:
+    """Imports the code that the runs name, and looks whether it has what they name and whether their models can be
+    built.
+
+    Raises:
+        UserError: A module can't be imported; a run names something that nothing has, or its model does not take an
+            argument.
+    """
+    for modules in distinct([run.recipe.device_modules for run in study.runs.values()]):
+        import_modules(modules, console.line)
+    deciding = sorted(Recipe.names() - Recipe.may_differ('on resume'))  # others may look like module:attribute
+    built = set()
     for run in study.runs.values():
-        name = run.recipe.model
-        if ':' not in name and not timm.is_model(name):
-            raise UserError(f'{run.name}: no model {name!r}{nearest(name, timm.list_models())}')
+        recipe = run.recipe
+        try:
+            for name in deciding:
+                resolved(getattr(recipe, name))
+            if own_function(recipe.model) is None and ':' not in recipe.model and not timm.is_model(recipe.model):
+                raise UserError(f'no model {recipe.model!r}{nearest(recipe.model, timm.list_models())}')
+            configuration = repr([getattr(recipe, name) for name in sorted(BUILD_OPTIONS)])
+            if configuration not in built:
+                _check_build(recipe)
+            built.add(configuration)
+        except UserError as error:
+            raise UserError(f'{run.name}: {error}') from None
+
+
+def _check_build(recipe: Recipe) -> None:
+    """Raises `UserError` where the recipe's model can't be built; one from the Hub is not looked for."""
+    if own_function(recipe.model) is None and ':' in recipe.model:
+        return
+    recipe = recipe.replace(pretrained=False, initial_checkpoint=None)
+    with restore_generators():
+        try:
+            with torch.device('meta'):  # which computes nothing
+                make_model(recipe, CLASSES)
+        except UserError:  # some models compute when they are made
+            try:
+                make_model(recipe, CLASSES)
+            except UserError as error:
+                raise UserError(f'{error}{_meant(recipe, str(error))}') from None
+
+
+def _meant(recipe: Recipe, reason: str) -> str:
+    """The names most like that of an argument which a model does not take, or nothing."""
+    unknown = next((key for key in recipe.model_kwargs if f"'{key}'" in reason or f' no {key}:' in reason), None)
+    if unknown is None:
+        return ''
+    known = Recipe.names()
+    with contextlib.suppress(Exception):
+        known |= inspect.signature(type(make_model(recipe.replace(model_kwargs={}), CLASSES))).parameters.keys()
+    return nearest(unknown, difflib.get_close_matches(unknown, known, 2, 0.7))
 
 
 @contextlib.contextmanager

@@ -463,6 +463,7 @@ def test_what_can_not_be_brought_home_is_one_failure(place: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_cluster_that_loses_a_node(place: Path, folder: Path, idea: Path) -> None:
     """Two nodes train with the user's own code; one is killed, with all its processes, before its training is done."""
     pytest.importorskip('ray')

@@ -19,6 +19,7 @@ from imagenette_zoo.config.recipe import Recipe
 from imagenette_zoo.kernels import runtime
 from imagenette_zoo.models.catalog import model_names
 from imagenette_zoo.training import trainer
+from imagenette_zoo.utils import modules
 
 ZOO = model_names()
 QUICK = ('mbv2_mish_maxblur_imagenette', 'resnet34_mp2_imagenette', 'googlenet')  # one of each family
@@ -111,6 +112,16 @@ def make_folder(root: Path, classes: int = 3, train: int = 8, val: int = 4, seed
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny image folder, not to be changed."""
     return make_folder(tmp_path_factory.mktemp('data'))
+
+
+@pytest.fixture
+def no_modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The test starts without code of the user's own, and leaves none."""
+    monkeypatch.setattr(modules, '_imported', {})
+    monkeypatch.setattr(sys, 'path', [*sys.path])
+    yield
+    for name in modules.imported_modules():
+        sys.modules.pop(name, None)
 
 
 @pytest.fixture

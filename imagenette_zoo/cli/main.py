@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from ..config.fields import Parser
 from ..errors import UserError
 from ..version import __version__
-from . import data, inference, sharing, study, train
+from . import data, inference, new, sharing, study, train
 
 __all__ = ['main', 'train_main', 'validate_main']
 
@@ -27,6 +27,7 @@ COMMANDS = (  # as the help lists them
     sharing.EXPORT,
     sharing.PUBLISH,
     sharing.DEMO,
+    new.NEW,
     data.LIST,
     data.DATA,
 )

@@ -24,6 +24,7 @@ from ..errors import UserError, first_line, nearest
 from ..fast_layers.swap import swap
 from ..layers.layout import to_channels_last
 from ..utils.files import keep_inductor_private
+from ..utils.modules import in_a_line
 from .own import as_plain, build_own, needed_modules, own_function, resolved
 
 __all__ = [
@@ -127,8 +128,10 @@ def probe(model: nn.Module, name: str, input_size: tuple[int, int, int]) -> None
     try:
         with torch.inference_mode():
             logits = model(torch.zeros(2, *input_size, device=weight.device, dtype=weight.dtype))
-    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-        reason = first_line(error)
+    except Exception as error:  # whatever a model's code may raise
+        if own_function(name) is None and not isinstance(error, (AssertionError, RuntimeError, TypeError, ValueError)):
+            raise
+        reason = in_a_line(error) if own_function(name) is not None else first_line(error)
         if getattr(model, 'pretrained_cfg', {}).get('fixed_input_size'):
             reason += f' (also give --model-kwargs img_size={input_size[-1]})'
         raise UserError(f"model {name} can't take images of {input_size[-1]} px (--img-size): {reason}") from None

@@ -14,7 +14,7 @@ from timm.data.constants import DEFAULT_CROP_PCT, IMAGENET_DEFAULT_MEAN, IMAGENE
 from torch import nn
 
 from ..errors import UserError
-from ..utils.modules import imported_modules, is_reference, owner, reference_to, resolve
+from ..utils.modules import imported_modules, in_a_line, is_reference, owner, reference_to, resolve
 from ..utils.source import source_of
 from .configs import INPUT_SIZE
 
@@ -114,10 +114,11 @@ def build_own(name: str, function: Callable[..., Any], kwargs: Mapping[str, Any]
         if unknown := [key for key in given if key not in parameters]:
             raise UserError(f'model {name}: takes no {unknown[0]}: add it as an argument, or leave the option out')
     try:
-        inspect.signature(function).bind(**given)
-    except TypeError as error:
-        raise UserError(f'model {name}: {error}: num_classes is given, and options, no others') from None
-    model = function(**given)
+        model = function(**given)
+    except UserError:
+        raise
+    except Exception as error:  # whatever the user's code may raise
+        raise UserError(f'model {name}: {in_a_line(error)}') from error
     if not isinstance(model, nn.Module):
         raise UserError(f'model {name}: makes a {type(model).__name__}: a torch.nn.Module is needed')
     if model in _made:

@@ -33,7 +33,7 @@ MOST_RUNS = 1000
 LONGEST_NAME = 100  # of a folder that nobody chose
 INSTEAD = {  # of an option that is not of a study
     'seed': '--seeds N',
-    'resume': 'it always does',
+    'resume': 'what is there is always continued',
     'overwrite': 'remove the folder',
 }
 
@@ -175,6 +175,8 @@ def plan_models(
     models = [*models, *values.pop('model', ())]
     if not models:
         raise UserError('no model is named: give one or several, as in imagenette-zoo run resnet18')
+    if math.prod(map(len, [models, *values.values()])) > MOST_RUNS:
+        raise UserError(f'--vary: more than {MOST_RUNS} runs')
     axes = {'model': models, **{key: _axis(key, each) for key, each in values.items()}}
     words = {key: [f'{key}={name}' for name in _short_names(each)] for key, each in axes.items()}
     words['model'] = _short_names(models)
@@ -191,8 +193,6 @@ def plan_models(
             )
         if name in runs:
             raise UserError(f'there are two runs {name!r}: a model is given twice, or two differ by punctuation only')
-        if len(runs) == MOST_RUNS:
-            raise UserError(f'more than {MOST_RUNS} runs')
         chosen = {key: axes[key][index] for key, index in zip(axes, point, strict=True)}
         try:
             runs[name] = StudyRun(name, _varied(recipe, chosen))
@@ -209,7 +209,8 @@ def _axis(key: str, values: list[Any]) -> list[Any]:
         UserError: The key can't be varied, or a value is empty, wrong or there twice.
     """
     if key in NOT_OF_A_STUDY:
-        raise UserError(f'--vary {key}: all runs have the same: {INSTEAD.get(key, f"give --{_dashed(key)} once")}')
+        flag = '--' + key.replace('_', '-')
+        raise UserError(f"--vary {key}: can't be varied: {INSTEAD.get(key, f'give {flag} for all runs')}")
     if not values or '' in values:
         raise UserError(f'--vary {key}: a value is empty: expected {key}=V1,V2')
     typed = [Recipe.check_value(key, value) if key in Recipe.names() else value for value in values]
@@ -224,10 +225,6 @@ def _varied(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
     kwargs = {key: value for key, value in values.items() if key not in options}
     recipe = recipe.replace(**options)
     return recipe.replace(model_kwargs={**recipe.model_kwargs, **kwargs})
-
-
-def _dashed(key: str) -> str:
-    return key.replace('_', '-')
 
 
 def parse_vary(words: Sequence[str]) -> dict[str, list[Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import inspect
 import json
 import os
@@ -21,7 +22,7 @@ import torch
 from ..config.groups import ArchitectureOptions
 from ..config.recipe import ModelOptions, Recipe
 from ..data.locate import resolve_dataset
-from ..errors import UserError, nearest
+from ..errors import UserError, first_line, nearest
 from ..models.own import own_function, resolved
 from ..training.interrupts import Stopped
 from ..training.result import Result, read_result
@@ -186,16 +187,19 @@ def _check_build(recipe: Recipe) -> None:
                 make_model(recipe, CLASSES)
             except UserError as error:
                 raise UserError(f'{error}{_meant(recipe, str(error))}') from None
+            except Exception as error:  # of a model of the user's own
+                raise UserError(f'model {recipe.model}: {type(error).__name__}: {first_line(error)}') from error
 
 
 def _meant(recipe: Recipe, reason: str) -> str:
     """The names most like that of an argument which a model does not take, or nothing."""
-    unknown = [key for key in recipe.model_kwargs if f"'{key}'" in reason or f'takes no {key}:' in reason]
-    if not unknown:
+    unknown = next((key for key in recipe.model_kwargs if f"'{key}'" in reason or f' no {key}:' in reason), None)
+    if unknown is None:
         return ''
-    kwargs = {key: value for key, value in recipe.model_kwargs.items() if key not in unknown}
-    model = make_model(recipe.replace(model_kwargs=kwargs), CLASSES)
-    return nearest(unknown[0], [*Recipe.names(), *inspect.signature(type(model)).parameters])
+    known = Recipe.names()
+    with contextlib.suppress(Exception):
+        known |= inspect.signature(type(make_model(recipe.replace(model_kwargs={}), CLASSES))).parameters.keys()
+    return nearest(unknown, difflib.get_close_matches(unknown, known, 2, 0.7))
 
 
 @contextlib.contextmanager

@@ -8,8 +8,10 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import os
 import re
 import sys
+import sysconfig
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +29,7 @@ from ..errors import UserError, first_line, nearest
 from .reading import read_bytes, read_errors
 
 __all__ = [
-    'UserModule', 'import_modules', 'imported_modules', 'is_reference', 'owner', 'reference_to', 'resolve',
+    'UserModule', 'import_modules', 'imported_modules', 'in_a_line', 'is_reference', 'owner', 'reference_to', 'resolve',
 ]  # fmt: skip
 
 PLUGINS = 'imagenette_zoo.plugins'  # the entry points of installed packages
@@ -118,16 +120,16 @@ def _import_file(path: Path, log: Callable[[str], object] | None) -> UserModule:
 
 
 def _other_module(name: str, path: Path) -> str | None:
-    """Where another module of this name is; None where there is none."""
+    """Where a module of this name is that others may import: loaded, of Python's, or installed. None: nowhere."""
     if name in sys.modules:
         origin = getattr(sys.modules[name], '__file__', None)
-    else:
-        spec = importlib.util.find_spec(name)
-        if spec is None:
-            return None
-        origin = spec.origin
-    here = Path.cwd() / path.name  # nobody imported it: the file that is named is meant
-    return None if origin and Path(origin).absolute() in (path, here) else origin or 'built in'
+        return None if origin and Path(origin).absolute() == path else origin or 'built in'
+    spec = importlib.util.find_spec(name)
+    if spec is None:
+        return None
+    origin = spec.origin or 'built in'
+    installed = tuple(map(sysconfig.get_path, ('stdlib', 'platstdlib', 'purelib', 'platlib')))
+    return None if os.path.isabs(origin) and not origin.startswith(installed) else origin  # else on PYTHONPATH
 
 
 def _import_package(name: str, log: Callable[[str], object] | None) -> UserModule:
@@ -194,6 +196,19 @@ def _place(error: BaseException, file: str) -> str:
         return f'{file}:{error.lineno}'
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
     return f'{file}:{lines[-1]}' if lines else file
+
+
+def in_a_line(error: BaseException) -> str:
+    """What code of the user's own raised, in one line with its place: `my_idea.py:12: ValueError: …`, or
+    `cell:12: ValueError: …` of a notebook."""
+    files = {str(module.file): module.label for module in _imported.values() if module.file}
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_globals.get('__name__') == '__main__':
+            file = Path(frame.f_code.co_filename)
+            files[str(file)] = file.name if os.path.isfile(file) else 'cell'
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files]
+    place = f'{files[frames[-1].filename]}:{frames[-1].lineno}: ' if frames else ''
+    return f'{place}{type(error).__name__}: {first_line(error)}'
 
 
 def _take(module: UserModule, log: Callable[[str], object] | None) -> UserModule:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -38,3 +39,21 @@ def test_an_unknown_flag_is_one_line_with_the_nearest_of_its_command(capsys: pyt
     error = capsys.readouterr().err
     assert error.startswith('error: unknown option --budgte; did you mean --budget')
     assert error.count('\n') == 1
+
+
+@pytest.mark.parametrize(
+    'words',
+    [
+        ['train'], ['validate'], ['run', 'resnet18'], ['study', 'any'], ['analyse', 'any'], ['report', 'any'],
+        ['passes'], ['predict', 'any.png'], ['export'], ['publish', 'any', 'me/any'], ['demo'],
+    ],
+)  # fmt: skip
+def test_code_of_ones_own_is_imported_first(
+    words: list[str], no_modules: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / 'my_idea.py'
+    file.write_text('import imagenette_zoo\nraise RuntimeError("not today")\n')
+    assert main([*words, '--device-modules', str(file)]) == 2
+    assert capsys.readouterr().err == f'error: {file}:2: RuntimeError: not today\n'
+    assert main([*words, '--import', str(tmp_path / 'no.py')]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'no.py'}: can't read a Python file")

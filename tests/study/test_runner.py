@@ -1,7 +1,9 @@
 """Studies that are run, interrupted, broken and spread over a cluster; each training is a real process."""
 
 import contextlib
+import hashlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,16 +15,22 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from imagenette_zoo.cli.main import main
+from imagenette_zoo.config.recipe import Recipe
 from imagenette_zoo.errors import UserError
 from imagenette_zoo.report import studies
+from imagenette_zoo.report.studies import report_on
 from imagenette_zoo.study import on_ray
-from imagenette_zoo.study.plan import read_study
-from imagenette_zoo.study.process import Slot, environment
+from imagenette_zoo.study.plan import Trial, dump_study, read_study
+from imagenette_zoo.study.process import Job, Slot, check_code, environment
 from imagenette_zoo.study.runner import Trials, state_of
+from imagenette_zoo.training.run_folder import RunFolder
 from imagenette_zoo.training.trainer import train
+from imagenette_zoo.utils import modules
 from imagenette_zoo.utils.files import ProcessLock
+from imagenette_zoo.utils.modules import import_modules
 from tests.conftest import make_folder
 
 ROOT = Path(__file__).parents[2]
@@ -62,6 +70,47 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / 'base.yaml').write_text(BASE)
     (tmp_path / 'rates.yaml').write_text(STUDY.format(epochs=2))
     return tmp_path
+
+
+IDEA = """\
+import torch
+from torch import nn
+
+
+class Snake(nn.Module):
+    def __init__(self, inplace=False):
+        super().__init__()
+
+    def forward(self, x):
+        return x + torch.sin(x) ** 2
+
+
+class MyNet(nn.Module):
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, 2)
+        self.head = nn.Linear(8, num_classes)
+
+    def forward(self, x):
+        return self.head(self.conv(x).mean((2, 3)))
+
+
+class Picky(MyNet):
+    def __init__(self, num_classes=10):
+        raise KeyError('scale')
+
+
+class Computes(MyNet):
+    def __init__(self, num_classes=10):
+        super().__init__(num_classes + int(torch.ones(3).sum()) - 3)
+"""
+
+
+@pytest.fixture
+def idea(place: Path, no_modules: None) -> Path:
+    file = place / 'my_idea.py'
+    file.write_text(IDEA)
+    return file
 
 
 def weights(study: Path) -> dict[str, bytes]:
@@ -242,6 +291,168 @@ def test_run_is_a_study_in_one_line(place: Path, folder: Path, capsys: pytest.Ca
     assert main(['report', str(folder)]) == 2
 
 
+RUN = ['run', '-c', 'base.yaml', '--seeds', '1', '--import', 'my_idea.py', '--output', 'runs', '--epochs']
+
+
+@pytest.mark.slow
+def test_an_idea_is_run_killed_and_finished_and_then_nothing_is_done(
+    place: Path, folder: Path, idea: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [*RUN, '40', 'test_resnet', '--jobs', '2', '--data-dir', str(folder)]
+    command += ['--vary', 'act_layer=relu6,my_idea:Snake']
+    study = place / 'runs' / 'test_resnet-act_layer'
+    process = start(*command)
+    wait_for(study / 'act_layer=Snake-seed1' / 'state.pt', process)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    lock = study / 'act_layer=Snake-seed1' / '.lock'
+    while True:  # its trainings save and stop
+        with contextlib.suppress(UserError):
+            ProcessLock(lock).release()
+            break
+        time.sleep(0.1)
+    assert not list(study.glob('*/result.json'))
+
+    assert main(command) == 0
+    output = capsys.readouterr().out
+    assert '2 trainings: 0 done, 2 to do, 2 at a time' in output
+    assert 'act_layer=Snake      1' in output, 'in the table'
+    assert 'my_idea.py ' + hashlib.sha256(IDEA.encode()).hexdigest()[:12] in (study / 'report/report.md').read_text()
+    before = weights(study)
+    assert sorted(before) == ['act_layer=Snake-seed1', 'act_layer=relu6-seed1']
+    assert main(command) == 0
+    assert '2 trainings: 2 done, 0 to do' in capsys.readouterr().out
+    assert weights(study) == before
+
+
+def test_other_code_than_that_of_a_training_is_refused(
+    place: Path, folder: Path, idea: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [*RUN, '1', 'test_resnet', '--vary', 'act_layer=my_idea:Snake', '--data-dir', str(folder)]
+    recipe = Recipe.load(
+        'base.yaml', epochs=1, model_kwargs={'act_layer': 'my_idea:Snake'}, device_modules=('my_idea.py',)
+    )
+    where = Path('runs', 'test_resnet-act_layer')
+    trial = recipe.replace(seed=1, output=str(where), experiment='act_layer=Snake-seed1', data_dir=str(folder))
+    run = train(trial, quiet=True).folder
+    idea.write_text(f'{IDEA}\n# better')
+    assert main(command) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f'error: {run}: my_idea.py has changed since it was started (SHA-256 ')
+    remedy = re.findall(r'give --device-modules (\S+\.py)', error)
+    assert not (where / 'study.yaml').exists(), 'nothing was begun'
+    modules._imported.clear()
+    assert main(['run', *command[1:], '--device-modules', *remedy, '--dry-run']) == 2, 'there are two of them'
+    assert 'has the same name: rename one of them' in capsys.readouterr().err
+    modules._imported.clear()
+    command[command.index('my_idea.py')] = remedy[0]
+    assert main([*command, '--dry-run']) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[-3:-1] == ['0', '1'], 'it is begun'
+
+
+def test_code_that_changes_while_a_study_runs_is_not_mixed_in(idea: Path) -> None:
+    import_modules(['my_idea.py'])
+    check_code()
+    idea.write_text(f'{IDEA}\n# better')
+    with pytest.raises(UserError, match=f'{idea}: has changed since the study was started: undo that'):
+        check_code()
+    [trial, *_] = read_study('rates.yaml').trials()
+    with pytest.raises(UserError, match='has changed'):
+        Job(trial, Slot(Path('runs')), 0)
+
+
+@pytest.mark.parametrize(
+    ('words', 'line'),
+    [
+        (['my_idea:MyNt'], 'MyNt: my_idea:MyNt: my_idea.py has no \'MyNt\'; did you mean MyNet?'),
+        (['my_ide:MyNet'], "MyNet: my_ide:MyNet: no module 'my_ide' was imported (my_idea.py was)"),
+        (['resnt18'], "resnt18: no model 'resnt18'; did you mean resnet18"),
+        (['test_resnet', '--vary', 'act_layer=relu,my_idea:Snak'], 'act_layer=Snak: my_idea:Snak: my_idea.py has no '),
+        (['test_resnet', '--vary', 'lrr=1,2'], "unexpected keyword argument 'lrr'; did you mean lr?"),
+        (['test_resnet', '--vary', 'act_layr=relu'], "unexpected keyword argument 'act_layr'; did you mean act_layer"),
+        (['test_resnet', '--vary', 'act_layer=sillu'], 'act_layer=sillu: model test_resnet: no such value'),
+        (['my_idea:MyNet', '--vary', 'act_layer=relu'], 'act_layer=relu: model my_idea:MyNet: takes no act_layer'),
+        (['my_idea:Picky'], "Picky: model my_idea:Picky: no such value of an argument ('scale')"),
+        (['my_idea:MyNet', '--opt-kwargs', 'kind=my_idea:No'], 'MyNet: my_idea:No: my_idea.py has no '),
+    ],
+)
+@pytest.mark.parametrize('dry', [[], ['--dry-run']])
+def test_what_no_model_or_module_has_is_one_line_before_anything_runs(
+    idea: Path, words: list[str], line: str, dry: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*RUN, '1', *words, *dry]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert line in error
+    assert not Path('runs').exists()
+
+
+def test_a_model_that_computes_when_it_is_made_is_planned(
+    idea: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    random = torch.get_rng_state()
+    assert main([*RUN, '1', 'my_idea:Computes', 'my_idea:MyNet', '--dry-run']) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:3]] == ['Computes', 'MyNet']
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_nothing_is_imported_because_a_result_names_it(
+    place: Path, folder: Path, no_modules: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = Recipe.load('base.yaml', epochs=1, data_dir=str(folder), output='runs/rates', experiment='slow-seed1')
+    run = train(recipe.replace(lr=0.0001, seed=1), quiet=True).folder
+    study = run.parent
+    for there in (study, run):
+        (there / 'strange.py').write_text('raise SystemExit("imported")')
+    (study / 'study.yaml').write_text('device_modules: [strange.py]\n' + dump_study(read_study('rates.yaml')))
+    with open(run / 'args.yaml', 'a') as file:
+        file.write('device_modules: [strange.py]\n')
+    assert main(['analyse', str(run)]) == 0
+    assert main(['train', '--from', str(run), '--experiment', 'again']) == 0
+    assert main(['train', '--resume', str(run)]) == 2
+    assert 'this run is finished' in capsys.readouterr().err
+    with pytest.raises(UserError, match='was trained with epochs 1, the study says 2'):  # not: imported
+        report_on([str(study)], None)
+    assert not modules.imported_modules()
+
+
+def test_code_goes_to_a_node_and_comes_home(
+    place: Path, folder: Path, idea: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import_modules(['my_idea.py'])
+    recipe = Recipe.load('base.yaml', epochs=1, model='my_idea:MyNet', seed=1, device_modules=('my_idea.py',))
+    trial = Trial('MyNet', recipe)
+    packed = on_ray._packed(trial)
+    idea.unlink()  # the node has it not
+    modules._imported.clear()
+
+    def run(command: list[str], **_: object) -> SimpleNamespace:
+        return SimpleNamespace(returncode=main(command[3:]))
+
+    monkeypatch.setattr(on_ray.subprocess, 'run', run)
+    files, why = on_ray._train_there(trial, Slot(Path(), data_dir=str(folder)), packed)
+    assert not why
+    assert files['code/my_idea.py'] == IDEA.encode()
+    cluster = SimpleNamespace(get=lambda _: (files, ''), exceptions=SimpleNamespace(RayError=ConnectionError))
+    files['code/../../strange.py'] = b''
+    on_ray._bring_home(cluster, None, trial, Slot(place), Trials())
+    home = place / trial.name
+    assert RunFolder(home).code() == {'my_idea.py': hashlib.sha256(IDEA.encode()).hexdigest()}
+    assert (home / 'code' / 'my_idea.py').read_text() == IDEA
+    assert not (place / 'strange.py').exists()
+
+
+def test_a_package_that_a_node_lacks_is_named(place: Path, no_modules: None) -> None:
+    (place / 'my_package').mkdir()
+    (place / 'my_package' / '__init__.py').touch()
+    import_modules(['my_package'])
+    recipe = Recipe.load('base.yaml', device_modules=('my_package',))
+    packed = on_ray._packed(Trial('a', recipe))
+    assert packed == {'my_package': None}
+    assert on_ray._unpacked(packed, place / 'one') == ('my_package',)
+    with pytest.raises(UserError, match='--device-modules no_package: is not installed on the node'):
+        on_ray._unpacked({'no_package': None}, place / 'two')
+
+
 def test_what_can_not_be_brought_home_is_one_failure(place: Path) -> None:
     """A node with another version of the package: its result is not one of ours."""
     [trial, *_] = read_study('rates.yaml').trials()
@@ -255,11 +466,13 @@ def test_what_can_not_be_brought_home_is_one_failure(place: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_cluster_that_loses_a_node(place: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Two nodes; the one that trains is killed, with all its processes, before its training is done."""
+def test_a_cluster_that_loses_a_node(place: Path, folder: Path, idea: Path) -> None:
+    """Two nodes train with the user's own code; one is killed, with all its processes, before its training is done."""
     pytest.importorskip('ray')
     from ray.cluster_utils import Cluster
 
+    (place / 'base.yaml').write_text(f'{BASE}model_kwargs: {{act_layer: my_idea:Snake}}\n')
+    (place / 'rates.yaml').write_text('device_modules: my_idea.py\n' + STUDY.format(epochs=2))
     study = read_study('rates.yaml')
     assert len(study.trials()) == 4
     cluster = Cluster(initialize_head=True, head_node_args={'num_cpus': 0, 'include_dashboard': False})

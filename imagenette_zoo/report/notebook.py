@@ -290,16 +290,16 @@ def study(
 
 
 def _with_names(content: Mapping[str, Any]) -> dict[str, Any]:
-    """What a study says, with the names of the models in it."""
-    named: dict[str, Any] = {}
-    for key, value in content.items():
-        if isinstance(value, Mapping):
-            named[key] = _with_names(value)
-        elif key == 'model' and not isinstance(value, str):
-            named[key] = name_model(value)
-        else:
-            named[key] = value
-    return named
+    """What a study says, with a name for each function or class in it: that of its run."""
+
+    def named(options: Any, name: str | None = None) -> Any:
+        is_own = isinstance(options, Mapping) and callable(options.get('model'))
+        return {**options, 'model': name_model(options['model'], name)} if is_own else options
+
+    parts = {key: named(value) for key, value in content.items()}
+    if isinstance(parts.get('runs'), Mapping):
+        parts['runs'] = {name: named(options, str(name)) for name, options in parts['runs'].items()}
+    return parts
 
 
 def report(

@@ -14,7 +14,7 @@ from torch import nn
 from ..config.hparams import GOOD_RECIPE
 from ..config.recipe import Recipe
 from ..errors import UserError, require
-from ..models.own import NAMED, name_model, own_function
+from ..models.own import NAMED, NOTEBOOK, is_of_this_process, name_model, own_function
 from ..study.metrics import METRICS
 from ..study.plan import INSTEAD, default_name, find_study, plain_name, plan_models, plan_study, read_study
 from ..study.plan import Study as Plan
@@ -22,6 +22,7 @@ from ..study.process import Slot
 from ..study.records import Record, by_run, samples_of, study_records
 from ..study.statistics import Verdict, judge
 from ..training.result import Result
+from ..training.run_folder import RunFolder
 from ..utils.console import Console, html_table, in_ipython
 from ..utils.files import unused
 from ..utils.modules import is_reference, owner, reference_to
@@ -103,7 +104,8 @@ class Study:
             import pandas
         except ImportError:
             return rows
-        return pandas.DataFrame(rows)
+        frame = pandas.DataFrame(rows)
+        return frame.astype({name: float for name in frame.columns if name in (*METRICS, 'top1_half')})
 
     def plot(self) -> Any:
         """The learning curves of the best six runs, with a band over their seeds.
@@ -245,6 +247,7 @@ def _by_name(key: str, values: Sequence[Any]) -> list[Any]:
 def study(
     source: str | Path | Mapping[str, Any],
     *,
+    models: Mapping[str, Callable[..., nn.Module]] | None = None,
     only: Sequence[str] = (),
     budget: float | None = None,
     jobs: int = 1,
@@ -260,6 +263,7 @@ def study(
     Args:
         source: A study's file, the name of one that comes with the package, the folder of one that was begun, or a
             mapping that says what a file would say; a `model` in it may be a function or a class.
+        models: Functions and classes that it names as models, where this process does not know them yet.
         only: Names of runs.
         budget: Hours, instead of the study's own.
         jobs: Trainings at the same time.
@@ -277,16 +281,27 @@ def study(
         UserError: Something in it is wrong, or a training failed; the others are done.
         KeyboardInterrupt: It was interrupted, outside of IPython. What is done is saved.
     """
+    for name, model in (models or {}).items():
+        name_model(model, name)
     if isinstance(source, Mapping):
         plan = plan_study(_with_names(source))
         folder = _folder(output, experiment, plain_name(plan.title or 'study'))
     elif os.path.isfile(Path(source, 'study.yaml')):
         plan, folder = read_study(Path(source, 'study.yaml')), Path(source)
+        _check_known(plan, folder)
     else:
         file = find_study(source)
         plan, folder = read_study(file), Path(output, experiment or Path(source).stem)
     slot = Slot(folder, None if data_dir is None else str(data_dir), device, jobs)
     return Study(with_modules(plan, device_modules), slot, only, budget).resume(quiet=quiet)
+
+
+def _check_known(plan: Plan, folder: Path) -> None:
+    """Raises `UserError` where a run was begun with a model of another notebook than this."""
+    for trial in plan.trials():
+        model = trial.recipe.model
+        if NOTEBOOK + model in RunFolder(folder / trial.name).code() and not is_of_this_process(model):
+            raise UserError(f'{folder}: {model} is a model of a notebook: give it as models={{{model!r}: …}}')
 
 
 def _with_names(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
 from importlib import import_module
 from types import ModuleType
@@ -20,14 +19,9 @@ class _CallablePackage(ModuleType):
         return self.__wrapped__(*args, **kwargs)
 
     @property
-    def __wrapped__(self) -> Any:
+    def __wrapped__(self) -> Any:  # also where `inspect` finds its arguments
         module, name = self._function
         return getattr(import_module(module), name)
-
-    @property
-    def __signature__(self) -> inspect.Signature:
-        """For notebooks and `help`."""
-        return inspect.signature(self.__wrapped__)
 
     def __reduce__(self) -> tuple[Any, ...]:  # cloudpickle knows plain modules only
         return import_module, (self.__name__,)

@@ -169,7 +169,7 @@ def test_a_wrong_recipe_names_the_file(tmp_path: Path, text: str, message: str) 
 
 def test_a_wrong_name_in_python_is_one_line() -> None:
     for call in (Recipe, Recipe().replace, lambda **values: Recipe.load('mbv2_mish', **values)):
-        with pytest.raises(UserError, match="^unknown option 'epoch'; did you mean epochs"):
+        with pytest.raises(UserError, match=r"^unknown option 'epoch'; did you mean epochs"):
             call(epoch=2)
 
 

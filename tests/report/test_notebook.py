@@ -104,7 +104,10 @@ def test_an_interrupted_study_goes_on(
     assert 'mine and resnet: 0 of 2 trainings done' in repr(study)
     assert study.resume(quiet=True) is study
     assert [record.result.epochs for record in study.records] == [2, 2]
-    again = iz.study(Path('runs/mine+resnet'), data_dir=options['data_dir'], quiet=True)
+    own.NAMED.clear()  # as in another process
+    with pytest.raises(UserError, match=r"mine\+resnet: mine is a model of a notebook: give it as models={'mine': …}"):
+        iz.study('runs/mine+resnet')
+    again = iz.study('runs/mine+resnet', models={'mine': Net}, data_dir=options['data_dir'], quiet=True)
     assert weights(again.folder / 'mine-seed1') == weights(study.folder / 'mine-seed1')
 
 

@@ -22,7 +22,6 @@ from torch import nn
 
 from ..errors import UserError, first_line, nearest
 from ..utils.files import sync, write_atomic, write_errors, write_json
-from ..utils.modules import is_reference
 from ..utils.reading import read_errors, read_json
 from . import factory
 from .own import NOTEBOOK, code_of, own_function
@@ -217,7 +216,7 @@ def _check_code(folder: Path, config: Mapping[str, Any]) -> None:
     imported = code_of(name)
     for label, sha256 in needed.items():
         if label == NOTEBOOK + name and label not in imported:
-            if not is_reference(name) and own_function(name) is not None:  # of a file by now
+            if own_function(name) is not None:  # of a file by now
                 continue
             raise UserError(
                 f'{folder}: was trained with a model of a notebook, {name[:80]!r}: open it there, or give a file that '

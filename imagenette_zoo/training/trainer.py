@@ -152,10 +152,10 @@ def _run(run: Run, console: Console) -> Result:
                 _epoch(epoch, run, stop, model_config, console)
                 tracking.epoch(history[-1])
         except KeyboardInterrupt as request:
-            if isinstance(request, Stopped):
+            stopped = request if isinstance(request, Stopped) else Stopped(signal.SIGINT)
+            if stopped is request:  # after a step
                 run.save()
                 console.line(f'{request}: stopped at {run.progress}; all of it is saved')
-            stopped = request if isinstance(request, Stopped) else Stopped(signal.SIGINT)
             if run.begun:
                 stopped.remedy = _continuation(run.folder.path)
             if stopped.remedy and not in_ipython():  # which shows the exception

@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: bench bench-gpu demo test clean
+.PHONY: bench bench-gpu demo test test-long clean
 
 demo: $(VENV)/.installed
 	$(BIN)/imagenette-zoo run mbv2_imagenette mbv2_mish_imagenette -c demo --dataset synthette --epochs 7 --seeds 2 \
@@ -15,7 +15,10 @@ demo: $(VENV)/.installed
 test: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -m "not long" -n 2 --dist worksteal
+
+test-long: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -m long
 
 # As in: make bench DATA=DIR TIMM=CHECKOUT
 DATA ?= $(IMAGENETTE_DIR)

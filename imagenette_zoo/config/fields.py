@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from ..errors import UserError, nearest
+from ..utils.modules import is_reference
 
 __all__ = ['MAY_DIFFER', 'option', 'Options', 'Parser', 'add_flags', 'given_flags', 'literal']
 
@@ -48,6 +49,7 @@ def option(
     *,
     affects: Affects = 'result',
     choices: Sequence[str] | None = None,
+    references: bool = False,
     low: float | None = None,
     high: float | None = None,
     above: float | None = None,
@@ -63,6 +65,7 @@ def option(
         help: One line for `--help` and the docs.
         affects: A key of `MAY_DIFFER`.
         choices: The values allowed.
+        references: Whether `module:attribute` of the user's own is allowed beside them.
         low: Smallest value allowed (of each element of a list).
         high: Largest value allowed.
         above: A bound that the value must exceed.
@@ -75,6 +78,7 @@ def option(
         help=help,
         may_differ=MAY_DIFFER[affects],
         choices=choices,
+        references=references,
         low=low,
         high=high,
         above=above,
@@ -192,8 +196,11 @@ def _as_yaml(value: Any) -> Any:
 def _scalar(field: dataclasses.Field[Any], kind: type, value: Any) -> Any:
     converted = _convert(field, kind, value)
     meta = field.metadata
-    if meta['choices'] is not None and converted not in meta['choices']:
-        raise _wrong(field, value, f'one of {", ".join(meta["choices"])}{nearest(str(value), meta["choices"])}')
+    is_own = meta['references'] and is_reference(converted)
+    if meta['choices'] is not None and converted not in meta['choices'] and not is_own:
+        expected = [f'one of {", ".join(meta["choices"])}'] if meta['choices'] else []
+        expected += ['module:attribute of your own, as in my_file:Mine'] if meta['references'] else []
+        raise _wrong(field, value, ' or '.join(expected) + nearest(str(value), meta['choices']))
     if isinstance(converted, (int, float)) and not isinstance(converted, bool):
         if not math.isfinite(converted):
             raise _wrong(field, value, 'a finite number')
@@ -310,8 +317,9 @@ def _add_flag(group: Any, field: dataclasses.Field[Any], kind: Any) -> None:
             kwargs['help'] = argparse.SUPPRESS
             group.add_argument('--no-' + _flag(field.name)[2:], action='store_false', **kwargs)
         return
-    named = '{' + ','.join(filter(None, meta['choices'])) + '}' if meta['choices'] else meta['metavar']
-    kwargs['metavar'] = named or {int: 'N', float: 'X'}.get(kind, field.name.upper().replace('_', '-'))
+    named = [*filter(None, meta['choices'] or ()), *(['MODULE:ATTRIBUTE'] if meta['references'] else [])]
+    metavar = '{' + ','.join(named) + '}' if len(named) > 1 else ''.join(named) or meta['metavar']
+    kwargs['metavar'] = metavar or {int: 'N', float: 'X'}.get(kind, field.name.upper().replace('_', '-'))
     if kind is dict or typing.get_origin(kind) is dict:
         group.add_argument(*names, nargs='*', action=_Pairs, **{**kwargs, 'metavar': 'KEY=VALUE'})
     elif typing.get_origin(kind) is tuple:

@@ -2,8 +2,8 @@
 has, and `Recipe`, which is all of them.
 
 Where an option exists in timm's `train.py` it has that script's name, meaning and default, so that a recipe in
-`hparams/` drives both. Our own are `label_noise`, `loader`, `overwrite`, `nan`, `nan_limit`, `cuda_graph`,
-`log_swaps`, `log_tensorboard`, `shift_consistency` and the values `dataset: synthette` and `device: auto`.
+`hparams/` drives both. Our own are `label_noise`, `loss`, `batch_transform`, `loader`, `overwrite`, `nan`, `nan_limit`,
+`cuda_graph`, `log_swaps`, `log_tensorboard`, `shift_consistency` and the values `dataset: synthette`, `device: auto`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ..errors import UserError
+from ..utils.modules import is_reference
 from .fields import Options, option
 from .groups import ArchitectureOptions, ComputeOptions, DataOptions, InputOptions
 from .hparams import find_modules, find_recipe, read_yaml
@@ -71,7 +72,7 @@ class ScheduleLengthOptions(Options):
 class OptimizerOptions(Options):
     """Optimizer"""
 
-    opt: str = option('sgd', "optimizer, by timm's name")
+    opt: str = option('sgd', "optimizer, by timm's name, or a class of your own: my_file:MyOptimizer")
     opt_eps: float | None = option(None, 'epsilon of the optimizer', low=0)
     opt_betas: tuple[float, ...] | None = option(None, 'betas of the optimizer', low=0, high=1)
     opt_kwargs: dict[str, Any] = option({}, 'further arguments of the optimizer')
@@ -92,8 +93,10 @@ class LearningRateOptions(Options):
 
     sched: str = option(
         'cosine',
-        "schedule, by timm's name (constant, wsd and rsqrt need a timm that has them)",
+        "schedule, by timm's name (constant, wsd and rsqrt need a timm that has them), or your own: a function (step, "
+        'total) -> factor on lr, or a class called with (optimizer, total), to which no warm-up is added',
         choices=('cosine', 'tanh', 'step', 'multistep', 'plateau', 'poly', 'constant', 'wsd', 'rsqrt', 'none'),
+        references=True,
     )
     sched_on_updates: bool = option(False, 'step the schedule every update instead of every epoch')
     lr: float | None = option(None, 'learning rate (lr-base scaled by the batch if not given)', above=0)
@@ -162,8 +165,20 @@ class AugmentationOptions(Options):
     mixup_switch_prob: float = option(0.5, 'probability of cutmix where both are on', low=0, high=1)
     mixup_mode: str = option('batch', 'what shares one mixing factor', choices=('batch', 'pair', 'elem'))
     mixup_off_epoch: int = option(0, 'epoch from which there is no mixing; 0 is never', low=0)
-    smoothing: float = option(0.1, 'label smoothing', low=0, high=0.99)
+    batch_transform: str | None = option(
+        None,
+        'augmentation of your own, the last of all: a torch.nn.Module called with (images, targets, generator)',
+        choices=(),
+        references=True,
+    )
+    smoothing: float = option(0.1, 'label smoothing (none with --loss, which may smooth itself)', low=0, high=0.99)
     bce_loss: bool = option(False, 'binary cross-entropy instead of cross-entropy')
+    loss: str | None = option(
+        None,
+        'training loss of your own: a function, or a torch.nn.Module, of (logits, targets)',
+        choices=(),
+        references=True,
+    )
     train_interpolation: str = option(
         'random', 'resize interpolation in training', choices=('random', 'bilinear', 'bicubic', 'lanczos', 'nearest')
     )
@@ -185,6 +200,12 @@ class AugmentationOptions(Options):
             raise UserError(f'--cutmix-minmax: {self.cutmix_minmax[0]:g} is not below {self.cutmix_minmax[1]:g}')
         if self.mixup_off_epoch and not self.mixes:
             raise UserError('--mixup-off-epoch has no effect without --mixup or --cutmix')
+        if self.loss and self.bce_loss:
+            raise UserError('--loss and --bce-loss are both losses: give one of them')
+        if self.loss and self.smoothing not in (0.0, AugmentationOptions.smoothing):
+            raise UserError(
+                f'--smoothing {self.smoothing:g} has no effect with --loss, which may smooth itself: --smoothing 0'
+            )
 
 
 @dataclass(frozen=True)
@@ -336,7 +357,8 @@ class Recipe(
 
     def check(self) -> None:
         super().check()
-        if self.sched != 'none' and not self.warmup_prefix and self.warmup_epochs >= self.epochs:
+        warms_up = self.sched != 'none' and not is_reference(self.sched) and not self.warmup_prefix
+        if warms_up and self.warmup_epochs >= self.epochs:
             raise UserError(
                 f'--warmup-epochs {self.warmup_epochs} leaves nothing of --epochs {self.epochs}: '
                 f'lower the warm-up (--warmup-epochs 0) or train longer'

@@ -232,6 +232,6 @@ def _make_mixup(recipe: Recipe, classes: int) -> Mixup | None:
         recipe.mixup_prob,
         recipe.mixup_switch_prob,
         recipe.mixup_mode,
-        label_smoothing=recipe.smoothing,
+        label_smoothing=0.0 if recipe.loss else recipe.smoothing,
         num_classes=classes,
     )

@@ -126,7 +126,7 @@ def _step_seconds(learner: Learner, batch: int, channels: int, size: int, classe
     times = []
     for _ in range(STEPS + (WARM_UP_STEPS if learner.graphed_step else 0)):
         start = time.perf_counter()
-        float(learner.step(images, targets, 1, True))  # waits for the device
+        float(learner.step(*learner.transform(images, targets, 0, 0)))  # waits for the device
         times.append(time.perf_counter() - start)
     return min(times[1:])
 

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from ..errors import UserError, first_line
+from .own import is_own
 
 if TYPE_CHECKING:
     from ..config.recipe import Recipe
@@ -27,9 +28,12 @@ WARM_UP_STEPS = 3  # eager steps of a shape before it is recorded: memory is all
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Backward = Callable[[torch.Tensor], None]
+Shapes = tuple[torch.Size, torch.Size]  # of images and targets
 
 
-def why_not_graphed(recipe: Recipe, device: torch.device, processes: int, second_order: bool) -> str | None:
+def why_not_graphed(
+    recipe: Recipe, device: torch.device, processes: int, optimizer: torch.optim.Optimizer, loss: nn.Module
+) -> str | None:
     """The reason why a run's steps can't be recorded, None where they can.
 
     A recorded step is one batch on one GPU, and nothing in it waits for the GPU. The reason is empty where nobody
@@ -39,7 +43,8 @@ def why_not_graphed(recipe: Recipe, device: torch.device, processes: int, second
         recipe: Its options.
         device: Where it is trained.
         processes: How many train it.
-        second_order: Whether its optimizer differentiates gradients.
+        optimizer: Its optimizer.
+        loss: Its loss.
     """
     if recipe.cuda_graph == 'none' or device.type != 'cuda':
         return ''
@@ -49,10 +54,14 @@ def why_not_graphed(recipe: Recipe, device: torch.device, processes: int, second
         return 'gradients are accumulated'
     if recipe.grad_checkpointing:
         return 'activations are computed again'
-    if second_order:
+    if getattr(optimizer, 'is_second_order', False):
         return f'--opt {recipe.opt} differentiates gradients'
     if recipe.opt.lower().endswith('mars'):  # before timm 1.0.29 not their values, and a replay gives the same tensors
         return f'--opt {recipe.opt} keeps the gradients of the step before'
+    if is_own(optimizer):
+        return f'--opt {recipe.opt} may put new tensors in the place of weights, or keep gradients'
+    if recipe.loss and any(True for _ in loss.buffers()):
+        return f'--loss {recipe.loss} may put new tensors in the place of its buffers'
     if recipe.torchcompile == 'cudagraphs' or recipe.torchcompile_mode in ('reduce-overhead', 'max-autotune'):
         return 'the compiled model has graphs of its own'
     return None
@@ -88,19 +97,20 @@ class GraphedStep:
         self.updates = updates and is_recordable(optimizer)
         self.log = log
         self.off = False
-        self._done: Counter[torch.Size] = Counter()
-        self._recorded: dict[torch.Size, _Recorded] = {}
+        self._done: Counter[Shapes] = Counter()
+        self._recorded: dict[Shapes, _Recorded] = {}
         self._pool = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream(self.parameters[0].device)  # torch's own is one for all GPUs
 
     @contextmanager
-    def warm_up(self, shape: torch.Size) -> Iterator[None]:
-        """Surrounds an eager forward and backward pass over a whole batch of this shape.
+    def warm_up(self, images: torch.Tensor, targets: torch.Tensor) -> Iterator[None]:
+        """Surrounds an eager forward and backward pass over a whole batch.
 
         The last of them is watched: a step that waits for the GPU can't be recorded.
         """
-        self._done[shape] += 1
-        if self.off or self._done[shape] != WARM_UP_STEPS:
+        shapes = images.shape, targets.shape
+        self._done[shapes] += 1
+        if self.off or self._done[shapes] != WARM_UP_STEPS:
             yield
             return
         with warnings.catch_warnings(record=True) as caught:
@@ -112,7 +122,7 @@ class GraphedStep:
                 torch.cuda.set_sync_debug_mode('default')
         if any('synchronizing CUDA operation' in str(warning.message) for warning in caught):
             self.off = True
-            self.log('cuda-graph auto: off (a step of this model waits for the GPU)')
+            self.log('cuda-graph auto: off (a step of this model or loss waits for the GPU)')
 
     def replay(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor | None:
         """Replays the step and returns the batch's loss, detached; None where the step has to be eager.
@@ -126,11 +136,12 @@ class GraphedStep:
         Raises:
             UserError: The step can't be recorded.
         """
-        if self.off or self._done[images.shape] < WARM_UP_STEPS:
+        shapes = images.shape, targets.shape
+        if self.off or self._done[shapes] < WARM_UP_STEPS:
             return None
-        recorded = self._recorded.get(images.shape)
+        recorded = self._recorded.get(shapes)
         if recorded is None:
-            recorded = self._recorded[images.shape] = self._record(images, targets)
+            recorded = self._recorded[shapes] = self._record(images, targets)
         recorded.images.copy_(images)
         recorded.targets.copy_(targets)
         for rate, group in zip(recorded.rates, self.optimizer.param_groups, strict=True):

@@ -10,7 +10,6 @@ from typing import Any
 import timm.optim
 import torch
 from timm.layers import convert_sync_batchnorm
-from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.models import model_parameters
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
@@ -23,9 +22,12 @@ from ..errors import UserError, first_line, nearest
 from ..fast_layers.swap import swap
 from ..models.factory import autocast, compiled, to_device
 from ..utils.distributed import World
+from ..utils.modules import is_reference
 from .cuda_graph import GraphedStep, why_not_graphed
+from .loss import loss_function
+from .own import FactorSchedule, OwnTransform, own_optimizer, own_schedule
 
-__all__ = ['Learner', 'learning_rate', 'loss_function']
+__all__ = ['Learner', 'learning_rate']
 
 
 _FUSED = (torch.optim.Adam, torch.optim.AdamW)  # whose step can be one kernel; SGD's refuses late gradients
@@ -35,21 +37,10 @@ def learning_rate(recipe: Recipe, world_size: int = 1) -> float:
     """The recipe's learning rate, as timm's script finds it: `lr`, else `lr_base` scaled by the global batch."""
     if recipe.lr:
         return recipe.lr
-    scale = recipe.lr_base_scale or (
-        'sqrt' if any(part in recipe.opt.lower() for part in ('ada', 'lamb')) else 'linear'
-    )
+    opt = recipe.opt.rpartition(':')[2].lower()
+    scale = recipe.lr_base_scale or ('sqrt' if any(part in opt for part in ('ada', 'lamb')) else 'linear')
     ratio = recipe.batch_size * world_size * recipe.grad_accum_steps / recipe.lr_base_size
     return recipe.lr_base * (ratio**0.5 if scale == 'sqrt' else ratio)
-
-
-def loss_function(recipe: Recipe) -> nn.Module:
-    """The training loss by timm's parts. With mixing the targets are smoothed already."""
-    smoothing = 0.0 if recipe.mixes else recipe.smoothing
-    if recipe.bce_loss:
-        return BinaryCrossEntropy(smoothing=smoothing)
-    if recipe.mixes:
-        return SoftTargetCrossEntropy()
-    return LabelSmoothingCrossEntropy(smoothing) if smoothing else nn.CrossEntropyLoss()
 
 
 class Learner:
@@ -63,7 +54,8 @@ class Learner:
         log: Takes a line about each thing that it does otherwise than asked.
 
     Raises:
-        UserError: The optimizer is unknown or does not take an argument it is given; SyncBN without CUDA.
+        UserError: The optimizer is unknown or does not take an argument it is given; something of the user's own is not
+            what it should be; SyncBN without CUDA.
     """
 
     def __init__(
@@ -90,11 +82,16 @@ class Learner:
                 raise UserError(f'--grad-checkpointing: {recipe.model} does not support it') from None
         self.model = model
         self.loss_fn = loss_function(recipe).to(world.device)
+        self.own_transform = (
+            OwnTransform(recipe, int(model.num_classes), world)  # type: ignore[arg-type]
+            if recipe.batch_transform
+            else None
+        )
         self.optimizer = self._make_optimizer()
         self.scheduler, self.epochs = self._make_scheduler(updates_per_epoch)
         scaled = recipe.amp and recipe.amp_dtype == 'float16' and world.device.type == 'cuda'
         self.scaler = torch.amp.GradScaler('cuda') if scaled else None
-        obstacle = why_not_graphed(recipe, world.device, world.size, self._is_second_order)
+        obstacle = why_not_graphed(recipe, world.device, world.size, self.optimizer, self.loss_fn)
         if obstacle:
             log(f'cuda-graph auto: off ({obstacle})')
         swap(model, world.device, channels_last, 'recorded steps' if obstacle is None else 'training', swap_log)
@@ -115,7 +112,8 @@ class Learner:
             ids = [world.device.index] if world.device.type == 'cuda' else None
             self.fast = DistributedDataParallel(self.fast, device_ids=ids)
             self.plain = self.fast  # two wrappers of one model would not agree on what to synchronise
-        updates = recipe.nan != 'skip' and recipe.clip_grad is None and self.scaler is None
+        only_rates = not is_reference(recipe.sched) or isinstance(self.scheduler, FactorSchedule)
+        updates = only_rates and recipe.nan != 'skip' and recipe.clip_grad is None and self.scaler is None
         self.graphed_step = (
             GraphedStep(model, self.optimizer, self._loss, self._backward, updates, log) if obstacle is None else None
         )
@@ -125,13 +123,17 @@ class Learner:
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         recipe = self.recipe
+        kwargs = {**optimizer_kwargs(recipe), 'lr': learning_rate(recipe, self.world.size), **recipe.opt_kwargs}
+        if is_reference(recipe.opt):
+            return own_optimizer(recipe.opt, self.model, kwargs)
         known = timm.optim.list_optimizers()
         name = recipe.opt.lower().removeprefix('lookahead_')
         if name not in known:
             raise UserError(
                 f'--opt: timm {timm.__version__} has no optimizer {recipe.opt!r}{nearest(recipe.opt, known)}'
             )
-        kwargs = {**optimizer_kwargs(recipe), 'lr': learning_rate(recipe, self.world.size), **recipe.opt_kwargs}
+        if '_' in name:
+            raise UserError(f'--opt {recipe.opt}: timm looks for what comes after _: register it by a name without one')
         one_kernel = timm.optim.get_optimizer_info(name).opt_class in _FUSED and 'foreach' not in kwargs
         if one_kernel and self.world.device.type == 'cuda':
             kwargs.setdefault('fused', True)
@@ -142,6 +144,8 @@ class Learner:
 
     def _make_scheduler(self, updates_per_epoch: int) -> tuple[Any, int]:
         recipe = self.recipe
+        if is_reference(recipe.sched):
+            return own_schedule(recipe, self.optimizer, updates_per_epoch), recipe.epochs
         kwargs = scheduler_kwargs(recipe, decreasing_metric=recipe.eval_metric == 'loss')
         kwargs = {name: value for name, value in kwargs.items() if value is not None}
         try:
@@ -174,6 +178,14 @@ class Learner:
         rates = [group['lr'] for group in self.optimizer.param_groups]
         return sum(rates) / len(rates)
 
+    def transform(
+        self, images: torch.Tensor, targets: torch.Tensor, epoch: int, step: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The batch as the user's own transform makes it, where there is one."""
+        if self.own_transform is None:
+            return images, targets
+        return self.own_transform(images, targets, epoch, step)
+
     def step(
         self, images: torch.Tensor, targets: torch.Tensor, fraction: float = 1.0, update: bool = True
     ) -> torch.Tensor:
@@ -193,7 +205,7 @@ class Learner:
         """
         skips = self.recipe.nan == 'skip'
         if skips and not self._buffers:  # BatchNorm's statistics, which a forward pass with NaN would spoil
-            self._buffers = [buffer.clone() for buffer in self.model.buffers()]
+            self._buffers = [buffer.clone() for buffer in self._all_buffers()]
         whole = len(images) == self.recipe.batch_size
         graphed = self.graphed_step if whole else None
         if graphed and (replayed := graphed.replay(images, targets)) is not None:
@@ -201,7 +213,7 @@ class Learner:
         else:
             model = self.fast if whole else self.plain
             waiting = model.no_sync() if isinstance(model, DistributedDataParallel) and not update else nullcontext()
-            with waiting, graphed.warm_up(images.shape) if graphed else nullcontext():
+            with waiting, graphed.warm_up(images, targets) if graphed else nullcontext():
                 loss = self._loss(images, targets, model)
                 self._backward(loss * fraction)
             updated = False
@@ -215,9 +227,12 @@ class Learner:
                 self.ema.update(self.model, step=self.updates)
         return loss.detach()
 
+    def _all_buffers(self) -> list[torch.Tensor]:
+        return [*self.model.buffers(), *self.loss_fn.buffers()]
+
     def _count_skipped(self, updated: bool) -> None:
         if not updated:
-            for buffer, kept in zip(self.model.buffers(), self._buffers, strict=True):
+            for buffer, kept in zip(self._all_buffers(), self._buffers, strict=True):
                 buffer.copy_(kept)
         self._buffers = []
         self.skipped = 0 if updated else self.skipped + 1
@@ -232,6 +247,16 @@ class Learner:
         with autocast(self.recipe, self.world.device):
             return self.loss_fn((self.fast if model is None else model)(images), targets)
 
+    def blank_batch(self, count: int, shape: tuple[int, int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images of zeros `(count, *shape)` and targets, of the kinds that training has."""
+        device, classes = self.world.device, int(self.model.num_classes)  # type: ignore[arg-type]
+        layout = torch.channels_last if self.recipe.is_channels_last(device) else torch.contiguous_format
+        images = torch.zeros(count, *shape, device=device).contiguous(memory_format=layout)
+        targets = torch.arange(count, device=device) % classes
+        if self.recipe.mixes:
+            targets = nn.functional.one_hot(targets, classes).float()
+        return self.transform(images, targets, 0, 0)
+
     def compile(self, sizes: Sequence[int], channels: int) -> float:
         """Compiles the training step for images of these sizes by running it; nothing else changes.
 
@@ -239,20 +264,15 @@ class Learner:
             The seconds that it took.
         """
         start = time.perf_counter()
-        kept = {name: value.clone() for name, value in self.model.named_buffers()}
-        target = torch.zeros(self.recipe.batch_size, dtype=torch.long, device=self.world.device)
-        if self.recipe.mixes:
-            target = nn.functional.one_hot(target, int(self.model.num_classes)).float()  # type: ignore[arg-type]
-        layout = torch.channels_last if self.recipe.is_channels_last(self.world.device) else torch.contiguous_format
+        before = [buffer.clone() for buffer in self._all_buffers()]
         self.model.train()
         try:
             for size in sizes:
-                images = torch.zeros(self.recipe.batch_size, channels, size, size, device=self.world.device)
-                self._loss(images.contiguous(memory_format=layout), target).backward()
+                self._loss(*self.blank_batch(self.recipe.batch_size, (channels, size, size))).backward()
         finally:
             self.optimizer.zero_grad()
-            for name, value in self.model.named_buffers():
-                value.copy_(kept[name])
+            for buffer, kept in zip(self._all_buffers(), before, strict=True):
+                buffer.copy_(kept)
         return time.perf_counter() - start
 
     def give_up_compiling(self) -> None:
@@ -325,6 +345,7 @@ class Learner:
         """All that the next step depends on."""
         return {
             'model': self.model.state_dict(),
+            'loss': self.loss_fn.state_dict(),
             'ema': self.ema.module.state_dict() if self.ema is not None else None,
             'optimizer': self.optimizer.state_dict(),
             'scheduler': self._scheduler_state(),
@@ -345,6 +366,7 @@ class Learner:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes up what `state_dict` gave."""
         self.model.load_state_dict(state['model'])
+        self.loss_fn.load_state_dict(state['loss'])
         for group, here in zip(state['optimizer']['param_groups'], self.optimizer.param_groups, strict=False):
             if 'capturable' in group:  # it is not yet recorded, and may now be on a CPU
                 group['capturable'] = False

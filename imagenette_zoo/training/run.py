@@ -28,6 +28,7 @@ from .learner import Learner
 from .meter import Position
 from .run_folder import RunFolder, resumed_run
 from .tracking import check_trackers
+from .trial import try_own
 
 __all__ = ['Run', 'prepare', 'open_folder', 'check_resumable', 'make_model']
 
@@ -118,12 +119,13 @@ def prepare(recipe: Recipe, folder: RunFolder, state: bytes | None, world: World
     sets = (train_images, val_images)
     data_hash = pipeline.data_hash(recipe, sets, config['input_size'][-1], console)
     world.check_agreed('the images', [data_hash, *map(len, sets), train_images.classes])  # else all would wait forever
-    for size in recipe.train_img_sizes or ():
-        factory.probe(model, recipe.model, (config['input_size'][0], size, size))
-    factory.probe(model, recipe.model, config['input_size'])
+    shapes = [(config['input_size'][0], size, size) for size in recipe.train_img_sizes or ()]
+    for shape in (*shapes, config['input_size']):
+        factory.probe(model, recipe.model, shape)
     own = resolve(recipe, model, len(train_images), world.device, console)
     updates = -(-len(data.train_batches) // recipe.grad_accum_steps)
     learner = Learner(own, model, world, updates, console.line)
+    try_own(learner, data.train_batches.size, shapes or [config['input_size']])
     if own.torchcompile:
         _compile(recipe, learner, config, console)
     run = Run(recipe, folder, data, learner, config, data_hash)

@@ -220,7 +220,7 @@ def _train_epoch(epoch: int, run: Run, stop: StopSignals, console: Console) -> N
     with console.progress(f'epoch {epoch}', len(batches), recipe.log_interval * accumulate, position.step) as progress:
         for step, (images, targets) in enumerate(batches, position.step):
             seed_everything(recipe.seed, 'step', epoch, step, world.rank)
-            images, targets = data.transform(images, targets)
+            images, targets = learner.transform(*data.transform(images, targets), epoch, step)
             first = step - step % accumulate
             parts = min(accumulate, len(batches) - first)
             update = step + 1 == first + parts

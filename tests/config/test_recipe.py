@@ -79,6 +79,11 @@ def test_flags_yaml_and_python_agree(tmp_path: Path) -> None:
     assert Recipe.load(file, amp=False) == dataclasses.replace(wanted, amp=False)
 
 
+def test_names_of_ones_own() -> None:
+    recipe = parse('--sched', 'idea:mine', '--loss', 'idea:Poly', '--batch-transform', 'idea:Mask', '--epochs', '3')
+    assert (recipe.sched, recipe.loss, recipe.batch_transform) == ('idea:mine', 'idea:Poly', 'idea:Mask')
+
+
 def test_a_recipe_survives_its_own_yaml(tmp_path: Path) -> None:
     recipe = Recipe(opt_betas=(0.9, 0.95), decay_milestones=(3, 5), mixup=0.2, model_kwargs={'passes': [1, 2]})
     file = tmp_path / 'args.yaml'
@@ -133,6 +138,10 @@ def test_where_nothing_is_said_layout_is_channels_last_on_a_cpu() -> None:
         (['--model-kwargs', 'passes=2', 'drop_rate=0.2'], 'drop_rate: has an option of its own, --drop'),
         (['somewhere'], '--data-dir somewhere'),
         (['--decay-milestones', '5', '3'], 'must increase'),
+        (['--loss', 'PolyLoss'], "--loss: 'PolyLoss' is not module:attribute of your own, as in my_file:Mine"),
+        (['--loss', 'idea:Poly', '--bce-loss'], '--loss and --bce-loss are both losses'),
+        (['--loss', 'idea:Poly', '--smoothing', '0.2'], '--smoothing 0.2 has no effect with --loss'),
+        (['--batch-transform', 'idea:'], "--batch-transform: 'idea:' is not module:attribute"),
     ],
 )
 def test_a_wrong_flag_is_one_line(flags: list[str], message: str) -> None:
@@ -222,7 +231,7 @@ def test_where_options_may_differ() -> None:
         'workers', 'pin_mem', 'log_interval', 'log_swaps', 'log_tensorboard', 'log_wandb', 'wandb_project',
         'wandb_tags', 'wandb_resume_id',
     }  # fmt: skip
-    location = {'data_dir', 'output', 'experiment', 'overwrite', 'resume'}
+    location = {'data_dir', 'output', 'experiment', 'overwrite', 'resume', 'device_modules'}
     neither = {*nothing, *location, 'device', 'checkpoint_hist'}
     rounding = {'validation_batch_size', 'cuda_graph'}
     assert Recipe.may_differ('on resume') == {*neither, *rounding, 'recovery_interval', 'nan', 'nan_limit'}

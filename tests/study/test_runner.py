@@ -255,7 +255,7 @@ def wait_for(path: Path, process: Any) -> None:
 def test_a_study_that_was_stopped_goes_on(place: Path, folder: Path, number: signal.Signals) -> None:
     """Stopped in the middle of a training, it ends with the same weights."""
     command = ['study', 'rates.yaml', '--only', 'slow', '--data-dir', str(folder), '--output', str(place / 'runs')]
-    (place / 'rates.yaml').write_text(STUDY.format(epochs=150).replace('seeds: 2', 'seeds: 1'))
+    (place / 'rates.yaml').write_text(STUDY.format(epochs=50).replace('seeds: 2', 'seeds: 1'))
     process = start(*command)
     run = place / 'runs' / 'rates' / 'slow-seed1'
     wait_for(run / 'state.pt', process)

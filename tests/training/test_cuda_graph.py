@@ -5,7 +5,7 @@ import copy
 import pytest
 import timm
 import torch
-from timm.optim import create_optimizer_v2
+from timm.optim import Adahessian, create_optimizer_v2
 
 from imagenette_zoo.config.recipe import Recipe
 from imagenette_zoo.training.cuda_graph import _make_capturable, is_recordable, why_not_graphed
@@ -80,11 +80,14 @@ def test_an_optimizer_that_is_one_kernel_on_a_gpu_goes_on_on_a_cpu() -> None:
 )
 def test_why_steps_are_not_recorded(changes: dict[str, object], reason: str | None) -> None:
     recipe = Recipe(model='test_resnet', **changes)
-    shown = why_not_graphed(recipe, torch.device('cuda'), 1, False)
+    parameters = [torch.zeros(1, requires_grad=True)]
+    first, second = torch.optim.SGD(parameters), Adahessian(parameters)
+    loss = torch.nn.CrossEntropyLoss()
+    shown = why_not_graphed(recipe, torch.device('cuda'), 1, first, loss)
     assert shown is None if reason is None else reason in shown and bool(reason) == bool(shown)
-    assert why_not_graphed(recipe, torch.device('cuda'), 2, False) is not None
-    assert why_not_graphed(recipe, torch.device('cuda'), 1, True) is not None
-    assert why_not_graphed(recipe, torch.device('cpu'), 1, False) == ''
+    assert why_not_graphed(recipe, torch.device('cuda'), 2, first, loss) is not None
+    assert why_not_graphed(recipe, torch.device('cuda'), 1, second, loss) is not None
+    assert why_not_graphed(recipe, torch.device('cpu'), 1, first, loss) == ''
 
 
 def test_nothing_is_recorded_on_a_cpu() -> None:

@@ -682,6 +682,7 @@ def test_a_signal_stops_all_processes_together(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_with_a_compiled_model(recipe: MakeRecipe, tmp_path: Path) -> None:
     compiled = recipe(batch_size=4, torchcompile='inductor', experiment='compiled')
     finished(torchrun(compiled, tmp_path / 'tiny.yaml'))
@@ -694,7 +695,7 @@ def test_two_processes_with_a_compiled_model(recipe: MakeRecipe, tmp_path: Path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('words', [['kill', '--kills=2'], ['fuzz', '--inputs=40'], ['endure', '--epochs=12']])
+@pytest.mark.parametrize('words', [['kill', '--kills=1'], ['fuzz', '--inputs=40'], ['endure', '--epochs=12']])
 def test_the_long_version_runs(words: list[str], tmp_path: Path) -> None:
     env = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}
     command = [sys.executable, ROOT / 'tools' / 'soak.py', *words, '--results-dir', tmp_path]

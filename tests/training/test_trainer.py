@@ -71,6 +71,7 @@ def test_a_runs_folder(recipe: MakeRecipe) -> None:
         'versions',
         'hardware',
         'command',
+        'code',
     }
     assert saved['dataset'].pop('hash').startswith('content:')
     assert saved['dataset'] == {'name': Path(saved['recipe']['data_dir']).name, 'train': 24, 'val': 12}

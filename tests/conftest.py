@@ -72,10 +72,12 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture(autouse=True, scope='session')
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Nothing is read from or written to the user's cache."""
+    """Nothing is read from or written to the user's cache. What inductor compiled serves all workers of a session."""
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if 'PYTEST_XDIST_WORKER' in os.environ else own
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv('IMAGENETTE_ZOO_CACHE', str(tmp_path_factory.getbasetemp() / 'cache'))
-        patch.setenv('TORCHINDUCTOR_CACHE_DIR', str(tmp_path_factory.getbasetemp() / 'inductor'))
+        patch.setenv('IMAGENETTE_ZOO_CACHE', str(own / 'cache'))
+        patch.setenv('TORCHINDUCTOR_CACHE_DIR', str(shared / 'inductor'))
         yield
 
 
@@ -120,8 +122,14 @@ def no_modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(modules, '_imported', {})
     monkeypatch.setattr(sys, 'path', [*sys.path])
     yield
+    forget_modules()
+
+
+def forget_modules() -> None:
+    """As in a new process: code of the user's own is not imported."""
     for name in modules.imported_modules():
         sys.modules.pop(name, None)
+        del modules._imported[name]
 
 
 @pytest.fixture

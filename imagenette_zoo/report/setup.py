@@ -8,7 +8,7 @@ from typing import Any
 
 from ..config.recipe import Recipe
 from ..study.plan import Study
-from ..study.records import Record, code_of, distinct, options_of
+from ..study.records import Record, code_label, distinct, options_of
 from .drawing import Numbers
 from .section import Cell, Table, count, listed, run_cell
 
@@ -28,7 +28,7 @@ def numbers(records: Sequence[Record], runs: Mapping[str, Sequence[Record]]) -> 
         'datasets': distinct([{k: result.dataset.get(k) for k in ('name', 'train', 'val')} for result in results]),
         'img_sizes': sorted({result.img_size for result in results}),
         'epochs': sorted({result.epochs for result in results}),
-        'code': {name: distinct([code_of(record.result) for record in each]) for name, each in runs.items()},
+        'code': {name: distinct([code_label(record.result) for record in each]) for name, each in runs.items()},
         'hardware': distinct([result.hardware for result in results]),
         'versions': {
             name: distinct([result.versions[name] for result in results if name in result.versions])

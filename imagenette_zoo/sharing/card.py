@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -168,6 +168,9 @@ def _head(facts: CardFacts) -> Iterator[str]:
 
 
 def _usage(facts: CardFacts) -> Iterator[str]:
+    if code := facts.config.get('device_modules'):
+        yield _usage_with_code(facts, code)
+        return
     ours = timm.models.model_entrypoint(facts.config['architecture']).__module__.startswith('imagenette_zoo')
     registers = 'import imagenette_zoo  # registers the architecture with timm\n' if ours else ''
     names = facts.config.get('label_names') or facts.config['pretrained_cfg'].get('label_names')
@@ -191,6 +194,23 @@ print({label}, f'{{probability:.1%}}')
 ```
 
 `num_classes=N` gives it a new head to train, `features_only=True` makes a backbone of it."""
+
+
+def _usage_with_code(facts: CardFacts, code: Mapping[str, str]) -> str:
+    """How a model is used that needs code of its author's: files that are in the repository, packages that are not."""
+    repo, _, revision = facts.repo_id.partition('@')
+    folder = repo.rpartition('/')[2]
+    shown = ', '.join(f'`{name}` (SHA-256 {sha256})' for name, sha256 in code.items())
+    modules = ' '.join(f'{folder}/{name}' if name.endswith('.py') else name for name in code)
+    return f"""## Use
+
+Needs imagenette-zoo and code of the author: {shown}. A file is in this repository, a package is to be installed. Read
+the code before you run it.
+
+```bash
+hf download {repo} {f'--revision {revision} ' if revision else ''}--local-dir {folder}
+imagenette-zoo predict image.jpg --model {folder} --device-modules {modules}
+```"""
 
 
 def _evaluation(facts: CardFacts, trained: Trained) -> Iterator[str]:

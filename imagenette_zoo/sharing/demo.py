@@ -3,7 +3,7 @@
 `imagenette-zoo demo MODEL…` serves it on loopback. The same file is the `app.py` of a Hugging Face Space, which
 needs beside it `requirements.txt` (imagenette-zoo with its extra `demo`), in its `README.md` `sdk: gradio` and
 `app_file: app.py`, and among its variables `DEMO_MODELS`, as in `hf-hub:me/one hf-hub:me/two`; without it two
-models are shown whose weights come with the package.
+models are shown whose weights come with the package. `DEMO_MODULES` is as `--device-modules`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from imagenette_zoo.data.images import forget_other_formats, open_image
 from imagenette_zoo.errors import UserError, first_line, require
 from imagenette_zoo.inference.loading import TrainedModel, UseOptions, load_trained
 from imagenette_zoo.inference.predict import look_at
+from imagenette_zoo.utils.modules import import_modules
 
 __all__ = ['Explained', 'build', 'explain', 'main', 'serve']
 
@@ -140,8 +141,9 @@ def serve(models: Sequence[str], port: int | None = None) -> None:
 
 
 def main() -> None:
-    """A Space's entry: the models of `DEMO_MODELS`."""
+    """A Space's entry: the models of `DEMO_MODELS`, with the code of `DEMO_MODULES`."""
     try:
+        import_modules(os.environ.get('DEMO_MODULES', '').split())
         serve(os.environ.get('DEMO_MODELS', '').split() or DEFAULT)
     except UserError as error:
         raise SystemExit(f'error: {error}') from None

@@ -31,6 +31,7 @@ from ..report.page import report_numbers
 from ..training.run_folder import RunFolder
 from ..utils.console import Console
 from ..utils.files import write_atomic
+from ..utils.modules import imported_modules
 from ..utils.process import restore_process
 from ..version import __version__
 from .card import CardFacts, Trained, model_card, read_trained
@@ -111,7 +112,10 @@ def publish(source: str, repo_id: str, options: PublishOptions | None = None, *,
     with _one_line(repo_id, str(token), console):
         news = _send(output, files, repo_id, options, str(token))
     console.line(f'{"published" if news else "nothing to do, all of it is there already"}: {where}')
-    console.line(f'timm.create_model("hf-hub:{_named(repo_id, options)}", pretrained=True)')
+    if any(name.endswith('.py') for name in files):
+        console.line('its card says how it is used, with the code that it needs')
+    else:
+        console.line(f'timm.create_model("hf-hub:{_named(repo_id, options)}", pretrained=True)')
     return output
 
 
@@ -173,6 +177,7 @@ def write_folder(
     names = config.get('label_names') or model.pretrained_cfg.get('label_names')
     labels = listed_names(names, config['num_classes'], str(folder))
     link_model_folder(folder, output)
+    code = _write_code(folder, config, output)
     pictures = _pictures(trained, console) if trained is not None else []
     for picture in pictures:
         write_atomic(output / f'{picture.name}.png', picture.png)
@@ -182,7 +187,26 @@ def write_folder(
     write_atomic(output / 'README.md', str(card).encode())
     if ModelCard.load(output / 'README.md').data.to_dict() != card.data.to_dict():
         raise AssertionError(f'{output}: huggingface_hub reads the card otherwise than it was written')
-    return ['config.json', 'model.safetensors', 'README.md', *(file for file, _ in shown)]
+    return ['config.json', 'model.safetensors', 'README.md', *code, *(file for file, _ in shown)]
+
+
+def _write_code(folder: Path, config: dict[str, Any], output: Path) -> list[str]:
+    """Writes the files of the user's own that a model needs; returns their names.
+
+    Raises:
+        UserError: One is not that which the model was trained with.
+    """
+    needed, names = config.get('device_modules', {}), []
+    for module in imported_modules().values():
+        if module.label in needed and module.file is not None:
+            if module.sha256 != needed[module.label]:
+                raise UserError(
+                    f'{folder}: {module.label} has changed since it was trained: give --device-modules the copy in '
+                    f"the run's code/"
+                )
+            write_atomic(output / module.label, module.file.read_bytes())
+            names.append(module.label)
+    return names
 
 
 def _pictures(trained: Trained, console: Console) -> list[Picture]:

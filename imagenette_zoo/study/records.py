@@ -21,7 +21,7 @@ from .plan import Claim, Study, Trial
 from .statistics import Sample
 
 __all__ = [
-    'Record', 'by_run', 'check_recipe', 'code_of', 'distinct', 'group_runs', 'read_record', 'sample', 'samples_of',
+    'Record', 'by_run', 'check_recipe', 'code_label', 'distinct', 'group_runs', 'read_record', 'sample', 'samples_of',
     'study_records',
 ]  # fmt: skip
 
@@ -155,10 +155,10 @@ def group_runs(folders: Sequence[Path]) -> list[Record]:
 def _recipe(result: Result) -> dict[str, Any]:
     """The options that decide about a run, with the name and the hash of its images and of the user's own code."""
     data = {'data': result.dataset.get('name'), 'data_hash': result.dataset.get('hash')}
-    return {**options_of(result), **data, 'code': code_of(result)}
+    return {**options_of(result), **data, 'code': code_label(result)}
 
 
-def code_of(result: Result) -> str | None:
+def code_label(result: Result) -> str | None:
     """The user's own code that a run was trained with: each file or module with the first 12 digits of its SHA-256."""
     return ', '.join(f'{name} {sha256[:12]}' for name, sha256 in sorted(result.code.items())) or None
 

@@ -22,7 +22,7 @@ import torch
 from ..config.groups import ArchitectureOptions
 from ..config.recipe import ModelOptions, Recipe
 from ..data.locate import resolve_dataset
-from ..errors import UserError, first_line, nearest
+from ..errors import UserError, nearest
 from ..models.own import own_function, resolved
 from ..training.interrupts import Stopped
 from ..training.result import Result, read_result
@@ -155,13 +155,14 @@ def check_models(study: Study, console: Console) -> None:
         UserError: A module can't be imported; a run names something that nothing has, or its model does not take an
             argument.
     """
-    for name in distinct([run.recipe.device_modules for run in study.runs.values()]):
-        import_modules(name, console.line)
+    for modules in distinct([run.recipe.device_modules for run in study.runs.values()]):
+        import_modules(modules, console.line)
+    deciding = sorted(Recipe.names() - Recipe.may_differ('on resume'))  # others may look like module:attribute
     built = set()
     for run in study.runs.values():
         recipe = run.recipe
         try:
-            for name in sorted(Recipe.names() - Recipe.may_differ('on resume')):
+            for name in deciding:
                 resolved(getattr(recipe, name))
             if own_function(recipe.model) is None and ':' not in recipe.model and not timm.is_model(recipe.model):
                 raise UserError(f'no model {recipe.model!r}{nearest(recipe.model, timm.list_models())}')
@@ -182,13 +183,11 @@ def _check_build(recipe: Recipe) -> None:
         try:
             with torch.device('meta'):  # which computes nothing
                 make_model(recipe, CLASSES)
-        except Exception:  # some models compute when they are made
+        except UserError:  # some models compute when they are made
             try:
                 make_model(recipe, CLASSES)
             except UserError as error:
                 raise UserError(f'{error}{_meant(recipe, str(error))}') from None
-            except Exception as error:  # of a model of the user's own
-                raise UserError(f'model {recipe.model}: {type(error).__name__}: {first_line(error)}') from error
 
 
 def _meant(recipe: Recipe, reason: str) -> str:

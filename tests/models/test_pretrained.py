@@ -104,9 +104,8 @@ def test_features() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    'name', [pytest.param(name, marks=[] if name == NAME else pytest.mark.long) for name in NAMES]
-)
+@pytest.mark.long
+@pytest.mark.parametrize('name', NAMES)
 def test_accuracy_is_the_documented_one(name: str, imagenette_dir: Path) -> None:
     documented = results(name)
     assert abs(documented['float32']['top1'] - documented['packaged']['top1']) <= 0.05

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from imagenette_zoo.errors import UserError
-from imagenette_zoo.report.page import write_report
+from imagenette_zoo.report.page import report_numbers, write_report
+from imagenette_zoo.report.setup import about
 from tests.report.records import IMAGES, make_record, make_records
 
 
@@ -48,6 +49,24 @@ def test_best_two_of_different_models_are_beside_each_other_unless_told(tmp_path
     assert compared(compare=('third', 'second')) == ['third', 'second']
     with pytest.raises(UserError, match=r'secnd.*did you mean second'):
         compared(compare=('first', 'secnd'))
+
+
+@pytest.mark.parametrize(
+    ('codes', 'expected'),
+    [
+        ({'a': {'my_idea.py': '0123456789abcdef'}, 'b': {'my_idea.py': '0123456789abcdef'}}, 'my_idea.py 0123456789ab'),
+        (
+            {'a': {}, 'b': {'z.py': 'fedcba98765432100', 'my_idea.py': '0123456789abcdef'}},
+            'b: my_idea.py 0123456789ab, z.py fedcba987654',
+        ),
+        ({'a': {}, 'b': {}}, None),
+    ],
+)
+def test_code_of_the_users_own_is_named(codes: dict[str, dict[str, str]], expected: str | None) -> None:
+    records = [make_record(run, 1, 80.0, code=code) for run, code in codes.items()]
+    content = report_numbers(records)
+    text = about(content)
+    assert text.partition('Code of the user (SHA-256): ')[2] == (f'{expected}.' if expected else '')
 
 
 def test_confusion_and_passes_are_means_over_seeds(written: Path) -> None:

@@ -137,6 +137,9 @@ def test_as_a_space_it_says_in_one_line_what_is_wrong(monkeypatch: pytest.Monkey
     monkeypatch.setenv('DEMO_MODELS', 'runs/none')
     with pytest.raises(SystemExit, match=r'error: .*runs/none: no run'):
         demo.main()
+    monkeypatch.setenv('DEMO_MODULES', 'no_idea.py')
+    with pytest.raises(SystemExit, match=r"error: .*no_idea\.py: can't read a Python file"):
+        demo.main()
 
 
 @pytest.mark.slow

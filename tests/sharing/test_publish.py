@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from imagenette_zoo.models.model_folder import load_folder
 from imagenette_zoo.sharing import publish as module
 from imagenette_zoo.sharing.card import CardFacts, model_card, read_trained
 from imagenette_zoo.training.trainer import train
+from tests.conftest import forget_modules
 from tests.hub import TOKEN, Client, Hub
 
 FILES = {'config.json', 'model.safetensors', 'README.md'}
@@ -330,6 +331,43 @@ def test_the_card_has_the_figures_of_the_report(run: Path, tmp_path: Path, capsy
     monkeypatch.setitem(__import__('sys').modules, 'matplotlib.style', None)
     assert '.png' not in written(run, tmp_path / 'without')
     assert 'pip install' in capsys.readouterr().out
+
+
+def test_code_that_a_model_needs_is_published_with_it(
+    no_modules: None,
+    recipe: Callable[..., Recipe],
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    idea = Path('my_idea.py')
+    idea.write_text(
+        'from torch import nn\n\n\nclass Half(nn.Softplus):\n    def __init__(self, inplace=False):\n'
+        '        super().__init__(0.5)\n'
+    )
+    kwargs = {'act_layer': 'my_idea:Half'}
+    run = train(recipe(epochs=1, model_kwargs=kwargs, device_modules=('my_idea.py',)), quiet=True).folder
+    command = ['publish', str(run), 'me/small', '--dry-run', '--output', 'small', '--device-modules', 'my_idea.py']
+    assert main(command) == 0
+    assert 'KiB  my_idea.py' in capsys.readouterr().out
+    assert Path('small', 'my_idea.py').read_bytes() == idea.read_bytes()
+    text = Path('small', 'README.md').read_text()
+    assert 'timm.create_model' not in text
+    assert 'hf download me/small --local-dir small' in text
+    [use] = re.findall('^imagenette-zoo (.*)$', text, re.MULTILINE)
+    forget_modules()
+    image = next((folder / 'val' / 'class1').iterdir())
+    assert main(use.replace('image.jpg', str(image)).split()) == 0
+    assert 'class' in capsys.readouterr().out
+    forget_modules()
+    idea.write_text(idea.read_text().replace('0.5', '0.6'))
+    assert main(command) == 2
+    assert 'my_idea.py has changed since it was trained: give --device-modules the copy' in capsys.readouterr().err
+    forget_modules()
+    assert main(command[:-2]) == 2
+    assert "this model needs the code in 'my_idea.py'" in capsys.readouterr().err
 
 
 def test_names_in_a_card_are_no_markup(run: Path) -> None:

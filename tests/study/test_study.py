@@ -467,6 +467,17 @@ def test_runs_are_named_by_what_tells_them_apart(tmp_path: Path, recipe: Callabl
     assert len(by_run(group_runs(folders[:2]))) == 1
 
 
+def test_runs_with_other_code_are_other_runs(tmp_path: Path) -> None:
+    codes: dict[str, dict[str, str]] = {'a': {'idea.py': 'a' * 64}, 'b': {'idea.py': 'b' * 64}, 'c': {}}
+    for name, code in codes.items():
+        (tmp_path / name).mkdir()
+        result = replace(record([50.0]).result, code=code)
+        (tmp_path / name / 'result.json').write_text(json.dumps(result.as_json()))
+        (tmp_path / name / 'metrics.jsonl').write_text('')
+    found = group_runs([tmp_path / name for name in codes])
+    assert [each.run for each in found] == [f'model code=idea.py {letter * 12}' for letter in 'ab'] + ['model']
+
+
 @pytest.mark.slow
 def test_runs_on_other_images_are_other_runs(tmp_path: Path, recipe: Callable[..., Recipe]) -> None:
     other = make_folder(tmp_path / 'flowers')

@@ -695,7 +695,14 @@ def test_two_processes_with_a_compiled_model(recipe: MakeRecipe, tmp_path: Path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('words', [['kill', '--kills=1'], ['fuzz', '--inputs=40'], ['endure', '--epochs=12']])
+@pytest.mark.parametrize(
+    'words',
+    [
+        pytest.param(['kill', '--kills=2'], marks=pytest.mark.long),
+        ['fuzz', '--inputs=40'],
+        ['endure', '--epochs=12'],
+    ],
+)
 def test_the_long_version_runs(words: list[str], tmp_path: Path) -> None:
     env = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}
     command = [sys.executable, ROOT / 'tools' / 'soak.py', *words, '--results-dir', tmp_path]

@@ -83,8 +83,9 @@ def _recipe(recipe: Recipe | str | Path | None, options: dict[str, Any]) -> Reci
         if callable(recipe) or timm.is_model(str(recipe)):
             raise UserError(f'train: {recipe} is a model, no recipe: give it as model=')
         return Recipe.load(recipe, **options)
-    if isinstance(epochs := options.get('epochs'), int) and 0 < epochs <= Recipe.warmup_epochs:
-        options = {'warmup_epochs': epochs - 1, **options}
+    epochs = Recipe.check_value('epochs', options.get('epochs', Recipe.epochs))
+    if not options.get('warmup_prefix'):  # the default leaves something of few epochs
+        options = {'warmup_epochs': min(Recipe.warmup_epochs, epochs - 1), **options}
     return Recipe(**options)
 
 

@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,7 +22,6 @@ from imagenette_zoo.report import studies
 from imagenette_zoo.report.page import write_report
 from imagenette_zoo.study import runner
 from imagenette_zoo.training.result import read_result
-from imagenette_zoo.utils import console
 from tests.conftest import changed, interrupted
 
 pytest.importorskip('scipy')
@@ -228,5 +228,16 @@ def test_models_that_a_package_of_the_notebook_registers_are_trained_here(
     assert len(run('registered_net', options).records) == 1
 
 
-def test_no_ipython_no_notebook() -> None:
-    assert not console.in_ipython()
+def test_a_model_must_be_made_anew(options: dict[str, Any]) -> None:
+    model = Net(3)
+    with pytest.raises(UserError, match='model mine: is the same each time'):
+        run({'mine': lambda num_classes: model}, options)
+
+
+def test_a_thread_may_run_a_study(options: dict[str, Any]) -> None:
+    """Signals can't be caught there. The model has no `get_classifier`: its last linear layer is scaled."""
+    studies: list[iz.Study] = []
+    thread = Thread(target=lambda: studies.append(run(Net, options, head_init_scale=0.1)))
+    thread.start()
+    thread.join()
+    assert len(studies[0].records) == 1

@@ -239,6 +239,8 @@ def test_options_without_a_recipe(recipe: MakeRecipe, monkeypatch: pytest.Monkey
     file.write_text('epochs: 3\nwarmup_epochs: 1\n')
     train(model='resnet18', epochs=2)
     train(model='resnet18', epochs=2, warmup_epochs=0)
+    train(model='resnet18', epochs=2, warmup_prefix=True)
+    assert main(['train', '--model', 'resnet18', '--epochs', '1']) == 0
     train(model='resnet18', epochs=9)
     train(file, lr=0.3)
     train(recipe(), lr=0.3)
@@ -246,6 +248,8 @@ def test_options_without_a_recipe(recipe: MakeRecipe, monkeypatch: pytest.Monkey
     assert recipes == [
         Recipe(model='resnet18', epochs=2, warmup_epochs=1),
         Recipe(model='resnet18', epochs=2, warmup_epochs=0),
+        Recipe(model='resnet18', epochs=2, warmup_prefix=True),
+        Recipe(model='resnet18', epochs=1, warmup_epochs=0),
         Recipe(model='resnet18', epochs=9),
         Recipe(epochs=3, warmup_epochs=1, lr=0.3),
         recipe(lr=0.3),

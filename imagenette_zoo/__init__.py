@@ -15,30 +15,37 @@ if TYPE_CHECKING:
     from .inference.predict import predict
     from .inference.validate import validate
     from .layers.fuse import fuse
+    from .report.notebook import Study, report, run, study
     from .sharing.export import export
     from .training.result import Result
     from .training.trainer import train
 
 __all__ = [
-    'ModelInfo', 'Recipe', 'Result', '__version__', 'export', 'fuse', 'list_models', 'predict', 'train', 'validate',
+    'ModelInfo', 'Recipe', 'Result', 'Study', '__version__', 'export', 'fuse', 'list_models', 'predict', 'report',
+    'run', 'study', 'train', 'validate',
 ]  # fmt: skip
 
 _HOME_OF = {
     'Recipe': 'imagenette_zoo.config.recipe',
     'Result': 'imagenette_zoo.training.result',
+    'Study': 'imagenette_zoo.report.notebook',
     'export': 'imagenette_zoo.sharing.export',
     'fuse': 'imagenette_zoo.layers.fuse',
     'predict': 'imagenette_zoo.inference.predict',
+    'run': 'imagenette_zoo.report.notebook',
     'train': 'imagenette_zoo.training.trainer',
     'validate': 'imagenette_zoo.inference.validate',
 }
+_CALLABLE = ('report', 'study')  # packages that are functions, too
 
 
 def __getattr__(name: str) -> Any:
+    if name in _CALLABLE:
+        return import_module(f'{__name__}.{name}')
     if name not in _HOME_OF:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
     return getattr(import_module(_HOME_OF[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME_OF})
+    return sorted({*globals(), *_HOME_OF, *_CALLABLE})

@@ -17,6 +17,10 @@ class UserError(Exception):
     programmer's mistake and keeps its traceback.
     """
 
+    def _render_traceback_(self) -> list[str]:
+        """The lines that IPython shows instead of a traceback."""
+        return [f'error: {self}']
+
 
 def first_line(error: BaseException) -> str:
     """What went wrong, in one line: the first of the message, else the kind of error."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 from ..config.fields import add_flags, given_flags
@@ -31,7 +30,6 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _train(args: argparse.Namespace) -> int:
     from ..training.result import read_result
-    from ..training.run_folder import resumed_run
     from ..training.trainer import train
 
     flags = given_flags(args, Recipe)
@@ -41,14 +39,7 @@ def _train(args: argparse.Namespace) -> int:
         then = read_result(Path(args.from_run))
         train(Recipe.load(then.folder / 'args.yaml', **{'experiment': None, **flags}), repeats=then)
         return 0
-    base = args.config
-    if base is None and 'resume' in flags:
-        run = resumed_run(flags['resume'], flags.get('output', Recipe.output), flags.get('experiment'))
-        file = run / 'args.yaml'
-        base = file if os.path.isfile(file) else None
-    if base is None and 'model' not in flags:
-        base = FLAGSHIP
-    train(Recipe.load(base, **flags) if base else Recipe(**flags))
+    train(args.config, **flags)
     return 0
 
 

@@ -97,8 +97,13 @@ class Options:
     """Base of every set of options: checks each value when made.
 
     Raises:
-        UserError: A value has the wrong type, is out of range, or contradicts another.
+        UserError: A value has the wrong type, is out of range, or contradicts another; or there is no such option.
     """
+
+    def __new__(cls, *_: Any, **values: Any) -> Any:
+        if unknown := sorted(values.keys() - cls.names()):
+            raise UserError(f'unknown option {unknown[0]!r}{nearest(unknown[0], cls.names())}')
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         for field, kind in self.kinds():

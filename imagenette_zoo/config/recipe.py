@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..errors import UserError, nearest
+from ..errors import UserError
 from ..utils.modules import is_reference
 from .fields import Options, option
 from .groups import ArchitectureOptions, ComputeOptions, DataOptions, InputOptions
@@ -394,8 +394,4 @@ class Recipe(
 
     def replace(self, **changes: Any) -> Recipe:
         """A copy with some options changed."""
-        unknown = set(changes) - self.names()
-        if unknown:
-            name = sorted(unknown)[0]
-            raise UserError(f'unknown option {name!r}{nearest(name, self.names())}')
         return dataclasses.replace(self, **changes)

@@ -16,7 +16,7 @@ from ..data.folders import ImageSet
 from ..errors import UserError
 from ..models.factory import compiled, model_cost
 from ..utils import environment
-from ..utils.console import Console, table
+from ..utils.console import Console, html_table, table
 from ..utils.distributed import World, choose_device
 from ..utils.files import write_atomic, write_json
 from ..utils.memory import is_out_of_memory
@@ -24,7 +24,7 @@ from ..utils.process import restore_process
 from .evaluate import evaluate, shift_consistency
 from .loading import TrainedModel, images_of, load_trained
 
-__all__ = ['Validation', 'validate']
+__all__ = ['Validation', 'Validations', 'validate']
 
 
 @dataclass
@@ -55,6 +55,13 @@ class Validation:
     hardware: dict[str, Any] = field(repr=False)
 
 
+class Validations(list[Validation]):
+    """Results in the order in which models were named; a notebook shows them as a table."""
+
+    def _repr_html_(self) -> str:
+        return html_table(_summary(self))
+
+
 @restore_process()
 def validate(
     model: str | Path | Sequence[str] | ValidationOptions,
@@ -62,7 +69,7 @@ def validate(
     *,
     quiet: bool = False,
     **options: Any,
-) -> list[Validation]:
+) -> Validations:
     """Validates one model or several on the same images.
 
     Args:
@@ -95,14 +102,14 @@ def validate(
     for name in model.model:  # all, before the first is evaluated
         with _full_memory(name):
             opened.append(load_trained(name, model, world.device, channels_last, images, model.reparam, log))
-    results: list[Validation] = []
+    results = Validations()
     for trained in opened:
         with _full_memory(trained.name):
             results.append(_validate_one(trained, model, images, world, console))
         if model.results_file:  # after each, so that nothing computed is lost
             _write_results(Path(model.results_file), results)
     console.line()
-    console.line(_summary(results))
+    console.line(table(_summary(results)))
     if model.results_file:
         console.line(f'\nresults: {model.results_file}')
     return results
@@ -188,8 +195,8 @@ def _report(result: Validation, names: list[str]) -> str:
     return f'{title}\n{table(rows)}'
 
 
-def _summary(results: Sequence[Validation]) -> str:
-    """A line a model."""
+def _summary(results: Sequence[Validation]) -> list[list[str]]:
+    """A row a model, after a header."""
     shifts = any(result.shift_consistency is not None for result in results)
     rows = [
         [
@@ -219,4 +226,4 @@ def _summary(results: Sequence[Validation]) -> str:
                 '–' if result.gmacs is None else f'{result.gmacs:.2f}',
             ]
         )
-    return table(rows)
+    return rows

@@ -22,10 +22,9 @@ from torch import nn
 
 from ..errors import UserError, first_line, nearest
 from ..utils.files import sync, write_atomic, write_errors, write_json
-from ..utils.modules import imported_modules
 from ..utils.reading import read_errors, read_json
 from . import factory
-from .own import own_function
+from .own import NOTEBOOK, code_of, own_function
 
 __all__ = [
     'save_model_folder', 'link_model_folder', 'read_weights', 'load_weights', 'model_folder', 'load_folder',
@@ -213,8 +212,16 @@ def _check_code(folder: Path, config: Mapping[str, Any]) -> None:
     needed = config.get('device_modules', {})
     if not isinstance(needed, dict):
         return
-    imported = {module.label: module.sha256 for module in imported_modules().values()}
+    name = config['architecture']
+    imported = code_of(name)
     for label, sha256 in needed.items():
+        if label == NOTEBOOK + name and label not in imported:
+            if own_function(name) is not None:  # of a file by now
+                continue
+            raise UserError(
+                f'{folder}: was trained with a model of a notebook, {name[:80]!r}: open it there, or give a file that '
+                f'defines a model of this name, with @timm.models.register_model, by --device-modules'
+            )
         if label not in imported:
             raise UserError(
                 f'{folder}: this model needs the code in {str(label)[:80]!r} (SHA-256 {str(sha256)[:12]}): if you '

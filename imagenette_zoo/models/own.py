@@ -2,23 +2,60 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+from weakref import WeakSet
 
 import timm
 from timm.data.constants import DEFAULT_CROP_PCT, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
 from ..errors import UserError
-from ..utils.modules import in_a_line, is_reference, owner, reference_to, resolve
+from ..utils.modules import imported_modules, in_a_line, is_reference, owner, reference_to, resolve
+from ..utils.source import source_of
 from .configs import INPUT_SIZE
 
-__all__ = ['NAMED', 'as_plain', 'build_own', 'needed_modules', 'own_function', 'resolved']
+__all__ = [
+    'NAMED', 'NOTEBOOK', 'as_plain', 'build_own', 'code_of', 'is_of_this_process', 'last_linear', 'name_model',
+    'needed_modules', 'own_function', 'resolved',
+]  # fmt: skip
 
 NAMED: dict[str, Callable[..., Any]] = {}  # models of this process that have no module: a notebook's, by name
+NOTEBOOK = 'notebook:'  # what the code of such a model is recorded as, with its name
+_made: WeakSet[nn.Module] = WeakSet()
 NEUTRAL = (None, False, 0, 0.0, '')  # values of arguments that change nothing
+
+
+def name_model(function: Callable[..., Any], name: str | None = None) -> str:
+    """Makes a function or class a model of this process, known by a name.
+
+    Args:
+        function: Makes the model; it is called with `num_classes` and the options that are given.
+        name: The model's; that of the function if not given.
+
+    Returns:
+        The name.
+
+    Raises:
+        UserError: It makes no models, or timm has a model of that name.
+    """
+    own = str(getattr(getattr(function, 'func', function), '__name__', 'model')).strip('<>')
+    if isinstance(function, nn.Module):
+        made = type(function).__name__
+        raise UserError(f'model {name or made}: is made already: give the class, or lambda num_classes: {made}(…)')
+    if not callable(function) or ':' in (name or own):
+        raise UserError(f'model {name or function!r}: a function or class is needed, and a name without a colon')
+    if timm.is_model(name or own):
+        if timm.models.model_entrypoint(name or own) is function:
+            return name or own
+        if name is not None:
+            raise UserError(f'model {name}: timm has one of this name: choose another')
+        own = f'{function.__module__}.{own}'  # as torchvision's
+    NAMED[name or own] = function
+    return name or own
 
 
 def own_function(name: str) -> Callable[..., Any] | None:
@@ -38,6 +75,24 @@ def own_function(name: str) -> Callable[..., Any] | None:
         return None
     function = timm.models.model_entrypoint(name)
     return None if function.__module__.partition('.')[0] in ('timm', 'imagenette_zoo') else function
+
+
+def is_of_this_process(name: str) -> bool:
+    """Whether no other process knows a model: it was named here, or is of the script or the notebook that runs."""
+    function = None if is_reference(name) else own_function(name)
+    return function is not None and (name in NAMED or function.__module__ == '__main__')
+
+
+def code_of(name: str) -> dict[str, str]:
+    """The SHA-256 of the user's own code that a model is made with: of all modules that were imported, by file or name,
+    and of the model itself where it is of this process."""
+    return {module.label: module.sha256 for module in imported_modules().values()} | _of_this_process(name)
+
+
+def _of_this_process(name: str) -> dict[str, str]:
+    if not is_of_this_process(name):
+        return {}
+    return {NOTEBOOK + name: hashlib.sha256(source_of(own_function(name)).encode()).hexdigest()}
 
 
 def build_own(name: str, function: Callable[..., Any], kwargs: Mapping[str, Any]) -> nn.Module:
@@ -66,6 +121,9 @@ def build_own(name: str, function: Callable[..., Any], kwargs: Mapping[str, Any]
         raise UserError(f'model {name}: {in_a_line(error)}') from error
     if not isinstance(model, nn.Module):
         raise UserError(f'model {name}: makes a {type(model).__name__}: a torch.nn.Module is needed')
+    if model in _made:
+        raise UserError(f'model {name}: is the same each time: it must be made anew, for each training starts from it')
+    _made.add(model)
     return _completed(model, name, kwargs.get('num_classes'))
 
 
@@ -75,9 +133,12 @@ def _is_neutral(value: object) -> bool:
 
 def _completed(model: Any, name: str, classes: int | None) -> nn.Module:
     """The model with timm's attributes; what it lacks is derived."""
-    head = next((layer for layer in reversed(list(model.modules())) if isinstance(layer, nn.Linear)), None)
+    head = last_linear(model)
     if not isinstance(getattr(model, 'num_classes', None), int):
         model.num_classes = classes or (head.out_features if head else 0)
+    if classes and model.num_classes != classes:
+        own = model.num_classes
+        raise UserError(f'model {name}: has {own} classes, the data have {classes}: take num_classes as an argument')
     if not isinstance(getattr(model, 'num_features', None), int):
         model.num_features = head.in_features if head else model.num_classes
     config = getattr(model, 'pretrained_cfg', None) or getattr(model, 'default_cfg', None) or {}
@@ -94,6 +155,11 @@ def _completed(model: Any, name: str, classes: int | None) -> nn.Module:
     if hasattr(model, '_model_args'):  # since timm 1.0.31
         model._model_args = {}  # those that it passed on are its own affair
     return model  # type: ignore[no-any-return]
+
+
+def last_linear(model: nn.Module) -> nn.Linear | None:
+    """The last linear layer of a model: its classifier, where it does not say itself."""
+    return next((layer for layer in reversed(list(model.modules())) if isinstance(layer, nn.Linear)), None)
 
 
 def resolved(value: Any) -> Any:
@@ -117,7 +183,7 @@ def needed_modules(name: str, args: Mapping[str, Any]) -> dict[str, str]:
     modules = [name.partition(':')[0] if is_reference(name) else getattr(function, '__module__', '')]
     modules += [reference.partition(':')[0] for reference in _references(dict(args))]
     owners = (owner(module) for module in modules)
-    return {module.label: module.sha256 for module in owners if module is not None}
+    return {module.label: module.sha256 for module in owners if module is not None} | _of_this_process(name)
 
 
 def _references(value: Any) -> Iterator[str]:

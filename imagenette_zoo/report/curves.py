@@ -6,10 +6,21 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..study.records import Record
-from .drawing import COLOURS, MOST_LINES, Numbers, Picture, draw_picture, legend, names, run_label, short_label
+from .drawing import (
+    COLOURS,
+    MOST_LINES,
+    Numbers,
+    Picture,
+    draw_figure,
+    draw_picture,
+    legend,
+    names,
+    run_label,
+    short_label,
+)  # fmt: skip
 from .section import Cell, Figure, Section, Table, stat_of
 
-__all__ = ['learning_curves', 'numbers', 'section']
+__all__ = ['best_curves', 'learning_curves', 'numbers', 'section']
 
 MARKERS = ('o', 's', '^', 'D', 'v', 'P')
 LINES = ('-', '--', '-.', ':', (0, (6, 1)), (0, (3, 1, 1, 1, 1, 1)))
@@ -39,16 +50,26 @@ def section(content: Numbers) -> Section | None:
     runs = [run for run in content['runs'] if run['curve']]
     if not runs:
         return None
-    values = [
-        row[end] for run in runs for row in run['curve'] for end in ('mean', 'low', 'high') if row[end] is not None
-    ]
-    limits = (max(0.0, min(values) - 2), min(100.0, max(values) + 2))
+    limits = _limits(runs)
     drawn: list[Figure] = []
     for start in range(0, len(runs), MOST_LINES):
         some = runs[start : start + MOST_LINES]
         picture = learning_curves(some, f'curves-{len(drawn) + 1}', limits)
         drawn.append(Figure(picture, _band_words(some), _curve_table(some)))
     return Section('curves', 'Learning curves', figures=drawn)
+
+
+def _limits(runs: Sequence[Numbers]) -> tuple[float, float]:
+    """Of top-1, in figures of these runs."""
+    ends = ('mean', 'low', 'high')
+    values = [row[end] for run in runs for row in run['curve'] for end in ends if row[end] is not None]
+    return max(0.0, min(values) - 2), min(100.0, max(values) + 2)
+
+
+def best_curves(content: Numbers) -> Any:
+    """The curves of the best six runs, as a figure of matplotlib's."""
+    runs = [run for run in content['runs'] if run['curve']][:MOST_LINES]
+    return draw_figure(_height(runs), lambda figure: _draw(figure, runs, _limits(runs)))
 
 
 def _curve_table(runs: Sequence[Numbers]) -> Table:
@@ -87,27 +108,33 @@ def learning_curves(runs: Sequence[Numbers], name: str, limits: tuple[float, flo
         limits: Of top-1, the same for the figures that are to be compared.
     """
 
-    def draw(figure: Any) -> None:
-        axis = figure.add_subplot()
-        for index, run in enumerate(runs):
-            rows = run['curve']
-            epochs = [row['epoch'] for row in rows]
-            colour = COLOURS[index]
-            axis.plot(
-                epochs,
-                [row['mean'] for row in rows],
-                color=colour,
-                linestyle=LINES[index],
-                marker=MARKERS[index],
-                markersize=4,
-                markevery=max(1, len(rows) // 8),
-            )
-            if run['band'] and rows:
-                bounds = ([row[end] for row in rows] for end in ('low', 'high'))
-                axis.fill_between(epochs, *bounds, color=colour, alpha=0.2, linewidth=0)
-        axis.set(xlabel='epochs', ylabel='validation top-1, %', ylim=limits)
-        axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.grid(alpha=0.25, linewidth=0.5)
-        legend(figure, axis.lines, [short_label(run) for run in runs])
+    title = f'Validation top-1 by epoch: {names(runs)}'
+    return draw_picture(name, title, _height(runs), lambda figure: _draw(figure, runs, limits))
 
-    return draw_picture(name, f'Validation top-1 by epoch: {names(runs)}', 3.0 + 0.2 * len(runs), draw)
+
+def _height(runs: Sequence[Numbers]) -> float:
+    return 3.0 + 0.2 * len(runs)
+
+
+def _draw(figure: Any, runs: Sequence[Numbers], limits: tuple[float, float]) -> None:
+    axis = figure.add_subplot()
+    for index, run in enumerate(runs):
+        rows = run['curve']
+        epochs = [row['epoch'] for row in rows]
+        colour = COLOURS[index]
+        axis.plot(
+            epochs,
+            [row['mean'] for row in rows],
+            color=colour,
+            linestyle=LINES[index],
+            marker=MARKERS[index],
+            markersize=4,
+            markevery=max(1, len(rows) // 8),
+        )
+        if run['band'] and rows:
+            bounds = ([row[end] for row in rows] for end in ('low', 'high'))
+            axis.fill_between(epochs, *bounds, color=colour, alpha=0.2, linewidth=0)
+    axis.set(xlabel='epochs', ylabel='validation top-1, %', ylim=limits)
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.grid(alpha=0.25, linewidth=0.5)
+    legend(figure, axis.lines, [short_label(run) for run in runs])

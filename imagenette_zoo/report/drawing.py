@@ -12,13 +12,14 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 __all__ = [
-    'COLOURS', 'INK', 'MOST_CELLS', 'MOST_LINES', 'PAPER', 'WIDTH', 'Numbers', 'Picture', 'draw_picture', 'heat_map',
-    'legend', 'names', 'run_label', 'short', 'short_label',
+    'COLOURS', 'INK', 'MOST_CELLS', 'MOST_LINES', 'PAPER', 'WIDTH', 'Numbers', 'Picture', 'draw_figure', 'draw_picture',
+    'heat_map', 'legend', 'names', 'run_label', 'short', 'short_label',
 ]  # fmt: skip
 
 WIDTH = 5.0  # inches
@@ -101,13 +102,37 @@ def short(name: str, most: int) -> str:
     return name if len(name) <= most else f'{name[: most - 1 - half]}…{name[-half:]}'
 
 
+@contextmanager
+def _style(salt: str) -> Iterator[None]:
+    import matplotlib.style
+
+    with matplotlib.style.context([STYLE, {'svg.hashsalt': salt}], after_reset=True), warnings.catch_warnings():
+        warnings.filterwarnings('ignore', 'Glyph')  # letters that its font lacks; a browser has others
+        yield
+
+
+def draw_figure(height: float, draw: Callable[[Any], None]) -> Any:
+    """A figure of matplotlib's, which a notebook shows."""
+    import matplotlib.figure
+
+    class Figure(matplotlib.figure.Figure):
+        def _repr_png_(self) -> bytes:
+            file = io.BytesIO()
+            self.savefig(file, format='png', dpi=150)
+            return file.getvalue()
+
+    with _style(''):
+        figure = Figure((WIDTH, height), layout='constrained', facecolor=PAPER)
+        draw(figure)
+        figure.draw_without_rendering()  # which makes what would else be made later, in another style
+    return figure
+
+
 def draw_picture(name: str, title: str, height: float, draw: Callable[[Any], None]) -> Picture:
     """Draws a figure and saves it, the same way on each machine and at each time."""
-    import matplotlib.style
-    from matplotlib.figure import Figure
+    with _style(name):
+        from matplotlib.figure import Figure
 
-    with matplotlib.style.context([STYLE, {'svg.hashsalt': name}], after_reset=True), warnings.catch_warnings():
-        warnings.filterwarnings('ignore', 'Glyph')  # letters that its font lacks; a browser has others
         figure = Figure((WIDTH, height), layout='constrained', facecolor=PAPER)
         draw(figure)
         svg, png = io.BytesIO(), io.BytesIO()

@@ -20,7 +20,9 @@ from ..study.statistics import interval, judge
 from ..utils.console import Console, duration, table
 from .page import check_packages, write_report
 
-__all__ = ['report_on', 'run_models', 'run_study_file', 'summary', 'verdicts']
+__all__ = [
+    'carry_out', 'report_on', 'run_models', 'run_study_file', 'summary', 'summary_rows', 'verdicts', 'with_modules',
+]  # fmt: skip
 
 
 def run_study_file(
@@ -47,15 +49,20 @@ def run_study_file(
     Raises:
         UserError: Something in the file is wrong, or a training failed.
     """
-    study = read_study(find_study(name))
-    if modules:
-        runs = study.runs.values()
-        named = {run.name: replace(run, recipe=run.recipe.replace(device_modules=modules)) for run in runs}
-        study = replace(study, runs=named)
+    study = with_modules(read_study(find_study(name)), modules)
     for run in only:
         if run not in study.runs:
             raise UserError(f'--only: {name} has no run {run!r}{nearest(run, study.runs)}')
-    _carry_out(study, slot, Console(), only=only, budget=budget, plan_only=plan_only, ray=ray)
+    carry_out(study, slot, Console(), only=only, budget=budget, plan_only=plan_only, ray=ray)
+
+
+def with_modules(study: Study, modules: Sequence[str]) -> Study:
+    """A study with other code of the user's own, if any is given."""
+    if not modules:
+        return study
+    runs = study.runs.values()
+    named = {run.name: replace(run, recipe=run.recipe.replace(device_modules=modules)) for run in runs}
+    return replace(study, runs=named)
 
 
 def run_models(
@@ -83,10 +90,10 @@ def run_models(
         UserError: What is varied can't be, two runs would be the same, or a training failed.
     """
     study = plan_models(models, recipe, seeds, vary)
-    _carry_out(study, slot, Console(), plan_only=plan_only, ray=ray)
+    carry_out(study, slot, Console(), plan_only=plan_only, ray=ray)
 
 
-def _carry_out(
+def carry_out(
     study: Study,
     slot: Slot,
     console: Console,
@@ -96,6 +103,12 @@ def _carry_out(
     plan_only: bool = False,
     ray: str | None = None,
 ) -> None:
+    """Runs what is missing of a study and reports, as `run_study_file` says.
+
+    Raises:
+        UserError: A training failed; the report on the others is written.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; what was computed is saved.
+    """
     if plan_only:
         dry_run(study, slot, console, only, budget)
         return
@@ -140,12 +153,19 @@ def _print_failures(trials: Trials, slot: Slot, console: Console) -> None:
     if trials.failed:
         shown = '; '.join(f'{name}: {reason}' for name, reason in trials.failed.items())
         count = len(trials.failed) + len(trials.done) + len(trials.left)
-        raise UserError(f'{len(trials.failed)} of {count} trainings failed (see {slot.output / "logs"}): {shown}')
+        logs = slot.output / 'logs'
+        see = f' (see {logs})' if logs.is_dir() else ''
+        raise UserError(f'{len(trials.failed)} of {count} trainings failed{see}: {shown}')
 
 
 def summary(records: Sequence[Record]) -> str:
     """A line a run."""
-    rows = [('run', 'seeds', 'top-1 %', 'total', 'images/s', 'M parameters')]
+    return f'{table(summary_rows(records))}\n(mean of the seeds ± 95 % interval)'
+
+
+def summary_rows(records: Sequence[Record]) -> list[tuple[str, ...]]:
+    """A row a run, after a header."""
+    rows: list[tuple[str, ...]] = [('run', 'seeds', 'top-1 %', 'total', 'images/s', 'M parameters')]
     for run, members in by_run(records).items():
         top1 = interval([record.result.top1 for record in members])
         half = '' if top1.half is None else f' ± {top1.half:.2f}'
@@ -153,7 +173,7 @@ def summary(records: Sequence[Record]) -> str:
         rate = sum(record.result.images_per_second for record in members) / len(members)
         size = f'{members[0].result.params / 1e6:.2f}'
         rows.append((run, str(len(members)), f'{top1.mean:.2f}{half}', duration(total), f'{rate:.0f}', size))
-    return f'{table(rows)}\n(mean of the seeds ± 95 % interval)'
+    return rows
 
 
 def verdicts(study: Study, records: Sequence[Record]) -> str:

@@ -16,14 +16,14 @@ import yaml
 from ..config.fields import literal
 from ..config.hparams import find_modules, find_recipe, shipped
 from ..config.recipe import Recipe
-from ..errors import UserError, nearest
+from ..errors import UserError, first_line, nearest
 from ..utils.modules import is_reference
 from ..utils.reading import LARGEST_YAML, PlainLoader, read_errors, read_text
 from .metrics import METRICS, THRESHOLD, TO_AN_ACCURACY
 
 __all__ = [
     'INSTEAD', 'Claim', 'Comparison', 'Study', 'StudyRun', 'Trial', 'default_name', 'differing', 'dump_study',
-    'find_study', 'make_study', 'parse_vary', 'plan_models', 'read_study',
+    'find_study', 'make_study', 'parse_vary', 'plan_models', 'plan_study', 'read_study',
 ]  # fmt: skip
 
 NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9._+=-]{0,79}')
@@ -286,6 +286,19 @@ def _short_names(values: Sequence[Any]) -> list[str]:
 # --- Study files ------------------------------------------------------------------------------------------------------
 
 
+def plan_study(content: Mapping[str, Any]) -> Study:
+    """A study of what a study file would say.
+
+    Raises:
+        UserError: Something in it is wrong.
+    """
+    try:
+        text = yaml.safe_dump(dict(content), sort_keys=False)
+    except yaml.YAMLError as error:
+        raise UserError(f'study: texts, numbers, lists and mappings are needed ({first_line(error)})') from None
+    return _Reader(Path()).study(yaml.compose(text, PlainLoader))
+
+
 def read_study(path: str | Path) -> Study:
     """Reads and checks a study file.
 
@@ -304,12 +317,14 @@ def read_study(path: str | Path) -> Study:
 
 
 class _Reader:
-    """Takes a study out of the nodes of its file, which know their lines."""
+    """Takes a study out of the nodes of its file, which know their lines; of no file where the path is empty."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def fail(self, node: Any, reason: object) -> UserError:
+        if not self.path.name:
+            return UserError(f'study: {reason}')
         line = f':{node.start_mark.line + 1}' if node is not None else ''
         return UserError(f'{self.path}{line}: {reason}')
 

@@ -92,6 +92,8 @@ def check_code() -> None:
 class Job:
     """A training under way: its commands one after the other, what they print in a log."""
 
+    process: subprocess.Popen[bytes] | None = None  # none where this process trains
+
     def __init__(self, trial: Trial, slot: Slot, number: int) -> None:
         self.trial = trial
         self.number = number
@@ -119,6 +121,7 @@ class Job:
 
     def poll(self) -> int | None:
         """None while it runs, then its exit code."""
+        assert self.process is not None
         code = self.process.poll()
         if code == 0 and self._commands:
             self._start()

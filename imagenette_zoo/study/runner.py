@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -32,6 +33,7 @@ from ..utils.files import write_atomic
 from ..utils.modules import import_modules
 from ..utils.seeding import restore_generators
 from .analysis import FILES
+from .in_process import TrainedHere, needs_this_process
 from .plan import Study, Trial, dump_study
 from .process import Job, Slot, epochs_done, outcome, reason
 from .records import check_recipe, distinct
@@ -114,7 +116,8 @@ def run_study(
         KeyboardInterrupt: Ctrl-C or SIGTERM; what was computed is saved.
     """
     with opened(study, slot, console, only) as (chosen, states), sigterm_interrupts():
-        return _Overview(study, chosen, states, slot, console, budget or study.budget).run()
+        start = TrainedHere if needs_this_process(study, slot) else Job
+        return _Overview(study, chosen, states, slot, console, budget or study.budget, start).run()
 
 
 @contextlib.contextmanager
@@ -200,6 +203,10 @@ def _meant(recipe: Recipe, reason: str) -> str:
 
 @contextlib.contextmanager
 def sigterm_interrupts() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # where signals can't be caught
+        yield
+        return
+
     def stop(number: int, _: object) -> None:
         raise Stopped(number)
 
@@ -221,11 +228,13 @@ class _Overview:
         slot: Slot,
         console: Console,
         budget: float | None,
+        start: type[Job],
     ) -> None:
         self.study = study
         self.slot = slot
         self.console = console
         self.budget = budget
+        self.start = start
         self.trials = Trials(done=[trial for trial in trials if states[trial.name] == 'done'])
         self.waiting = deque(trial for trial in trials if states[trial.name] != 'done')
         self.running: list[Job] = []
@@ -268,16 +277,14 @@ class _Overview:
                 self.waiting.clear()
                 return
             number = min(set(range(self.slot.jobs)) - {job.number for job in self.running})
+            if not self.console.live:
+                self.console.line(f'started {self.waiting[0].name}{self._left()}')
             trial = self.waiting.popleft()
             try:
-                job = Job(trial, self.slot, number)
+                self.running.append(self.start(trial, self.slot, number))
             except (OSError, UserError) as error:
                 self.trials.failed[trial.name] = str(error)
                 self.console.line(f'{trial.name}: FAILED: {error}')
-                continue
-            self.running.append(job)
-            if not self.console.live:
-                self.console.line(f'started {job.trial.name}{self._left()}')
 
     def _check(self, job: Job) -> None:
         name = job.trial.name
@@ -329,12 +336,14 @@ class _Overview:
 
     def _stop(self) -> None:
         """Makes the running trainings save and stop."""
-        self.console.line(f'stopping {len(self.running)} trainings; the same command goes on with them')
-        for job in self.running:
-            job.process.terminate()
+        processes = [job.process for job in self.running if job.process is not None]
+        if processes:
+            self.console.line(f'stopping {len(processes)} trainings; the same command goes on with them')
+        for process in processes:
+            process.terminate()
         try:
-            for job in self.running:
-                job.process.wait(PATIENCE)
+            for process in processes:
+                process.wait(PATIENCE)
         except (KeyboardInterrupt, subprocess.TimeoutExpired):
-            for job in self.running:
-                job.process.kill()
+            for process in processes:
+                process.kill()

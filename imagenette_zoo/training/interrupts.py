@@ -27,11 +27,19 @@ class Stopped(KeyboardInterrupt):
 
     Args:
         number: The signal.
+
+    Attributes:
+        remedy: How the run is continued, where anything of it is saved.
     """
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
         self.exit_code = 128 + number
+        self.remedy = ''
+
+    def _render_traceback_(self) -> list[str]:
+        """The lines that IPython shows instead of a traceback."""
+        return [f'interrupted{self.remedy and f"; to continue: {self.remedy}"}']
 
 
 class StopSignals:
@@ -95,9 +103,12 @@ class StopSignals:
 
 @contextmanager
 def explained(recipe: Recipe, world: World) -> Iterator[None]:
-    """Turns torch's errors for full memory, a failing compiler or a lost process into one line."""
+    """Turns torch's errors for full memory, a failing compiler or a lost process into one line, and each Ctrl-C into
+    `Stopped`."""
     try:
         yield
+    except KeyboardInterrupt as request:
+        raise (request if isinstance(request, Stopped) else Stopped(signal.SIGINT)) from None
     except MemoryError as error:
         raise _out_of_memory(recipe, world) from error
     except ValueError as error:

@@ -8,10 +8,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import timm
+
 from ..config.recipe import Recipe
+from ..models.own import code_of
 from ..utils import environment
-from ..utils.console import Console, duration, table
-from ..utils.modules import imported_modules
+from ..utils.console import Console, duration, html_table, table
 from ..utils.reading import from_json, read_errors, read_json
 from .run import Run
 
@@ -59,6 +61,21 @@ class Result:
         del values['folder']
         return values
 
+    def _repr_html_(self) -> str:
+        """A short table, for notebooks."""
+        cells = {
+            'model': self.model,
+            'top-1 %': f'{self.top1:.2f}',
+            'best top-1 %': f'{self.best_top1:.2f} (epoch {self.best_epoch})',
+            'top-5 %': f'{self.top5:.2f}',
+            'epochs': str(self.epochs),
+            'time': duration(self.seconds['total'] or 0.0),
+            'images/s': f'{self.images_per_second:.0f}',
+            'M parameters': f'{self.params / 1e6:.2f}',
+            'folder': str(self.folder),
+        }
+        return html_table([tuple(cells), tuple(cells.values())])
+
 
 def read_result(folder: Path) -> Result:
     """The result in a run's folder.
@@ -82,7 +99,7 @@ def differences(then: Result, run: Run) -> list[str]:
         for name in sorted((old.keys() | new.keys()) - Recipe.may_differ('in a repeat')):
             if old.get(name) != new.get(name):
                 differing.append(f'{name} {old.get(name)} then, {new.get(name)} now')
-    code = {module.label: module.sha256 for module in imported_modules().values()}
+    code = code_of(run.recipe.model)
     for name in sorted(then.code.keys() | code.keys()):
         if then.code.get(name) != code.get(name):
             old_hash, new_hash = (each.get(name, 'none')[:12] for each in (then.code, code))
@@ -180,6 +197,7 @@ def print_summary(result: Result, console: Console) -> None:
         f'{duration(result.seconds["total"] or 0.0)}' + (f'; {", ".join(reached)}' if reached else '')
     )
     best_folder = result.folder / 'best'
-    console.line(f'weights:  {best_folder}    timm.create_model("local-dir:{best_folder}", pretrained=True)')
+    opened = f'timm.create_model("local-dir:{best_folder}", pretrained=True)' if timm.is_model(result.model) else ''
+    console.line(f'weights:  {best_folder}    {opened}'.rstrip())
     console.line(f'result:   {result.folder / "result.json"}')
     console.line(f'metrics:  {result.folder / "summary.csv"}')

@@ -18,6 +18,7 @@ from ..data.pipeline import Data
 from ..errors import UserError, first_line
 from ..models import factory
 from ..models.model_folder import load_weights, model_folder, read_weights
+from ..models.own import last_linear
 from ..utils.console import Console
 from ..utils.distributed import World
 from ..utils.files import file_stem, unused
@@ -199,7 +200,7 @@ def check_resumable(recipe: Recipe, folder: RunFolder) -> None:
             f'--resume goes on with {folder.path}, in its own folder: leave --experiment {recipe.experiment} out; to '
             f'start another run from its weights: --initial-checkpoint {folder.path}'
         )
-    folder.check_code()
+    folder.check_code(started.model)
     if folder.finished and recipe.resume != 'auto':
         raise UserError(f'{folder.path}: this run is finished; there is nothing to resume')
     for option, value, then in _differing(recipe, started.as_dict(), 'on resume'):
@@ -267,8 +268,8 @@ def _scale_head(model: Any, recipe: Recipe) -> None:
     scale, bias = recipe.head_init_scale, recipe.head_init_bias
     if scale is None and bias is None:
         return
-    head = model.get_classifier()
-    if not isinstance(getattr(head, 'weight', None), torch.Tensor) or head.bias is None:
+    head: Any = model.get_classifier() if hasattr(model, 'get_classifier') else last_linear(model)
+    if not isinstance(getattr(head, 'weight', None), torch.Tensor) or getattr(head, 'bias', None) is None:
         raise UserError(f'--head-init-scale, --head-init-bias: the classifier of {recipe.model} is no plain layer')
     if scale is not None:
         head.weight.mul_(scale)

@@ -24,6 +24,7 @@ import yaml
 from ..config.recipe import Recipe
 from ..errors import UserError, first_line
 from ..models.model_folder import check_zip, link_model_folder, save_model_folder
+from ..models.own import NOTEBOOK, code_of
 from ..utils.files import ProcessLock, unused, write_atomic, write_errors, write_json
 from ..utils.modules import imported_modules
 from ..utils.reading import read_errors, read_json
@@ -152,21 +153,21 @@ class RunFolder:
             for name in OWN_FOLDERS:
                 if self[name].is_dir():
                     shutil.rmtree(self[name])
-        self._keep_code()
+        self._keep_code(recipe.model)
         write_atomic(self['args.yaml'], text)
 
-    def _keep_code(self) -> None:
+    def _keep_code(self, model: str) -> None:
         """Writes `code/`: a copy of each file of the user's own, and `modules.json` with the hash of each module."""
-        modules = imported_modules().values()
-        if not modules:
+        hashes = code_of(model)
+        if not hashes:
             return
         with write_errors(self.path):
             self['code'].mkdir(exist_ok=True)
-        for module in modules:
+        for module in imported_modules().values():
             if module.file is not None:
                 with write_errors(self['code']):
                     write_atomic(self['code'] / module.file.name, module.file.read_bytes())
-        write_json(self['code'] / 'modules.json', {module.label: module.sha256 for module in modules})
+        write_json(self['code'] / 'modules.json', hashes)
 
     def code(self) -> dict[str, str]:
         """The SHA-256 of each module of the user's own that the run was started with, by file or name.
@@ -180,16 +181,18 @@ class RunFolder:
         with read_errors(path, 'the record of the code of a run'):
             return {str(name): str(sha256) for name, sha256 in read_json(path).items()}
 
-    def check_code(self) -> None:
-        """Looks whether the user's own code is that which the run was started with.
+    def check_code(self, model: str) -> None:
+        """Looks whether the user's own code is that which the run of a model was started with.
 
         Raises:
             UserError: It has changed, or was not imported.
         """
-        now = {module.label: module.sha256 for module in imported_modules().values()}
+        now = code_of(model)
         for name, then in self.code().items():
             copy = self['code'] / name
             remedy = f'give --device-modules {copy if name.endswith(".py") else name}'
+            if name.startswith(NOTEBOOK):
+                remedy = f'define {name.removeprefix(NOTEBOOK)} as it was and give it as model='
             if name not in now:
                 raise UserError(f'{self.path}: was started with code of {name} (SHA-256 {then[:12]}): {remedy}')
             if now[name] != then:

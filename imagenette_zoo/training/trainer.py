@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import signal
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import timm
+
+from ..config.hparams import FLAGSHIP
 from ..config.recipe import Recipe
+from ..errors import UserError
 from ..inference.evaluate import evaluate
 from ..models import factory
 from ..models.factory import model_cost
-from ..utils.console import Console
+from ..models.own import name_model
+from ..utils.console import Console, in_ipython
 from ..utils.distributed import World, join
 from ..utils.memory import collect, peak_memory, reset_peak_memory
 from ..utils.modules import import_modules
@@ -22,33 +29,73 @@ from .interrupts import Stopped, StopSignals, explained
 from .meter import Meter, Position, check_finite
 from .result import Result, differences, epoch_line, make_result, print_summary, ranking, read_result
 from .run import Run, check_alike, open_folder, prepare
+from .run_folder import resumed_run
 from .tracking import Tracking
 
-__all__ = ['Result', 'train']
+__all__ = ['Result', 'train', 'train_by']
 
 CHECK_EVERY = {'cpu': 1, 'cuda': 50}  # steps between checks of the losses, each of which waits for a GPU
 
 
-@restore_process()
-def train(recipe: Recipe, *, quiet: bool = False, repeats: Result | None = None) -> Result:
-    """Trains a model by a recipe.
+def train(
+    recipe: Recipe | str | Path | None = None,
+    *,
+    quiet: bool = False,
+    repeats: Result | None = None,
+    **options: Any,
+) -> Result:
+    """Trains a model.
+
+    `train(model='resnet18', epochs=2)` has timm's defaults, `train('mbv2_mish', epochs=5)` starts from a recipe, and
+    `train(resume='runs/NAME')` continues an interrupted run.
 
     Args:
-        recipe: All options; `Recipe.load('mbv2_mish', epochs=5)` is a start.
+        recipe: A recipe's name or file, or a whole `Recipe`; without it and without `model` it is `mbv2_mish`.
         quiet: Prints nothing.
         repeats: A finished run that this one is to repeat: the differences are printed.
+        **options: The fields of `Recipe`. `model` may be a function or a class, too, which is called with
+            `num_classes`.
 
     Returns:
         The scores and all else that is known of the run; its folder holds the same and the weights.
 
     Raises:
         UserError: Bad input, in one line. What is already computed stays.
-        KeyboardInterrupt: Ctrl-C or SIGTERM; the state after the last step is saved.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; the state after the last step is saved. IPython shows it in one line,
+            too.
     """
+    return train_by(_recipe(recipe, options), Console(quiet), repeats)
+
+
+def _recipe(recipe: Recipe | str | Path | None, options: dict[str, Any]) -> Recipe:
+    """The recipe that the arguments of `train` mean."""
+    if 'model' in options and not isinstance(options['model'], str):
+        options = {**options, 'model': name_model(options['model'])}
+    if isinstance(recipe, Recipe):
+        return recipe.replace(**options)
+    if recipe is None and 'resume' in options:
+        run = resumed_run(options['resume'], options.get('output', Recipe.output), options.get('experiment'))
+        file = run / 'args.yaml'
+        recipe = file if os.path.isfile(file) else None
+    if recipe is None and 'model' not in options:
+        recipe = FLAGSHIP
+    if recipe is not None:
+        if callable(recipe) or timm.is_model(str(recipe)):
+            raise UserError(f'train: {recipe} is a model, no recipe: give it as model=')
+        return Recipe.load(recipe, **options)
+    epochs = Recipe.check_value('epochs', options.get('epochs', Recipe.epochs))
+    if not options.get('warmup_prefix'):  # the default leaves something of few epochs
+        options = {'warmup_epochs': min(Recipe.warmup_epochs, epochs - 1), **options}
+    return Recipe(**options)
+
+
+@restore_process()
+def train_by(recipe: Recipe, console: Console, repeats: Result | None = None) -> Result:
+    """Trains by a recipe, as `train` does."""
     start = time.perf_counter()
     world = join(recipe.device)
     collect(world.device)
-    console = Console(quiet or not world.primary)
+    console = console if world.primary else Console(quiet=True)
     try:
         with explained(recipe, world):
             return _start(recipe, world, console, start, repeats)
@@ -106,18 +153,28 @@ def _run(run: Run, console: Console) -> Result:
                 _epoch(epoch, run, stop, model_config, console)
                 tracking.epoch(history[-1])
         except KeyboardInterrupt as request:
-            if isinstance(request, Stopped):
+            stopped = request if isinstance(request, Stopped) else Stopped(signal.SIGINT)
+            if stopped is request:  # after a step
                 run.save()
                 console.line(f'{request}: stopped at {run.progress}; all of it is saved')
             if run.begun:
-                program = 'python train.py' if Path(sys.argv[0]).name == 'train.py' else 'imagenette-zoo train'
-                console.line(f'to continue: {program} --resume {shlex.quote(str(run.folder.path))}')
-            raise
+                stopped.remedy = _continuation(run.folder.path)
+            if stopped.remedy and not in_ipython():  # which shows the exception
+                console.line(f'to continue: {stopped.remedy}')
+            raise stopped from None
         result = make_result(run, params, gmacs)
         tracking.result(result.as_json())
     if learner.world.primary:
         run.folder.save_result(result.as_json())
     return result
+
+
+def _continuation(run: Path) -> str:
+    """What continues a run, as the one who stopped it works."""
+    if in_ipython():
+        return f'imagenette_zoo.train(resume={str(run)!r})'
+    program = 'python train.py' if Path(sys.argv[0]).name == 'train.py' else 'imagenette-zoo train'
+    return f'{program} --resume {shlex.quote(str(run))}'
 
 
 def _epoch(epoch: int, run: Run, stop: StopSignals, model_config: dict[str, Any], console: Console) -> None:

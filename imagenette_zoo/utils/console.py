@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 import os
 import sys
@@ -10,9 +11,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
-__all__ = ['printable', 'duration', 'table', 'Console', 'Progress']
+__all__ = ['printable', 'duration', 'table', 'html_table', 'in_ipython', 'Console', 'Progress']
 
 
 def printable(value: Any) -> Any:
@@ -50,16 +51,30 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return '\n'.join(line.rstrip() for line in lines)
 
 
+def html_table(rows: Sequence[Sequence[str]]) -> str:
+    """The same in HTML; the cells are text, no markup."""
+    header, *body = ([html.escape(cell) for cell in row] for row in rows)
+    lines = [f'<tr><td>{"</td><td>".join(row)}</td></tr>' for row in body]
+    return f'<table><tr><th>{"</th><th>".join(header)}</th></tr>{"".join(lines)}</table>'
+
+
+def in_ipython() -> bool:
+    """Whether this code is run by IPython, which notebooks do."""
+    ipython = sys.modules.get('IPython')
+    return ipython is not None and ipython.get_ipython() is not None
+
+
 class Console:
     """Prints the progress of a run.
 
     Args:
         quiet: Whether it prints nothing.
+        bars_only: Whether it shows bars, but prints no lines.
     """
 
-    def __init__(self, quiet: bool = False) -> None:
-        self.quiet = quiet
-        self.live = not quiet and sys.stderr.isatty()
+    def __init__(self, quiet: bool = False, bars_only: bool = False) -> None:
+        self.quiet = quiet or bars_only
+        self.live = not quiet and (sys.stderr.isatty() or in_ipython())
 
     def line(self, text: str = '') -> None:
         """Prints a line, above the bar where there is one."""

@@ -199,8 +199,13 @@ def _place(error: BaseException, file: str) -> str:
 
 
 def in_a_line(error: BaseException) -> str:
-    """What code of the user's own raised, in one line with its place: `my_idea.py:12: ValueError: …`."""
+    """What code of the user's own raised, in one line with its place: `my_idea.py:12: ValueError: …`, or
+    `cell:12: ValueError: …` of a notebook."""
     files = {str(module.file): module.label for module in _imported.values() if module.file}
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_globals.get('__name__') == '__main__':
+            file = Path(frame.f_code.co_filename)
+            files[str(file)] = file.name if os.path.isfile(file) else 'cell'
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files]
     place = f'{files[frames[-1].filename]}:{frames[-1].lineno}: ' if frames else ''
     return f'{place}{type(error).__name__}: {first_line(error)}'

@@ -176,6 +176,12 @@ def test_a_wrong_recipe_names_the_file(tmp_path: Path, text: str, message: str) 
     assert '\n' not in str(error.value)
 
 
+def test_a_wrong_name_in_python_is_one_line() -> None:
+    for call in (Recipe, Recipe().replace, lambda **values: Recipe.load('mbv2_mish', **values)):
+        with pytest.raises(UserError, match=r"^unknown option 'epoch'; did you mean epochs"):
+            call(epoch=2)
+
+
 @given(st.binary(max_size=200))
 def test_no_bytes_make_a_traceback(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     file = tmp_path_factory.mktemp('fuzz') / 'recipe.yaml'

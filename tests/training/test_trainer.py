@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
@@ -228,6 +229,60 @@ def test_other_data_do_not_continue_a_run(recipe: MakeRecipe, monkeypatch: pytes
     other = make_folder(tmp_path / 'four', classes=4)
     with pytest.raises(UserError, match='was started with other training images'):
         train(recipe(resume='auto', data_dir=str(other)), quiet=True)
+
+
+def test_options_without_a_recipe(recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As the command has them: timm's defaults for a model, a recipe by name, the flagship without either."""
+    recipes: list[Recipe] = []
+    monkeypatch.setattr(trainer, 'train_by', lambda recipe, *_: recipes.append(recipe))
+    file = tmp_path / 'short.yaml'
+    file.write_text('epochs: 3\nwarmup_epochs: 1\n')
+    train(model='resnet18', epochs=2)
+    train(model='resnet18', epochs=2, warmup_epochs=0)
+    train(model='resnet18', epochs=2, warmup_prefix=True)
+    assert main(['train', '--model', 'resnet18', '--epochs', '1']) == 0
+    train(model='resnet18', epochs=9)
+    train(file, lr=0.3)
+    train(recipe(), lr=0.3)
+    train(epochs=4)
+    assert recipes == [
+        Recipe(model='resnet18', epochs=2, warmup_epochs=1),
+        Recipe(model='resnet18', epochs=2, warmup_epochs=0),
+        Recipe(model='resnet18', epochs=2, warmup_prefix=True),
+        Recipe(model='resnet18', epochs=1, warmup_epochs=0),
+        Recipe(model='resnet18', epochs=9),
+        Recipe(epochs=3, warmup_epochs=1, lr=0.3),
+        recipe(lr=0.3),
+        Recipe.load('mbv2_mish', epochs=4),
+    ]
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'options', 'line'),
+    [
+        (('resnet18',), {}, 'train: resnet18 is a model, no recipe: give it as model='),
+        (('mbv2_mis',), {}, "no recipe 'mbv2_mis'"),
+        ((), {'model': 'resnet18', 'epoch': 2}, "unknown option 'epoch'; did you mean epochs"),
+        ((), {'model': torch.nn.ReLU()}, 'model ReLU: is made already'),
+    ],
+)
+def test_wrong_arguments_of_train_are_one_line(
+    arguments: tuple[str, ...], options: dict[str, object], line: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        train(*arguments, **options)
+    assert line in str(error.value)
+    assert '\n' not in str(error.value)
+
+
+def test_an_interrupted_run_is_resumed_from_a_notebook(recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, 'IPython', SimpleNamespace(get_ipython=object))
+    run = Path(recipe().output) / 'run'
+    with interrupted(monkeypatch, epoch=1), pytest.raises(KeyboardInterrupt) as stopped:
+        train(recipe(), quiet=True)
+    [line] = stopped.value._render_traceback_()
+    assert line == f"interrupted; to continue: imagenette_zoo.train(resume='{run}')"
+    assert train(resume=str(run), quiet=True).epochs == 2
 
 
 def test_the_learning_rate_is_timms() -> None:

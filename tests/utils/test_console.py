@@ -1,0 +1,37 @@
+"""Output for people, in a terminal and in notebooks."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from imagenette_zoo.errors import UserError
+from imagenette_zoo.training.interrupts import Stopped
+from imagenette_zoo.utils.console import Console, html_table
+
+
+def test_a_table_of_html_has_no_markup_of_others() -> None:
+    assert html_table([('run', 'top-1 %'), ('<script>&', '90')]) == (
+        '<table><tr><th>run</th><th>top-1 %</th></tr><tr><td>&lt;script&gt;&amp;</td><td>90</td></tr></table>'
+    )
+
+
+def test_bars_are_shown_in_a_notebook(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert not Console().live
+    monkeypatch.setitem(sys.modules, 'IPython', SimpleNamespace(get_ipython=object))
+    assert (Console().live, Console(quiet=True).live) == (True, False)
+    console = Console(bars_only=True)
+    console.line('a line')
+    with console.progress('epoch', 2):
+        pass
+    output = capsys.readouterr()
+    assert output.out == ''
+    assert 'epoch   0%' in output.err
+
+
+def test_ipython_shows_one_line() -> None:
+    assert UserError('no such run')._render_traceback_() == ['error: no such run']
+    stopped = Stopped(2)
+    assert stopped._render_traceback_() == ['interrupted']
+    stopped.remedy = 'go on'
+    assert stopped._render_traceback_() == ['interrupted; to continue: go on']

@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 
 from ..config.fields import add_flags, given_flags
-from ..config.groups import CodeOptions
 from .command import Command, one_model, positive
 
 __all__ = ['DEMO', 'EXPORT', 'PUBLISH']
@@ -27,7 +26,10 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _add_publish(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('source', metavar='RUN|FOLDER', help="a finished run, or a model folder, as a run's best/")
+    from ..inference.loading import CheckpointOptions
+
+    kinds = "a finished run, a model folder, as a run's best/, hf-hub:NAME or a model's name"
+    parser.add_argument('source', metavar='MODEL', help=kinds)
     parser.add_argument('repo_id', metavar='REPO_ID', help='OWNER/NAME on the Hugging Face Hub')
     parser.add_argument('--private', action='store_true', help='if the repository is made, make it private')
     parser.add_argument('--revision', metavar='BRANCH', help='publish on this branch (default: main)')
@@ -35,36 +37,40 @@ def _add_publish(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--output', metavar='DIR', help='where the folder is written (default: hub/REPO_ID)')
     parser.add_argument('--overwrite', action='store_true', help='replace what the repository has')
     parser.add_argument('--dry-run', action='store_true', help='write and check the folder, send nothing')
-    add_flags(parser, CodeOptions)
+    add_flags(parser, CheckpointOptions)
 
 
 def _publish(args: argparse.Namespace) -> int:
+    from ..inference.loading import CheckpointOptions
     from ..sharing.publish import PublishOptions, publish
 
     options = {field.name: getattr(args, field.name) for field in dataclasses.fields(PublishOptions)}
-    publish(args.source, args.repo_id, PublishOptions(**options))
+    publish(args.source, args.repo_id, PublishOptions(**options), **given_flags(args, CheckpointOptions))
     return 0
 
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:
+    from ..inference.loading import UseOptions
     from ..sharing.demo import DEFAULT
 
     parser.add_argument(
         'models',
         nargs='*',
-        default=[*DEFAULT],
         metavar='MODEL',
         help="a run, a model folder, hf-hub:NAME or a model's name; two are shown side by side (default: "
         f'{" and ".join(DEFAULT)})',
     )
     parser.add_argument('--port', type=positive, metavar='N', help='on this port (default: the first free from 7860)')
-    add_flags(parser, CodeOptions)
+    add_flags(parser, UseOptions)
 
 
 def _demo(args: argparse.Namespace) -> int:
-    from ..sharing.demo import serve
+    from ..inference.loading import UseOptions
+    from ..sharing.demo import DEFAULT, serve
 
-    serve(args.models, args.port)
+    flags = given_flags(args, UseOptions)
+    models = [*args.models, *([flags.pop('model')] if 'model' in flags else [])]
+    serve(models or DEFAULT, args.port, **flags)
     return 0
 
 
@@ -76,6 +82,6 @@ EXPORT = Command(
     ' [MODEL]',
 )
 PUBLISH = Command(
-    'publish', 'put a trained model on the Hugging Face Hub', _add_publish, _publish, ' RUN|FOLDER REPO_ID'
+    'publish', 'put a trained model on the Hugging Face Hub', _add_publish, _publish, ' MODEL REPO_ID'
 )
 DEMO = Command('demo', 'a page that classifies your images and shows why', _add_demo, _demo, ' [MODEL…]')

@@ -35,20 +35,18 @@ from ..utils.console import Console
 from ..utils.distributed import World
 from ..utils.modules import import_modules
 
-__all__ = ['UseOptions', 'TrainedModel', 'load_trained', 'open_model', 'run_of', 'run_images', 'images_of']
+__all__ = [
+    'CheckpointOptions', 'UseOptions', 'TrainedModel', 'load_trained', 'open_model', 'run_of', 'run_images',
+    'images_of',
+]  # fmt: skip
 
 MOST_ELONGATED = 100  # times as long as wide: resizing a longer image would make gigabytes of it
 
 
 @dataclass(frozen=True)
-class UseOptions(InputOptions, ArchitectureOptions):
+class CheckpointOptions(InputOptions, ArchitectureOptions):
     """Weights"""
 
-    model: str = option(
-        'mbv2_mish_imagenette',
-        "a run's folder or its best/, local-dir:FOLDER, hf-hub:NAME, or the name of a model that has published weights",
-        short=('-m',),
-    )
     checkpoint: str | None = option(None, "weights for the model: a file, also one of timm's", metavar='PATH')
     use_ema: bool = option(False, 'take the moving average of the weights from a timm checkpoint')
 
@@ -56,6 +54,17 @@ class UseOptions(InputOptions, ArchitectureOptions):
         super().check()
         if self.use_ema and not self.checkpoint:
             raise UserError('--use-ema has no effect without --checkpoint')
+
+
+@dataclass(frozen=True)
+class UseOptions(CheckpointOptions):
+    """Weights"""
+
+    model: str = option(
+        'mbv2_mish_imagenette',
+        "a run's folder or its best/, local-dir:FOLDER, hf-hub:NAME, or the name of a model that has published weights",
+        short=('-m',),
+    )
 
     @property
     def pretrained(self) -> bool:

@@ -76,11 +76,12 @@ def explain(trained: TrainedModel, image: Image.Image) -> Explained:
 # --- The page ---------------------------------------------------------------------------------------------------------
 
 
-def build(models: Sequence[str]) -> Any:
+def build(models: Sequence[str], **options: Any) -> Any:
     """The page, a `gradio.Blocks`: one column a model, two at most; with more models each column has a choice.
 
     Args:
         models: Their names, at least one.
+        **options: The other fields of `UseOptions`.
 
     Raises:
         UserError: Gradio is missing, or a model.
@@ -88,7 +89,9 @@ def build(models: Sequence[str]) -> Any:
     os.environ.setdefault('GRADIO_ANALYTICS_ENABLED', 'False')  # nothing is sent anywhere
     gr = require('gradio', 'the demo', 'demo')
     cpu = torch.device('cpu')
-    loaded = {name: load_trained(name, UseOptions(model=name), cpu) for name in dict.fromkeys(models)}
+    if options.get('checkpoint') and len(models) > 1:
+        raise UserError('--checkpoint goes with one model')
+    loaded = {name: load_trained(name, UseOptions(model=name, **options), cpu) for name in dict.fromkeys(models)}
     answer = _answer(loaded, gr.Error)
     with gr.Blocks(title='imagenette-zoo', analytics_enabled=False) as page:
         gr.Markdown('# imagenette-zoo\nDrop an image. Red is what decided for the likeliest class (Grad-CAM).')
@@ -122,17 +125,18 @@ def _answer(models: dict[str, TrainedModel], error: type[Exception]) -> Callable
     return answer
 
 
-def serve(models: Sequence[str], port: int | None = None) -> None:
+def serve(models: Sequence[str], port: int | None = None, **options: Any) -> None:
     """Serves the page until Ctrl-C: on loopback, or where `GRADIO_SERVER_NAME` says, as on a Space.
 
     Args:
         models: Their names.
         port: Where; None: `GRADIO_SERVER_PORT`, else the first that is free from 7860 on.
+        **options: As `build` takes them.
 
     Raises:
         UserError: Gradio is missing, a model, or a free port.
     """
-    page = build(models)
+    page = build(models, **options)
     forget_other_formats()  # gradio opens some uploads by Pillow too; which ones depends on its version
     try:
         page.launch(server_port=port, share=False, show_error=True, max_file_size=LARGEST_UPLOAD)

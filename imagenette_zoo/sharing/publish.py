@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,8 @@ from huggingface_hub.utils import (
 
 from ..errors import UserError, first_line
 from ..inference.loading import UseOptions, load_trained, run_of
-from ..models.factory import model_cost
-from ..models.model_folder import link_model_folder, listed_names, model_folder, read_config
+from ..models.factory import model_config, model_cost, source_args
+from ..models.model_folder import link_model_folder, listed_names, model_folder, read_config, save_model_folder
 from ..report.confusion import confusion_matrix
 from ..report.curves import learning_curves
 from ..report.drawing import MOST_CELLS, Picture
@@ -31,7 +32,7 @@ from ..report.page import report_numbers
 from ..training.run_folder import RunFolder
 from ..utils.console import Console
 from ..utils.files import write_atomic
-from ..utils.modules import imported_modules
+from ..utils.modules import import_modules, imported_modules
 from ..utils.process import restore_process
 from ..version import __version__
 from .card import CardFacts, Trained, model_card, read_trained
@@ -65,17 +66,21 @@ class PublishOptions:
 
 
 @restore_process()
-def publish(source: str, repo_id: str, options: PublishOptions | None = None, *, quiet: bool = False) -> Path:
+def publish(
+    source: str, repo_id: str, options: PublishOptions | None = None, *, quiet: bool = False, **weights: Any
+) -> Path:
     """Puts a trained model on the Hub: afterwards `timm.create_model('hf-hub:REPO_ID', pretrained=True)` has it.
 
     Everything goes in one commit, so that a repository has the whole model or nothing of it; what is interrupted can
     be repeated.
 
     Args:
-        source: A finished run, whose last weights are published, or a model folder, as a run's `best/`.
+        source: A finished run, whose last weights are published, a model folder, as a run's `best/`, or any other
+            name that `load_trained` takes.
         repo_id: `OWNER/NAME`.
         options: How.
         quiet: Prints nothing.
+        **weights: The other fields of `UseOptions`, as `checkpoint`; they are not for a folder, which has its own.
 
     Returns:
         The folder that was sent.
@@ -100,9 +105,11 @@ def publish(source: str, repo_id: str, options: PublishOptions | None = None, *,
         )
     if token is not None and not (token.isascii() and token.isprintable()):  # an error would show it in other letters
         raise UserError(f'{repo_id}: the token has letters that none has: log in anew (hf auth login) or mend HF_TOKEN')
-    folder, trained = _find(source)
     output = Path(options.output) if options.output else Path('hub', repo_id)
-    files = write_folder(folder, trained, repo_id, output, options, console)
+    import_modules(weights.get('device_modules', ()))
+    with tempfile.TemporaryDirectory() as place:
+        folder, trained = _find(source, weights, Path(place, 'model'))
+        files = write_folder(folder, trained, repo_id, output, options, console)
     for name in files:
         console.line(f'  {(output / name).stat().st_size / 2**10:10,.1f} KiB  {name}')
     where = f'{constants.ENDPOINT}/{repo_id}' + (f', branch {options.revision}' if options.revision else '')
@@ -134,8 +141,9 @@ def _branch(options: PublishOptions) -> str | None:
     return None if options.revision == constants.DEFAULT_REVISION else options.revision
 
 
-def _find(source: str) -> tuple[Path, Trained | None]:
-    """The model folder that is meant, and the scores in its run where it belongs to one."""
+def _find(source: str, weights: Mapping[str, Any], place: Path) -> tuple[Path, Trained | None]:
+    """The model folder that is meant, and the scores in its run where it belongs to one. A model that lies in no folder
+    is written to `place`."""
     path = Path(os.path.abspath(source.removeprefix('local-dir:')))  # without '..'
     run = run_of(path)
     if run is not None and not RunFolder(run).finished:
@@ -144,8 +152,21 @@ def _find(source: str) -> tuple[Path, Trained | None]:
         )
     folder = path / 'last' if run == path else model_folder(path)
     if folder is None:
-        raise UserError(f"{source}: no such folder: a finished run's or a model's is expected, as runs/NAME")
+        return _written(source, weights, place), None
+    if unused := [key for key in weights if key != 'device_modules']:
+        raise UserError(f'{source}: has its own weights: leave --{unused[0].replace("_", "-")} out')
     return folder, read_trained(run, folder.name) if run is not None else None
+
+
+def _written(name: str, weights: Mapping[str, Any], place: Path) -> Path:
+    """Writes the folder of a model that lies in none."""
+    options = UseOptions(model=name, **weights)
+    opened = load_trained(name, options, torch.device('cpu'))
+    own = {'global_pool': options.gp, **source_args(name, opened.model), **options.model_kwargs}
+    args = {key: value for key, value in own.items() if value is not None}
+    config = model_config(opened.model, opened.config, opened.class_names, args)
+    save_model_folder(place, config, opened.model.state_dict())
+    return place
 
 
 # --- The folder -------------------------------------------------------------------------------------------------------

@@ -420,8 +420,8 @@ def test_imagenette_is_named_as_the_data(run: Path) -> None:
 # --- Bad input --------------------------------------------------------------------------------------------------------
 
 
-def refused(capsys: pytest.CaptureFixture[str], source: Path | str, repo_id: str = 'me/small') -> str:
-    assert main(['publish', str(source), repo_id, '--dry-run', '--output', '/nowhere/at/all']) == 2
+def refused(capsys: pytest.CaptureFixture[str], source: Path | str, repo_id: str = 'me/small', *words: str) -> str:
+    assert main(['publish', str(source), repo_id, '--dry-run', '--output', '/nowhere/at/all', *words]) == 2
     err = capsys.readouterr().err
     assert err.count('\n') == 1
     return err
@@ -464,9 +464,10 @@ def test_a_folder_that_holds_no_model(run: Path, tmp_path: Path, capsys: Any, ch
     assert said in line
 
 
-def test_sources_that_are_none(tmp_path: Path, capsys: Any) -> None:
+def test_sources_that_are_none(run: Path, tmp_path: Path, capsys: Any) -> None:
     assert 'no such folder' in refused(capsys, tmp_path / 'missing')
-    assert 'no such folder' in refused(capsys, 'mbv2_mish_imagenette')
+    assert 'for its name give --checkpoint' in refused(capsys, 'resnet18')
+    assert 'leave --crop-pct out' in refused(capsys, run, 'me/small', '--crop-pct', '0.9')
 
 
 @pytest.mark.slow

@@ -6,16 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from ..study.comparisons import Finding
+from ..study.decisions import Verdict, judge
 from ..study.metrics import metric_of
 from ..study.plan import Study
 from ..study.records import Record, samples_of
-from ..study.statistics import LEVEL, MOST_SEEDS, Finding, Verdict, judge
+from ..study.statistics import LEVEL
 from .drawing import Numbers
 from .section import count, interval_numbers, mean_text, signed
 
 __all__ = ['HOW', 'claims_summary', 'describe_claim', 'numbers']
 
-SYMBOLS = {'supported': '✓', 'contradicted': '✗', 'undecided': '?'}
+SYMBOLS = {'supported': '✓', 'contradicted': '✗', 'equal': '=', 'undecided': '?'}
 _VERDICTS = (
     'A claim must hold for other seeds and for other images of the same kind. Final top-1 is therefore compared with '
     'both as sources of chance: the variance of a difference is that between the seeds of each run plus that between '
@@ -45,7 +47,8 @@ def numbers(study: Study, runs: Mapping[str, Sequence[Record]]) -> list[dict[str
         study: Its claims are judged.
         runs: The trainings of each run.
     """
-    return [_claim(verdict) for verdict in judge(study.claims, samples_of(study.claims, runs))]
+    samples = samples_of(study.claims, runs, study.seeds)
+    return [_claim(verdict) for verdict in judge(study.claims, samples, study.stages)]
 
 
 def _claim(verdict: Verdict) -> dict[str, Any]:
@@ -59,16 +62,18 @@ def _claim(verdict: Verdict) -> dict[str, Any]:
         'p': verdict.p,
         'p_adjusted': verdict.p_adjusted,
         'more_seeds': verdict.more_seeds,
+        'last_stage': verdict.last,
         'findings': [_finding(finding) for finding in verdict.findings],
     }
 
 
 def _finding(finding: Finding) -> dict[str, Any]:
-    rest = ('effect', 'low', 'high', 'p', 'holds', 'more_seeds', 'note')
+    rest = ('low', 'high', 'p', 'holds', 'more_seeds', 'note')
     return {
         **asdict(finding.comparison),
         'larger_mean': interval_numbers(finding.larger) if finding.larger else None,
         'smaller_mean': interval_numbers(finding.smaller) if finding.smaller else None,
+        'effect': finding.estimate,
         **{name: getattr(finding, name) for name in rest},
     }
 
@@ -117,7 +122,7 @@ def _remedy(claim: Numbers) -> str:
         most = max(finding['more_seeds'] for finding in untested)
         return f'at least {count(most, "more seed")} of each run, before it can be tested at all'
     if claim['more_seeds'] is None:
-        return f'no number of seeds up to {MOST_SEEDS:,}, if the effect is what it seems'
+        return f'no number of seeds up to {claim["last_stage"]:,}, if the effect is what it seems'
     return f'about {count(claim["more_seeds"], "more seed")} of each run, if the effect is what it seems'
 
 

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from ..config.recipe import Recipe
 from ..errors import UserError, nearest
+from ..study.decisions import judge
 from ..study.estimate import dry_run
 from ..study.on_ray import run_on_ray
 from ..study.plan import Study, find_study, make_study, plain_name, read_study
 from ..study.process import Slot
 from ..study.records import Record, by_run, group_runs, samples_of, study_records
 from ..study.runner import Trials, run_study
-from ..study.statistics import interval, judge
+from ..study.statistics import interval
 from ..utils.console import Console, duration, table
 from .page import check_packages, write_report
 
@@ -146,7 +147,8 @@ def summary(records: Sequence[Record]) -> str:
 def verdicts(study: Study, records: Sequence[Record]) -> str:
     """A line a claim."""
     lines = []
-    for verdict in judge(study.claims, samples_of(study.claims, by_run(records))):
+    samples = samples_of(study.claims, by_run(records), study.seeds)
+    for verdict in judge(study.claims, samples, study.stages):
         lines.append(f'{verdict.verdict.upper():12}  {verdict.claim.name}: {verdict.claim.sentence}')
         lines.append(f'              {verdict.claim.metric}, p = {verdict.p_adjusted:.3g} after Holm')
     return '\n'.join(lines)

@@ -234,7 +234,7 @@ def finding_of(looks: Looks, verdict: str, levels: Levels, claim: Claim, stages:
     if verdict == EQUAL:
         low_level, high_level, index = levels.equal, levels.equal, looks.best(EQUAL)
     elif held or against:
-        index = looks.best(SUPPORTED if held else CONTRADICTED)
+        index = looks.best(CONTRADICTED if against and (verdict == CONTRADICTED or not held) else SUPPORTED)
     look = looks.made[index] if looks.made else looks.pairs.first(finding.blocks)
     low, high, notes = -math.inf, math.inf, [finding.note]
     if looks.made:

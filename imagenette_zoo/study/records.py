@@ -190,13 +190,14 @@ def sample(
     Args:
         records: The trainings of the run.
         metric: Its name.
-        seeds: Those of the study, in its order; of the records if not given, upwards.
+        seeds: Those of the study, in its order; others follow upwards.
         failed: Seeds whose training failed.
     """
     by_seed = {record.seed: record for record in records if record.metric(metric) is not None}
     if not by_seed:
         return None
-    order = [seed for seed in seeds or sorted({*by_seed, *failed}) if seed in by_seed or seed in failed]
+    there = {*by_seed, *failed}
+    order = [*(seed for seed in seeds if seed in there), *sorted(there - set(seeds))]
     known = [by_seed.get(seed) for seed in order]
     values = [_value(record, metric) for record in known]
     diverged = frozenset(record.seed for record in by_seed.values() if not math.isfinite(record.result.loss))
@@ -215,7 +216,8 @@ def sample(
 def _value(record: Record | None, metric: str) -> float | None:
     """A metric of a training; None of one that failed, and where it is no number."""
     value = record.metric(metric) if record else None
-    return None if value is None or math.isnan(value) else value
+    unknown = value is None or math.isnan(value) or (math.isinf(value) and not metric_of(metric).reached)
+    return None if unknown else value
 
 
 def samples_of(
@@ -229,7 +231,7 @@ def samples_of(
     Args:
         claims: The claims.
         runs: The trainings of each run.
-        seeds: Those of the study, in its order.
+        seeds: Those of the study, in its order; others follow upwards.
         failed: The seeds of each run whose training failed.
     """
     samples = {}

@@ -42,8 +42,8 @@ def _open(verdict: Verdict, words: _Words) -> str:
     if finding.stage is None:
         if not any(finding.values):
             return finding.note or 'nothing is known'
-        at_least = f'; verdicts need {finding.blocks + verdict.more_seeds} seeds' if verdict.more_seeds else ''
-        return words.values(finding) + at_least
+        need = f'; verdicts need {finding.blocks + verdict.more_seeds} seeds' if verdict.more_seeds else ''
+        return (words.values(finding) if finding.blocks < 3 else f'{words.effect(finding)} so far') + need
     if finding.low is None and finding.high is None:
         return f'{words.effect(finding)}{more}' if finding.counts else finding.note
     ends = [abs(end) for end in (finding.low, finding.high) if end is not None]
@@ -89,7 +89,8 @@ class _Words:
         if finding.counts is not None:
             more, fewer = finding.counts
             larger, smaller, most = (larger, smaller, more) if more >= fewer else (smaller, larger, fewer)
-            return f'{smaller} needs fewer {self.metric.label} than {larger} in {most} of {finding.stage} blocks'
+            blocks = finding.stage or finding.blocks
+            return f'{smaller} needs fewer {self.metric.label} than {larger} in {most} of {blocks} blocks'
         estimate = finding.estimate or 0.0
         if finding.comparison.ratio:
             return f'{larger} is {estimate:.2f} times {smaller}{self.of}{self.interval(finding)}'

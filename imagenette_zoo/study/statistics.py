@@ -25,6 +25,10 @@ all seeds reached it, the numbers are compared as any others.
 5. Over the claims Holm's method (1979) bounds the chance that any of them errs, however they depend on each other. That
    a claim counts as decided, and frees its level, though its verdict is the wrong way round, is rarer still (Shaffer
    1980, Annals of Statistics 8, 1342-1347, for independent ones); the tests simulate it.
+
+Simulated studies had a false verdict in 1 to 4 % of cases, also with skewed or t₅-distributed seeds, with spreads that
+differ fivefold, and with crashes. There are more where runs are skewed (or crash) and one of each pair is several times
+as spread out as the other: 14 % with fourteen claims and lognormal seeds. No test of few seeds can see that.
 """
 
 from __future__ import annotations
@@ -256,19 +260,25 @@ class Pairs:
     Args:
         values: `(2, blocks)` their numbers.
         differences: `(blocks,)`; of logarithms for a ratio; NaN where neither run reached it.
-        answers: `(blocks, images)` the differences of their answers in the same unit, or None.
+        correct: `(blocks, images)` of both, whether each image was classified correctly; or None.
+        ratio: Logarithms are subtracted.
     """
 
     values: np.ndarray
     differences: np.ndarray = field(repr=False)
-    answers: np.ndarray | None = field(default=None, repr=False)
+    correct: tuple[np.ndarray, np.ndarray] | None = field(default=None, repr=False)
+    ratio: bool = False
 
     def first(self, blocks: int) -> Means | Signs:
         """What the first blocks give."""
         differences = self.differences[:blocks]
         if not np.isfinite(differences).all():
             return Signs.of(differences)
-        return Means.of(differences, None if self.answers is None else self.answers[:blocks])
+        if self.correct is None:
+            return Means.of(differences)
+        units = self.values[:, :blocks].mean(1) / 100 if self.ratio else (0.01, 0.01)
+        first, second = (rows[:blocks] / unit for rows, unit in zip(self.correct, units, strict=True))
+        return Means.of(differences, first - second)
 
 
 def pair(larger: Sample, smaller: Sample, *, ratio: bool = False, reached: bool = False) -> Pairs:
@@ -293,12 +303,10 @@ def pair(larger: Sample, smaller: Sample, *, ratio: bool = False, reached: bool 
     values = np.array([numbers[seed] for seed in used], dtype=float).reshape(-1, 2).T
     with np.errstate(invalid='ignore'):  # infinity less infinity: a tie
         differences = np.subtract(*(np.log(values) if ratio else values))
-    answers = None
-    if larger.correct is not None and smaller.correct is not None and larger.images == smaller.images and used:
-        units = values.mean(1) / 100 if ratio else (0.01, 0.01)
-        rows = (larger.correct[[first[seed] for seed in used]], smaller.correct[[second[seed] for seed in used]])
-        answers = rows[0] / units[0] - rows[1] / units[1]
-    return Pairs(values, differences, answers)
+    correct = None
+    if larger.correct is not None and smaller.correct is not None and larger.images == smaller.images:
+        correct = larger.correct[[first[seed] for seed in used]], smaller.correct[[second[seed] for seed in used]]
+    return Pairs(values, differences, correct, ratio)
 
 
 # --- Corrections ------------------------------------------------------------------------------------------------------

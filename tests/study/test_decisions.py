@@ -400,6 +400,8 @@ def test_an_undecided_claim_says_how_large_the_difference_can_be_and_what_would_
     assert (two.estimate, two.low, two.stage, two.more_seeds) == (pytest.approx(1.0), None, None, 1)
     one = judged(claim('top1'), [80.1], [79.0], ((5, 1.0),))
     assert sentence(one) == 'undecided: a 80.1, b 79.0; verdicts need 5 seeds'
+    four = judged(claim('top1'), *paired(1.0, 4), ((5, 1.0),))
+    assert sentence(four) == 'undecided: a is 1.0 points above b so far; verdicts need 5 seeds'
 
 
 def test_so_many_more_seeds_decide_most_studies() -> None:

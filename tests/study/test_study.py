@@ -233,7 +233,9 @@ def test_seeds_are_blocks_in_the_order_of_the_study() -> None:
     assert (upwards.seeds, upwards.values) == ([1, 2, 7], [10.0, 20.0, 70.0])
     found = sample(runs, 'top1', seeds=[7, 5, 3, 1], failed=[3])
     assert found is not None
-    assert (found.seeds, found.values, found.lost) == ([7, 3, 1, 2], [70.0, None, 10.0, 20.0], {3}), '5 is not there yet'
+    assert (found.seeds, found.values, found.lost) == ([7, 3, 1, 2], [70.0, None, 10.0, 20.0], {3}), (
+        '5 is not there yet'
+    )
     broken = replace(runs[0], result=replace(runs[0].result, loss=math.nan))
     for metric, values in (('top1', [10.0, 20.0]), ('loss', [None, 0.5])):
         diverged = sample([broken, runs[1]], metric)

@@ -6,34 +6,32 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from ..study.comparisons import Finding
+from ..study.decisions import Verdict, judge
 from ..study.metrics import metric_of
 from ..study.plan import Study
 from ..study.records import Record, samples_of
-from ..study.statistics import LEVEL, MOST_SEEDS, Finding, Verdict, judge
+from ..study.statistics import LEVEL
 from .drawing import Numbers
 from .section import count, interval_numbers, mean_text, signed
 
 __all__ = ['HOW', 'claims_summary', 'describe_claim', 'numbers']
 
-SYMBOLS = {'supported': '✓', 'contradicted': '✗', 'undecided': '?'}
+SYMBOLS = {'supported': '✓', 'contradicted': '✗', 'equal': '=', 'undecided': '?'}
 _VERDICTS = (
-    'A claim must hold for other seeds and for other images of the same kind. Final top-1 is therefore compared with '
-    'both as sources of chance: the variance of a difference is that between the seeds of each run plus that between '
-    'images of the paired difference (each image’s share of right answers under one run minus that under the other), '
-    'less what chance adds to single answers, which is in the seeds’ part. '
-    'Other metrics, and top-1 where not all seeds were looked at image by image, have seeds only. Half of an '
-    'interval’s width is the root of the sum of the squares of each part’s own, by Student’s t (Banerjee 1960), which '
-    'holds however much the runs’ spreads differ. McNemar’s test would compare two trainings, not two ideas. The '
-    'p-values of all claims are corrected together by Holm’s method: supported or '
-    f'contradicted is what stays at or below {LEVEL:g}, so that chance alone decides a claim in one study of twenty '
-    'at most; all else is undecided, which is not the same as no effect. A claim of several comparisons is supported '
-    'if all hold, and contradicted if one is found the other way. The 95 % interval of a single difference is not '
-    'corrected. Parameters and GMACs are counted: no test is needed.'
+    'Runs with the same seed are a pair. A claim is tested on the differences of its pairs by Student’s t, which holds '
+    'whatever the spreads of the runs are. Final top-1 must hold for other images, too: the variance between images of '
+    'the paired difference is added to that between seeds. It takes three seeds at least. Seeds are looked at in '
+    'stages, and each look spends its share of the level. The p-values of all claims are corrected together by '
+    f'Holm’s method: what stays at or below {LEVEL:g} is decided. Chance alone thus decides a claim in one study of '
+    'twenty at most, however many seeds are added. Equal means that the difference is smaller than what matters. All '
+    'else is undecided, which is not the same as no effect. Intervals are those that decided, so they are wider than '
+    'single 95 % intervals. A claim of several comparisons is supported if all hold. Parameters and GMACs are '
+    'counted: no test is needed.'
 )
 _MORE_SEEDS = (
     'How many more seeds would decide a claim: as many as give the test a power of 80 %, if the difference and the '
-    'spread are what they seem. Choose the number once: who adds seeds until a claim is decided errs more often than '
-    f'{LEVEL:.0%}. More seeds do not help where the images are too few.'
+    'spread are what they seem. More seeds do not help where the images are too few.'
 )
 HOW = [('Verdicts', _VERDICTS), ('More seeds', _MORE_SEEDS)]  # headings and paragraphs
 
@@ -45,7 +43,8 @@ def numbers(study: Study, runs: Mapping[str, Sequence[Record]]) -> list[dict[str
         study: Its claims are judged.
         runs: The trainings of each run.
     """
-    return [_claim(verdict) for verdict in judge(study.claims, samples_of(study.claims, runs))]
+    samples = samples_of(study.claims, runs, study.seeds)
+    return [_claim(verdict) for verdict in judge(study.claims, samples, study.stages)]
 
 
 def _claim(verdict: Verdict) -> dict[str, Any]:
@@ -59,16 +58,18 @@ def _claim(verdict: Verdict) -> dict[str, Any]:
         'p': verdict.p,
         'p_adjusted': verdict.p_adjusted,
         'more_seeds': verdict.more_seeds,
+        'last_stage': verdict.last,
         'findings': [_finding(finding) for finding in verdict.findings],
     }
 
 
 def _finding(finding: Finding) -> dict[str, Any]:
-    rest = ('effect', 'low', 'high', 'p', 'holds', 'more_seeds', 'note')
+    rest = ('low', 'high', 'p', 'holds', 'more_seeds', 'note')
     return {
         **asdict(finding.comparison),
         'larger_mean': interval_numbers(finding.larger) if finding.larger else None,
         'smaller_mean': interval_numbers(finding.smaller) if finding.smaller else None,
+        'effect': finding.estimate,
         **{name: getattr(finding, name) for name in rest},
     }
 
@@ -117,7 +118,7 @@ def _remedy(claim: Numbers) -> str:
         most = max(finding['more_seeds'] for finding in untested)
         return f'at least {count(most, "more seed")} of each run, before it can be tested at all'
     if claim['more_seeds'] is None:
-        return f'no number of seeds up to {MOST_SEEDS:,}, if the effect is what it seems'
+        return f'no number of seeds up to {claim["last_stage"]:,}, if the effect is what it seems'
     return f'about {count(claim["more_seeds"], "more seed")} of each run, if the effect is what it seems'
 
 

@@ -15,12 +15,13 @@ from ..config.hparams import GOOD_RECIPE
 from ..config.recipe import Recipe
 from ..errors import UserError, require
 from ..models.own import NAMED, NOTEBOOK, is_of_this_process, name_model, own_function
+from ..study.decisions import Verdict, judge
 from ..study.metrics import METRICS
 from ..study.plan import INSTEAD, default_name, find_study, plain_name, plan_models, plan_study, read_study
 from ..study.plan import Study as Plan
 from ..study.process import Slot
 from ..study.records import Record, by_run, samples_of, study_records
-from ..study.statistics import Verdict, judge
+from ..study.sentences import sentence
 from ..training.result import Result
 from ..training.run_folder import RunFolder
 from ..utils.console import Console, html_table, in_ipython
@@ -29,7 +30,7 @@ from ..utils.modules import is_reference, owner, reference_to
 from .curves import best_curves
 from .page import report_numbers
 from .runs import numbers
-from .studies import carry_out, report_on, summary, summary_rows, verdicts, with_modules
+from .studies import carry_out, report_on, summary, summary_rows, verdicts, with_modules, with_pairs
 
 __all__ = ['Study', 'report', 'run', 'study']
 
@@ -76,9 +77,14 @@ class Study:
         return study_records(self.plan, self.folder)
 
     @property
+    def _judged(self) -> Plan:
+        return with_pairs(self.plan, self.records)
+
+    @property
     def verdicts(self) -> list[Verdict]:
-        """What became of its claims, in their order."""
-        return judge(self.plan.claims, samples_of(self.plan.claims, by_run(self.records)))
+        """What became of its claims, in their order. Without claims: which run of each pair has the higher top-1."""
+        plan = self._judged
+        return judge(plan.claims, samples_of(plan.claims, by_run(self.records), plan.seeds), plan.stages)
 
     def table(self, per_seed: bool = False) -> Any:
         """The metrics of its runs as numbers, in the units that study files have.
@@ -147,12 +153,12 @@ class Study:
 
     def __repr__(self) -> str:
         parts = [self._progress(), *([summary(self.records)] if self.records else [])]
-        return '\n'.join([*parts, *([verdicts(self.plan, self.records)] if self.plan.claims else [])])
+        return '\n'.join([*parts, *([verdicts(self._judged, self.records)] if self._judged.claims else [])])
 
     def _repr_html_(self) -> str:
-        judged = [(each.verdict, each.claim.sentence, f'{each.p_adjusted:.3g}') for each in self.verdicts]
+        judged = [(each.verdict, each.claim.sentence, sentence(each)) for each in self.verdicts]
         runs = summary_rows(self.records) if self.records else []
-        tables = ([(self._progress(),)], runs, [('verdict', 'claim', 'p after Holm'), *judged] if judged else [])
+        tables = ([(self._progress(),)], runs, [('verdict', 'claim', 'what is so'), *judged] if judged else [])
         return ''.join(html_table(rows) for rows in tables if rows)
 
 

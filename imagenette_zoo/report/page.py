@@ -151,7 +151,7 @@ def _ranked(unordered: Mapping[str, Sequence[Record]]) -> dict[str, Sequence[Rec
 
     def top1(name: str) -> float:
         values = sample(unordered[name], 'top1')
-        mean = float(np.mean(values.values)) if values else math.nan
+        mean = float(np.mean(values.known)) if values and values.known else math.nan
         return mean if math.isfinite(mean) else -1.0
 
     return {name: unordered[name] for name in sorted(unordered, key=top1, reverse=True)}

@@ -19,7 +19,7 @@ HOW = (
     'Time to an accuracy',
     'Seconds of training and validation (epochs likewise) up to the validation that first gave the accuracy, '
     'interpolated between it and the one before, from a guess at the start. Seeds that never got there make no '
-    'mean: the table says how many did. In a claim they count as the whole training, a lower bound.',
+    'mean: the table says how many did. Claims then compare who was first.',
 )
 
 
@@ -28,7 +28,7 @@ def numbers(records: Sequence[Record]) -> dict[str, Any]:
     metrics = {}
     for metric in METRICS:
         values = sample(records, metric)
-        metrics[metric] = stat_of(values.values) if values else None
+        metrics[metric] = stat_of(values.values) if values and len(values.values) == len(records) else None
     return {'metrics': metrics, 'reach': {str(top1): _reach(records, top1) for top1 in THRESHOLDS}}
 
 

@@ -10,19 +10,24 @@ from typing import Any
 
 from ..config.recipe import Recipe
 from ..errors import UserError, nearest
+from ..study.decisions import all_pairs, judge
 from ..study.estimate import dry_run
 from ..study.on_ray import run_on_ray
 from ..study.plan import Study, find_study, plan_models, read_study
 from ..study.process import Slot
 from ..study.records import Record, by_run, group_runs, samples_of, study_records
 from ..study.runner import Trials, run_study
-from ..study.statistics import interval, judge
+from ..study.sentences import sentence
+from ..study.statistics import interval
 from ..utils.console import Console, duration, table
 from .page import check_packages, write_report
 
 __all__ = [
     'carry_out', 'report_on', 'run_models', 'run_study_file', 'summary', 'summary_rows', 'verdicts', 'with_modules',
+    'with_pairs',
 ]  # fmt: skip
+
+MOST_COMPARED = 6  # runs, each pair of which is judged
 
 
 def run_study_file(
@@ -137,6 +142,7 @@ def _report(study: Study, slot: Slot, console: Console) -> None:
         return
     console.line()
     console.line(summary(records))
+    study = with_pairs(study, records)
     if study.claims:
         console.line()
         console.line(verdicts(study, records))
@@ -176,12 +182,22 @@ def summary_rows(records: Sequence[Record]) -> list[tuple[str, ...]]:
     return rows
 
 
+def with_pairs(study: Study, records: Sequence[Record]) -> Study:
+    """The study; one without claims asks of each pair of its runs which has the higher top-1."""
+    runs = by_run(records)
+    if study.claims or not 1 < len(runs) <= MOST_COMPARED:
+        return study
+    ranked = sorted(runs, key=lambda run: -sum(record.result.top1 for record in runs[run]) / len(runs[run]))
+    return replace(study, claims=all_pairs(ranked))
+
+
 def verdicts(study: Study, records: Sequence[Record]) -> str:
-    """A line a claim."""
+    """Two lines a claim: what is claimed, and what is so."""
     lines = []
-    for verdict in judge(study.claims, samples_of(study.claims, by_run(records))):
+    samples = samples_of(study.claims, by_run(records), study.seeds)
+    for verdict in judge(study.claims, samples, study.stages):
         lines.append(f'{verdict.verdict.upper():12}  {verdict.claim.name}: {verdict.claim.sentence}')
-        lines.append(f'              {verdict.claim.metric}, p = {verdict.p_adjusted:.3g} after Holm')
+        lines.append(f'              {sentence(verdict)}')
     return '\n'.join(lines)
 
 
@@ -210,8 +226,9 @@ def report_on(
     first = Path(paths[0])
     study = None
     if len(paths) == 1 and os.path.isfile(first / 'study.yaml'):
-        study = read_study(first / 'study.yaml')
-        records = study_records(study, first)
+        plan = read_study(first / 'study.yaml')
+        records = study_records(plan, first)
+        study = with_pairs(plan, records)
     else:
         records = group_runs(_run_folders(paths))
     if not records:

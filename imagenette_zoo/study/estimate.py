@@ -21,9 +21,9 @@ from ..utils.distributed import World, choose_device
 from ..utils.memory import collect
 from ..utils.process import restore_process
 from .plan import Study
+from .power import threshold
 from .process import Slot, epochs_done
 from .runner import check_models, state_of
-from .statistics import threshold
 
 __all__ = ['dry_run', 'image_counts', 'seconds_per_epoch']
 

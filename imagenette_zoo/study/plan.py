@@ -22,8 +22,8 @@ from ..utils.reading import LARGEST_YAML, PlainLoader, read_errors, read_text
 from .metrics import METRICS, THRESHOLD, TO_AN_ACCURACY
 
 __all__ = [
-    'INSTEAD', 'Claim', 'Comparison', 'Study', 'StudyRun', 'Trial', 'default_name', 'differing', 'dump_study',
-    'find_study', 'make_study', 'parse_vary', 'plan_models', 'plan_study', 'read_study',
+    'INSTEAD', 'STAGES', 'Claim', 'Comparison', 'Study', 'StudyRun', 'Trial', 'default_name', 'differing', 'dump_study',
+    'find_study', 'make_study', 'parse_vary', 'plain_name', 'plan_models', 'plan_study', 'read_study',
 ]  # fmt: skip
 
 NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9._+=-]{0,79}')
@@ -36,6 +36,10 @@ INSTEAD = {  # of an option that is not of a study
     'resume': 'what is there is always continued',
     'overwrite': 'remove the folder',
 }
+# After how many blocks claims are looked at, and the share of the level that each look may spend.
+STAGES = ((3, 0.10), (4, 0.15), (5, 0.15), (6, 0.15), (8, 0.12), (10, 0.11), (13, 0.09), (16, 0.07), (20, 0.06))
+FEWEST_BLOCKS = 3  # of a stage: from two the spread is not known
+PRACTICAL = {'top1': 1.0}  # the difference that matters, where a claim does not say
 
 
 @dataclass(frozen=True)
@@ -68,16 +72,36 @@ class Comparison:
     bound: float
     ratio: bool = False
 
+    @property
+    def two_sided(self) -> bool:
+        """Whether it only asks which is larger."""
+        return self.bound == (1 if self.ratio else 0)
+
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence, and the comparisons that must all hold if it is true."""
+    """A sentence, and the comparisons that must all hold if it is true.
+
+    `practical` is the least difference that matters, None where the claim does not say.
+    """
 
     name: str
     sentence: str
     metric: str
     order: tuple[str, ...]
     comparisons: tuple[Comparison, ...]
+    practical: float | None = None
+
+    @property
+    def two_sided(self) -> bool:
+        """Whether it only asks which is larger: then it can be wrong on both sides."""
+        return all(each.two_sided for each in self.comparisons)
+
+    @property
+    def equal_within(self) -> float | None:
+        """The difference below which runs count as equal; None where a bound says what matters, or nothing does."""
+        plain = all(each.bound == 0 and not each.ratio for each in self.comparisons)
+        return (self.practical or PRACTICAL.get(self.metric)) if plain else None
 
 
 @dataclass(frozen=True)
@@ -92,6 +116,8 @@ class Study:
         budget: Hours of training and validation after which no further run is started, or None.
         limits: What a reader must know of how far it reaches.
         base: The options that all runs have unless they say otherwise.
+        stages: After how many blocks (seeds of the runs that are compared) claims are looked at, and the share of the
+            level of each look; the shares sum to 1.
     """
 
     title: str
@@ -101,6 +127,7 @@ class Study:
     budget: float | None = None
     limits: str = ''
     base: dict[str, Any] = field(default_factory=dict, repr=False)
+    stages: tuple[tuple[int, float], ...] = STAGES
 
     def trials(self) -> list[Trial]:
         """All trainings: every run with the first seed, then every run with the second, so that what is done at any
@@ -119,6 +146,7 @@ def dump_study(study: Study) -> str:
         'options': differing(base, defaults),
         'seeds': list(study.seeds),
         'budget': study.budget,
+        'stages': _dump_stages(study.stages),
         'runs': {run.name: differing(run.recipe.as_dict(), base) for run in study.runs.values()},
         'claims': [_dump_claim(claim) for claim in study.claims],
     }
@@ -137,7 +165,14 @@ def _dump_claim(claim: Claim) -> dict[str, Any]:
     bound = {'margin': -first.bound} if first.bound < 0 else bound
     return {
         'name': claim.name, 'claim': claim.sentence, 'metric': claim.metric, 'order': list(claim.order), **bound,
+        **({'practical': claim.practical} if claim.practical else {}),
     }  # fmt: skip
+
+
+def _dump_stages(stages: tuple[tuple[int, float], ...]) -> list[int] | dict[int, float] | None:
+    if stages == STAGES:
+        return None
+    return [stages[0][0]] if len(stages) == 1 else dict(stages)
 
 
 def find_study(name: str | Path) -> Path:
@@ -352,7 +387,7 @@ class _Reader:
         return entries
 
     def study(self, root: Any) -> Study:
-        known = {'title', 'limits', 'device_modules', 'base', 'options', 'seeds', 'budget', 'runs', 'claims'}
+        known = {'title', 'limits', 'device_modules', 'base', 'options', 'seeds', 'budget', 'stages', 'runs', 'claims'}
         parts = self.mapping(root, 'a study', known)
         if 'runs' not in parts:
             raise self.fail(root, 'a study needs runs')
@@ -372,6 +407,7 @@ class _Reader:
             self.number(parts['budget'][1], 'budget: hours are needed') if 'budget' in parts else None,
             self.words(parts, 'limits'),
             base,
+            self.stages(parts['stages'][1]) if 'stages' in parts else STAGES,
         )
 
     def words(self, parts: Mapping[str, tuple[Any, Any]], name: str) -> str:
@@ -464,6 +500,22 @@ class _Reader:
             raise self.fail(node, 'seeds: one is given twice')
         raise self.fail(node, 'seeds: their number or a list of them is needed')
 
+    def stages(self, node: Any) -> tuple[tuple[int, float], ...]:
+        """Looks as `[4, 8]`, with equal shares of the level, or as `{4: 0.4, 8: 0.6}`."""
+        value = self.plain(node)
+        if not isinstance(value, (list, dict)) or not value:
+            raise self.fail(node, 'stages: numbers of blocks are needed, as [5], or their shares, as {4: 0.4, 8: 0.6}')
+        blocks = list(value)
+        shares = list(value.values()) if isinstance(value, dict) else [1 / len(value)] * len(value)
+        whole = all(_whole(each) and FEWEST_BLOCKS <= each <= MOST_RUNS for each in blocks)
+        if not whole or blocks != sorted(set(blocks)):
+            raise self.fail(node, f'stages: whole numbers from {FEWEST_BLOCKS} blocks on are needed, each larger')
+        if not all(isinstance(each, (int, float)) and not isinstance(each, bool) and each > 0 for each in shares):
+            raise self.fail(node, 'stages: each needs a share of the level above 0')
+        if not math.isclose(sum(shares), 1, abs_tol=1e-6):
+            raise self.fail(node, f'stages: the shares sum to {sum(shares):g}: they must sum to 1, the whole level')
+        return tuple(zip(blocks, map(float, shares), strict=True))
+
     def claims(self, node: Any, runs: Mapping[str, StudyRun]) -> tuple[Claim, ...]:
         if not isinstance(node, yaml.SequenceNode):
             raise self.fail(node, 'claims: a list is needed, each with claim, metric and order')
@@ -476,7 +528,8 @@ class _Reader:
         return tuple(claims.values())
 
     def claim(self, node: Any, number: int, runs: Mapping[str, StudyRun]) -> Claim:
-        parts = self.mapping(node, 'a claim', {'name', 'claim', 'metric', 'order', 'by', 'margin', 'ratio'})
+        known = {'name', 'claim', 'metric', 'order', 'by', 'margin', 'ratio', 'practical'}
+        parts = self.mapping(node, 'a claim', known)
         for name in ('claim', 'metric', 'order'):
             if name not in parts:
                 raise self.fail(node, f'a claim needs {name}')
@@ -484,10 +537,10 @@ class _Reader:
             raise self.fail(parts['claim'][0], 'claim: a sentence is needed')
         metric = str(self.plain(parts['metric'][1]))
         if metric not in METRICS and not THRESHOLD.fullmatch(metric):
-            known = [*METRICS, *TO_AN_ACCURACY]
+            metrics = [*METRICS, *TO_AN_ACCURACY]
             raise self.fail(
                 parts['metric'][1],
-                f'metric: {metric!r} is not one of {", ".join(known)} (N a number){nearest(metric, known)}',
+                f'metric: {metric!r} is not one of {", ".join(metrics)} (N a number){nearest(metric, metrics)}',
             )
         bounds: dict[str, float] = {
             name: self.number(parts[name][1], f'{name}: a number above 0 is needed')
@@ -496,6 +549,11 @@ class _Reader:
         }
         if len(bounds) > 1:
             raise self.fail(node, f'{" and ".join(bounds)} exclude each other')
+        practical = None
+        if 'practical' in parts:
+            practical = self.number(parts['practical'][1], 'practical: a number above 0 is needed')
+            if bounds:
+                raise self.fail(parts['practical'][0], f'practical: {next(iter(bounds))} already says what matters')
         value = self.plain(parts['order'][1])
         orders = tuple(value) if isinstance(value, list) else (value,)
         if not orders:
@@ -507,6 +565,7 @@ class _Reader:
             metric,
             tuple(map(str, orders)),
             tuple(comparisons),
+            practical,
         )
 
     def order(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from ..errors import UserError
 from ..training.result import Result, read_result
 from ..utils.reading import read_errors, read_text
 from .analysis import Analysis, read_analysis
-from .metrics import THRESHOLD, metric_of
+from .metrics import metric_of
 from .plan import Claim, Study, Trial
 from .statistics import Sample
 
@@ -186,29 +187,62 @@ def by_run(records: Iterable[Record]) -> dict[str, list[Record]]:
     return {run: sorted(records, key=lambda record: record.seed) for run, records in runs.items()}
 
 
-def sample(records: Sequence[Record], metric: str) -> Sample | None:
-    """A metric of the seeds of one run, None where it is not known, or no number, of all of them."""
-    values = [value for record in records if (value := record.metric(metric)) is not None and math.isfinite(value)]
-    if not values or len(values) < len(records):
+def sample(
+    records: Sequence[Record], metric: str, seeds: Sequence[int] = (), failed: Collection[int] = ()
+) -> Sample | None:
+    """A metric of the seeds of one run, None where it is known of none.
+
+    Args:
+        records: The trainings of the run.
+        metric: Its name.
+        seeds: Those of the study, in its order; others follow upwards.
+        failed: Seeds whose training failed.
+    """
+    by_seed = {record.seed: record for record in records if record.metric(metric) is not None}
+    if not by_seed:
         return None
-    note, missed = '', 0
-    if match := THRESHOLD.fullmatch(metric):
-        missed = sum(not record.reach(match[1], float(match[2]))[1] for record in records)
-        if missed:
-            note = f'{records[0].run}: {missed} of {len(records)} did not reach {match[2]} %, they count as the end'
+    there = {*by_seed, *failed}
+    order = [*(seed for seed in seeds if seed in there), *sorted(there - set(seeds))]
+    known = [by_seed.get(seed) for seed in order]
+    values = [_value(record, metric) for record in known]
+    diverged = frozenset(record.seed for record in by_seed.values() if not math.isfinite(record.result.loss))
     correct, images = None, ''
-    looked_at = [record.analysis for record in records if record.analysis is not None]
-    if metric == 'top1' and len(looked_at) == len(records) and len({each.images for each in looked_at}) == 1:
-        correct, images = np.stack([each.correct.numpy() for each in looked_at]), looked_at[0].images
-        values = [100.0 * float(row.mean()) for row in correct]
-    return Sample(values, correct, metric_of(metric).exact, missed > 0, images, note)
+    looked_at = [record.analysis for record in by_seed.values() if record.analysis is not None]
+    if metric == 'top1' and len(looked_at) == len(by_seed) and len({each.images for each in looked_at}) == 1:
+        images = looked_at[0].images
+        nothing = np.zeros(len(looked_at[0].correct), bool)  # of a seed that failed
+        rows = [record.analysis.correct.numpy() if record and record.analysis else nothing for record in known]
+        correct = np.stack(rows)
+        values = [100.0 * float(row.mean()) if record else None for row, record in zip(rows, known, strict=True)]
+    hardware = [record.result.hardware if record else {} for record in known] if metric_of(metric).timed else []
+    return Sample(values, order, correct, metric_of(metric).exact, images, diverged, hardware)
 
 
-def samples_of(claims: Sequence[Claim], runs: Mapping[str, Sequence[Record]]) -> dict[tuple[str, str], Sample]:
-    """The numbers that claims are judged by."""
+def _value(record: Record | None, metric: str) -> float | None:
+    """A metric of a training; None of one that failed, and where it is no number."""
+    value = record.metric(metric) if record else None
+    unknown = value is None or math.isnan(value) or (math.isinf(value) and not metric_of(metric).reached)
+    return None if unknown else value
+
+
+def samples_of(
+    claims: Sequence[Claim],
+    runs: Mapping[str, Sequence[Record]],
+    seeds: Sequence[int] = (),
+    failed: Mapping[str, Collection[int]] = MappingProxyType({}),
+) -> dict[tuple[str, str], Sample]:
+    """The numbers that claims are judged by.
+
+    Args:
+        claims: The claims.
+        runs: The trainings of each run.
+        seeds: Those of the study, in its order; others follow upwards.
+        failed: The seeds of each run whose training failed.
+    """
     samples = {}
     for claim in claims:
         for run in {name for each in claim.comparisons for name in (each.larger, each.smaller)}:
-            if (numbers := sample(runs.get(run, ()), claim.metric)) is not None:
+            numbers = sample(runs.get(run, ()), claim.metric, seeds, failed.get(run, ()))
+            if numbers is not None:
                 samples[claim.metric, run] = numbers
     return samples

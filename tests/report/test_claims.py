@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from imagenette_zoo.report.page import write_report
+from imagenette_zoo.study.decisions import judge
 from imagenette_zoo.study.plan import Study
 from imagenette_zoo.study.records import by_run, samples_of
-from imagenette_zoo.study.statistics import judge
 from tests.report.records import make_record, make_records, text_of
 
 
@@ -27,21 +27,21 @@ def test_verdicts_come_first_and_are_those_of_the_statistics(written: Path, stud
     for claim, verdict in zip(numbers['claims'], expected, strict=True):
         assert claim['p_adjusted'] == pytest.approx(verdict.p_adjusted)
         assert claim['more_seeds'] == verdict.more_seeds
-        assert claim['findings'][0]['effect'] == pytest.approx(verdict.findings[0].effect)
+        assert claim['findings'][0]['effect'] == pytest.approx(verdict.findings[0].estimate)
         assert claim['findings'][0]['low'] == pytest.approx(verdict.findings[0].low)
     effect = expected[0].findings[0]
     assert effect.low is not None
     assert effect.high is not None
     for text in (text_of(page), (written / 'report.md').read_text()):
-        assert f'{effect.effect:+.2f} points, 95 % interval {effect.low:+.2f} to {effect.high:+.2f}' in text
-        assert 'no number of seeds up to 1,000' in text
+        assert f'{effect.estimate:+.2f} points, 95 % interval {effect.low:+.2f} to {effect.high:+.2f}' in text
+        assert 'the blocks do not differ: no test' in text
         assert re.search(r'good:? 90\.56 ± 2\.39 %, 3 seeds', text)
 
 
 def test_more_seeds_are_asked_for_where_they_would_decide(tmp_path: Path, study: Study) -> None:
     records = [
-        make_record(run, seed, 80 + high + 2 * (-1) ** seed, analysed=False)
-        for run, high in (('good', 3.0), ('bad', 0.0))
+        make_record(run, seed, 80 + high + seed * slope, analysed=False)
+        for run, high, slope in (('good', 3.0, 0.5), ('bad', 0.0, -0.5))
         for seed in (1, 2, 3)
     ]
     write_report(tmp_path, records, study=study)
@@ -57,4 +57,4 @@ def test_one_seed_decides_nothing_and_the_report_says_what_is_missing(tmp_path: 
     assert 'it cannot be judged before all of its runs are known' in text
     assert 'Not finished yet: 5 trainings: bad-seed1, good-seed2' in text
     pair = write_report(tmp_path, make_records()[:2], study=study).read_text()
-    assert 'at least 1 more seed of each run' in text_of(pair)
+    assert 'at least 2 more seeds of each run' in text_of(pair)

@@ -1,6 +1,7 @@
-"""Study files, the statistics of their claims, and the metrics these are about."""
+"""Study files, finished runs as data, and the metrics that claims are about."""
 
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,7 +9,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -16,10 +16,10 @@ from imagenette_zoo.config.hparams import study_names
 from imagenette_zoo.config.recipe import Recipe
 from imagenette_zoo.errors import UserError
 from imagenette_zoo.study.analysis import FILES, Analysis, analyse, read_analysis
-from imagenette_zoo.study.metrics import METRICS
-from imagenette_zoo.study.plan import Claim, Comparison, dump_study, find_study, read_study
+from imagenette_zoo.study.decisions import judge
+from imagenette_zoo.study.metrics import METRICS, metric_of
+from imagenette_zoo.study.plan import STAGES, Claim, Comparison, dump_study, find_study, read_study
 from imagenette_zoo.study.records import Record, by_run, group_runs, read_record, sample, samples_of
-from imagenette_zoo.study.statistics import Sample, compare, interval, judge
 from imagenette_zoo.training.result import Result
 from imagenette_zoo.training.run_folder import RunFolder
 from imagenette_zoo.training.trainer import train
@@ -123,6 +123,16 @@ def test_the_order_that_a_claim_expects(tmp_path: Path, order: str, extra: str, 
         ('runs:', 'claims: []\nruns:', 14, "'claims' is given twice"),
         ('title: A question', 'title: &a [*a]', 1, 'not valid YAML'),
         ('title: A question', '- a', 2, 'not valid YAML'),
+        ('order: fast > plain', 'order: fast > plain\n    practical: 0', 17, 'practical: a number above 0 is needed'),
+        ('order: fast > plain', 'by: 3\n    practical: 1\n    order: fast > plain', 17, 'by already says what matters'),
+        ('budget: 2', 'stages: 5', 6, 'stages: numbers of blocks are needed, as [5]'),
+        ('budget: 2', 'stages: []', 6, 'stages: numbers of blocks are needed, as [5]'),
+        ('budget: 2', 'stages: [2, 4]', 6, 'stages: whole numbers from 3 blocks on are needed, each larger'),
+        ('budget: 2', 'stages: [5, 4]', 6, 'stages: whole numbers from 3 blocks on are needed, each larger'),
+        ('budget: 2', 'stages: [4, 4]', 6, 'stages: whole numbers from 3 blocks on are needed, each larger'),
+        ('budget: 2', 'stages: [[4]]', 6, 'stages: whole numbers from 3 blocks on are needed, each larger'),
+        ('budget: 2', 'stages: {4: 0.5, 8: 0.6}', 6, 'the shares sum to 1.1: they must sum to 1, the whole level'),
+        ('budget: 2', 'stages: {4: 1.5, 8: -0.5}', 6, 'stages: each needs a share of the level above 0'),
     ],
 )
 def test_a_wrong_study_file_is_refused_with_the_line(
@@ -162,242 +172,28 @@ def test_a_study_file_that_needs_no_other(tmp_path: Path) -> None:
     assert again.claims == study.claims
     assert again.claims[-1].comparisons[0].bound == 3.0, 'text in YAML'
     assert 'base' not in dump_study(study)
-
-
-# --- Statistics -------------------------------------------------------------------------------------------------------
-
-
-def test_the_interval_is_students() -> None:
-    found = interval([1.0, 2.0, 4.0])
-    assert found.mean == pytest.approx(7 / 3)
-    assert found.half == pytest.approx(4.302653 * 1.527525 / 3**0.5, rel=1e-6)  # the 97.5 % point for two degrees
-    assert interval([3.0]).half is None
-
-
-def test_seeds_alone_have_banerjees_interval() -> None:
-    first, second = [80.1, 81.0, 80.4], [78.0, 79.9]
-    found = compare(Comparison('a', 'b', 0.5), Sample(first), Sample(second))
-    widths = [interval(values).half or 0 for values in (first, second)]
-    assert found.effect == pytest.approx(1.55)
-    assert (found.high or 0) - 1.55 == pytest.approx(1.55 - (found.low or 0)) == pytest.approx(np.hypot(*widths))
-    ratio = compare(Comparison('a', 'b', 1.5, ratio=True), Sample([20.0, 22.0]), Sample([10.0, 11.0]))
-    assert ratio.effect == pytest.approx(2.0)
-    assert ratio.holds
-
-
-def test_p_is_the_level_whose_interval_ends_at_the_bound() -> None:
-    """As Student's, where only one run has a spread; never 0."""
-    from scipy import stats
-
-    spread = [1.0, 1.3, 0.9]
-    for bound in (0.9, 0.5, 1.2, -1e6):
-        found = compare(Comparison('a', 'b', bound), Sample(spread), Sample([0.0, 0.0]))
-        assert found.p == pytest.approx(stats.ttest_1samp(spread, bound).pvalue, rel=1e-5)
-        assert found.p > 0
-
-
-def trained(
-    random: np.random.Generator, easiness: np.ndarray, seeds: int, level: float, seed_deviation: float = 0.04
-) -> Sample:
-    """Right and wrong answers of a model: images are easy or hard to all models and to this one, seeds good or bad."""
-    own = random.normal(0, 1, len(easiness))
-    logits = level + easiness + own + random.normal(0, seed_deviation, (seeds, 1))
-    correct = random.random((seeds, len(easiness))) < 1 / (1 + np.exp(-logits))
-    return Sample(100 * correct.mean(1), correct)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('seeds', [2, 3, 5])
-def test_without_an_effect_few_claims_are_decided(seeds: int) -> None:
-    """At most 5 %, other images and other seeds each time."""
-    random = np.random.default_rng(seeds)
-    decided = 0
-    claim = Claim('', '', 'top1', (), (Comparison('a', 'b', 0.0),))
-    for _ in range(400):
-        easiness = random.normal(1.5, 2.5, 400)
-        samples = {('top1', run): trained(random, easiness, seeds, 0.0) for run in 'ab'}
-        decided += judge([claim], samples)[0].verdict != 'undecided'
-    assert decided <= 0.05 * 400
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('metric', ['loss', 'top1'])
-def test_chance_decides_a_claim_in_one_study_of_twenty_at_most(metric: str) -> None:
-    """Fourteen claims without an effect; Welch's degrees of freedom decide one in 10 and 24 of 40 studies."""
-    random = np.random.default_rng(0)
-    claims = [Claim('', '', metric, (), (Comparison(f'{i}a', f'{i}b', 0.0),)) for i in range(14)]
-    wrong = 0
-    for _ in range(40):
-        easiness = random.normal(1.5, 2.5, 2000)
-        samples = {
-            (metric, f'{i}{run}'): trained(random, easiness, 2, 0.0, 0.3)
-            if metric == 'top1'
-            else Sample(list(random.normal(80, *((0.2, 5) if run == 'a' else (2.0, 2)))))
-            for i in range(14)
-            for run in 'ab'
-        }
-        wrong += any(verdict.verdict != 'undecided' for verdict in judge(claims, samples))
-    assert wrong <= 6  # of 5 % in one case of 300 more
-
-
-def test_an_effect_of_two_points_is_found_with_five_seeds() -> None:
-    random = np.random.default_rng(0)
-    claim = Claim('', '', 'top1', (), (Comparison('a', 'b', 0.0),))
-    verdicts, effects = [], []
-    for _ in range(100):
-        easiness = random.normal(1.5, 2.5, 3925)
-        samples = {('top1', run): trained(random, easiness, 5, level) for run, level in (('a', 0.185), ('b', 0.0))}
-        [verdict] = judge([claim], samples)
-        verdicts.append(verdict.verdict)
-        effects.append(verdict.findings[0].effect)
-    assert 1.8 < np.mean(effects) < 2.1
-    assert verdicts.count('supported') >= 80
-    assert 'contradicted' not in verdicts
-
-
-def test_more_images_do_not_stand_in_for_seeds_nor_seeds_for_images() -> None:
-    """Equal answers of all seeds leave the images, equal accuracies of all images leave the seeds."""
-    random = np.random.default_rng(0)
-    row = random.random(200) < 0.8
-    other = row.copy()
-    other[:3] = ~other[:3]
-    same = compare(
-        Comparison('a', 'b', 0.0), Sample([80.0] * 5, np.stack([row] * 5)), Sample([81.0] * 5, np.stack([other] * 5))
-    )
-    assert same.p > 0.05
-    assert same.more_seeds is None, 'no number of seeds would do'
-    spread = Sample([70.0, 90.0]), Sample([65.0, 84.0])
-    assert compare(Comparison('a', 'b', 0.0), *spread).p > 0.05
-    assert (compare(Comparison('a', 'b', 0.0), *spread).more_seeds or 0) > 5
-
-
-def verdicts_of(*groups: list[tuple[list[float], list[float]]]) -> list[str]:
-    """A claim for each group, that the first of each pair is larger than the second."""
-    samples, claims = {}, []
-    for number, pairs in enumerate(groups):
-        comparisons = []
-        for index, (first, second) in enumerate(pairs):
-            names = f'{number}{index}a', f'{number}{index}b'
-            comparisons.append(Comparison(*names, 0.0))
-            samples.update(
-                {('loss', name): Sample(values) for name, values in zip(names, (first, second), strict=True)}
-            )
-        claims.append(Claim(str(number), '', 'loss', (), tuple(comparisons)))
-    return [verdict.verdict for verdict in judge(claims, samples)]
-
-
-HIGH, LOW, NEAR = [5.0, 5.1, 4.9, 5.05], [1.0, 1.1, 0.9, 1.05], [1.0, 1.2, 0.8, 1.1]
-
-
-def test_a_claim_needs_all_of_its_comparisons() -> None:
-    assert verdicts_of([(HIGH, LOW)]) == ['supported']
-    assert verdicts_of([(LOW, HIGH)]) == ['contradicted']
-    assert verdicts_of([(HIGH, LOW), (HIGH, NEAR)]) == ['supported']
-    assert verdicts_of([(HIGH, LOW), (NEAR, LOW)]) == ['undecided']
-    assert verdicts_of([(HIGH, LOW), (LOW, HIGH)]) == ['contradicted']
-
-
-def test_holms_correction_is_over_the_claims_of_the_study() -> None:
-    weak = ([1.4, 1.7, 1.3], [0.6, 0.8, 0.5])
-    p = compare(Comparison('a', 'b', 0.0), *map(Sample, weak)).p
-    assert 0.025 < p < 0.05
-    assert verdicts_of([weak]) == ['supported']
-    assert verdicts_of([weak], [weak]) == ['undecided', 'undecided']
-    assert verdicts_of([weak], [(HIGH, LOW)]) == ['supported', 'supported'], 'the stronger one is out of the way'
-
-
-def test_how_many_seeds_would_decide() -> None:
-    """Simulated with as many seeds, most studies are decided; with half of them few are."""
-    random = np.random.default_rng(1)
-    pilot = Sample([80.0, 81.0, 82.0]), Sample([79.0, 80.0, 81.0])
-    claim = Claim('', '', 'loss', (), (Comparison('a', 'b', 0.0),))
-    [verdict] = judge([claim], {('loss', run): sample for run, sample in zip('ab', pilot, strict=True)})
-    assert verdict.more_seeds is not None
-
-    def decided(seeds: int) -> float:
-        found = [
-            compare(claim.comparisons[0], *(Sample(list(random.normal(mean, 1, seeds))) for mean in (81, 80))).p < 0.05
-            for _ in range(200)
-        ]
-        return sum(found) / len(found)
-
-    assert 0.7 < decided(3 + verdict.more_seeds) < 0.95
-    assert decided((3 + verdict.more_seeds) // 3) < 0.6
-    against = Comparison('b', 'a', 0.0), Comparison('b', 'c', 0.0)
-    samples = {('loss', run): sample for run, sample in zip('abc', (*pilot, pilot[0]), strict=True)}
-    [two] = judge([Claim('', '', 'loss', (), against)], samples)
-    assert (two.more_seeds or 0) > verdict.more_seeds, 'either of two would do, each is tested more strictly'
-
-
-def test_ratios_of_accuracies_are_of_these_images_too() -> None:
-    random = np.random.default_rng(0)
-    easiness = random.normal(1.5, 2.5, 400)
-    first, second = (trained(random, easiness, 5, level) for level in (0.3, 0.0))
-    ratio, difference = Comparison('a', 'b', 1.01, ratio=True), Comparison('a', 'b', np.mean(second.values) / 100)
-    found = compare(ratio, first, second).p
-    assert found == pytest.approx(compare(difference, first, second).p, rel=0.1)
-    assert found > 1.3 * compare(ratio, Sample(first.values), Sample(second.values)).p
-
-
-def test_seeds_also_average_out_what_chance_adds_to_answers() -> None:
-    """Of two models that are right by chance only, all images alike: more seeds decide what 400 images would not."""
-    random = np.random.default_rng(0)
-    comparison = Comparison('a', 'b', 0.0)
-
-    def samples(seeds: int) -> list[Sample]:
-        answers = [random.random((seeds, 400)) < level for level in (0.82, 0.80)]
-        return [Sample(100 * correct.mean(1), correct) for correct in answers]
-
-    asked = [found.more_seeds for found in (compare(comparison, *samples(4)) for _ in range(50)) if found.p > 0.05]
-    assert np.mean([more is not None for more in asked]) > 0.8
-    middle = int(np.median([more for more in asked if more is not None]))
-    assert sum(compare(comparison, *samples(4 + middle)).p < 0.05 for _ in range(50)) > 25
-
-
-def test_what_can_not_be_judged_is_undecided() -> None:
-    comparison = Comparison('a', 'b', 0.0)
-    assert compare(comparison, None, Sample([1.0])).note == 'nothing is known of a'
-    one = compare(comparison, Sample([1.0]), Sample([2.0, 2.1]))
-    assert (one.p, one.more_seeds) == (1.0, 1)
-    assert compare(comparison, Sample([1.0, 1.0]), Sample([2.0, 2.0])).p == 1.0, 'equal seeds prove nothing'
-    equal = Sample([80.1] * 6), Sample([80.09] * 6)
-    assert compare(comparison, *equal).p == 1.0, 'rounding is no spread'
-    never = compare(comparison, Sample([5.0] * 3, note='none got there'), Sample([5.0] * 3))
-    assert never.note == 'the seeds do not differ: no test; none got there'
+    assert 'stages' not in dump_study(study), 'the default'
 
 
 @pytest.mark.parametrize(
-    ('first', 'second', 'bound', 'ratio', 'holds'),
+    ('text', 'stages'),
     [
-        (2.0, 1.0, 0.0, False, True),
-        (1.0, 1.0, 0.0, False, False),
-        (1.0, 1.0, -0.5, False, True),
-        (2e6, 1e6, 2.0, True, False),
-        (1.1e6, 1e6, 1.1, True, False),
-        (14.1, 7.0, 2.0, True, True),
+        ('[5]', ((5, 1.0),)),
+        ('[4, 8]', ((4, 0.5), (8, 0.5))),
+        ('{3: 0.1, 4: 0.2, 10: 0.7}', ((3, 0.1), (4, 0.2), (10, 0.7))),
     ],
 )
-def test_what_is_counted_is_certain(first: float, second: float, bound: float, ratio: bool, holds: bool) -> None:
-    samples = Sample([first], exact=True), Sample([second], exact=True)
-    found = compare(Comparison('a', 'b', bound, ratio), *samples)
-    assert (found.p, found.holds) == (0.0, holds)
-
-
-@pytest.mark.parametrize(
-    ('larger', 'smaller', 'bound', 'decided'),
-    [
-        (Sample([8.0, 8.0, 8.0], bounds=True), Sample([7.8, 7.9, 7.8]), 1.0, False),  # the difference may be larger
-        (Sample([8.0, 8.0, 8.0], bounds=True), Sample([6.4, 6.5, 6.6]), 2.0, False),
-        (Sample([8.0, 8.0, 8.0], bounds=True), Sample([4.4, 4.5, 4.6]), 2.0, True),  # and so it is more than enough
-        (Sample([150.0, 151.0, 149.0]), Sample([100.0, 100.0, 100.0], bounds=True), 0.0, False),
-        (Sample([50.0, 51.0, 49.0]), Sample([100.0, 100.0, 100.0], bounds=True), 0.0, True),
-    ],
-)
-def test_a_threshold_that_was_not_reached_decides_one_way_only(
-    larger: Sample, smaller: Sample, bound: float, decided: bool
+def test_a_study_says_when_it_is_looked_at_and_what_is_practical(
+    tmp_path: Path, text: str, stages: tuple[tuple[int, float], ...]
 ) -> None:
-    found = compare(Comparison('a', 'b', bound), larger, smaller)
-    assert (found.p < 0.05) is decided
+    changed = STUDY.replace('budget: 2', f'stages: {text}').replace('order:', 'practical: 0.5\n    order:')
+    study = read_study(study_file(tmp_path, changed))
+    again = read_study(study_file(tmp_path, dump_study(study)))
+    assert study.stages == again.stages == stages
+    assert study.claims[0].equal_within == again.claims[0].equal_within == 0.5
+    plain = read_study(study_file(tmp_path, STUDY))
+    assert plain.stages == STAGES
+    assert (plain.claims[0].practical, plain.claims[0].equal_within) == (None, 1.0)
 
 
 # --- Runs as data -----------------------------------------------------------------------------------------------------
@@ -425,9 +221,41 @@ def test_the_time_to_an_accuracy_is_interpolated() -> None:
     assert run.metric('epochs_to_20') == pytest.approx(0.5), 'from a guess, 10 %'
     assert run.metric('epochs_to_70') == pytest.approx(3.0)
     assert run.reach('epochs', 80) == (3.0, False)
-    found = sample([run, record([30.0, 90.0, 95.0])], 'epochs_to_80')
+    found = sample([run, record([30.0, 90.0, 95.0], seed=2)], 'epochs_to_80')
     assert found is not None
-    assert found.note == 'run: 1 of 2 did not reach 80 %, they count as the end'
+    assert found.values == pytest.approx([math.inf, 1 + 50 / 60])
+
+
+def test_seeds_are_blocks_in_the_order_of_the_study() -> None:
+    runs = [record([value], seed=seed) for seed, value in ((1, 10.0), (2, 20.0), (7, 70.0))]
+    upwards = sample(runs, 'top1')
+    assert upwards is not None
+    assert (upwards.seeds, upwards.values) == ([1, 2, 7], [10.0, 20.0, 70.0])
+    found = sample(runs, 'top1', seeds=[7, 5, 3, 1], failed=[3])
+    assert found is not None
+    assert (found.seeds, found.values, found.lost) == ([7, 3, 1, 2], [70.0, None, 10.0, 20.0], {3}), (
+        '5 is not there yet'
+    )
+    broken = replace(runs[0], result=replace(runs[0].result, loss=math.nan))
+    for metric, values in (('top1', [10.0, 20.0]), ('loss', [None, 0.5])):
+        diverged = sample([broken, runs[1]], metric)
+        assert diverged is not None
+        assert (diverged.values, diverged.lost) == (values, {1})
+    assert sample(runs, 'gap') is None
+
+
+def test_times_know_their_machine() -> None:
+    run = record([50.0])
+    run = replace(run, result=replace(run.result, hardware={'threads': 2}))
+    found = sample([run], 'train_seconds')
+    assert found is not None
+    assert found.hardware == [{'threads': 2}]
+    assert {name for name, metric in METRICS.items() if metric.timed} == {
+        'images_per_second', 'train_seconds', 'total_seconds', 'peak_memory_mib',
+    }  # fmt: skip
+    assert metric_of('seconds_to_85').timed
+    assert not metric_of('epochs_to_85').timed
+    assert metric_of('epochs_to_85').label == 'epochs to 85 %'
 
 
 def test_every_metric_is_read_from_a_record() -> None:
@@ -549,11 +377,16 @@ def test_accuracies_are_compared_over_the_same_images(recipe: Callable[..., Reci
         )  # fmt: skip
         return replace(base, run=run, result=replace(base.result, seed=seed), analysis=analysis)
 
-    records = [looked_at('a', 1, 30), looked_at('a', 2, 31), looked_at('b', 1, 10), looked_at('b', 2, 11)]
+    records = [looked_at('a', seed, 30 + seed) for seed in (0, 1, 2)]
+    records += [looked_at('b', seed, 10 + 2 * seed) for seed in (0, 1, 2)]
     claim = Claim('', '', 'top1', (), (Comparison('a', 'b', 0.0),))
     samples = samples_of([claim], by_run(records))
-    assert samples['top1', 'a'].values == [75.0, 77.5]
+    assert samples['top1', 'a'].values == [75.0, 77.5, 80.0]
     correct = samples['top1', 'a'].correct
     assert correct is not None
-    assert correct.sum(1).tolist() == [30, 31]
-    assert judge([claim], samples)[0].verdict == 'supported'
+    assert correct.sum(1).tolist() == [30, 31, 32]
+    assert judge([claim], samples, ((3, 1.0),))[0].verdict == 'supported'
+    failed = samples_of([claim], by_run(records), failed={'a': [3]})['top1', 'a']
+    assert (failed.values[-1], failed.lost) == (None, {3})
+    assert failed.correct is not None
+    assert failed.correct.shape == (4, 40)

@@ -1,0 +1,126 @@
+"""What a verdict says, in one sentence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from .comparisons import CONTRADICTED, EQUAL, SUPPORTED, Finding
+from .decisions import Verdict
+from .metrics import Metric, metric_of
+
+__all__ = ['sentence']
+
+NO_NAMES: Mapping[str, str] = MappingProxyType({})
+
+
+def sentence(verdict: Verdict, names: Mapping[str, str] = NO_NAMES) -> str:
+    """What is so, as `'a is 9.4 points above b (6.1 to 12.7): supported'`.
+
+    Args:
+        verdict: The verdict.
+        names: What runs are called, where not by their names.
+    """
+    metric, words = metric_of(verdict.claim.metric), _Words(verdict, names)
+    if verdict.verdict == SUPPORTED:
+        return f'{" and ".join(map(words.effect, verdict.findings))}: supported'
+    if verdict.verdict == CONTRADICTED:
+        return f'{words.effect(verdict.finding)}: contradicted'
+    if verdict.verdict == EQUAL:
+        pairs = (f'{words.runs(each)}{words.interval(each)}' for each in verdict.findings)
+        within = _amount(verdict.claim.equal_within or 0.0, metric)
+        return f'{", ".join(pairs)}: equal within {within}{words.of}'
+    return f'undecided: {_open(verdict, words)}'
+
+
+def _open(verdict: Verdict, words: _Words) -> str:
+    """What is known of a claim that is undecided, and what would decide it."""
+    finding, more = verdict.finding, ''
+    if verdict.more_seeds:
+        more = f'; about {verdict.more_seeds} more seed{"s" if verdict.more_seeds > 1 else ""}'
+    if finding.stage is None:
+        if not any(finding.values):
+            return finding.note or 'nothing is known'
+        need = f'; verdicts need {finding.blocks + verdict.more_seeds} seeds' if verdict.more_seeds else ''
+        return (words.values(finding) if finding.blocks < 3 else f'{words.effect(finding)} so far') + need
+    if finding.low is None and finding.high is None:
+        return f'{words.effect(finding)}{more}' if finding.counts else finding.note
+    ends = [abs(end) for end in (finding.low, finding.high) if end is not None]
+    small = finding.error is not None and finding.estimate is not None and not finding.comparison.ratio
+    if small and verdict.claim.two_sided and abs(finding.estimate or 0.0) < (finding.error or 0.0):
+        return f'no difference seen{words.of}, at most {words.number(max(ends))}{words.unit} either way{more}'
+    last = '' if more or finding.note else f'; no number of seeds up to {verdict.last} would decide it'
+    return f'{words.effect(finding)}{more or last}'
+
+
+def _amount(value: float, metric: Metric) -> str:
+    """`'1 point'`."""
+    unit = metric.difference
+    return f'{value:g}{unit.removesuffix("s") if value == 1 and unit in (" points", " epochs") else unit}'
+
+
+class _Words:
+    """The numbers of a verdict in words; all of them with as many decimals."""
+
+    def __init__(self, verdict: Verdict, names: Mapping[str, str]) -> None:
+        self.metric = metric_of(verdict.claim.metric)
+        self.names = names
+        self.unit = self.metric.difference
+        self.of = '' if verdict.claim.metric == 'top1' else f' in {self.metric.label}'
+        shown = [value for each in verdict.findings for value in (each.estimate, each.low, each.high) if value]
+        fewer = max(self.metric.decimals - (not self.metric.exact), min(self.metric.decimals, 1))
+        lost = any(round(abs(value) / self.metric.scale, fewer) == 0 for value in shown)
+        self.decimals = self.metric.decimals if lost else fewer
+
+    def name(self, run: str) -> str:
+        return self.names.get(run, run)
+
+    def runs(self, finding: Finding) -> str:
+        return f'{self.name(finding.comparison.larger)} and {self.name(finding.comparison.smaller)}'
+
+    def number(self, value: float) -> str:
+        text = f'{value / self.metric.scale:,.{self.decimals}f}'
+        return (text if text.strip('-0.,') else text.lstrip('-')).replace('-', '−')
+
+    def effect(self, finding: Finding) -> str:
+        """`'a is 9.4 points above b (6.1 to 12.7)'`."""
+        larger, smaller = self.name(finding.comparison.larger), self.name(finding.comparison.smaller)
+        if finding.counts is not None:
+            more, fewer = finding.counts
+            larger, smaller, most = (larger, smaller, more) if more >= fewer else (smaller, larger, fewer)
+            blocks = finding.stage or finding.blocks
+            return f'{smaller} needs fewer {self.metric.label} than {larger} in {most} of {blocks} blocks'
+        estimate = finding.estimate or 0.0
+        if finding.comparison.ratio:
+            return f'{larger} is {estimate:.2f} times {smaller}{self.of}{self.interval(finding)}'
+        flipped = estimate < 0
+        if flipped:
+            larger, smaller = smaller, larger
+        how = f'{larger} is {self.number(abs(estimate))}{self.unit} above {smaller}{self.of}'
+        return how + self.interval(finding, flipped=flipped)
+
+    def interval(self, finding: Finding, *, flipped: bool = False) -> str:
+        """`' (6.1 to 12.7)'`."""
+        low, high = (-math.inf if finding.low is None else finding.low), finding.high
+        high = math.inf if high is None else high
+        if low == high or (math.isinf(low) and math.isinf(high)):
+            return ''
+        if flipped:
+            low, high = -high, -low
+        first, last = (f'{each:.2f}' if finding.comparison.ratio else self.number(each) for each in (low, high))
+        if math.isinf(low) or math.isinf(high):
+            return f' (at most {last})' if math.isinf(low) else f' (at least {first})'
+        return f' ({first} to {last})'
+
+    def values(self, finding: Finding) -> str:
+        """`'a 80.1 and 80.4, b 79.0 and 79.5'`."""
+        runs = (finding.comparison.larger, finding.comparison.smaller)
+        parts = (
+            f'{self.name(run)} {" and ".join(map(self._value, values))}'
+            for run, values in zip(runs, finding.values, strict=True)
+        )
+        return ', '.join(parts) + self.of
+
+    def _value(self, value: float) -> str:
+        return self.number(value) if math.isfinite(value) else 'never'

@@ -257,7 +257,7 @@ def resolve(reference: str) -> Any:
             raise UserError(f'{reference}: {label} has no {attribute!r}{nearest(attribute, public)}')
         value = getattr(value, attribute)
         if isinstance(value, ModuleType) and own is not None and owner(value.__name__) is not own:
-            raise UserError(f'{reference}: leads into {value.__name__}, which {own.label} imports: name what it defines')
+            raise UserError(f'{reference}: is of {value.__name__}, not of {own.label}: name what that defines')
     if own is None and not (isinstance(value, type) and issubclass(value, nn.Module)):
         raise UserError(f'{reference}: is no layer (a class of torch.nn.Module)')
     return value

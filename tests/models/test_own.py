@@ -213,13 +213,13 @@ def test_a_recipe_names_modules_but_a_runs_does_not(tmp_path: Path) -> None:
     assert read_result(recipe).code.keys() == {'my_idea.py'}
 
 
-@pytest.mark.parametrize('name', ['os.system', 'system'])
-def test_a_model_folder_calls_nothing_that_a_users_file_only_imports(tmp_path, name):
+def test_a_model_folder_calls_nothing_that_a_users_file_only_imports(tmp_path):
     (tmp_path / 'imports_os.py').write_text('import os\nfrom os import system\n')
     modules.import_modules([str(tmp_path / 'imports_os.py')])
     made = tmp_path / 'made'
-    config = {'architecture': f'imports_os:{name}', 'num_classes': 10, 'pretrained_cfg': {}}
-    (tmp_path / 'config.json').write_text(json.dumps({**config, 'model_args': {'command': f'touch {made}'}}))
-    with pytest.raises(UserError, match='imports_os:'):
-        load_folder(tmp_path)
-    assert not made.exists()
+    for name in ('os.system', 'system'):
+        config = {'architecture': f'imports_os:{name}', 'num_classes': 10, 'pretrained_cfg': {}}
+        (tmp_path / 'config.json').write_text(json.dumps({**config, 'model_args': {'command': f'touch {made}'}}))
+        with pytest.raises(UserError, match='is of|comes from'):
+            load_folder(tmp_path)
+        assert not made.exists()

@@ -220,6 +220,6 @@ def test_a_model_folder_calls_nothing_that_a_users_file_only_imports(tmp_path):
     for name in ('os.system', 'system'):
         config = {'architecture': f'imports_os:{name}', 'num_classes': 10, 'pretrained_cfg': {}}
         (tmp_path / 'config.json').write_text(json.dumps({**config, 'model_args': {'command': f'touch {made}'}}))
-        with pytest.raises(UserError, match='is of|comes from'):
+        with pytest.raises(UserError, match=r'is of|comes from'):
             load_folder(tmp_path)
         assert not made.exists()

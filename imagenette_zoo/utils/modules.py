@@ -29,8 +29,8 @@ from ..errors import UserError, first_line, nearest
 from .reading import read_bytes, read_errors
 
 __all__ = [
-    'UserModule', 'import_modules', 'imported_modules', 'in_a_line', 'is_foreign', 'is_reference', 'owner', 'reference_to',
-    'resolve',
+    'UserModule', 'import_modules', 'imported_modules', 'in_a_line', 'is_foreign', 'is_reference', 'owner',
+    'reference_to', 'resolve',
 ]  # fmt: skip
 
 PLUGINS = 'imagenette_zoo.plugins'  # the entry points of installed packages

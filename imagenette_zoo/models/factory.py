@@ -126,7 +126,7 @@ def probe(model: nn.Module, name: str, input_size: tuple[int, int, int]) -> None
     if weight is None:
         raise UserError(f'model {name}: has no weights: nothing of it can be trained')
     try:
-        with torch.inference_mode():
+        with torch.no_grad():  # parameters of lazy layers are made here, and trained
             logits = model(torch.zeros(2, *input_size, device=weight.device, dtype=weight.dtype))
     except Exception as error:  # whatever a model's code may raise
         if own_function(name) is None and not isinstance(error, (AssertionError, RuntimeError, TypeError, ValueError)):

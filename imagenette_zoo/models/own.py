@@ -14,7 +14,7 @@ from timm.data.constants import DEFAULT_CROP_PCT, IMAGENET_DEFAULT_MEAN, IMAGENE
 from torch import nn
 
 from ..errors import UserError
-from ..utils.modules import imported_modules, in_a_line, is_reference, owner, reference_to, resolve
+from ..utils.modules import imported_modules, in_a_line, is_foreign, is_reference, owner, reference_to, resolve
 from ..utils.source import source_of
 from .configs import INPUT_SIZE
 
@@ -70,6 +70,8 @@ def own_function(name: str) -> Callable[..., Any] | None:
         value = resolve(name)
         if not callable(value):
             raise UserError(f'model {name}: is a {type(value).__name__}, not a function or class that makes a model')
+        if is_foreign(value):  # a model folder may name it, too
+            raise UserError(f'model {name}: comes from {value.__module__}: define a function there that calls it')
         return value  # type: ignore[no-any-return]
     if not timm.is_model(name):
         return None
@@ -168,7 +170,12 @@ def resolved(value: Any) -> Any:
         return {key: resolved(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return type(value)(map(resolved, value))
-    return resolve(value) if is_reference(value) else value
+    if not is_reference(value):
+        return value
+    layer = resolve(value)
+    if callable(layer) and is_foreign(layer):
+        raise UserError(f'{value}: comes from {layer.__module__}: define a function or class there that calls it')
+    return layer
 
 
 def as_plain(args: Mapping[str, Any]) -> dict[str, Any]:

@@ -29,7 +29,8 @@ from ..errors import UserError, first_line, nearest
 from .reading import read_bytes, read_errors
 
 __all__ = [
-    'UserModule', 'import_modules', 'imported_modules', 'in_a_line', 'is_reference', 'owner', 'reference_to', 'resolve',
+    'UserModule', 'import_modules', 'imported_modules', 'in_a_line', 'is_foreign', 'is_reference', 'owner',
+    'reference_to', 'resolve',
 ]  # fmt: skip
 
 PLUGINS = 'imagenette_zoo.plugins'  # the entry points of installed packages
@@ -256,9 +257,19 @@ def resolve(reference: str) -> Any:
             public = [each for each in dir(value) if not each.startswith('_')]
             raise UserError(f'{reference}: {label} has no {attribute!r}{nearest(attribute, public)}')
         value = getattr(value, attribute)
+        if isinstance(value, ModuleType) and own is not None and owner(value.__name__) is not own:
+            raise UserError(f'{reference}: is of {value.__name__}, not of {own.label}: name what that defines')
     if own is None and not (isinstance(value, type) and issubclass(value, nn.Module)):
         raise UserError(f'{reference}: is no layer (a class of torch.nn.Module)')
     return value
+
+
+def is_foreign(value: Any) -> bool:
+    """Whether a user's module has this from elsewhere, as `from os import system`; layers may be so."""
+    value = getattr(value, 'func', value)  # of a partial function
+    if isinstance(value, type) and issubclass(value, nn.Module):
+        return False
+    return owner(getattr(value, '__module__', None) or type(value).__module__) is None
 
 
 def reference_to(value: Any) -> str | None:

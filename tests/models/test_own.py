@@ -15,6 +15,7 @@ from imagenette_zoo.cli.main import main
 from imagenette_zoo.errors import UserError
 from imagenette_zoo.models import own
 from imagenette_zoo.models.factory import build_model, probe
+from imagenette_zoo.models.model_folder import load_folder
 from imagenette_zoo.training.result import read_result
 from imagenette_zoo.utils import modules
 
@@ -210,3 +211,15 @@ def test_a_recipe_names_modules_but_a_runs_does_not(tmp_path: Path) -> None:
     Path('recipe.yaml').write_text('device_modules: [my_idea.py]\nmodel: my_idea:MyNet\n')
     recipe = train('-c', 'recipe.yaml', '--overwrite')
     assert read_result(recipe).code.keys() == {'my_idea.py'}
+
+
+def test_a_model_folder_calls_nothing_that_a_users_file_only_imports(tmp_path):
+    (tmp_path / 'imports_os.py').write_text('import os\nfrom os import system\n')
+    modules.import_modules([str(tmp_path / 'imports_os.py')])
+    made = tmp_path / 'made'
+    for name in ('os.system', 'system'):
+        config = {'architecture': f'imports_os:{name}', 'num_classes': 10, 'pretrained_cfg': {}}
+        (tmp_path / 'config.json').write_text(json.dumps({**config, 'model_args': {'command': f'touch {made}'}}))
+        with pytest.raises(UserError, match=r'is of|comes from'):
+            load_folder(tmp_path)
+        assert not made.exists()

@@ -77,13 +77,9 @@ class Study:
         return study_records(self.plan, self.folder)
 
     @property
-    def _judged(self) -> Plan:
-        return with_pairs(self.plan, self.records)
-
-    @property
     def verdicts(self) -> list[Verdict]:
         """What became of its claims, in their order. Without claims: which run of each pair has the higher top-1."""
-        plan = self._judged
+        plan = with_pairs(self.plan, self.records)
         return judge(plan.claims, samples_of(plan.claims, by_run(self.records), plan.seeds), plan.stages)
 
     def table(self, per_seed: bool = False) -> Any:
@@ -153,7 +149,7 @@ class Study:
 
     def __repr__(self) -> str:
         parts = [self._progress(), *([summary(self.records)] if self.records else [])]
-        return '\n'.join([*parts, *([verdicts(self._judged, self.records)] if self._judged.claims else [])])
+        return '\n'.join([*parts, *filter(None, [verdicts(self.plan, self.records)])])
 
     def _repr_html_(self) -> str:
         judged = [(each.verdict, each.claim.sentence, sentence(each)) for each in self.verdicts]

@@ -142,11 +142,9 @@ def _report(study: Study, slot: Slot, console: Console) -> None:
         return
     console.line()
     console.line(summary(records))
-    study = with_pairs(study, records)
-    if study.claims:
-        console.line()
-        console.line(verdicts(study, records))
-    page = write_report(slot.output / 'report', records, study=study, data_dir=slot.data_dir)
+    if judged := verdicts(study, records):
+        console.line(f'\n{judged}')
+    page = write_report(slot.output / 'report', records, study=with_pairs(study, records), data_dir=slot.data_dir)
     console.line(f'\nreport: {page}')
 
 
@@ -192,12 +190,13 @@ def with_pairs(study: Study, records: Sequence[Record]) -> Study:
 
 
 def verdicts(study: Study, records: Sequence[Record]) -> str:
-    """Two lines a claim: what is claimed, and what is so."""
+    """What is so, a line for each pair of runs; after each claim of the study, where it has some."""
+    plan = with_pairs(study, records)
     lines = []
-    samples = samples_of(study.claims, by_run(records), study.seeds)
-    for verdict in judge(study.claims, samples, study.stages):
-        lines.append(f'{verdict.verdict.upper():12}  {verdict.claim.name}: {verdict.claim.sentence}')
-        lines.append(f'              {sentence(verdict)}')
+    for verdict in judge(plan.claims, samples_of(plan.claims, by_run(records), plan.seeds), plan.stages):
+        if study.claims:
+            lines.append(f'{verdict.verdict.upper():12}  {verdict.claim.name}: {verdict.claim.sentence}')
+        lines.append(f'{"":14}{sentence(verdict)}' if study.claims else sentence(verdict))
     return '\n'.join(lines)
 
 
@@ -226,9 +225,8 @@ def report_on(
     first = Path(paths[0])
     study = None
     if len(paths) == 1 and os.path.isfile(first / 'study.yaml'):
-        plan = read_study(first / 'study.yaml')
-        records = study_records(plan, first)
-        study = with_pairs(plan, records)
+        study = read_study(first / 'study.yaml')
+        records = study_records(study, first)
     else:
         records = group_runs(_run_folders(paths))
     if not records:
@@ -238,15 +236,15 @@ def report_on(
     page = write_report(
         folder,
         records,
-        study=study,
+        study=study and with_pairs(study, records),
         data_dir=data_dir,
         images=images,
         compare=compare,
         markdown=Path(markdown) if markdown else None,
     )
     print(summary(records))
-    if study is not None and study.claims:
-        print(f'\n{verdicts(study, records)}')
+    if study is not None and (judged := verdicts(study, records)):
+        print(f'\n{judged}')
     print(f'\nreport: {page}')
     return page
 

@@ -1,6 +1,6 @@
 """A block of one's own: SimAM, attention without parameters (Yang et al., ICML 2021), in the blocks of a ResNet.
 
-imagenette-zoo run resnet10t resnet10t_simam --import own_block.py
+imagenette-zoo run resnet10t resnet10t_simam -c demo --import own_block.py
 """
 
 import timm

@@ -41,9 +41,10 @@ NEXT = '''\
 does it train, in a minute, without any data:
   imagenette-zoo train --import {file} --model {name}_resnet -c demo --dataset synthette --epochs 2
 is the model better than what it is made from:
-  imagenette-zoo run resnet10t {name}_resnet --import {file} --seeds 3
+  imagenette-zoo run resnet10t {name}_resnet --import {file} -c demo --epochs 5
 is the layer better than others in a model of the zoo:
-  imagenette-zoo run mbv2_mish_imagenette --vary act_layer=relu6,mish,{name}:MyActivation --import {file} --seeds 3'''
+  imagenette-zoo run mbv2_mish_imagenette --vary act_layer=relu6,mish,{name}:MyActivation --import {file} \
+-c demo --epochs 5'''
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:

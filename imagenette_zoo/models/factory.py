@@ -138,7 +138,8 @@ def probe(model: nn.Module, name: str, input_size: tuple[int, int, int]) -> None
     classes = getattr(model, 'num_classes', 0)
     shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
     if classes and shape != (2, classes):
-        remedy = ': take num_classes as an argument' if own_function(name) is not None else ''
+        one = 'take num_classes as an argument' if isinstance(logits, torch.Tensor) else 'return the logits alone'
+        remedy = f': {one}' if own_function(name) is not None else ''
         raise UserError(
             f'model {name}: gives {shape} for 2 images: expected (2, {classes}), a logit for each class{remedy}'
         )

@@ -60,7 +60,7 @@ class Study:
         Raises:
             UserError: There is none.
         """
-        return cls(read_study(Path(folder, 'study.yaml')), Slot(Path(folder)))
+        return cls(_begun(Path(folder)), Slot(Path(folder)))
 
     @property
     def folder(self) -> Path:
@@ -289,13 +289,20 @@ def study(
         plan = plan_study(_with_names(source))
         folder = _folder(output, experiment, plain_name(plan.title or 'study'))
     elif os.path.isfile(Path(source, 'study.yaml')):
-        plan, folder = read_study(Path(source, 'study.yaml')), Path(source)
+        plan, folder = _begun(Path(source)), Path(source)
         _check_known(plan, folder)
     else:
         file = find_study(source)
         plan, folder = read_study(file), Path(output, experiment or Path(source).stem)
     slot = Slot(folder, None if data_dir is None else str(data_dir), device, jobs)
     return Study(with_modules(plan, device_modules), slot, only, budget).resume(quiet=quiet)
+
+
+def _begun(folder: Path) -> Plan:
+    """The plan in a study's folder. Code that it names is not imported: only the user names code."""
+    plan = read_study(folder / 'study.yaml')
+    runs = {run.name: replace(run, recipe=run.recipe.replace(device_modules=())) for run in plan.runs.values()}
+    return replace(plan, runs=runs)
 
 
 def _check_known(plan: Plan, folder: Path) -> None:

@@ -21,11 +21,12 @@ from ..config.recipe import Recipe
 from ..errors import UserError, first_line, nearest
 from ..fast_layers.swap import swap
 from ..models.factory import autocast, compiled, to_device
+from ..models.own import own_function
 from ..utils.distributed import World
 from ..utils.modules import is_reference
 from .cuda_graph import GraphedStep, why_not_graphed
 from .loss import loss_function
-from .own import FactorSchedule, OwnTransform, own_optimizer, own_schedule
+from .own import FactorSchedule, OwnTransform, in_one_line, own_optimizer, own_schedule
 
 __all__ = ['Learner', 'learning_rate']
 
@@ -117,6 +118,7 @@ class Learner:
         self.graphed_step = (
             GraphedStep(model, self.optimizer, self._loss, self._backward, updates, log) if obstacle is None else None
         )
+        self._has_own_model = own_function(recipe.model) is not None
         self.updates = 0
         self.skipped = 0  # steps in a row that were left out
         self._buffers: list[torch.Tensor] = []
@@ -244,7 +246,8 @@ class Learner:
             )
 
     def _loss(self, images: torch.Tensor, targets: torch.Tensor, model: nn.Module | None = None) -> torch.Tensor:
-        with autocast(self.recipe, self.world.device):
+        explained = in_one_line('--model', self.recipe.model) if self._has_own_model else nullcontext()
+        with autocast(self.recipe, self.world.device), explained:
             return self.loss_fn((self.fast if model is None else model)(images), targets)
 
     def blank_batch(self, count: int, shape: tuple[int, int, int]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from ..config.recipe import Recipe
 from ..errors import UserError
 from ..utils.distributed import World
+from ..utils.memory import is_out_of_memory
 from ..utils.modules import in_a_line, owner, resolve
 from ..utils.seeding import stream_seed
 
@@ -32,9 +33,11 @@ def in_one_line(option: str, reference: str) -> Iterator[None]:
     """Within, what the user's code raises is one line."""
     try:
         yield
-    except (UserError, torch.OutOfMemoryError):
+    except UserError:
         raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise UserError(f'{option} {reference}: {in_a_line(error)}') from error
 
 

@@ -15,7 +15,7 @@ import sysconfig
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -173,7 +173,7 @@ def _imports(name: str, label: str) -> Iterator[None]:
     before = {model: timm.models.model_entrypoint(model) for model in timm.list_models()}
     former = sys.modules.get(name)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(sys.stderr):  # what it prints is no result
             warnings.filterwarnings('ignore', message='Overwriting', category=UserWarning)
             yield
             taken = [model for model in before if timm.models.model_entrypoint(model) is not before[model]]

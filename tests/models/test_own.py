@@ -63,6 +63,24 @@ def broken(num_classes):
 
 
 NUMBER = 3
+
+
+class Moody(MyNet):
+    def forward(self, x):
+        if self.training:
+            raise ValueError('not in training')
+        return super().forward(x)
+
+
+class Double(MyNet):
+    def __init__(self, num_classes):
+        super().__init__(num_classes)
+        self.double()
+
+
+class Pair(MyNet):
+    def forward(self, x):
+        return super().forward(x), x
 """
 
 
@@ -115,6 +133,31 @@ def test_a_bad_model_is_one_line(name: str, kwargs: dict[str, object], line: str
         build_model(name, num_classes=3, **kwargs)
     assert line in str(raised.value)
     assert '\n' not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ('name', 'line'),
+    [
+        ('Moody', '--model my_idea:Moody: my_idea.py:50: ValueError: not in training'),
+        ('Double', '--model my_idea:Double: '),
+        ('Pair', 'gives tuple for 2 images: expected (2, 10), a logit for each class: return the logits alone'),
+    ],
+)
+def test_a_model_that_can_not_be_trained(name: str, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = '--import my_idea.py --dataset synthette --train-split train[:5%] --val-split validation[:10%]'
+    words += ' --img-size 32 -b 16 --epochs 1 --warmup-epochs 0 --device cpu --model my_idea:'
+    assert main(['train', *f'{words}{name}'.split()]) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith('error: ')]
+    assert len(errors) == 1
+    assert line in errors[0]
+
+
+def test_a_file_may_print(idea: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not into the output of a command, which may be JSON."""
+    idea.write_text(IDEA + "print('hello')\n")
+    modules.import_modules(['my_idea.py'])
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ('', 'hello\n')
 
 
 def test_a_model_of_other_outputs() -> None:

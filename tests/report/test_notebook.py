@@ -241,3 +241,10 @@ def test_a_thread_may_run_a_study(options: dict[str, Any]) -> None:
     thread.start()
     thread.join()
     assert len(studies[0].records) == 1
+
+
+def test_the_folder_of_a_study_imports_nothing(tmp_path: Path) -> None:
+    (tmp_path / 'evil.py').write_text('raise RuntimeError\n')
+    (tmp_path / 'study.yaml').write_text('device_modules: [evil.py]\nruns: {a: {model: test_resnet}}\n')
+    [trial, *_] = iz.Study.open(tmp_path).plan.trials()
+    assert trial.recipe.device_modules == ()

@@ -24,6 +24,7 @@ def run(tmp_path: Path, *words: str, results: Path | None = None) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_benchmarks_within_a_process(tmp_path: Path) -> None:
     names = ['machine', 'decode', 'pipeline', 'loop', 'fused', 'layout', 'batchnorm']
     results = run(tmp_path, '--only', *names)
@@ -52,6 +53,7 @@ def test_the_benchmark_of_exports(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_time_to_an_accuracy(tmp_path: Path) -> None:
     """For each seed; a run ends with the first validation that reaches it."""
     recipe = tmp_path / 'recipe.yaml'
@@ -65,6 +67,7 @@ def test_the_time_to_an_accuracy(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_an_accuracy_that_is_not_reached_is_null(tmp_path: Path) -> None:
     recipe = tmp_path / 'recipe.yaml'
     recipe.write_text('{model: test_resnet, img_size: 32, batch_size: 8, epochs: 1, warmup_epochs: 0}')

@@ -155,7 +155,7 @@ def _expected(finding: Numbers, metric: str) -> str:
 
 
 def _effect(finding: Numbers, metric: str) -> str:
-    """`'+1.23 points, 95 % interval +0.50 to +1.96'`."""
+    """`'+1.23 points, corrected interval +0.50 to +1.96'`."""
     known = metric_of(metric)
 
     def write(value: float) -> str:
@@ -164,4 +164,4 @@ def _effect(finding: Numbers, metric: str) -> str:
     effect = f'{write(finding["effect"])}{"" if finding["ratio"] else known.difference}'
     if finding['low'] is None or known.exact:
         return effect
-    return f'{effect}, 95 % interval {write(finding["low"])} to {write(finding["high"])}'
+    return f'{effect}, corrected interval {write(finding["low"])} to {write(finding["high"])}'

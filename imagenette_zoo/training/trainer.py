@@ -161,7 +161,10 @@ def _run(run: Run, console: Console) -> Result:
                 stopped.remedy = _continuation(run.folder.path)
             if stopped.remedy and not in_ipython():  # which shows the exception
                 console.line(f'to continue: {stopped.remedy}')
-            raise stopped from None
+            try:
+                raise stopped from None
+            finally:
+                del stopped  # it holds this frame: a cycle would keep the loader's processes waiting
         result = make_result(run, params, gmacs)
         tracking.result(result.as_json())
     if learner.world.primary:

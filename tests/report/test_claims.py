@@ -33,7 +33,7 @@ def test_verdicts_come_first_and_are_those_of_the_statistics(written: Path, stud
     assert effect.low is not None
     assert effect.high is not None
     for text in (text_of(page), (written / 'report.md').read_text()):
-        assert f'{effect.estimate:+.2f} points, 95 % interval {effect.low:+.2f} to {effect.high:+.2f}' in text
+        assert f'{effect.estimate:+.2f} points, corrected interval {effect.low:+.2f} to {effect.high:+.2f}' in text
         assert 'the blocks do not differ: no test' in text
         assert re.search(r'good:? 90\.56 ± 2\.39 %, 3 seeds', text)
 

@@ -249,8 +249,9 @@ def wait_for(path: Path, process: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not shutil.which('pgrep'), reason='no pgrep')
-@pytest.mark.parametrize('number', [pytest.param(signal.SIGINT, marks=pytest.mark.long), signal.SIGKILL])
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGKILL])
 def test_a_study_that_was_stopped_goes_on(place: Path, folder: Path, number: signal.Signals) -> None:
     """Stopped in the middle of a training, it ends with the same weights."""
     command = ['study', 'rates.yaml', '--only', 'slow', '--data-dir', str(folder), '--output', str(place / 'runs')]
@@ -294,6 +295,7 @@ RUN = ['run', '-c', 'base.yaml', '--seeds', '1', '--import', 'my_idea.py', '--ou
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_an_idea_is_run_killed_and_finished_and_then_nothing_is_done(
     place: Path, folder: Path, idea: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

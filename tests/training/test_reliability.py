@@ -193,9 +193,9 @@ def test_a_second_ctrl_c_stops_at_once(recipe: MakeRecipe, monkeypatch: pytest.M
         pytest.fail('not stopped')
 
     before_step(monkeypatch, 1, twice)
-    with pytest.raises(KeyboardInterrupt) as stopped:
+    with pytest.raises(KeyboardInterrupt):
         train(recipe(), quiet=True)
-    assert not isinstance(stopped.value, Stopped)
+    assert not Path(recipe().output, 'run', 'state.pt').exists(), 'the first saves after its step'
 
 
 # --- One writer -------------------------------------------------------------------------------------------------------
@@ -700,7 +700,7 @@ def test_two_processes_with_a_compiled_model(recipe: MakeRecipe, tmp_path: Path)
     [
         pytest.param(['kill', '--kills=2'], marks=pytest.mark.long),
         ['fuzz', '--inputs=40'],
-        ['endure', '--epochs=12'],
+        pytest.param(['endure', '--epochs=12'], marks=pytest.mark.long),
     ],
 )
 def test_the_long_version_runs(words: list[str], tmp_path: Path) -> None:

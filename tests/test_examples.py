@@ -28,6 +28,7 @@ def command(file: str) -> list[str]:
     return shlex.split(line)[1:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('file', 'names'),
     [

@@ -166,6 +166,7 @@ def test_a_model_of_other_outputs() -> None:
         probe(model, 'my_idea:Fixed', (3, 32, 32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['my_idea:MyNet', 'idea_resnet'])
 def test_a_run_of_ones_own_model_is_opened_again(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     run = train('--import', 'my_idea.py', '--model', name)
@@ -183,6 +184,7 @@ def test_a_run_of_ones_own_model_is_opened_again(name: str, capsys: pytest.Captu
     assert 'my_idea' not in modules.imported_modules()
 
 
+@pytest.mark.slow
 def test_layers_by_name_travel_with_the_run() -> None:
     layers = ['act_layer=my_idea:Snake', 'aa_layer=imagenette_zoo.layers:MaxBlurPool2d']
     run = train('--import', 'my_idea.py', '--model', 'resnet10t', '--model-kwargs', *layers)
@@ -222,6 +224,7 @@ def test_callables_that_no_config_can_hold_are_left_out() -> None:
     assert own.as_plain(args) == {'a': 'torch.nn:SiLU', 'c': 3, 'e': 'my_idea:Snake'}
 
 
+@pytest.mark.slow
 def test_a_changed_file_does_not_continue_a_run(idea: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = train('--import', 'my_idea.py', '--model', 'my_idea:MyNet')
     (run / 'result.json').unlink()
@@ -240,6 +243,7 @@ def test_a_changed_file_does_not_continue_a_run(idea: Path, capsys: pytest.Captu
     assert main(['train', '--from', str(run), '--import', f'{run}/code/my_idea.py', '--experiment', 'again']) == 0
 
 
+@pytest.mark.slow
 def test_a_repeat_says_that_the_code_has_changed(idea: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = train('--import', 'my_idea.py', '--model', 'my_idea:MyNet')
     idea.write_text(IDEA + '\n')

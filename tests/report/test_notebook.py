@@ -62,6 +62,7 @@ def weights(run: Path) -> bytes:
     return (run / 'last' / 'model.safetensors').read_bytes()
 
 
+@pytest.mark.slow
 def test_models_of_this_process_are_trained_in_it(options: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     models = {'mine': lambda num_classes: Net(num_classes), 'resnet': 'test_resnet'}
     study = run(models, options, seeds=2, quiet=False)
@@ -79,6 +80,7 @@ def test_models_of_this_process_are_trained_in_it(options: dict[str, Any], capsy
     assert weights(alone.folder) == weights(study.folder / 'resnet-seed2'), 'no training leaves a trace in the next'
 
 
+@pytest.mark.slow
 def test_a_cell_that_is_run_again(options: dict[str, Any]) -> None:
     assert [run({'mine': Net}, options).folder.name for _ in range(2)] == ['mine', 'mine-2']
     folder = run({'mine': Net}, options, experiment='again').folder
@@ -89,6 +91,7 @@ def test_a_cell_that_is_run_again(options: dict[str, Any]) -> None:
         run({'mine': lambda num_classes: Net(num_classes, width=5)}, options, experiment='again')
 
 
+@pytest.mark.slow
 def test_an_interrupted_study_goes_on(
     options: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -111,6 +114,7 @@ def test_an_interrupted_study_goes_on(
     assert weights(again.folder / 'mine-seed1') == weights(study.folder / 'mine-seed1')
 
 
+@pytest.mark.slow
 def test_one_failure_does_not_stop_the_others(options: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r'^1 of 2 trainings failed: mine-seed1: .*expected \(2, 3\).*num_classes'):
         run({'mine': Fixed, 'resnet': 'test_resnet'}, options)
@@ -129,6 +133,7 @@ def test_names_are_trained_in_processes(options: dict[str, Any], monkeypatch: py
     assert 'lr=1.0' in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_study_as_a_mapping(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     content = {
         'title': 'Is <mine> better?',

@@ -26,6 +26,7 @@ def modules_after(statement: str) -> set[str]:
     return set(done.stdout.split())
 
 
+@pytest.mark.slow
 def test_import_adds_little_to_timms() -> None:
     """Only our own layers and models, the names of the classes, and what is small: no training and no other library."""
     added = modules_after('import imagenette_zoo') - modules_after('import timm')

@@ -17,6 +17,7 @@ def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().out.startswith(f'usage: imagenette-zoo {name}')
 
 
+@pytest.mark.slow
 def test_the_help_lists_the_commands_and_loads_the_modules_of_none() -> None:
     code = 'import sys; from imagenette_zoo.cli.main import main\ntry: main(["--help"])\nfinally: print(*sys.modules)'
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)

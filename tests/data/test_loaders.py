@@ -161,6 +161,7 @@ def by_image(batches: CachedTrainBatches, epoch: int) -> dict[int, bytes]:
     return {index: image.numpy().tobytes() for index, image in zip(order, pixels, strict=True)}
 
 
+@pytest.mark.slow
 def test_a_cached_image_depends_on_seed_epoch_and_image_alone(folder: Path) -> None:
     """Not on the batch, on what ran before, or on the process that it is dealt to."""
     images = load_split(folder, 'train')

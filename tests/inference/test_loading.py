@@ -288,6 +288,7 @@ def test_runs_on_other_images_ask_which_are_meant(recipe: MakeRecipe, folder: Pa
     assert len(iz.validate([runs['a'], runs['d']], val_split='train', **common)) == 2, 'a split that is given'
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures('nowhere')
 def test_images_of_a_run_that_have_gone_are_one_line(
     recipe: MakeRecipe,

@@ -117,6 +117,7 @@ def test_a_second_time_nothing_is_sent(client: Client, hub: Hub, run: Path) -> N
     assert not [asked for asked in hub.asked if 'commit' in asked or 'PUT' in asked]
 
 
+@pytest.mark.slow
 def test_a_branch_and_a_private_repository(client: Client, hub: Hub, run: Path) -> None:
     said = client('publish', str(run), 'me/hidden', '--private', '--revision', 'small')
     assert said['code'] == 0, said
@@ -205,6 +206,7 @@ def test_a_commit_that_the_client_sent_twice_is_made(client: Client, hub: Hub, r
     assert 'refuses (412)' in one_line(client('publish', str(run), 'me/other'))
 
 
+@pytest.mark.slow
 def test_an_ill_hub_is_one_line(client: Client, hub: Hub, run: Path) -> None:
     hub.broken['POST /api/models/me/small/preupload'] = 503
     assert 'trouble (503: as it was asked to)' in one_line(client('publish', str(run), 'me/small'))

@@ -107,6 +107,7 @@ def test_what_a_pass_is_worth_is_measured(recipe: MakeRecipe, folder: Path, monk
     assert len(block.passes) == 2
 
 
+@pytest.mark.slow
 def test_the_command_line(recipe: MakeRecipe, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip('matplotlib')
     run = train(recipe(model='mbv2_mish_mp2_imagenette', epochs=1, torchcompile='none'), quiet=True).folder

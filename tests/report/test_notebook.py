@@ -24,6 +24,8 @@ from imagenette_zoo.study import runner
 from imagenette_zoo.training.result import read_result
 from tests.conftest import changed, interrupted
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip('scipy')
 pytest.importorskip('jinja2')
 

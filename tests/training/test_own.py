@@ -39,6 +39,8 @@ from timm.optim._optim_factory import default_registry
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
+pytestmark = pytest.mark.slow
+
 
 class HandSGD(torch.optim.Optimizer):
     def __init__(self, params, lr, momentum=0.0, weight_decay=0.0):

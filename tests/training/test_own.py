@@ -28,6 +28,8 @@ from imagenette_zoo.utils.distributed import World
 from imagenette_zoo.utils.modules import import_modules
 from tests.conftest import interrupted
 
+pytestmark = pytest.mark.slow
+
 MakeRecipe = Callable[..., Recipe]
 CPU = World(torch.device('cpu'))
 
@@ -38,8 +40,6 @@ from timm.optim import OptimInfo
 from timm.optim._optim_factory import default_registry
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
-
-pytestmark = pytest.mark.slow
 
 
 class HandSGD(torch.optim.Optimizer):

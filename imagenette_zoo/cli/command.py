@@ -22,6 +22,7 @@ class Command:
         add_arguments: Adds its arguments to its parser.
         run: Carries it out; returns the exit code.
         usage: Its positional arguments, as its usage line shows them.
+        imports: Whether it imports the user's own code first, so that it has `--device-modules`.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Command:
     add_arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], int]
     usage: str = ''
+    imports: bool = True
 
 
 def one_model(args: argparse.Namespace, flags: dict[str, Any]) -> dict[str, Any]:

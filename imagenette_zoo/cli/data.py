@@ -149,5 +149,5 @@ def _range(numbers: list[int]) -> str:
     return str(low) if low == high else f'{low}-{high}'
 
 
-LIST = Command('list', 'list the models of the zoo', _add_list, _list)
-DATA = Command('data', 'fetch and check the data, list and clear its cache', _add_data, _data, ' ACTION')
+LIST = Command('list', 'list the models of the zoo', _add_list, _list, imports=False)
+DATA = Command('data', 'fetch and check the data, list and clear its cache', _add_data, _data, ' ACTION', imports=False)

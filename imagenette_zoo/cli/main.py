@@ -78,7 +78,7 @@ def _main(argv: Sequence[str]) -> int:
             command.add_arguments(own)
     if argv and argv[0] in commands:  # by its own parser, which knows the nearest names of a wrong flag
         args = subparsers.choices[argv[0]].parse_args(argv[1:])
-        if '--device-modules' in subparsers.choices[argv[0]].format_help():
+        if commands[argv[0]].imports:
             from ..utils.modules import import_modules
 
             primary = os.environ.get('RANK', '0') == '0'

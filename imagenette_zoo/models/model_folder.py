@@ -22,6 +22,7 @@ from torch import nn
 
 from ..errors import UserError, first_line, nearest
 from ..utils.files import sync, write_atomic, write_errors, write_json
+from ..utils.modules import is_reference, owner
 from ..utils.reading import read_errors, read_json
 from . import factory
 from .own import NOTEBOOK, code_of, own_function
@@ -195,6 +196,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         )
         if ok:
             _check_code(folder, config)
+            name = config['architecture']
+            ok = not is_reference(name) or owner(name.partition(':')[0]) is not None
+        if ok:
             ok = own_function(config['architecture']) is not None or timm.is_model(config['architecture'])
         if not ok or FORBIDDEN & config.get('model_args', {}).keys():
             raise ValueError(

@@ -68,9 +68,11 @@ def own_function(name: str) -> Callable[..., Any] | None:
         return NAMED[name]
     if is_reference(name):
         value = resolve(name)
+        if owner(name.partition(':')[0]) is None:  # a model folder may name it, too
+            raise UserError(f'model {name}: is a layer: a model is of a file or package of your own')
         if not callable(value):
             raise UserError(f'model {name}: is a {type(value).__name__}, not a function or class that makes a model')
-        if is_foreign(value):  # a model folder may name it, too
+        if is_foreign(value):  # likewise
             raise UserError(f'model {name}: comes from {value.__module__}: define a function there that calls it')
         return value  # type: ignore[no-any-return]
     if not timm.is_model(name):

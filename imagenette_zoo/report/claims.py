@@ -43,8 +43,7 @@ def numbers(study: Study, runs: Mapping[str, Sequence[Record]]) -> list[dict[str
         study: Its claims are judged.
         runs: The trainings of each run.
     """
-    samples = samples_of(study.claims, runs, study.seeds)
-    return [_claim(verdict) for verdict in judge(study.claims, samples, study.stages)]
+    return [_claim(verdict) for verdict in judge(study.claims, samples_of(study, runs), study.stages)]
 
 
 def _claim(verdict: Verdict) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from ..study.metrics import METRICS
 from ..study.plan import INSTEAD, default_name, find_study, plain_name, plan_models, plan_study, read_study
 from ..study.plan import Study as Plan
 from ..study.process import Slot
-from ..study.records import Record, by_run, samples_of, study_records
+from ..study.records import Record, by_run, samples_of, study_records, with_failed
 from ..study.sentences import sentence
 from ..training.result import Result
 from ..training.run_folder import RunFolder
@@ -79,8 +79,8 @@ class Study:
     @property
     def verdicts(self) -> list[Verdict]:
         """What became of its claims, in their order. Without claims: which run of each pair has the higher top-1."""
-        plan = with_pairs(self.plan, self.records)
-        return judge(plan.claims, samples_of(plan.claims, by_run(self.records), plan.seeds), plan.stages)
+        plan = with_pairs(with_failed(self.plan, self.folder), self.records)
+        return judge(plan.claims, samples_of(plan, by_run(self.records)), plan.stages)
 
     def table(self, per_seed: bool = False) -> Any:
         """The metrics of its runs as numbers, in the units that study files have.
@@ -149,7 +149,7 @@ class Study:
 
     def __repr__(self) -> str:
         parts = [self._progress(), *([summary(self.records)] if self.records else [])]
-        return '\n'.join([*parts, *filter(None, [verdicts(self.plan, self.records)])])
+        return '\n'.join([*parts, *filter(None, [verdicts(with_failed(self.plan, self.folder), self.records)])])
 
     def _repr_html_(self) -> str:
         judged = [(each.verdict, each.claim.sentence, sentence(each)) for each in self.verdicts]

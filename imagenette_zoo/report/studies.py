@@ -15,11 +15,12 @@ from ..study.estimate import dry_run
 from ..study.on_ray import run_on_ray
 from ..study.plan import Study, find_study, plan_models, read_study
 from ..study.process import Slot
-from ..study.records import Record, by_run, group_runs, samples_of, study_records
+from ..study.records import FAILED, Record, by_run, group_runs, samples_of, study_records, with_failed
 from ..study.runner import Trials, run_study
 from ..study.sentences import sentence
 from ..study.statistics import interval
 from ..utils.console import Console, duration, table
+from ..utils.files import write_json
 from .page import check_packages, write_report
 
 __all__ = [
@@ -126,6 +127,7 @@ def carry_out(
         if study.budget is not None:
             console.line(f'the budget of {study.budget:g} h is for one machine: a Ray cluster does all of it')
         trials = run_on_ray(study, slot, console, ray, only=only)
+    write_json(slot.output / FAILED, trials.failed)
     try:
         _report(study, slot, console)
     except UserError as error:
@@ -137,6 +139,7 @@ def carry_out(
 
 
 def _report(study: Study, slot: Slot, console: Console) -> None:
+    study = with_failed(study, slot.output)
     records = study_records(study, slot.output)
     if not records:
         return
@@ -193,7 +196,7 @@ def verdicts(study: Study, records: Sequence[Record]) -> str:
     """What is so, a line for each pair of runs; after each claim of the study, where it has some."""
     plan = with_pairs(study, records)
     lines = []
-    for verdict in judge(plan.claims, samples_of(plan.claims, by_run(records), plan.seeds), plan.stages):
+    for verdict in judge(plan.claims, samples_of(plan, by_run(records)), plan.stages):
         if study.claims:
             lines.append(f'{verdict.verdict.upper():12}  {verdict.claim.name}: {verdict.claim.sentence}')
         lines.append(f'{"":14}{sentence(verdict)}' if study.claims else sentence(verdict))
@@ -225,7 +228,7 @@ def report_on(
     first = Path(paths[0])
     study = None
     if len(paths) == 1 and os.path.isfile(first / 'study.yaml'):
-        study = read_study(first / 'study.yaml')
+        study = with_failed(read_study(first / 'study.yaml'), first)
         records = study_records(study, first)
     else:
         records = group_runs(_run_folders(paths))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +27,7 @@ from .metrics import metric_of
 from .plan import STAGES, Claim, Comparison
 from .statistics import LEVEL, claim_p, holm
 
-__all__ = ['Verdict', 'all_pairs', 'judge', 'stages_due']
+__all__ = ['Verdict', 'all_pairs', 'judge']
 
 
 @dataclass(frozen=True)
@@ -85,15 +85,6 @@ class Verdict:
         return '; '.join(dict.fromkeys(each.note for each in self.findings if each.note))
 
 
-def stages_due(stages: Stages, blocks: int, seen: Collection[int] = ()) -> tuple[int, ...]:
-    """The looks that are due with so many complete blocks: all that were not made, those that were skipped, too.
-
-    Each look has its share of the level whether it is made or not. Who adds seeds by hand therefore looks at the next
-    stages, and pays for them.
-    """
-    return tuple(count for count, _ in stages if count <= blocks and count not in seen)
-
-
 def all_pairs(runs: Iterable[str], metric: str = 'top1', practical: float | None = 1.0) -> tuple[Claim, ...]:
     """A claim for each pair of runs, that the one that is named first is larger.
 
@@ -108,21 +99,18 @@ def all_pairs(runs: Iterable[str], metric: str = 'top1', practical: float | None
     )
 
 
-def judge(
-    claims: Sequence[Claim], samples: Samples, stages: Stages = STAGES, seen: Collection[int] | None = None
-) -> list[Verdict]:
+def judge(claims: Sequence[Claim], samples: Samples, stages: Stages = STAGES) -> list[Verdict]:
     """The verdicts on the claims of a study.
 
     Args:
         claims: All claims of the study: they are corrected together.
         samples: `{(metric, run): numbers}`.
-        stages: After how many blocks one looks, with the share of the level of each look.
-        seen: The looks that were made; all that there are blocks for if not given.
+        stages: After how many blocks one looks, with the share of the level of each look. Each that there are blocks
+            for is made: who adds seeds by hand looks again, and pays for it.
     """
-    made = [stage for stage in stages if seen is None or stage[0] in seen]
     exact = [metric_of(claim.metric).exact for claim in claims]
     looks = {
-        index: [look_at(claim, each, samples, made) for each in claim.comparisons]
+        index: [look_at(claim, each, samples, stages) for each in claim.comparisons]
         for index, claim in enumerate(claims)
         if not exact[index]
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -21,7 +22,7 @@ from ..utils.distributed import World, choose_device
 from ..utils.memory import collect
 from ..utils.process import restore_process
 from .plan import Study
-from .power import threshold
+from .power import TOP1_IMAGES, power, top1_spreads
 from .process import Slot, epochs_done
 from .runner import check_models, state_of
 
@@ -60,20 +61,27 @@ def dry_run(study: Study, slot: Slot, console: Console, only: Sequence[str] = ()
         console.line(f'the budget is {limit:g} h of training and validation, what is done included')
     for claim in study.claims:
         console.line(f'{claim.name}: {claim.sentence}  [{claim.metric}: {"; ".join(claim.order)}]')
-    if study.claims and find_spec('scipy'):
-        console.line(_reach(len(study.seeds), len(study.claims)))
+    if (tests := len(study.claims) or math.comb(len(study.runs), 2)) and find_spec('scipy'):
+        console.line(_reach(study, tests))
     return wall
 
 
-def _reach(seeds: int, claims: int) -> str:
-    """How large a difference must be to be decided."""
-    if seeds == 1:
-        return 'one seed: no claim can be tested; two are the least, five a good number'
-    return (
-        f'{seeds} seeds, {claims} claim{"s" if claims > 1 else ""} tested together: a difference is decided from '
-        f'{threshold(seeds, claims):.1f} standard errors on (of its mean over seeds); with 5 seeds from '
-        f'{threshold(5, claims):.1f}, with 10 from {threshold(10, claims):.1f}'
-    )
+def _reach(study: Study, tests: int) -> str:
+    """The chances that differences of top-1 are decided by so many tests together, without claims of all pairs."""
+    seeds = len(study.seeds)
+    what = f'{tests} {"claim" if study.claims else "pair"}{"s" if tests > 1 else ""} tested together'
+
+    def chances(count: int) -> str:
+        each = (
+            f'{power(points, top1_spreads(), count, tests, images=TOP1_IMAGES, stages=study.stages):.0%} for {points}'
+            for points in (2, 4, 8)
+        )
+        return f'{count} seeds decide a difference in top-1 with a chance of {", ".join(each)} points'
+
+    least = study.stages[0][0]
+    if seeds < least:
+        return f'{what}: {seeds} seed{"s" if seeds > 1 else ""} can decide nothing, {least} are the least; {chances(5)}'
+    return f'{what}: {chances(seeds)}' + (f'; {chances(10)}' if seeds < 10 else '')
 
 
 def image_counts(recipe: Recipe, data_dir: str | None) -> tuple[int, int, int]:

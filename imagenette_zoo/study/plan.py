@@ -118,6 +118,7 @@ class Study:
         base: The options that all runs have unless they say otherwise.
         stages: After how many blocks (seeds of the runs that are compared) claims are looked at, and the share of the
             level of each look; the shares sum to 1.
+        failed: The seeds of each run whose training failed; not of the file, `with_failed` knows them.
     """
 
     title: str
@@ -128,6 +129,7 @@ class Study:
     limits: str = ''
     base: dict[str, Any] = field(default_factory=dict, repr=False)
     stages: tuple[tuple[int, float], ...] = STAGES
+    failed: Mapping[str, frozenset[int]] = field(default_factory=dict)
 
     def trials(self) -> list[Trial]:
         """All trainings: every run with the first seed, then every run with the second, so that what is done at any

@@ -9,22 +9,12 @@ import numpy as np
 
 from .statistics import LEVEL, Numbers, half_width
 
-__all__ = ['TOP1_IMAGES', 'power', 'threshold', 'top1_spreads']
+__all__ = ['TOP1_IMAGES', 'power', 'top1_spreads']
 
 STUDIES = 20_000  # that are simulated
 # Of top-1 in points, as docs/results/claims-cpu has it: the variance between the seeds of a run is a scaled inverse χ²;
 # that of a difference between images.
 TOP1_DEVIATION, TOP1_FREEDOM, TOP1_IMAGES = 0.75, 2.91, 0.297**2
-
-
-def threshold(seeds: int, tests: int) -> float:
-    """How many standard errors a difference must be away from 0 for the strongest of some claims to be decided.
-
-    Args:
-        seeds: Of each run, two at least; they are looked at once.
-        tests: The claims.
-    """
-    return float(half_width(LEVEL / tests / 2, 1.0, seeds)) * math.sqrt(seeds)
 
 
 def top1_spreads(number: int = 1000) -> np.ndarray:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,15 +14,15 @@ import numpy as np
 from ..config.recipe import Recipe
 from ..errors import UserError
 from ..training.result import Result, read_result
-from ..utils.reading import read_errors, read_text
+from ..utils.reading import read_errors, read_json, read_text
 from .analysis import Analysis, read_analysis
 from .metrics import metric_of
-from .plan import Claim, Study, Trial
+from .plan import Study, Trial
 from .statistics import Sample
 
 __all__ = [
-    'Record', 'by_run', 'check_recipe', 'code_label', 'distinct', 'group_runs', 'read_record', 'sample', 'samples_of',
-    'study_records',
+    'FAILED', 'Record', 'by_run', 'check_recipe', 'code_label', 'distinct', 'group_runs', 'read_record', 'sample',
+    'samples_of', 'study_records', 'with_failed',
 ]  # fmt: skip
 
 IN_A_ROW = ('train_loss', 'train_seconds', 'seconds')
@@ -110,6 +109,30 @@ def study_records(study: Study, output: Path) -> list[Record]:
             check_recipe(record.result, trial)
             records.append(record)
     return records
+
+
+FAILED = 'failed.json'  # of a study's folder: why trainings failed, by name
+
+
+def with_failed(study: Study, output: Path) -> Study:
+    """The study, with the seeds whose last training failed.
+
+    Args:
+        study: The study.
+        output: Its folder.
+
+    Raises:
+        UserError: The record of what failed is damaged.
+    """
+    if not (output / FAILED).is_file():
+        return study
+    with read_errors(output / FAILED, 'what failed of a study'):
+        names = set(dict(read_json(output / FAILED)))
+    failed: dict[str, frozenset[int]] = {}
+    for trial in study.trials():
+        if trial.name in names and not (output / trial.name / 'result.json').is_file():
+            failed[trial.run] = failed.get(trial.run, frozenset()) | {trial.recipe.seed}
+    return replace(study, failed=failed)
 
 
 def check_recipe(result: Result, trial: Trial) -> None:
@@ -225,24 +248,17 @@ def _value(record: Record | None, metric: str) -> float | None:
     return None if unknown else value
 
 
-def samples_of(
-    claims: Sequence[Claim],
-    runs: Mapping[str, Sequence[Record]],
-    seeds: Sequence[int] = (),
-    failed: Mapping[str, Collection[int]] = MappingProxyType({}),
-) -> dict[tuple[str, str], Sample]:
-    """The numbers that claims are judged by.
+def samples_of(study: Study, runs: Mapping[str, Sequence[Record]]) -> dict[tuple[str, str], Sample]:
+    """The numbers that the claims of a study are judged by.
 
     Args:
-        claims: The claims.
+        study: Its claims, and its seeds in their order; others follow upwards.
         runs: The trainings of each run.
-        seeds: Those of the study, in its order; others follow upwards.
-        failed: The seeds of each run whose training failed.
     """
     samples = {}
-    for claim in claims:
+    for claim in study.claims:
         for run in {name for each in claim.comparisons for name in (each.larger, each.smaller)}:
-            numbers = sample(runs.get(run, ()), claim.metric, seeds, failed.get(run, ()))
+            numbers = sample(runs.get(run, ()), claim.metric, study.seeds, study.failed.get(run, ()))
             if numbers is not None:
                 samples[claim.metric, run] = numbers
     return samples

@@ -369,7 +369,7 @@ class Learner:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes up what `state_dict` gave."""
         self.model.load_state_dict(state['model'])
-        self.loss_fn.load_state_dict(state['loss'])
+        self.loss_fn.load_state_dict(state.get('loss', {}))  # runs from before have none
         for group, here in zip(state['optimizer']['param_groups'], self.optimizer.param_groups, strict=False):
             if 'capturable' in group:  # it is not yet recorded, and may now be on a CPU
                 group['capturable'] = False

@@ -45,7 +45,7 @@ class UserModule:
 
     Args:
         name: As in `name:attribute`.
-        sha256: The hash of its file, or of all Python files of a package.
+        sha256: The hash of its file, or of all Python files of a package and their names.
         file: Its file; None for a package of several files.
     """
 
@@ -154,17 +154,15 @@ def _import_package(name: str, log: Callable[[str], object] | None) -> UserModul
 
 def _described(name: str, module: ModuleType) -> UserModule:
     file = getattr(module, '__file__', None)
-    if hasattr(module, '__path__'):
-        files = sorted(path for folder in module.__path__ for path in Path(folder).rglob('*.py'))
-    else:
-        files = [Path(file)] if file else []
+    if not hasattr(module, '__path__') and file:
+        path = Path(file)
+        return UserModule(name, hashlib.sha256(path.read_bytes()).hexdigest(), path if path.suffix == '.py' else None)
     digest = hashlib.sha256()
-    for path in files:
-        if len(files) > 1:
-            digest.update(path.name.encode())
-        digest.update(path.read_bytes())
-    single = files[0] if len(files) == 1 and not hasattr(module, '__path__') and files[0].suffix == '.py' else None
-    return UserModule(name, digest.hexdigest(), single)
+    for folder in map(Path, getattr(module, '__path__', ())):
+        for path in sorted(folder.rglob('*.py')):
+            digest.update(f'{path.relative_to(folder).as_posix()} {path.stat().st_size}\n'.encode())
+            digest.update(path.read_bytes())
+    return UserModule(name, digest.hexdigest())
 
 
 @contextmanager

@@ -1,8 +1,6 @@
 """Models of a user's own: built, completed with what timm's models have, saved and opened again."""
 
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +16,7 @@ from imagenette_zoo.models.factory import build_model, probe
 from imagenette_zoo.models.model_folder import load_folder
 from imagenette_zoo.training.result import read_result
 from imagenette_zoo.utils import modules
+from tests.conftest import forget_modules
 
 IDEA = """
 import timm
@@ -85,20 +84,16 @@ class Pair(MyNet):
 
 
 @pytest.fixture(autouse=True)
-def idea(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    monkeypatch.setattr(modules, '_imported', {})
-    monkeypatch.setattr(sys, 'path', [*sys.path])
+def idea(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, no_modules: None) -> Path:
     monkeypatch.chdir(tmp_path)
     Path('my_idea.py').write_text(IDEA)
     modules.import_modules(['my_idea.py'])
-    yield tmp_path / 'my_idea.py'
-    sys.modules.pop('my_idea', None)
+    return tmp_path / 'my_idea.py'
 
 
 def train(*words: str) -> Path:
     """A run of one epoch, with the file imported anew as in a process of its own."""
-    modules._imported.clear()
-    sys.modules.pop('my_idea', None)
+    forget_modules()
     common = '--dataset synthette --train-split train[:5%] --val-split validation[:10%] --img-size 32 -b 16 --epochs 1'
     command = ['train', *common.split(), '--warmup-epochs', '0', '--device', 'cpu', '--experiment', 'mine', *words]
     assert main(command) == 0
@@ -120,6 +115,7 @@ def test_a_plain_module_gets_what_timms_models_have() -> None:
         ('my_idea:MyNet', {'drop_path_rate': 0.1}, 'takes no drop_path_rate: add it as an argument'),
         ('my_idea:MyNet', {'pretrained': True}, 'no weights are published: leave --pretrained out'),
         ('my_idea:not_a_model', {}, 'makes a int: a torch.nn.Module is needed'),
+        ('torch.nn:Linear', {}, 'is a layer: a model is of a file or package of your own'),
         ('my_idea:NUMBER', {}, 'is a int, not a function or class that makes a model'),
         ('my_idea:broken', {}, ': ZeroDivisionError: no luck'),
         ('my_idea:MyNett', {}, "my_idea.py has no 'MyNett'; did you mean MyNet"),
@@ -177,7 +173,7 @@ def test_a_run_of_ones_own_model_is_opened_again(name: str, capsys: pytest.Captu
     assert read_result(run).code == config['device_modules']
     [scores] = iz.validate(run, quiet=True, dataset='synthette', val_split='validation[:10%]', device='cpu')
     assert scores.top1 == read_result(run).top1
-    modules._imported.clear()  # as in another process
+    forget_modules()
     capsys.readouterr()
     assert main(['validate', '-m', str(run), '--dataset', 'synthette']) == 2
     assert "this model needs the code in 'my_idea.py' (SHA-256 " in capsys.readouterr().err
@@ -230,15 +226,14 @@ def test_a_changed_file_does_not_continue_a_run(idea: Path, capsys: pytest.Captu
     (run / 'result.json').unlink()
     idea.write_text(IDEA + '\n')
     capsys.readouterr()
-    modules._imported.clear()  # as in another process
+    forget_modules()
     assert main(['train', '--resume', str(run)]) == 2
     assert 'was started with code of my_idea.py (SHA-256 ' in capsys.readouterr().err
     assert main(['train', '--resume', str(run), '--import', 'my_idea.py']) == 2
     err = capsys.readouterr().err
     assert f'{run}: my_idea.py has changed since it was started' in err
     assert f'--device-modules {run}/code/my_idea.py' in err
-    modules._imported.clear()
-    sys.modules.pop('my_idea')
+    forget_modules()
     assert main(['train', '--resume', str(run), '--import', f'{run}/code/my_idea.py']) == 0
     assert main(['train', '--from', str(run), '--import', f'{run}/code/my_idea.py', '--experiment', 'again']) == 0
 
@@ -270,3 +265,12 @@ def test_a_model_folder_calls_nothing_that_a_users_file_only_imports(tmp_path):
         with pytest.raises(UserError, match=r'is of|comes from'):
             load_folder(tmp_path)
         assert not made.exists()
+
+
+@pytest.mark.parametrize('architecture', ['os:system', 'torch.nn:Linear', 'other:Net'])
+def test_a_folder_gets_no_advice_to_import_what_it_names(architecture: str, tmp_path: Path) -> None:
+    config = {'architecture': architecture, 'num_classes': 10, 'pretrained_cfg': {}, 'model_args': {}}
+    (tmp_path / 'config.json').write_text(json.dumps(config))
+    with pytest.raises(UserError, match='a known architecture') as raised:
+        load_folder(tmp_path)
+    assert '--device-modules' not in str(raised.value)

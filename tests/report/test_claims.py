@@ -2,11 +2,13 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from imagenette_zoo.report.page import write_report
+from imagenette_zoo.report.studies import verdicts, with_pairs
 from imagenette_zoo.study.decisions import judge
 from imagenette_zoo.study.plan import Study
 from imagenette_zoo.study.records import by_run, samples_of
@@ -16,7 +18,7 @@ from tests.report.records import make_record, make_records, text_of
 @pytest.mark.slow
 def test_verdicts_come_first_and_are_those_of_the_statistics(written: Path, study: Study) -> None:
     page = (written / 'report.html').read_text()
-    expected = judge(study.claims, samples_of(study.claims, by_run(make_records())))
+    expected = judge(study.claims, samples_of(study, by_run(make_records())))
     assert [verdict.verdict for verdict in expected] == ['supported', 'contradicted', 'undecided']
     found = re.findall(
         r'<div class="verdict"><span aria-hidden="true">(.)</span> (\w+)</div>\s*<h3>(C\d): Sentence', page
@@ -58,3 +60,15 @@ def test_one_seed_decides_nothing_and_the_report_says_what_is_missing(tmp_path: 
     assert 'Not finished yet: 5 trainings: bad-seed1, good-seed2' in text
     pair = write_report(tmp_path, make_records()[:2], study=study).read_text()
     assert 'at least 2 more seeds of each run' in text_of(pair)
+
+
+def test_without_claims_each_pair_is_judged(study: Study, tmp_path: Path) -> None:
+    plan = replace(study, claims=())
+    records = make_records()
+    judged = with_pairs(plan, records)
+    assert [claim.order for claim in judged.claims] == [('good > bad',)]
+    assert with_pairs(study, records) is study
+    assert with_pairs(plan, [record for record in records if record.run == 'good']).claims == ()
+    [line] = verdicts(plan, records).splitlines()
+    assert re.fullmatch(r'(undecided: )?.*good.*bad.*', line)
+    assert len(verdicts(study, records).splitlines()) == 2 * len(study.claims)

@@ -1,13 +1,14 @@
 """Verdicts on claims: what decides them, what is shown of them, and what they say."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from imagenette_zoo.study.decisions import Verdict, all_pairs, judge, stages_due
+from imagenette_zoo.study.decisions import Verdict, all_pairs, judge
 from imagenette_zoo.study.plan import STAGES, Claim, Comparison, read_study
 from imagenette_zoo.study.records import by_run, samples_of, study_records
 from imagenette_zoo.study.sentences import sentence
@@ -54,7 +55,6 @@ def test_the_p_value_of_a_claim_is_the_least_of_its_looks_over_their_shares() ->
     found = judged(claim(), a, b)
     assert found.p == pytest.approx(min(p[0] / 0.10, p[1] / 0.15, p[2] / 0.15))
     assert judged(claim(), a, b, ((5, 1.0),)).p == pytest.approx(p[2])
-    assert judged(claim(), a, b, seen=[4]).p == pytest.approx(p[1] / 0.15)
     assert judged(claim(), a[:4], b, ((5, 1.0),)).p == 1.0, 'the fifth block is not there'
 
 
@@ -69,14 +69,6 @@ def test_a_claim_with_a_bound_is_tested_on_one_side(bound: float, ratio: bool, s
     assert judged(claim(bound=bound, ratio=ratio), a, b, ONE_LOOK).p == pytest.approx(
         sides * min(one_sided, 1 - one_sided)
     )
-
-
-def test_looks_are_due_in_their_order_also_those_that_were_skipped() -> None:
-    assert stages_due(STAGES, 2) == ()
-    assert stages_due(STAGES, 4) == (3, 4)
-    assert stages_due(STAGES, 7, seen=[3, 4]) == (5, 6)
-    assert stages_due(STAGES, 30, seen=[3, 4, 5, 6, 8, 10, 13, 16, 20]) == ()
-    assert stages_due(((5, 1.0),), 8, seen=[5]) == (), 'the level is spent'
 
 
 def test_blocks_between_stages_and_after_the_last_do_not_count() -> None:
@@ -443,12 +435,12 @@ def test_runs_without_a_study_are_compared_in_pairs() -> None:
 def test_results_of_before_are_judged() -> None:
     study = read_study(RESULTS / 'study.yaml')
     runs = by_run(study_records(study, RESULTS))
-    found = {each.claim.name: each for each in judge(study.claims, samples_of(study.claims, runs, study.seeds))}
+    found = {each.claim.name: each for each in judge(study.claims, samples_of(study, runs))}
     decided = {name: each.verdict for name, each in found.items() if each.verdict != 'undecided'}
     assert decided == {'C2, MobileNetV2': 'contradicted', 'C7, MobileNetV2': 'contradicted', 'C8, cost': 'supported'}
     assert all(each.stage == each.blocks == 4 for each in found.values())
     assert sentence(found['C2, MobileNetV2']) == 'mish-maxblur is 11.8 points above mish (8.2 to 15.3): contradicted'
     assert 'in 1 by relu and in 4 by mish' in found['C1'].note
     unlike = Claim('', '', 'train_seconds', (), (Comparison('relu', 'mish', 0.0),))
-    [refused] = judge([unlike], samples_of([unlike], runs))
+    [refused] = judge([unlike], samples_of(replace(study, claims=(unlike,)), runs))
     assert refused.note == 'training time is not compared: threads 1 (relu) and 2 (relu)'

@@ -25,6 +25,7 @@ from imagenette_zoo.report.studies import report_on
 from imagenette_zoo.study import on_ray
 from imagenette_zoo.study.plan import Trial, dump_study, read_study
 from imagenette_zoo.study.process import Job, Slot, check_code, environment
+from imagenette_zoo.study.records import with_failed
 from imagenette_zoo.study.runner import Trials, state_of
 from imagenette_zoo.training.run_folder import RunFolder
 from imagenette_zoo.training.trainer import train
@@ -124,7 +125,7 @@ def test_a_study_is_run_skipped_continued_and_judged(
     assert main([*command, '--dry-run']) == 0
     plan = capsys.readouterr().out
     assert 'rate: The larger rate is better.' in plan
-    assert '2 seeds, 1 claim tested together: a difference is decided from 12.7 standard errors on' in plan
+    assert '1 claim tested together: 2 seeds can decide nothing, 3 are the least; 5 seeds decide a' in plan
     assert not (place / 'runs').exists(), 'a plan touches nothing'
 
     assert main([*command, '--only', 'slow']) == 0
@@ -182,6 +183,7 @@ def test_one_failure_does_not_stop_the_others(
     assert captured.err.startswith('error: 1 of 3 trainings failed')
     assert 'nonsense' in captured.err
     assert sorted(weights(place / 'runs' / 'rates')) == ['fast-seed1', 'slow-seed1']
+    assert with_failed(read_study('rates.yaml'), place / 'runs' / 'rates').failed == {'wrong': {1}}
 
     def full(*_: object, **__: object) -> None:
         raise UserError('no space left')

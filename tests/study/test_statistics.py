@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from imagenette_zoo.study.plan import STAGES
-from imagenette_zoo.study.power import TOP1_IMAGES, power, threshold, top1_spreads
+from imagenette_zoo.study.power import TOP1_IMAGES, power, top1_spreads
 from imagenette_zoo.study.statistics import (
     LEVEL,
     Means,
@@ -33,7 +33,6 @@ def test_the_interval_is_students() -> None:
     assert found.mean == pytest.approx(7 / 3)
     assert found.half == pytest.approx(4.302653 * 1.527525 / 3**0.5, rel=1e-6)  # the 97.5 % point for two degrees
     assert interval([3.0]).half is None
-    assert threshold(3, 1) == pytest.approx(4.302653, rel=1e-6)
 
 
 def test_without_images_it_is_students_paired_test() -> None:

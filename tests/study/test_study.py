@@ -18,8 +18,17 @@ from imagenette_zoo.errors import UserError
 from imagenette_zoo.study.analysis import FILES, Analysis, analyse, read_analysis
 from imagenette_zoo.study.decisions import judge
 from imagenette_zoo.study.metrics import METRICS, metric_of
-from imagenette_zoo.study.plan import STAGES, Claim, Comparison, dump_study, find_study, read_study
-from imagenette_zoo.study.records import Record, by_run, group_runs, read_record, sample, samples_of
+from imagenette_zoo.study.plan import STAGES, Claim, Comparison, Study, dump_study, find_study, make_study, read_study
+from imagenette_zoo.study.records import (
+    FAILED,
+    Record,
+    by_run,
+    group_runs,
+    read_record,
+    sample,
+    samples_of,
+    with_failed,
+)  # fmt: skip
 from imagenette_zoo.training.result import Result
 from imagenette_zoo.training.run_folder import RunFolder
 from imagenette_zoo.training.trainer import train
@@ -380,13 +389,26 @@ def test_accuracies_are_compared_over_the_same_images(recipe: Callable[..., Reci
     records = [looked_at('a', seed, 30 + seed) for seed in (0, 1, 2)]
     records += [looked_at('b', seed, 10 + 2 * seed) for seed in (0, 1, 2)]
     claim = Claim('', '', 'top1', (), (Comparison('a', 'b', 0.0),))
-    samples = samples_of([claim], by_run(records))
+    plan = Study('', {}, (0, 1, 2), (claim,))
+    samples = samples_of(plan, by_run(records))
     assert samples['top1', 'a'].values == [75.0, 77.5, 80.0]
     correct = samples['top1', 'a'].correct
     assert correct is not None
     assert correct.sum(1).tolist() == [30, 31, 32]
     assert judge([claim], samples, ((3, 1.0),))[0].verdict == 'supported'
-    failed = samples_of([claim], by_run(records), failed={'a': [3]})['top1', 'a']
+    failed = samples_of(replace(plan, failed={'a': frozenset({3})}), by_run(records))['top1', 'a']
     assert (failed.values[-1], failed.lost) == (None, {3})
     assert failed.correct is not None
     assert failed.correct.shape == (4, 40)
+
+
+def test_the_seeds_that_failed_are_those_that_are_recorded_and_not_done_since(tmp_path: Path) -> None:
+    study = make_study('', {'a': Recipe(), 'b': Recipe()}, (1, 2, 3))
+    assert with_failed(study, tmp_path) is study
+    (tmp_path / FAILED).write_text(json.dumps({'a-seed1': 'no memory', 'a-seed2': 'no disk', 'c-seed1': ''}))
+    (tmp_path / 'a-seed2').mkdir()
+    (tmp_path / 'a-seed2' / 'result.json').write_text('{}')
+    assert with_failed(study, tmp_path).failed == {'a': {1}}
+    (tmp_path / FAILED).write_text('[')
+    with pytest.raises(UserError, match='not what failed of a study'):
+        with_failed(study, tmp_path)

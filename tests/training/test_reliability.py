@@ -1,7 +1,9 @@
 """Runs that are killed, stopped, starved and started twice; the long version is tools/soak.py."""
 
 import contextlib
+import gc
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -184,6 +186,19 @@ def test_a_signal_while_validating_keeps_the_epoch(recipe: MakeRecipe, monkeypat
         with pytest.raises(ZeroDivisionError):  # of the validation: no step is taken before it
             train(recipe(**options, resume='auto'), quiet=True)
     assert content(train(recipe(**options, resume='auto'), quiet=True).folder) == content(whole.folder)
+
+
+def test_an_interrupt_leaves_no_process_of_the_loader(recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would wait, each for seconds, until cycles of objects are collected."""
+    before_step(monkeypatch, 1, lambda: os.kill(os.getpid(), signal.SIGINT))
+    gc.disable()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe(loader='timm', workers=1), quiet=True)
+        left = multiprocessing.active_children()
+    finally:
+        gc.enable()
+    assert left == []
 
 
 def test_a_second_ctrl_c_stops_at_once(recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:

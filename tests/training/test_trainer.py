@@ -173,6 +173,17 @@ def test_an_interrupted_run_continues_to_the_same_weights(
 
 
 @pytest.mark.slow
+def test_a_state_from_before_losses_had_one_continues(recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(KeyboardInterrupt), interrupted(monkeypatch, epoch=1):
+        train(recipe(epochs=2), quiet=True)
+    file = Path(recipe().output, 'run', 'state.pt')
+    state = torch.load(file, weights_only=True)
+    del state['learner']['loss']
+    torch.save(state, file)
+    assert train(recipe(epochs=2, resume='auto'), quiet=True).epochs == 2
+
+
+@pytest.mark.slow
 def test_a_finished_run_is_not_replaced_unasked(recipe: MakeRecipe) -> None:
     run = train(recipe(epochs=1), quiet=True).folder
     before = {path: path.read_bytes() for path in run.rglob('*') if path.is_file()}

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Iterator
-from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
@@ -76,20 +75,32 @@ def test_a_package_and_what_lies_beside_a_file() -> None:
     before = package.sha256
     Path('my_package/layers.py').write_text(LAYER + '\n')
     modules._imported.clear()
-    assert import_modules(['my_package'])[0].sha256 != before
+    changed = import_modules(['my_package'])[0].sha256
+    assert changed != before
+    Path('my_package/layers.py').rename('my_package/others.py')
+    modules._imported.clear()
+    assert import_modules(['my_package'])[0].sha256 != changed
 
 
-def test_installed_packages_bring_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_installed_packages_bring_theirs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     Path('my_plugin.py').write_text(LAYER)
-    point = EntryPoint('mine', 'my_plugin', modules.PLUGINS)
-    monkeypatch.setattr(modules, 'entry_points', lambda group: [point] if group == modules.PLUGINS else [])
+    about = Path('my_plugin-1.0.dist-info')
+    about.mkdir()
+    (about / 'METADATA').write_text('Metadata-Version: 2.1\nName: my-plugin\nVersion: 1.0\n')
+    (about / 'entry_points.txt').write_text('[imagenette_zoo.plugins]\nmine = my_plugin\n')
+    monkeypatch.syspath_prepend(Path.cwd())
     [module] = import_modules([])
-    assert module.name == 'my_plugin'
-    monkeypatch.setattr(modules, 'entry_points', lambda group: [EntryPoint('mine', 'not_there', group)])
+    assert (module.name, module.label) == ('my_plugin', 'my_plugin.py')
+    (about / 'entry_points.txt').write_text('[imagenette_zoo.plugins]\nmine = not_there\n')
     assert error() == (
-        "plugin mine: --device-modules not_there: there is no module 'not_there': a file ends in .py; a package is "
-        'installed'
+        "plugin mine of my-plugin: --device-modules not_there: there is no module 'not_there': a file ends in .py; a "
+        'package is installed'
     )
+    assert main(['new', 'idea.py']) == 0, 'which builds no model'
+    assert main(['validate', '-m', 'resnet18']) == 2
+    assert 'plugin mine of my-plugin' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

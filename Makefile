@@ -5,11 +5,11 @@ BIN := $(VENV)/bin
 .PHONY: bench bench-gpu demo test test-long clean
 
 demo: $(VENV)/.installed
-	$(BIN)/imagenette-zoo run mbv2_imagenette mbv2_mish_imagenette -c demo --dataset synthette --epochs 7 --seeds 2 \
+	$(BIN)/imagenette-zoo run mbv2_imagenette mbv2_mish_imagenette -c demo --dataset synthette --epochs 7 --seeds 3 \
 	    --experiment demo
 	@echo
 	@echo 'The demo trained two MobileNetV2s, with ReLU6 and with Mish, from random weights on ten classes of drawn shapes and'
-	@echo 'textures, two seeds each. Open runs/demo/report/report.html. A second "make demo" finds all of it done.'
+	@echo 'textures, three seeds each. Open runs/demo/report/report.html. A second "make demo" finds all of it done.'
 	@echo 'Next, on real images: "Train on Imagenette" and "Does an idea work?" in README.md'
 
 test: $(VENV)/.dev

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 .PHONY: bench bench-gpu demo test test-long clean
 
 demo: $(VENV)/.installed
-	$(BIN)/imagenette-zoo run mbv2_imagenette mbv2_mish_imagenette -c demo --dataset synthette --epochs 7 --seeds 3 \
+	$(BIN)/imagenette-zoo run mbv2_imagenette mbv2_mish_imagenette -c demo --dataset synthette --epochs 5 --seeds 3 \
 	    --experiment demo
 	@echo
 	@echo 'The demo trained two MobileNetV2s, with ReLU6 and with Mish, from random weights on ten classes of drawn shapes and'

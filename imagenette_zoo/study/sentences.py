@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from types import MappingProxyType
 
 from .comparisons import CONTRADICTED, EQUAL, SUPPORTED, Finding
 from .decisions import Verdict
@@ -12,17 +10,13 @@ from .metrics import Metric, metric_of
 
 __all__ = ['sentence']
 
-NO_NAMES: Mapping[str, str] = MappingProxyType({})
-
-
-def sentence(verdict: Verdict, names: Mapping[str, str] = NO_NAMES) -> str:
+def sentence(verdict: Verdict) -> str:
     """What is so, as `'a is 9.4 points above b (6.1 to 12.7): supported'`.
 
     Args:
         verdict: The verdict.
-        names: What runs are called, where not by their names.
     """
-    metric, words = metric_of(verdict.claim.metric), _Words(verdict, names)
+    metric, words = metric_of(verdict.claim.metric), _Words(verdict)
     if verdict.verdict == SUPPORTED:
         return f'{" and ".join(map(words.effect, verdict.findings))}: supported'
     if verdict.verdict == CONTRADICTED:
@@ -49,7 +43,8 @@ def _open(verdict: Verdict, words: _Words) -> str:
     ends = [abs(end) for end in (finding.low, finding.high) if end is not None]
     small = finding.error is not None and finding.estimate is not None and not finding.comparison.ratio
     if small and verdict.claim.two_sided and abs(finding.estimate or 0.0) < (finding.error or 0.0):
-        return f'no difference seen{words.of}, at most {words.number(max(ends))}{words.unit} either way{more}'
+        most = f'at most {words.number(max(ends))}{words.unit} either way'
+        return f'no difference seen between {words.runs(finding)}{words.of}, {most}{more}'
     last = '' if more or finding.note else f'; no number of seeds up to {verdict.last} would decide it'
     return f'{words.effect(finding)}{more or last}'
 
@@ -63,9 +58,8 @@ def _amount(value: float, metric: Metric) -> str:
 class _Words:
     """The numbers of a verdict in words; all of them with as many decimals."""
 
-    def __init__(self, verdict: Verdict, names: Mapping[str, str]) -> None:
+    def __init__(self, verdict: Verdict) -> None:
         self.metric = metric_of(verdict.claim.metric)
-        self.names = names
         self.unit = self.metric.difference
         self.of = '' if verdict.claim.metric == 'top1' else f' in {self.metric.label}'
         shown = [value for each in verdict.findings for value in (each.estimate, each.low, each.high) if value]
@@ -73,11 +67,8 @@ class _Words:
         lost = any(round(abs(value) / self.metric.scale, fewer) == 0 for value in shown)
         self.decimals = self.metric.decimals if lost else fewer
 
-    def name(self, run: str) -> str:
-        return self.names.get(run, run)
-
     def runs(self, finding: Finding) -> str:
-        return f'{self.name(finding.comparison.larger)} and {self.name(finding.comparison.smaller)}'
+        return f'{finding.comparison.larger} and {finding.comparison.smaller}'
 
     def number(self, value: float) -> str:
         text = f'{value / self.metric.scale:,.{self.decimals}f}'
@@ -85,7 +76,7 @@ class _Words:
 
     def effect(self, finding: Finding) -> str:
         """`'a is 9.4 points above b (6.1 to 12.7)'`."""
-        larger, smaller = self.name(finding.comparison.larger), self.name(finding.comparison.smaller)
+        larger, smaller = finding.comparison.larger, finding.comparison.smaller
         if finding.counts is not None:
             more, fewer = finding.counts
             larger, smaller, most = (larger, smaller, more) if more >= fewer else (smaller, larger, fewer)
@@ -117,7 +108,7 @@ class _Words:
         """`'a 80.1 and 80.4, b 79.0 and 79.5'`."""
         runs = (finding.comparison.larger, finding.comparison.smaller)
         parts = (
-            f'{self.name(run)} {" and ".join(map(self._value, values))}'
+            f'{run} {" and ".join(map(self._value, values))}'
             for run, values in zip(runs, finding.values, strict=True)
         )
         return ', '.join(parts) + self.of

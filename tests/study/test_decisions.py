@@ -359,11 +359,8 @@ def test_ratios_of_accuracies_are_of_these_images_too() -> None:
 
 
 def test_a_verdict_says_what_is_so() -> None:
-    names = {'a': 'mbv2_mish', 'b': 'mbv2'}
     found = judged(claim('top1'), *paired(9.4, 4, 0.6))
-    assert sentence(found, names) == (
-        f'mbv2_mish is 9.4 points above mbv2 ({found.low:.1f} to {found.high:.1f}): supported'
-    )
+    assert sentence(found) == f'a is 9.4 points above b ({found.low:.1f} to {found.high:.1f}): supported'
     other = judged(claim('top1'), *paired(-9.4, 4, 0.6))
     assert sentence(other) == f'b is 9.4 points above a ({found.low:.1f} to {found.high:.1f}): contradicted'
     equal = judged(claim('top1'), *paired(0.1, 6, 0.3))
@@ -379,7 +376,9 @@ def test_a_verdict_says_what_is_so() -> None:
 def test_an_undecided_claim_says_how_large_the_difference_can_be_and_what_would_decide() -> None:
     nothing = judged(claim('top1'), *paired(0.2, 4, 1.0))
     assert nothing.more_seeds is None
-    assert sentence(nothing) == (f'undecided: no difference seen, at most {nothing.high:.1f} points either way')
+    assert sentence(nothing) == (
+        f'undecided: no difference seen between a and b, at most {nothing.high:.1f} points either way'
+    )
     some = judged(claim('top1'), *paired(2.0, 4, 1.0))
     assert sentence(some) == (
         f'undecided: a is 2.0 points above b (−{-(some.low or 0):.1f} to {some.high:.1f}); '

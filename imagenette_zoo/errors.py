@@ -53,5 +53,6 @@ def require(module: str, what: str, extra: str) -> Any:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """`'; did you mean …?'` for the known names most like `name`, or nothing."""
-    matches = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
-    return f'; did you mean {" or ".join(matches)}?' if matches else ''
+    bare = {each.lstrip('-'): each for each in known}  # dashes would make flags alike
+    matches = difflib.get_close_matches(name.lstrip('-'), bare, n=3, cutoff=0.6)
+    return f'; did you mean {" or ".join(bare[match] for match in matches)}?' if matches else ''

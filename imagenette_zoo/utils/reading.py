@@ -16,7 +16,9 @@ import yaml
 
 from ..errors import UserError, first_line, os_reason
 
-__all__ = ['LARGEST_YAML', 'PlainLoader', 'read_errors', 'read_bytes', 'read_text', 'read_json', 'from_json']
+__all__ = [
+    'LARGEST_YAML', 'PlainLoader', 'read_errors', 'read_bytes', 'read_text', 'read_json', 'from_json', 'yaml_reason',
+]  # fmt: skip
 
 LARGEST_YAML = 2**20  # bytes
 LARGEST_FILE = 64 * 2**20  # bytes
@@ -25,13 +27,34 @@ T = TypeVar('T')
 
 
 class PlainLoader(yaml.SafeLoader):
-    """Without aliases: a few lines of them can stand for more values than fit into memory."""
+    """Without aliases: a few lines of them can stand for more values than fit into memory. Without a key twice in a
+    mapping: YAML forbids it, PyYAML takes the last."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark
             raise yaml.composer.ComposerError(None, None, 'aliases are not allowed', mark)
         return super().compose_node(parent, index)
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                value = self.construct_object(key)
+                if (type(value), value) in seen:
+                    raise GivenTwice(None, None, f'{key.value!r} is given twice', key.start_mark)
+                seen.add((type(value), value))
+        return node
+
+
+class GivenTwice(yaml.composer.ComposerError):
+    """A key is there twice."""
+
+
+def yaml_reason(error: BaseException) -> str:
+    """What is wrong with the text of a YAML file, in a few words."""
+    return str(error.problem) if isinstance(error, GivenTwice) else 'not valid YAML'
 
 
 @contextmanager

@@ -51,7 +51,7 @@ def dry_run(study: Study, slot: Slot, console: Console, only: Sequence[str] = ()
         recipe = run.recipe.replace(device=slot.device or run.recipe.device)
         hours = epochs * seconds_per_epoch(recipe, counts) / 3600 if epochs else 0.0
         total += hours
-        size = 'own' if recipe.img_size is None else str(recipe.img_size)
+        size = '-'.join(map(str, recipe.train_img_sizes or (recipe.img_size or 'own',)))
         shown = [str(states.count(state)) for state in ('done', 'begun')]
         rows.append((name, recipe.model, size, str(recipe.epochs), str(len(trials)), *shown, f'{hours:.2f}'))
     console.line(table(rows))

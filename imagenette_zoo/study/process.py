@@ -62,7 +62,8 @@ def commands(trial: Trial, slot: Slot) -> list[list[str]]:
     write_atomic(
         recipe, yaml.safe_dump(differing(trial.recipe.as_dict(), Recipe().as_dict()), sort_keys=False).encode()
     )
-    words = ['--seed', str(trial.recipe.seed), '--output', str(slot.output), '--experiment', trial.name, '--resume']
+    words = ['--batch-size', str(trial.recipe.batch_size)] if trial.recipe.insists_on_batch else []
+    words += ['--seed', str(trial.recipe.seed), '--output', str(slot.output), '--experiment', trial.name, '--resume']
     program = [sys.executable, '-m', 'imagenette_zoo']
     modules = trial.recipe.device_modules
     flags = [*slot.flags(), *(['--device-modules', *modules] if modules else [])]

@@ -137,10 +137,19 @@ def with_failed(study: Study, output: Path) -> Study:
 
 def check_recipe(result: Result, trial: Trial) -> None:
     """Raises `UserError` where a finished training is not what the study says."""
-    for option, value in trial.recipe.as_dict().items():
+    for option, value in _as_trained(trial.recipe, result).items():
         then = result.recipe.get(option, value)
         if then != value and option not in FREE - {'seed'}:
             raise UserError(f'{result.folder}: was trained with {option} {then}, the study says {value}')
+
+
+def _as_trained(recipe: Recipe, result: Result) -> dict[str, Any]:
+    """The options of a recipe, with the batch size that it gave way to on the images of a training."""
+    options = recipe.as_dict()
+    images = result.dataset.get('train')
+    if isinstance(images, int):
+        options['batch_size'] = Recipe.of(options).batch_for(images, result.hardware.get('processes', 1))
+    return options
 
 
 def distinct(values: Sequence[Any]) -> list[Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import shlex
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import Any
 import torch
 
 from ..config.fields import Where
-from ..config.hparams import read_yaml
 from ..config.recipe import Recipe
 from ..data import pipeline
 from ..data.pipeline import Data
@@ -109,11 +109,14 @@ def prepare(recipe: Recipe, folder: RunFolder, state: bytes | None, world: World
     """
     world.broadcast(lambda: check_trackers(recipe))
     train_images, val_images = pipeline.load_images(recipe, world)
+    recipe = _with_batch(recipe, len(train_images), world, console)
+    if state is not None:
+        check_resumable(recipe, folder)
     if shared := len(set(train_images.paths) & set(val_images.paths)):
         console.line(f'note: {shared:,} of the {len(val_images):,} validation images are training images, too')
     seed_everything(recipe.seed, 'model')
     start = recipe if state is None else recipe.replace(pretrained=False, initial_checkpoint=None)
-    model = make_model(start, len(train_images.classes))
+    model = make_model(start, len(train_images.classes), console.line)
     config = factory.input_config(recipe, model, crop_mode='center')
     data = pipeline.load_data(recipe, train_images, val_images, config, world, console)
     sets = (train_images, val_images)
@@ -131,9 +134,20 @@ def prepare(recipe: Recipe, folder: RunFolder, state: bytes | None, world: World
     run = Run(recipe, folder, data, learner, config, data_hash)
     if state is not None:
         _resume(run, state)
+        if world.primary and recipe.epochs != folder.recipe().epochs:
+            folder.lengthen(recipe)
     elif world.primary:
         folder.start(recipe)
     return run
+
+
+def _with_batch(recipe: Recipe, images: int, world: World, console: Console) -> Recipe:
+    """The recipe, with a batch that so few training images have."""
+    size = recipe.batch_for(images, world.size)
+    if size == recipe.batch_size:
+        return recipe
+    console.line(f'{images} training images: batch_size is {size} instead of {recipe.batch_size}')
+    return recipe.replace(batch_size=size)
 
 
 def _compile(recipe: Recipe, learner: Learner, config: dict[str, Any], console: Console) -> None:
@@ -168,8 +182,11 @@ def open_folder(recipe: Recipe) -> tuple[RunFolder, bytes | None, bool]:
         return folder, None, False
     folder.lock()
     try:
-        check_resumable(recipe, folder)
-        return folder, folder.read_state(), folder.finished
+        longer = check_resumable(recipe, folder)
+        state = folder.read_state()
+        if longer and folder.finished and state is None:
+            raise UserError(f'{folder["state.pt"]}: is not there: {_way_on(recipe, folder)}')
+        return folder, state, folder.finished and not longer
     except UserError:
         folder.unlock()
         raise
@@ -193,21 +210,61 @@ def _differing(recipe: Recipe, other: Mapping[str, Any], where: Where) -> Iterat
             yield option, value, other[option]
 
 
-def check_resumable(recipe: Recipe, folder: RunFolder) -> None:
-    started = Recipe(**read_yaml(folder['args.yaml'], Recipe.names()))
+def check_resumable(recipe: Recipe, folder: RunFolder) -> bool:
+    """Looks whether a run can be continued by a recipe; returns whether it is to train for more epochs than it was.
+
+    Raises:
+        UserError: It can't: it is finished, or it was started with other options.
+    """
+    started = folder.recipe()
     if recipe.resume != 'auto' and recipe.experiment not in (None, folder.path.name, started.experiment):
         raise UserError(
             f'--resume goes on with {folder.path}, in its own folder: leave --experiment {recipe.experiment} out; to '
             f'start another run from its weights: --initial-checkpoint {folder.path}'
         )
     folder.check_code(started.model)
-    if folder.finished and recipe.resume != 'auto':
-        raise UserError(f'{folder.path}: this run is finished; there is nothing to resume')
+    longer = recipe.epochs > started.epochs
+    if folder.finished and recipe.resume != 'auto' and not longer:
+        raise UserError(
+            f'{folder.path}: this run is finished; there is nothing to resume (to train on: more than --epochs '
+            f'{started.epochs})'
+        )
     for option, value, then in _differing(recipe, started.as_dict(), 'on resume'):
+        if option == 'epochs' and longer:
+            continue
+        if option == 'batch_size' and recipe.batch_for(then) == then:  # it gave way to the images, which are not read
+            continue
         raise UserError(
             f'{folder.path}: was started with {option} {then}, not {value}: leave the option out to resume, or start '
             f'another run'
         )
+    if longer and (what := _planned_by_epochs(recipe)):
+        raise UserError(
+            f'{folder.path}: {what} ends after --epochs {started.epochs}, with {recipe.epochs} it would have been '
+            f'another: {_way_on(recipe, folder)}'
+        )
+    return longer
+
+
+def _planned_by_epochs(recipe: Recipe) -> str:
+    """The part of a recipe that a longer training would have had otherwise from its first epoch on, or nothing."""
+    if recipe.sched not in ('none', 'constant', 'step', 'multistep', 'plateau'):
+        return f'its schedule ({recipe.sched})'
+    if recipe.sched == 'plateau' and recipe.val_interval > 1:  # the last epoch was validated beside the interval
+        return 'its schedule (plateau, by the validations of each --val-interval)'
+    if recipe.lr_noise is not None:
+        return 'the noise of its learning rate'
+    return 'its plan of image sizes' if recipe.train_size_schedule == 'progressive' else ''
+
+
+def _way_on(recipe: Recipe, folder: RunFolder) -> str:
+    """The command that trains further from the weights of a run."""
+    started = folder.recipe()
+    words = ['-c', folder['args.yaml'], '--experiment', f'{folder.path.name}-{recipe.epochs}']
+    words += ['--initial-checkpoint', folder['last'], '--epochs', recipe.epochs - started.epochs, '--warmup-epochs', 0]
+    own = [folder['code'] / name if name.endswith('.py') else name for name in folder.code()]
+    words += ['--device-modules', *own] if own else []
+    return f'to train on from its weights: imagenette-zoo train {shlex.join(map(str, words))}'
 
 
 def _own_name(recipe: Recipe) -> Path:
@@ -240,8 +297,8 @@ def _resume(run: Run, data: bytes) -> None:
         raise UserError(f'{run.folder["state.pt"]}: not the state of this run ({reason})') from None
 
 
-def make_model(recipe: Recipe, classes: int) -> Any:
-    """The recipe's model, with its starting weights."""
+def make_model(recipe: Recipe, classes: int, log: Callable[[str], object] = str) -> Any:
+    """The recipe's model, with its starting weights; `log` takes a line where not all of them are."""
     model = factory.build_model(
         recipe.model,
         pretrained=recipe.pretrained,
@@ -257,7 +314,8 @@ def make_model(recipe: Recipe, classes: int) -> Any:
     if recipe.initial_checkpoint:
         folder = model_folder(recipe.initial_checkpoint)
         path = folder / 'model.safetensors' if folder else Path(recipe.initial_checkpoint)
-        load_weights(model, read_weights(path), path)
+        if kept := load_weights(model, read_weights(path), path, new_head=True):
+            log(kept)
     _scale_head(model, recipe)
     return model
 

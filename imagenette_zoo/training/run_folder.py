@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import yaml
 
+from ..config.hparams import read_yaml
 from ..config.recipe import Recipe
 from ..errors import UserError, first_line
 from ..models.model_folder import check_zip, link_model_folder, save_model_folder
@@ -111,6 +112,14 @@ class RunFolder:
             f'{self.path}: holds {own[0]} of something else: choose another --experiment, or --overwrite to remove it'
         )
 
+    def recipe(self) -> Recipe:
+        """The recipe that the run was started with.
+
+        Raises:
+            UserError: It is damaged.
+        """
+        return Recipe(**read_yaml(self['args.yaml'], Recipe.names()))
+
     def lock(self) -> None:
         """Makes this process the only one to write here, until it ends or `unlock`.
 
@@ -154,6 +163,18 @@ class RunFolder:
                 if self[name].is_dir():
                     shutil.rmtree(self[name])
         self._keep_code(recipe.model)
+        write_atomic(self['args.yaml'], text)
+
+    def lengthen(self, recipe: Recipe) -> None:
+        """Makes a finished run one that goes on for the epochs of this recipe.
+
+        Raises:
+            UserError: It can't be written.
+        """
+        text = _as_yaml(recipe)
+        with write_errors(self.path):
+            for name in ('result.json', *ANALYSIS_FILES):  # first its mark: without it the same run is finished again
+                self[name].unlink(missing_ok=True)
         write_atomic(self['args.yaml'], text)
 
     def _keep_code(self, model: str) -> None:

@@ -434,14 +434,14 @@ class Recipe(
         """A copy with some options changed, as if they had been given with the highest layer."""
         return self.of(*self.layers[:-1], {**self.layers[-1], **changes})
 
-    def batch_for(self, images: int, processes: int = 1) -> int:
-        """The batch size of a training set: a recipe's gives way to so few images, one that is given above it does
-        not."""
+    def for_data(self, images: int, classes: int, processes: int = 1) -> Recipe:
+        """The recipe, whose own batch size and number of classes give way to those of the training set."""
         most = images // processes
         most -= most % 2 if self.mixes else 0
-        return self.batch_size if self.insists_on_batch or not most else min(self.batch_size, most)
+        changes = {'batch_size': min(self.batch_size, most or 1)}
+        changes |= {} if self.num_classes is None else {'num_classes': classes}
+        return self.replace(**{name: value for name, value in changes.items() if not self.insists_on(name)})
 
-    @property
-    def insists_on_batch(self) -> bool:
-        """Whether the batch size was given, not only by a recipe."""
-        return any('batch_size' in layer for layer in self.layers[1:])
+    def insists_on(self, name: str) -> bool:
+        """Whether an option was given, not only by a recipe."""
+        return any(name in layer for layer in self.layers[1:])

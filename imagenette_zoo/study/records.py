@@ -182,12 +182,12 @@ def check_recipe(result: Result, trial: Trial) -> None:
 
 
 def _as_trained(recipe: Recipe, result: Result) -> dict[str, Any]:
-    """The options of a recipe, with the batch size that it gave way to on the images of a training."""
+    """The options of a recipe, as it gave way to the images of a training."""
     options = recipe.as_dict()
-    images = result.dataset.get('train')
-    if isinstance(images, int):
-        options['batch_size'] = Recipe.of(options).batch_for(images, result.hardware.get('processes', 1))
-    return options
+    images, classes = result.dataset.get('train'), len(result.per_class)
+    if not isinstance(images, int):
+        return options
+    return Recipe.of(options).for_data(images, classes, result.hardware.get('processes', 1)).as_dict()
 
 
 def distinct(values: Sequence[Any]) -> list[Any]:

@@ -14,6 +14,7 @@ import torch
 from ..config.fields import Where
 from ..config.recipe import Recipe
 from ..data import pipeline
+from ..data.folders import ImageSet
 from ..data.pipeline import Data
 from ..errors import UserError, first_line
 from ..models import factory
@@ -109,7 +110,7 @@ def prepare(recipe: Recipe, folder: RunFolder, state: bytes | None, world: World
     """
     world.broadcast(lambda: check_trackers(recipe))
     train_images, val_images = pipeline.load_images(recipe, world)
-    recipe = _with_batch(recipe, len(train_images), world, console)
+    recipe = _for_data(recipe, train_images, world, console)
     if state is not None:
         check_resumable(recipe, folder)
     if shared := len(set(train_images.paths) & set(val_images.paths)):
@@ -141,13 +142,15 @@ def prepare(recipe: Recipe, folder: RunFolder, state: bytes | None, world: World
     return run
 
 
-def _with_batch(recipe: Recipe, images: int, world: World, console: Console) -> Recipe:
-    """The recipe, with a batch that so few training images have."""
-    size = recipe.batch_for(images, world.size)
-    if size == recipe.batch_size:
-        return recipe
-    console.line(f'{images} training images: batch_size is {size} instead of {recipe.batch_size}')
-    return recipe.replace(batch_size=size)
+def _for_data(recipe: Recipe, images: ImageSet, world: World, console: Console) -> Recipe:
+    """The recipe, as it gives way to the training images; says where it does."""
+    fitted = recipe.for_data(len(images), len(images.classes), world.size)
+    for name in ('batch_size', 'num_classes'):
+        now, before = getattr(fitted, name), getattr(recipe, name)
+        if now != before:
+            what = f'{len(images):,} training images of {len(images.classes)} classes'
+            console.line(f'{what}: {name} is {now} instead of {before}')
+    return fitted
 
 
 def _compile(recipe: Recipe, learner: Learner, config: dict[str, Any], console: Console) -> None:
@@ -232,7 +235,8 @@ def check_resumable(recipe: Recipe, folder: RunFolder) -> bool:
     for option, value, then in _differing(recipe, started.as_dict(), 'on resume'):
         if option == 'epochs' and longer:
             continue
-        if option == 'batch_size' and recipe.batch_for(then) == then:  # it gave way to the images, which are not read
+        gave_way = (option == 'batch_size' and then < value) or (option == 'num_classes' and then is not None)
+        if gave_way and not recipe.insists_on(option):  # `prepare` looks again, by the images
             continue
         raise UserError(
             f'{folder.path}: was started with {option} {then}, not {value}: leave the option out to resume, or start '

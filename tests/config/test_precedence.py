@@ -101,12 +101,21 @@ def test_the_layers_stay() -> None:
 
 
 def test_a_batch_gives_way_to_the_images_unless_it_was_given() -> None:
-    assert Recipe().batch_for(36) == 36
-    assert Recipe.load('finetune').batch_for(36) == 36
-    assert Recipe.load('finetune', mixup=0.2).batch_for(37) == 36
-    assert Recipe.load('finetune').batch_for(1000) == 64
-    assert Recipe.load('finetune').batch_for(36, processes=2) == 18
-    assert Recipe.load('finetune', batch_size=64).replace(seed=1).batch_for(36) == 64
+    def batch(recipe: Recipe, images: int, processes: int = 1) -> int:
+        return recipe.for_data(images, 3, processes).batch_size
+
+    assert batch(Recipe(), 36) == 36
+    assert batch(Recipe.load('finetune'), 36) == 36
+    assert batch(Recipe.load('finetune', mixup=0.2), 37) == 36
+    assert batch(Recipe.load('finetune'), 1000) == 64
+    assert batch(Recipe.load('finetune'), 36, processes=2) == 18
+    assert batch(Recipe.load('finetune', batch_size=64).replace(seed=1), 36) == 64
+
+
+def test_the_classes_of_a_recipe_give_way_to_those_of_the_data() -> None:
+    assert Recipe.load('mbv2_mish').for_data(100, 3).num_classes == 3
+    assert Recipe.load('mbv2_mish', num_classes=10).for_data(100, 3).num_classes == 10
+    assert Recipe.load('finetune').for_data(100, 3).num_classes is None
 
 
 def test_every_rule_names_options() -> None:

@@ -202,12 +202,14 @@ def test_a_recipes_batch_gives_way_to_few_images(
     recipe: MakeRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / 'recipe.yaml'
-    file.write_text(yaml.safe_dump(changed(recipe()) | {'batch_size': 64}))
+    file.write_text(yaml.safe_dump(changed(recipe()) | {'batch_size': 64, 'num_classes': 10}))
     with pytest.raises(UserError, match='--batch-size 64 is larger than the training set of 24 images'):
         train(file, batch_size=64)
     with pytest.raises(KeyboardInterrupt), interrupted(monkeypatch, epoch=1):
         train(file)
-    assert '24 training images: batch_size is 24 instead of 64' in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert '24 training images of 3 classes: batch_size is 24 instead of 64' in output
+    assert 'num_classes is 3 instead of 10' in output
     result = train(file, resume='auto')
     assert result.recipe['batch_size'] == yaml.safe_load((result.folder / 'args.yaml').read_text())['batch_size'] == 24
     assert train(file, resume='auto').top1 == result.top1, 'it is finished'

@@ -51,12 +51,11 @@ def _predict(args: argparse.Namespace) -> int:
             console.line(describe(prediction))
     if args.json:
         print(json.dumps(predictions, indent=2))
-    elif options.save_figure and len(errors) < len(predictions):
+    elif options.save_figure:
         console.line(f'\nfigures: {options.save_figure}')
-    if not errors:
-        return 0
-    print(f"error: {len(errors)} of {len(predictions)} image(s) can't be read", file=sys.stderr)
-    return 1 if len(errors) < len(predictions) else 2
+    if errors:
+        print(f"error: {len(errors)} of {len(predictions)} images can't be read", file=sys.stderr)
+    return 1 if errors else 0
 
 
 VALIDATE = Command('validate', 'validate one model or several', _add_validate, _validate)

@@ -34,7 +34,7 @@ ARCHIVE_SUFFIXES = ('.tgz', '.tar.gz', '.tar', '.zip')
 # What an archive may unpack to. Photos don't get smaller by packing; flat drawings do.
 MOST_TIMES = 100  # its own size,
 MOST_BYTES = 2**38  # bytes: twice ImageNet,
-BYTES_A_FILE = 64  # of the archive for each file or folder: a header alone takes as many
+BYTES_A_FILE = 160  # of the archive for each file or folder: the smallest images take more
 FREE = (64 * 2**20, 1000)  # bytes and files that any archive may have
 LONGEST_HEADER = 2**20  # bytes
 _CORRUPT = (  # what a bad archive raises; the second line is tarfile's and zipfile's answer to hostile headers

@@ -100,7 +100,8 @@ def load_split(
     except OSError as error:
         raise UserError(f'data folder {folder} cannot be read: {os_reason(error)}') from error
     if not any(files.values()):
-        raise UserError(f'{folder} holds no images: expected <class>/<image>, one folder a class')
+        others = _others([path for path in passed_over if path.count('/') > 1], '')
+        raise UserError(f'{folder} holds no images{others}: expected <class>/<image>, one folder a class')
     if part:
         for name, paths in files.items():
             drawn = sorted(paths, key=lambda path: hashlib.md5(os.fsencode(path), usedforsecurity=False).digest())
@@ -112,7 +113,8 @@ def load_split(
         if empty and split not in spellings('val'):
             if part:
                 raise UserError(f'class folder {folder / empty[0]} gives {split}{part} no images: take more per cent')
-            raise UserError(f'class folder {folder / empty[0]} holds no images: add some or remove the folder')
+            others = _others(passed_over, f'{folder.name}/{empty[0]}/')
+            raise UserError(f'class folder {folder / empty[0]} holds no images{others}: add some or remove the folder')
         classes = names
     else:
         unknown = [name for name in names if files[name] and name not in classes]
@@ -182,6 +184,12 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
 def is_hidden(name: str) -> bool:
     """Whether a file or folder of this name is left out without a word: it is hidden, or a system's and no user's."""
     return name.startswith('.') or name.lower() in NOT_THE_USERS
+
+
+def _others(paths: Sequence[str], start: str) -> str:
+    """`' but 3 other files, as notes.txt'` for those of the paths that start so, or nothing."""
+    others = [path for path in paths if path.startswith(start)]
+    return f' but {len(others):,} other file(s), as {posixpath.basename(others[0])}' if others else ''
 
 
 def passed_over_line(images: ImageSet) -> str:

@@ -120,23 +120,20 @@ def predict(
 
     Returns:
         One `Prediction` an image: named files in their order, files of a folder in natural order. That of an image that
-        can't be read has an `error`.
+        can't be read, where there are several, has an `error`.
 
     Raises:
-        UserError: Bad input, in one line; also where no image at all can be read.
+        UserError: Bad input, in one line.
     """
     several = [images] if isinstance(images, (str, Path)) else images
-    predictions = list(predict_each(several, PredictOptions(model=str(model), **options), Console(quiet=True)))
-    if all(prediction.error for prediction in predictions):
-        raise UserError(predictions[0].error)
-    return predictions
+    return list(predict_each(several, PredictOptions(model=str(model), **options), Console(quiet=True)))
 
 
 def predict_each(images: Sequence[str | Path], options: PredictOptions, console: Console) -> Iterator[Prediction]:
     """As `predict`, batch by batch; figures are written on the way.
 
     Raises:
-        UserError: Bad input, in one line, but no image that can't be read.
+        UserError: Bad input, in one line; for an image that can't be read where it is the only one.
     """
     passed_over: list[str] = []
     paths = list_images(images, passed_over)
@@ -149,6 +146,8 @@ def predict_each(images: Sequence[str | Path], options: PredictOptions, console:
     with console.progress('predict', len(paths)) as progress:
         pixels = enumerate(_pixels(trained, paths, options.max_megapixels))
         while some := list(islice(pixels, options.batch_size)):
+            if len(paths) == 1 and isinstance(some[0][1], UserError):
+                raise some[0][1]
             batch = [each for _, each in some if not isinstance(each, UserError)]
             predictions = iter(_predictions(trained, batch, options.topk, bool(figures)))
             for index, each in some:

@@ -25,7 +25,7 @@ __all__ = ['Header', 'TooLarge', 'check_numbers', 'no_more_than', 'read_header']
 Header = Mapping[str, torch.Tensor]  # tensors of the meta device: shapes alone
 LARGEST_NUMBER = 10_000  # among a model's arguments, if no weight has a larger dimension
 MOST_NUMBERS = 1000
-UNKNOWN = (20_000, 2**31)  # tensors and values where no header tells them
+UNKNOWN = (5_000, 2**31)  # tensors and values where no header tells them
 
 
 class TooLarge(UserError):
@@ -87,7 +87,7 @@ def no_more_than(name: str, header: Header | None) -> Iterator[None]:
     def take(kind: str, number: int) -> None:
         left[kind] -= number
         if left[kind] < 0:
-            raise TooLarge(f'{name}: its config makes a model with far more {kind} than its file of weights has: refused')
+            raise TooLarge(f'{name}: its config makes a model with far more {kind} than its weights are: refused')
 
     def weight(module: Any, key: str, tensor: torch.Tensor | None) -> None:
         if tensor is not None and threading.get_ident() == thread:

@@ -157,7 +157,10 @@ def input_config(
         raise UserError(f'the model is for images of {config["input_size"][0]!r} channels: expected one for 3')
     for name in ('input_size', 'mean', 'std'):
         if not (isinstance(config[name], (list, tuple)) and len(config[name]) == 3):
-            raise UserError(f'{name} is {str(config[name])[:40]} in its config: expected three numbers')
+            raise UserError(
+                f"its config doesn't tell how images are prepared ({name} is {str(config[name])[:40]}, expected three "
+                'numbers)'
+            )
         config[name] = tuple(config[name])
     _check_preparation(config, options.img_size is not None)
     return config
@@ -167,7 +170,10 @@ def _check_preparation(config: dict[str, Any], size_is_asked_for: bool) -> None:
     """Raises `UserError` where a data config, whoever wrote it, would make too much of an image, or no numbers."""
     sizes = config['input_size'][1:]
     if not all(type(size) is int and size > 0 for size in sizes):
-        raise UserError(f'input_size is {str(config["input_size"])[:40]} in its config: expected pixels')
+        raise UserError(
+            f"its config doesn't tell how images are prepared (input_size is {str(config['input_size'])[:40]}, "
+            'expected channels and pixels)'
+        )
     if max(sizes) > LARGEST_OWN_SIDE and not size_is_asked_for:
         raise UserError(
             f'its config is for images of {max(sizes):,} px: expected at most {LARGEST_OWN_SIDE:,}; if you mean it, '

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ..config.groups import DataOptions
 from ..errors import UserError, os_reason
+from ..utils.console import printable
 from .constants import IMAGE_EXTENSIONS, IMAGENETTE, NOISE_LEVELS, NOT_THE_USERS
 
 __all__ = [
@@ -204,7 +205,7 @@ def passed_over_line(images: ImageSet) -> str:
         first.setdefault(ending, path)
     named = ', '.join(f'{count:,} {ending} ({first[ending]})' for ending, count in counts.most_common(5))
     more = ', …' if len(counts) > 5 else ''
-    return f'{counts.total():,} file(s) of {images.split} passed over: {named}{more}' if counts else ''
+    return printable(f'{counts.total():,} file(s) of {images.split} passed over: {named}{more}') if counts else ''  # type: ignore[no-any-return]
 
 
 def list_images(patterns: Iterable[str | Path], passed_over: list[str] | None = None) -> list[Path]:

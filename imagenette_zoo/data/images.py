@@ -21,6 +21,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ..config.groups import DataOptions
 from ..errors import UserError, os_reason
+from ..utils.console import printable
 from ..utils.environment import available_cores
 from .constants import FORMATS
 
@@ -199,7 +200,7 @@ def _in_eight_bits(path: str | Path, image: Image.Image, stated: float | None) -
     elif fractions and high <= 1:
         factor, why = 255, f'up to {high:.6g}: taken for 0 to 1'
     elif high <= 255:
-        return image.convert('I') if image.mode == 'I;16B' else image
+        return image if fractions else image.convert('I')
     elif high >= 65536:
         factor, why = 255 / high, f'up to {high:.6g}: stretched'
     else:
@@ -262,7 +263,8 @@ def _say_once(path: str | Path, why: str) -> None:
     """Says how the values of an image are understood, for the first of all."""
     if why and not _said[0]:
         _said[0] = 1
-        _logger.warning('image %s: its values go %s; others that say no more are scaled by their range, too', path, why)
+        name = printable(str(path))
+        _logger.warning('image %s: its values go %s; others that say no more are scaled by their range, too', name, why)
 
 
 def _complaint(path: str | Path, error: Exception) -> str:
@@ -276,5 +278,6 @@ def _complaint(path: str | Path, error: Exception) -> str:
         return f'cannot be read: {os_reason(error)}'
     if isinstance(error, (Image.DecompressionBombWarning, Image.DecompressionBombError)):
         most = (Image.MAX_IMAGE_PIXELS or 0) / 1e6
-        return f'is too large: expected at most {most:g} megapixels; shrink or remove it, or raise --max-megapixels'
+        or_else = ', or raise --max-megapixels' if most >= LARGEST else ''  # not where it was uploaded
+        return f'is too large: expected at most {most:g} megapixels; shrink or remove it{or_else}'
     return f'is truncated or corrupt ({os_reason(error)}): replace or remove it'

@@ -138,7 +138,7 @@ def predict_each(images: Sequence[str | Path], options: PredictOptions, console:
     passed_over: list[str] = []
     paths = list_images(images, passed_over)
     if passed_over:
-        _logger.warning('%d file(s) passed over, as %s: no name of an image', len(passed_over), passed_over[0])
+        _logger.warning('%d file(s) passed over, as %s: no images', len(passed_over), printable(passed_over[0]))
     figures = _figure_files(paths, options.save_figure)
     device = choose_device(options.device)
     with restore_generators():  # only here: around the yields the caller would see other generators

@@ -59,7 +59,7 @@ def check_numbers(name: str, config: Mapping[str, Any], header: Header | None) -
         if count > MOST_NUMBERS:
             raise TooLarge(f'{name}: has more than {MOST_NUMBERS:,} numbers in the arguments of its config')
         if not abs(number) <= most:  # nor nan
-            raise TooLarge(f'{name}: {key} is {number:,} in its config: expected at most {most:,}')
+            raise TooLarge(f'{name}: {key} is {f"{number:,}"[:30]} in its config: expected at most {most:,}')
 
 
 def _numbers(key: str, value: Any) -> Iterator[tuple[str, float]]:

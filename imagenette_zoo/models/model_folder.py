@@ -26,6 +26,7 @@ from ..utils.files import sync, write_atomic, write_errors, write_json
 from ..utils.modules import is_reference, owner
 from ..utils.reading import read_errors, read_json
 from . import factory
+from .bounds import check_numbers, no_more_than, read_header
 from .own import NOTEBOOK, code_of, last_linear, own_function
 
 __all__ = [
@@ -150,13 +151,21 @@ def load_weights(
     state_dict = _as_the_model_names_them(model, own, state_dict)
     kept = _other_head(model, own, state_dict) if new_head else {}
     state_dict = {**state_dict, **kept}
+    check_alike(own, state_dict, source)
+    model.load_state_dict(state_dict)
+    heads = ', '.join(sorted({name.rpartition('.')[0] for name in kept}))
+    return heads and f'{source}: tells other classes apart: the classifier ({heads}) is new, all else is taken'
+
+
+def check_alike(
+    own: Mapping[str, torch.Tensor], state_dict: Mapping[str, torch.Tensor], source: str | Path
+) -> None:
+    """Raises `UserError` where the names or shapes of a checkpoint are not the model's own."""
     missing = [name for name in own if name not in state_dict]
     unexpected = [name for name in state_dict if name not in own]
     wrong = [name for name in own if name in state_dict and own[name].shape != state_dict[name].shape]
     if not missing and not unexpected and not wrong:
-        model.load_state_dict(dict(state_dict))
-        heads = ', '.join(sorted({name.rpartition('.')[0] for name in kept}))
-        return heads and f'{source}: tells other classes apart: the classifier ({heads}) is new, all else is taken'
+        return
     if wrong and not missing and not unexpected:
         name = wrong[0]
         detail = f'{name} is {tuple(state_dict[name].shape)} there and {tuple(own[name].shape)} here'
@@ -241,7 +250,14 @@ def load_folder(folder: Path, **kwargs: Any) -> Any:
         )
     given = {name: value for name, value in kwargs.items() if value is not None}
     model_args = {**config.get('model_args', {}), **given, 'num_classes': classes}
-    model = factory.build_model(config['architecture'], **model_args)
+    header = read_header(folder / 'model.safetensors')
+    check_numbers(str(folder), model_args, header)
+    with no_more_than(str(folder), header):
+        outline = factory.outline(config['architecture'], **model_args)
+    if outline is not None:
+        check_alike(outline.state_dict(), header, folder)
+    with no_more_than(str(folder), header):
+        model = factory.build_model(config['architecture'], **model_args)
     load_weights(model, read_weights(folder / 'model.safetensors'), folder)
     published = ('label_names', 'license', 'origin_url', 'crop_mode', 'test_input_size', 'test_crop_pct')
     own = {**dict.fromkeys((*published, 'test_pool_size')), **config['pretrained_cfg']}  # not those of other weights

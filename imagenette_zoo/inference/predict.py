@@ -18,7 +18,7 @@ import torch
 from ..config.fields import option
 from ..data.folders import list_images
 from ..data.images import decoded
-from ..errors import UserError, first_line, require
+from ..errors import UserError, cleaned, first_line, require
 from ..utils.console import Console, printable
 from ..utils.distributed import choose_device
 from ..utils.files import write_atomic
@@ -172,12 +172,13 @@ def look_at(trained: TrainedModel, pixels: torch.Tensor, topk: int = 3, heat_map
 
 def describe(prediction: Prediction) -> str:
     """Lines for a person: the image, and its classes with a bar each."""
-    width = max(18, *(len(name) for name, _ in prediction.top))  # the same for all images with short names
+    top = [(cleaned(name), value) for name, value in prediction.top]
+    width = max(18, *(len(name) for name, _ in top))  # the same for all images with short names
     lines = [
         f'  {name:<{width}}  {100 * value:5.1f} %  {"█" * round(BAR * value)}'.rstrip()
-        for name, value in prediction.top
+        for name, value in top
     ]
-    return '\n'.join([prediction.image, *lines])
+    return '\n'.join([cleaned(prediction.image), *lines])
 
 
 def draw(prediction: Prediction, kind: str) -> bytes:

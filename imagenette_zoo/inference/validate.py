@@ -13,7 +13,7 @@ from typing import Any
 
 from ..config.groups import ValidationOptions
 from ..data.folders import ImageSet
-from ..errors import UserError
+from ..errors import UserError, cleaned
 from ..models.factory import compiled, model_cost
 from ..utils import environment
 from ..utils.console import Console, html_table, table
@@ -171,7 +171,7 @@ def _write_results(path: Path, results: Sequence[Validation]) -> None:
     flat = [
         {
             **{key: value for key, value in row.items() if not isinstance(value, (dict, list))},
-            **{f'top1 {key}': value for key, value in row['per_class'].items()},
+            **{f'top1 {cleaned(key)}': value for key, value in row['per_class'].items()},
         }
         for row in rows
     ]
@@ -190,7 +190,7 @@ def _report(result: Validation, names: list[str]) -> str:
         counts = [str(count) if count else '·' for count in result.confusion[index]] if letters else []
         label = f'{letters[index]} {name}' if letters else name
         rows.append((label, f'{result.per_class[name]:.1f}' if name in result.per_class else '–', *counts))
-    title = f'\n{result.model} on {result.dataset} ({result.images:,} images, {result.img_size} px'
+    title = f'\n{cleaned(f"{result.model} on {result.dataset}")} ({result.images:,} images, {result.img_size} px'
     title += '; a row counts what the images of a class were taken for)' if letters else ')'
     return f'{title}\n{table(rows)}'
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 
 from ..config.fields import add_flags, given_flags
 from ..config.groups import ValidationOptions
+from ..utils.files import to_json
 from ..utils.memory import keep_freed_memory
 from .command import Command
 
@@ -45,7 +45,7 @@ def _predict(args: argparse.Namespace) -> int:
         else:
             console.line(describe(prediction))
     if args.json:
-        print(json.dumps(predictions, indent=2))
+        print(to_json(predictions, indent=2))
     elif options.save_figure:
         console.line(f'\nfigures: {options.save_figure}')
     return 0

@@ -25,7 +25,7 @@ from ..utils.files import write_atomic
 from ..utils.process import restore_process
 from ..utils.seeding import restore_generators
 from .gradcam import grad_cam
-from .loading import TrainedModel, UseOptions, load_trained
+from .loading import TrainedModel, UseOptions, load_trained, not_finite
 
 __all__ = ['PredictOptions', 'Prediction', 'describe', 'look_at', 'predict', 'predict_each']
 
@@ -160,7 +160,7 @@ def look_at(trained: TrainedModel, pixels: torch.Tensor, topk: int = 3, heat_map
         with torch.inference_mode():
             logits = trained.model(inputs)
     if not logits.isfinite().all():
-        raise UserError(f'{trained.name}: gives no finite numbers: its weights are damaged, or its training diverged')
+        raise not_finite(trained.name)
     probabilities, classes = logits.float().softmax(1).topk(min(topk, logits.shape[1]))
     predictions = []
     for row, (values, indices) in enumerate(zip(probabilities.tolist(), classes.tolist(), strict=True)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from ..utils.files import write_atomic, write_json
 from ..utils.memory import is_out_of_memory
 from ..utils.process import restore_process
 from .evaluate import evaluate, shift_consistency
-from .loading import TrainedModel, images_of, load_trained
+from .loading import TrainedModel, images_of, load_trained, not_finite
 
 __all__ = ['Validation', 'Validations', 'validate']
 
@@ -136,6 +137,8 @@ def _validate_one(
     batches = trained.batches(images, options, batch_size, world, console)
     fast = compiled(model, options)
     scores = evaluate(model, batches, normalize, images, options, world, console, fast, batch_size)
+    if not math.isfinite(scores.loss):
+        raise not_finite(trained.name)
     consistency = (
         shift_consistency(model, batches, normalize, scores, options, console) if options.shift_consistency else None
     )

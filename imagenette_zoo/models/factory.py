@@ -28,7 +28,7 @@ from ..utils.modules import in_a_line
 from .own import as_plain, build_own, needed_modules, own_function, resolved
 
 __all__ = [
-    'build_model', 'source_args', 'input_config', 'to_device', 'probe', 'autocast', 'model_config', 'compiled',
+    'build_model', 'check_weights', 'source_args', 'input_config', 'to_device', 'probe', 'autocast', 'model_config', 'compiled',
     'model_cost',
 ]  # fmt: skip
 
@@ -54,7 +54,7 @@ def build_model(name: str, **kwargs: Any) -> Any:
         raise UserError(f'unknown model {name!r}{nearest(name, timm.list_models())} (imagenette-zoo list shows ours)')
     given = {key: resolved(value) for key, value in kwargs.items() if value is not None}
     try:
-        return timm.create_model(name, **given) if own is None else build_own(name, own, given)
+        model = timm.create_model(name, **given) if own is None else build_own(name, own, given)
     except LookupError as error:
         reason = 'its config.json is not one of timm' if source else 'no such value of an argument'
         raise UserError(f'model {name}: {reason} ({first_line(error)})') from None
@@ -62,6 +62,31 @@ def build_model(name: str, **kwargs: Any) -> Any:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         reason = ' '.join(line.strip() for line in lines[: 2 if lines[0].endswith(':') else 1])
         raise UserError(f'model {name}: {reason if len(reason) <= 200 else reason[:200] + "…"}') from None
+    if kwargs.get('pretrained'):
+        check_weights(model, name)
+    return model
+
+
+def check_weights(model: nn.Module, source: object) -> None:
+    """Looks at weights that were loaded, wherever they are from.
+
+    Args:
+        model: It has them. A buffer may hold -inf, which masks.
+        source: Where they are from, for the message.
+
+    Raises:
+        UserError: One is NaN or infinite: the model would see the same in every image.
+    """
+    for name, tensor in model.state_dict().items():
+        if not tensor.is_floating_point() or tensor.isfinite().all():
+            continue
+        parameter = name.endswith(('running_mean', 'running_var')) or name in dict(model.named_parameters())
+        if parameter or not (tensor.isfinite() | tensor.isneginf()).all():
+            count = int(tensor.isfinite().logical_not().sum())
+            raise UserError(
+                f'{source}: {count:,} of the {tensor.numel():,} weights in {name} are NaN or infinite: the file is '
+                f'damaged or its training diverged; take another checkpoint'
+            )
 
 
 def source_args(name: str, model: nn.Module) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import torch
 from timm.models import clean_state_dict
 from torch import nn
 
-from ..errors import UserError, first_line, nearest
+from ..errors import UserError, cleaned, first_line, nearest
 from ..utils.files import sync, write_atomic, write_errors, write_json
 from ..utils.modules import is_reference, owner
 from ..utils.reading import read_errors, read_json
@@ -110,7 +110,7 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, torch.Tensor], sourc
     """Loads a state dict into a model, all of it.
 
     Raises:
-        UserError: It belongs to another model: the first key or shape that disagrees is named.
+        UserError: It belongs to another model (the first key or shape that disagrees is named), or is not finite.
     """
     own = model.state_dict()
     missing = [name for name in own if name not in state_dict]
@@ -118,6 +118,7 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, torch.Tensor], sourc
     wrong = [name for name in own if name in state_dict and own[name].shape != state_dict[name].shape]
     if not missing and not unexpected and not wrong:
         model.load_state_dict(dict(state_dict))
+        factory.check_weights(model, source)
         return
     if wrong and not missing and not unexpected:
         name = wrong[0]
@@ -186,7 +187,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / 'config.json'
     with read_errors(path, "a model's config"):
-        config = read_json(path, LARGEST_CONFIG, finite=True)
+        config = read_json(path, LARGEST_CONFIG)
         ok = (
             isinstance(config, dict)
             and isinstance(config.get('architecture'), str)
@@ -234,7 +235,7 @@ def _check_code(folder: Path, config: Mapping[str, Any]) -> None:
         if imported[label] != sha256:
             _logger.warning(
                 '%s: its code %s has changed since: SHA-256 %.12s then, %.12s now',
-                folder, label, sha256, imported[label],
+                folder, cleaned(label), cleaned(str(sha256)), imported[label],
             )  # fmt: skip
 
 

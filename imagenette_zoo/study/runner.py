@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import difflib
 import inspect
-import json
 import os
 import signal
 import subprocess
@@ -31,6 +30,7 @@ from ..training.run_folder import RunFolder
 from ..utils.console import Console, duration
 from ..utils.files import write_atomic
 from ..utils.modules import import_modules
+from ..utils.reading import parse_json
 from ..utils.seeding import restore_generators
 from .analysis import FILES
 from .in_process import TrainedHere, needs_this_process
@@ -331,7 +331,7 @@ class _Overview:
     def _epoch_seconds(self, name: str) -> list[float]:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             text = (self.slot.output / name / 'metrics.jsonl').read_text()
-            return [float(json.loads(line)['seconds']) for line in text.splitlines()]
+            return [float(parse_json(line)['seconds']) for line in text.splitlines()]
         return []
 
     def _stop(self) -> None:

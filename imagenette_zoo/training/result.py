@@ -96,9 +96,7 @@ def differences(then: Result, run: Run) -> list[str]:
     before = [then.versions, then.hardware, then.recipe]
     differing = []
     for old, new in zip(before, now, strict=True):
-        for name in sorted((old.keys() | new.keys()) - Recipe.may_differ('in a repeat')):
-            if old.get(name) != new.get(name):
-                differing.append(f'{name} {old.get(name)} then, {new.get(name)} now')
+        differing += environment.changes(old, new, but=Recipe.may_differ('in a repeat'))
     code = code_of(run.recipe.model)
     for name in sorted(then.code.keys() | code.keys()):
         if then.code.get(name) != code.get(name):

@@ -113,6 +113,8 @@ def _start(recipe: Recipe, world: World, console: Console, start: float, repeats
             result = world.broadcast(lambda: read_result(folder.path))
             console.line(f'{folder.path}: this run is finished')
         else:
+            if recipe.resume and state is None:
+                console.line(f'{folder.path}: nothing is saved yet: from the beginning')
             run = prepare(recipe, folder, state, world, console)
             run.setup_seconds = time.perf_counter() - start
             if repeats is not None:

@@ -36,8 +36,8 @@ from ..utils.distributed import World
 from ..utils.modules import import_modules
 
 __all__ = [
-    'CheckpointOptions', 'UseOptions', 'TrainedModel', 'load_trained', 'not_finite', 'open_model', 'run_of', 'run_images',
-    'images_of',
+    'CheckpointOptions', 'UseOptions', 'TrainedModel', 'load_trained', 'not_finite', 'open_model', 'run_of',
+    'run_images', 'images_of',
 ]  # fmt: skip
 
 MOST_ELONGATED = 100  # times as long as wide: resizing a longer image would make gigabytes of it

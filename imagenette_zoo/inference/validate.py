@@ -14,6 +14,7 @@ from typing import Any
 
 from ..config.groups import ValidationOptions
 from ..data.folders import ImageSet
+from ..data.loaders import is_lost_worker, lost_worker
 from ..errors import UserError, cleaned
 from ..models.factory import compiled, model_cost
 from ..utils import environment
@@ -118,10 +119,12 @@ def validate(
 
 @contextmanager
 def _full_memory(name: str) -> Iterator[None]:
-    """Turns full memory into a `UserError`."""
+    """Turns full memory and lost workers into a `UserError`."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
+        if is_lost_worker(error):
+            raise lost_worker(error) from error
         if not is_out_of_memory(error):
             raise
         raise UserError(f'{name}: out of memory: try a smaller --batch-size, as in -b 16') from error

@@ -28,8 +28,8 @@ from ..utils.modules import in_a_line
 from .own import as_plain, build_own, needed_modules, own_function, resolved
 
 __all__ = [
-    'build_model', 'check_weights', 'source_args', 'input_config', 'to_device', 'probe', 'autocast', 'model_config', 'compiled',
-    'model_cost',
+    'build_model', 'check_weights', 'source_args', 'input_config', 'to_device', 'probe', 'autocast', 'model_config',
+    'compiled', 'model_cost',
 ]  # fmt: skip
 
 

@@ -1,10 +1,10 @@
 """A run's folder: model folders in timm's Hub layout, the state to resume from, the metrics. Every file is atomic.
 
 `runs/NAME/` holds `args.yaml`, `summary.csv` (timm's columns), `metrics.jsonl`, `last/`, `best/` and
-`checkpoints/epoch-N/` (each loads with `timm.create_model('local-dir:…')`), `state.pt`, and `result.json`,
-which is written last: a folder that has one holds a finished run. `.saved` is there once there was a state, `.lock` is held by the process that writes there.
-`code/` has copies of the user's own modules and their hashes. `tensorboard/` and `wandb/` are their own packages' to
-write, where they track the run.
+`checkpoints/epoch-N/` (each loads with `timm.create_model('local-dir:…')`), `state.pt`, and `result.json`, which is
+written last: a folder that has one holds a finished run. `.saved` is there once there was a state, `.lock` is held by
+the process that writes there. `code/` has copies of the user's own modules and their hashes. `tensorboard/` and
+`wandb/` are their own packages' to write, where they track the run.
 """
 
 from __future__ import annotations
@@ -208,7 +208,7 @@ class RunFolder:
                 )
 
     def save_state(self, state: Mapping[str, Any]) -> None:
-        """Writes `state.pt`, which `read_state` and `parse_state` read: torch's archive with its checksum as comment."""
+        """Writes `state.pt`, which `read_state` and `parse_state` read: torch's archive, its checksum as comment."""
         buffer = io.BytesIO()
         torch.save(dict(state), buffer)
         comment = _checksum(buffer.getbuffer())
@@ -242,7 +242,7 @@ class RunFolder:
             UserError: It is torn, or a bit of it is another.
         """
         try:
-            archive, comment = data[: -COMMENT - len(NO_COMMENT)], data[-COMMENT:]
+            archive, comment = memoryview(data)[: -COMMENT - len(NO_COMMENT)], data[-COMMENT:]
             checked = comment.startswith(CHECKSUM)
             if checked and comment != _checksum(archive, NO_COMMENT):
                 raise ValueError('its checksum is another')

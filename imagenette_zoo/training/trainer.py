@@ -155,7 +155,7 @@ def _run(run: Run, console: Console) -> Result:
                 _epoch(epoch, run, stop, model_config, console)
                 tracking.epoch(history[-1])
         except KeyboardInterrupt as request:
-            stopped = request if isinstance(request, Stopped) else Stopped(signal.SIGINT)
+            stopped = request if isinstance(request, Stopped) else Stopped(stop.requested or signal.SIGINT)
             if stopped is request:  # after a step
                 run.save()
                 console.line(f'{request}: stopped at {run.progress}; all of it is saved')

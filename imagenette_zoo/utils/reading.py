@@ -17,7 +17,9 @@ import yaml
 
 from ..errors import UserError, first_line, os_reason
 
-__all__ = ['LARGEST_YAML', 'PlainLoader', 'read_errors', 'read_bytes', 'read_text', 'read_json', 'parse_json', 'from_json']
+__all__ = [
+    'LARGEST_YAML', 'PlainLoader', 'read_errors', 'read_bytes', 'read_text', 'read_json', 'parse_json', 'from_json',
+]  # fmt: skip
 
 LARGEST_YAML = 2**20  # bytes
 LARGEST_FILE = 64 * 2**20  # bytes

@@ -90,6 +90,5 @@ class Output:
         with suppress(OSError):
             self.flush()
         if self.failure is not None and not isinstance(self.failure, BrokenPipeError):
-            raise UserError(
-                f"standard output: can't write the results: {os_reason(self.failure)}; make room or write them elsewhere"
-            )
+            reason = os_reason(self.failure)
+            raise UserError(f"standard output: can't write the results: {reason}; make room or write them elsewhere")

@@ -37,8 +37,8 @@ from .images import decoded, image_size
 from .processes import NoProcesses, in_processes, worth_processes
 
 __all__ = [
-    'Entry', 'Watcher', 'clear', 'content_hash', 'entries', 'eval_pixels', 'home', 'names_hash', 'stored_size',
-    'train_pixels', 'train_size',
+    'Entry', 'Watcher', 'clear', 'content_hash', 'entries', 'eval_pixels', 'files_hash', 'home', 'names_hash',
+    'stored_size', 'train_pixels', 'train_size',
 ]  # fmt: skip
 
 FORMAT = 2
@@ -139,6 +139,12 @@ def content_hash(images: ImageSet, watcher: Watcher) -> str:
 def names_hash(images: ImageSet) -> str:
     """BLAKE2b of the names and labels of all images of a split."""
     text = json.dumps([images.classes, images.paths, images.targets])
+    return hashlib.blake2b(text.encode(), digest_size=DIGEST).hexdigest()
+
+
+def files_hash(*sets: ImageSet) -> str:
+    """BLAKE2b of the names of all images of some splits: which images they are, whatever size they have."""
+    text = json.dumps([images.paths for images in sets])
     return hashlib.blake2b(text.encode(), digest_size=DIGEST).hexdigest()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ['IMAGENETTE', 'LABEL_NAMES', 'IMAGE_EXTENSIONS', 'FORMATS', 'NOISE_LEVELS', 'SIZES']
+__all__ = ['IMAGENETTE', 'LABEL_NAMES', 'FILES_HASH', 'IMAGE_EXTENSIONS', 'FORMATS', 'NOISE_LEVELS', 'SIZES']
 
 IMAGENETTE: dict[str, str] = {
     'n01440764': 'tench',
@@ -17,6 +17,7 @@ IMAGENETTE: dict[str, str] = {
     'n03888257': 'parachute',
 }
 LABEL_NAMES = tuple(IMAGENETTE.values())
+FILES_HASH = '96fae466962d41838fcf018ba1660967'  # of the names of all images, the same in all sizes
 IMAGE_EXTENSIONS = frozenset(
     {'.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.gif', '.ppm', '.pgm'},
 )

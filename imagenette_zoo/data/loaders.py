@@ -248,7 +248,7 @@ def lost_worker(error: BaseException) -> UserError:
 
 def is_lost_worker(error: BaseException) -> bool:
     """Whether torch says that a worker is gone, wherever in the main process it does."""
-    return isinstance(error, RuntimeError) and 'DataLoader' in str(error)
+    return any(f'DataLoader {what}' in str(error) for what in ('worker (pid', 'timed out'))
 
 
 @dataclass

@@ -210,7 +210,7 @@ def test_other_parameters_are_another_entry(images: ImageSet, decodes: list[str]
     assert len(decodes) == len(names(home)) == 2 + len(others)
 
 
-@pytest.mark.parametrize('change', ['time', 'content', 'more', 'fewer'])
+@pytest.mark.parametrize('change', ['time', 'content', 'content of the same size', 'more', 'fewer'])
 def test_other_files_replace_what_was_made_of_the_old_ones(
     images: ImageSet, tmp_path: Path, decodes: list[str], home: Path, change: str
 ) -> None:
@@ -227,6 +227,12 @@ def test_other_files_replace_what_was_made_of_the_old_ones(
     elif change == 'content':
         time = path.stat().st_mtime_ns
         noise(70, 90).save(path)
+        os.utime(path, ns=(time, time))
+    elif change == 'content of the same size':
+        time, size = path.stat().st_mtime_ns, path.stat().st_size
+        Image.new('RGB', (70, 90), 'red').save(path)
+        path.write_bytes(path.read_bytes().ljust(size, b'\0'))
+        assert path.stat().st_size == size
         os.utime(path, ns=(time, time))
     elif change == 'more':
         noise(70, 90).save(path.with_name('more.png'))

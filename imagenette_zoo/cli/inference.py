@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 
+from tqdm import tqdm
+
 from ..config.fields import add_flags, given_flags
 from ..config.groups import ValidationOptions
 from ..utils.files import to_json
 from ..utils.memory import keep_freed_memory
+from ..utils.streams import complain
 from .command import Command
 
 __all__ = ['PREDICT', 'VALIDATE']
@@ -38,17 +41,22 @@ def _predict(args: argparse.Namespace) -> int:
     from ..utils.console import Console
 
     options, console = PredictOptions(**given_flags(args, PredictOptions)), Console()
-    predictions = []
+    predictions, errors = [], []
     for prediction in predict_each(args.images, options, console):
-        if args.json:
-            predictions.append(prediction.as_json())
-        else:
+        predictions.append(prediction.as_json())
+        if prediction.error:
+            errors.append(prediction.error)
+            with tqdm.external_write_mode():
+                complain(f'warning: {prediction.error}')
+        elif not args.json:
             console.line(describe(prediction))
     if args.json:
         print(to_json(predictions, indent=2))
     elif options.save_figure:
         console.line(f'\nfigures: {options.save_figure}')
-    return 0
+    if errors:
+        complain(f"error: {len(errors)} of {len(predictions)} images can't be read")
+    return 1 if errors else 0
 
 
 VALIDATE = Command('validate', 'validate one model or several', _add_validate, _validate)

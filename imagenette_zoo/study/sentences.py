@@ -10,6 +10,7 @@ from .metrics import Metric, metric_of
 
 __all__ = ['sentence']
 
+
 def sentence(verdict: Verdict) -> str:
     """What is so, as `'a is 9.4 points above b (6.1 to 12.7): supported'`.
 
@@ -108,8 +109,7 @@ class _Words:
         """`'a 80.1 and 80.4, b 79.0 and 79.5'`."""
         runs = (finding.comparison.larger, finding.comparison.smaller)
         parts = (
-            f'{run} {" and ".join(map(self._value, values))}'
-            for run, values in zip(runs, finding.values, strict=True)
+            f'{run} {" and ".join(map(self._value, values))}' for run, values in zip(runs, finding.values, strict=True)
         )
         return ', '.join(parts) + self.of
 

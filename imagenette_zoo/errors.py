@@ -7,19 +7,41 @@ import importlib
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ['UserError', 'first_line', 'os_reason', 'require', 'nearest']
+__all__ = ['UserError', 'cleaned', 'first_line', 'os_reason', 'require', 'nearest']
 
 
 class UserError(Exception):
     """Bad input: one line that names the thing, the value, what was expected and what to do next.
 
     The command line prints the line without a traceback and exits with code 2. Everything else that is raised is a
-    programmer's mistake and keeps its traceback.
+    programmer's mistake and keeps its traceback. Names of strangers in the line are `cleaned`.
     """
+
+    def __init__(self, message: object = '') -> None:
+        super().__init__(cleaned(str(message)))
 
     def _render_traceback_(self) -> list[str]:
         """The lines that IPython shows instead of a traceback."""
         return [f'error: {self}']
+
+
+JOINERS = '\u200c\u200d'  # some scripts and emoji need them
+
+
+def cleaned(text: str, keep: str = '') -> str:
+    """Text of strangers that is fit for a terminal and a line: characters that can't be printed become �.
+
+    Class names and file names may hold anything: an escape sequence clears the screen, a newline forges a line. The
+    surrogates of a file name that is no Unicode stay: the streams of the command line escape them.
+
+    Args:
+        text: As it was found.
+        keep: Characters that stay as well, as the newlines between lines of our own.
+    """
+    if text.isprintable():
+        return text
+    stays = keep + JOINERS
+    return ''.join(c if c.isprintable() or c in stays or '\ud800' <= c <= '\udfff' else '�' for c in text)
 
 
 def first_line(error: BaseException) -> str:

@@ -21,7 +21,7 @@ import torch
 from timm.models import clean_state_dict
 from torch import nn
 
-from ..errors import UserError, first_line, nearest
+from ..errors import UserError, cleaned, first_line, nearest
 from ..utils.files import sync, write_atomic, write_errors, write_json
 from ..utils.modules import is_reference, owner
 from ..utils.reading import read_errors, read_json
@@ -145,7 +145,7 @@ def load_weights(
         A line on the classifier that was kept, or nothing.
 
     Raises:
-        UserError: It belongs to another model: the first key or shape that disagrees is named.
+        UserError: It belongs to another model (the first key or shape that disagrees is named), or is not finite.
     """
     own = model.state_dict()
     state_dict = _as_the_model_names_them(model, own, state_dict)
@@ -153,6 +153,7 @@ def load_weights(
     state_dict = {**state_dict, **kept}
     check_alike(own, state_dict, source)
     model.load_state_dict(state_dict)
+    factory.check_weights(model, source)
     heads = ', '.join(sorted({name.rpartition('.')[0] for name in kept}))
     return heads and f'{source}: tells other classes apart: the classifier ({heads}) is new, all else is taken'
 
@@ -275,7 +276,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / 'config.json'
     with read_errors(path, "a model's config"):
-        config = read_json(path, LARGEST_CONFIG, finite=True)
+        config = read_json(path, LARGEST_CONFIG)
         ok = (
             isinstance(config, dict)
             and isinstance(config.get('architecture'), str)
@@ -323,7 +324,7 @@ def _check_code(folder: Path, config: Mapping[str, Any]) -> None:
         if imported[label] != sha256:
             _logger.warning(
                 '%s: its code %s has changed since: SHA-256 %.12s then, %.12s now',
-                folder, label, sha256, imported[label],
+                folder, cleaned(label), cleaned(str(sha256)), imported[label],
             )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from ..errors import UserError, first_line
 from ..models import factory
 from ..models.model_folder import load_weights, model_folder, read_weights
 from ..models.own import last_linear
+from ..utils import environment
 from ..utils.console import Console
 from ..utils.distributed import World
 from ..utils.files import file_stem, unused
@@ -81,6 +82,8 @@ class Run:
                 'history': self.history,
                 'position': asdict(self.position),
                 'signature': self.signature(),
+                'recipe': self.recipe.as_dict(),
+                'environment': self.environment(),
             }
             self.folder.save_state(state)
 
@@ -93,6 +96,12 @@ class Run:
             'data': self.data_hash,
             'processes': self.learner.world.size,
         }
+
+
+    def environment(self) -> dict[str, Any]:
+        """The versions and the machine: where they change, the last digits of the weights do."""
+        world = self.learner.world
+        return {**environment.versions(), **environment.hardware(world.device, world.size)}
 
 
 def prepare(recipe: Recipe, folder: RunFolder, state: bytes | None, world: World, console: Console) -> Run:
@@ -137,7 +146,7 @@ def prepare(recipe: Recipe, folder: RunFolder, state: bytes | None, world: World
         _compile(recipe, learner, config, console)
     run = Run(recipe, folder, data, learner, config, data_hash)
     if state is not None:
-        _resume(run, state)
+        _resume(run, state, console)
         if world.primary and recipe.epochs != folder.recipe().epochs:
             folder.lengthen(recipe)
     elif world.primary:
@@ -281,10 +290,18 @@ def _own_name(recipe: Recipe) -> Path:
     return Path(recipe.output, name)
 
 
-def _resume(run: Run, data: bytes) -> None:
-    """Takes up the state of the interrupted run."""
+def _resume(run: Run, data: bytes, console: Console) -> None:
+    """Takes up the state of the interrupted run, and says how this process differs from that which saved it."""
     state = run.folder.parse_state(data)
     try:
+        then = {**Recipe().as_dict(), **state.get('recipe', run.recipe.as_dict())}
+        for option, value, other in _differing(run.recipe, then, 'on resume'):
+            if option == 'epochs' and value > other and not _planned_by_epochs(run.recipe):
+                continue
+            raise UserError(
+                f'{run.folder["state.pt"]}: of a run with {option} {other}, this one has {value}: put its own back, or '
+                f'start again: {run.folder.again}'
+            )
         for name, value in run.signature().items():
             if state['signature'][name] != value:
                 raise UserError(f'{run.folder.path}: was started with other {name}: it can only go on with the same')
@@ -299,6 +316,11 @@ def _resume(run: Run, data: bytes) -> None:
         if run.position.step and [len(sums) for sums in run.position.sums] != [2] * run.learner.world.size:
             raise ValueError('no loss of each process')
         run.learner.load_state_dict(state['learner'])
+        factory.check_weights(run.learner.model, run.folder['state.pt'])
+        if 'environment' not in state:
+            console.line('note: the state is of an earlier version: it has no checksum, threads and versions to check')
+        elif changes := environment.changes(state['environment'], run.environment()):
+            console.line(f'note: the weights will not be those of a run in one go: {"; ".join(changes)}')
     except (LookupError, RuntimeError, ValueError, TypeError, AttributeError) as error:
         reason = first_line(error)
         raise UserError(f'{run.folder["state.pt"]}: not the state of this run ({reason})') from None

@@ -113,6 +113,8 @@ def _start(recipe: Recipe, world: World, console: Console, start: float, repeats
         else:
             for line in recipe.notes:
                 console.line(line)
+            if recipe.resume and state is None:
+                console.line(f'{folder.path}: nothing is saved yet: from the beginning')
             run = prepare(recipe, folder, state, world, console)
             run.setup_seconds = time.perf_counter() - start
             if repeats is not None:
@@ -158,7 +160,7 @@ def _run(run: Run, console: Console) -> Result:
                 _epoch(epoch, run, stop, model_config, console)
                 tracking.epoch(history[-1])
         except KeyboardInterrupt as request:
-            stopped = request if isinstance(request, Stopped) else Stopped(signal.SIGINT)
+            stopped = request if isinstance(request, Stopped) else Stopped(stop.requested or signal.SIGINT)
             if stopped is request:  # after a step
                 run.save()
                 console.line(f'{request}: stopped at {run.progress}; all of it is saved')

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import types
 import typing
@@ -17,7 +18,8 @@ import yaml
 from ..errors import UserError, first_line, os_reason
 
 __all__ = [
-    'LARGEST_YAML', 'PlainLoader', 'read_errors', 'read_bytes', 'read_text', 'read_json', 'from_json', 'yaml_reason',
+    'LARGEST_YAML', 'PlainLoader', 'read_errors', 'read_bytes', 'read_text', 'read_json', 'parse_json', 'from_json',
+    'yaml_reason',
 ]  # fmt: skip
 
 LARGEST_YAML = 2**20  # bytes
@@ -100,20 +102,29 @@ def read_text(path: str | Path, most: int = LARGEST_FILE) -> str:
         raise ValueError('not UTF-8 text') from None
 
 
-def read_json(path: str | Path, most: int = LARGEST_FILE, *, finite: bool = False) -> Any:
-    """The value in a JSON file.
-
-    Args:
-        path: The file.
-        most: Bytes that it may have.
-        finite: Refuses NaN and Infinity, which our own files have where a training diverged; JSON has not.
+def read_json(path: str | Path, most: int = LARGEST_FILE) -> Any:
+    """The value in a JSON file of at most so many bytes.
 
     Raises:
         OSError: It can't be read.
         ValueError: It is longer, or no JSON.
         RecursionError: It is nested too deeply.
     """
-    return json.loads(read_text(path, most), parse_constant=_not_finite if finite else None)
+    return parse_json(read_text(path, most))
+
+
+def parse_json(text: str) -> Any:
+    """The value that a text in JSON means: all of its numbers are finite.
+
+    Raises:
+        ValueError: It is no JSON, as NaN and Infinity are not.
+        RecursionError: It is nested too deeply.
+    """
+    return json.loads(text, parse_constant=_not_finite, parse_float=_finite)
+
+
+def _finite(digits: str) -> float:
+    return number if math.isfinite(number := float(digits)) else _not_finite(digits)
 
 
 def _not_finite(name: str) -> Any:
@@ -126,7 +137,7 @@ def from_json(cls: type[T], values: Any, **others: Any) -> T:
     Args:
         cls: The dataclass.
         values: A mapping that has each of its fields, with a value of the field's type, and nothing else. A field
-            with a default may be missing.
+            with a default may be missing. Null is NaN where a float is meant.
         **others: Fields that are not in it.
 
     Raises:
@@ -143,6 +154,7 @@ def from_json(cls: type[T], values: Any, **others: Any) -> T:
     }
     for name in sorted((kinds.keys() - optional - values.keys()) | (values.keys() - kinds.keys())):
         raise ValueError(f'{name} is {"missing" if name in kinds else "unknown"}')
+    values = {name: math.nan if kinds[name] is float and value is None else value for name, value in values.items()}
     for name, kind in kinds.items():
         if name in values and not _is_a(values[name], kind):
             raise ValueError(f'{name} is {str(values[name])[:40]!r}')

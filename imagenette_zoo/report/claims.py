@@ -25,11 +25,11 @@ _VERDICTS = (
     'whatever the spreads of the runs are. Final top-1 must hold for other images, too: the variance between images of '
     'the paired difference is added to that between seeds. It takes three seeds at least. Seeds are looked at in '
     'stages, and each look spends its share of the level. The p-values of all claims are corrected together by '
-    f'Holm’s method: with a p after Holm of {LEVEL:g} or less a claim is decided. Chance alone thus decides a claim in one study of '
-    'twenty at most, however many seeds are added. Equal means that the difference is smaller than what matters. All '
-    'else is undecided, which is not the same as no effect. Intervals are those that decided, so they are wider than '
-    'single 95 % intervals. A claim of several comparisons is supported if all hold. Parameters and GMACs are '
-    'counted: no test is needed.'
+    f'Holm’s method: with a p after Holm of {LEVEL:g} or less a claim is decided. Chance alone thus decides a claim in '
+    'one study of twenty at most, however many seeds are added. Equal means that the difference is smaller than what '
+    'matters. All else is undecided, which is not the same as no effect. Intervals are those that decided, so they are '
+    'wider than single 95 % intervals. A claim of several comparisons is supported if all hold. Parameters and GMACs '
+    'are counted: no test is needed.'
 )
 _MORE_SEEDS = (
     'How many more seeds would decide a claim: as many as give the test a power of 80 %, if the difference and the '
@@ -158,4 +158,3 @@ def _expected(finding: Numbers, metric: str) -> str:
     if bound < 0:
         return f'{larger} ≥ {smaller}, or below it by less than {by}'
     return f'{larger} > {smaller}{f" by more than {by}" if bound else ""}'
-

@@ -12,7 +12,7 @@ from .section import MOST_CLASSES, Cell, Figure, Section, Table, mean_text, run_
 
 __all__ = ['class_table', 'compared', 'numbers', 'pairs', 'section']
 
-MOST_PAIRS = 4  # beside each other; all runs are in the table of classes
+MOST_PAIRS = 6  # beside each other; all runs are in the table of classes
 
 
 def numbers(records: Sequence[Record]) -> dict[str, Any]:
@@ -49,16 +49,18 @@ def pairs(content: Numbers, claims: Sequence[Numbers], asked: bool) -> list[list
 def section(content: Numbers) -> Section:
     """Top-1 by class of the runs that are compared."""
     by_name = {run['run']: run for run in content['runs']}
-    drawn, text = [], []
-    for names in content['pairs'][:MOST_PAIRS]:
-        runs = sorted((by_name[name] for name in names), key=lambda run: run['number'])
+    drawn: list[Figure] = []
+    text = []
+    for pair in content['pairs'][:MOST_PAIRS]:
+        runs = sorted((by_name[name] for name in pair), key=lambda run: run['number'])
         classes = [name for name in runs[0]['per_class'] if all(name in run['per_class'] for run in runs)]
+        both = ' and '.join(map(run_label, runs))
         if not classes or len(classes) > MOST_CLASSES:
             reason = f'they have {len(classes)} classes: see report.json' if classes else 'they share no class'
-            text.append(f'{" and ".join(map(run_label, runs))}: {reason}.')
+            text.append(f'{both}: {reason}.')
             continue
         picture = _two_runs(runs, classes, f'classes-{len(drawn) + 1}')
-        caption = f'{" and ".join(map(run_label, runs))}: mean over seeds; whiskers: 95 % interval, from three seeds on.'
+        caption = f'{both}: mean over seeds; whiskers: 95 % interval, from three seeds on.'
         drawn.append(Figure(picture, caption, class_table(runs, classes, halves=True)))
     if len(content['pairs']) > MOST_PAIRS:
         text.append(f'Of {len(content["pairs"])} pairs that are claimed {MOST_PAIRS} are shown, decided ones first.')

@@ -86,7 +86,7 @@ class Picture:
 def run_styles(runs: Sequence[str], panels: Sequence[Sequence[str]]) -> dict[str, tuple[str, int]]:
     """A colour and the number of a marker and line style for each run, which it has in all figures.
 
-    Runs that share a panel differ in both, as far as there are enough; no two runs have the same pair of them, up to 36.
+    Runs that share a panel differ in both, as far as there are enough; no two of 36 runs have the same pair of them.
 
     Args:
         runs: Their names.
@@ -156,9 +156,7 @@ def draw_figure(height: float, draw: Callable[[Any], None]) -> Any:
     return figure
 
 
-def draw_picture(
-    name: str, title: str, height: float, draw: Callable[[Any], None], width: float = WIDTH
-) -> Picture:
+def draw_picture(name: str, title: str, height: float, draw: Callable[[Any], None], width: float = WIDTH) -> Picture:
     """Draws a figure and saves it, the same way on each machine and at each time."""
     with _style(name):
         from matplotlib.figure import Figure

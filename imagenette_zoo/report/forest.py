@@ -17,7 +17,7 @@ from ..study.metrics import metric_of
 from .drawing import INK, Numbers, Picture, draw_picture
 from .section import effect_text, interval_text, signed
 
-__all__ = ['Bar', 'bars', 'forest_picture', 'sides']
+__all__ = ['Bar', 'bars', 'forest_picture', 'legend_words', 'sides']
 
 COLOURS = {'supported': '#00694d', 'contradicted': '#a84300', 'equal': '#6a3d9a', 'undecided': '#4d5560'}
 NICE = (1, 1.5, 2, 3, 4, 5, 6, 8, 10)
@@ -87,7 +87,7 @@ def _reach(group: Sequence[tuple[bool, Numbers]]) -> float:
         ends += [max(far)] if far else []
         decided += far if is_decided else []
         points += [abs(_distance(finding, finding['effect']))] if finding['effect'] is not None else []
-    needed = max(1.04 * max(decided), statistics.median(ends or [0.0]), 1.2 * max(points))
+    needed = max(1.04 * max(decided), statistics.median_low(ends or [0.0]), 1.2 * max(points))
     if group[0][1]['ratio']:
         return math.log(next((each for each in FACTORS if each >= math.exp(needed)), FACTORS[-1]))
     tens = 10.0 ** math.floor(math.log10(needed)) if needed else 1.0
@@ -140,6 +140,25 @@ def _ticks(metric: str, finding: Numbers, reach: float) -> tuple[str, str, str]:
     return left, middle, f'{right}{known.difference}'
 
 
+def sides(claims: Sequence[Numbers]) -> tuple[str, str]:
+    """What is left and right of the bounds."""
+    return ('← the other way', 'as claimed →') if _claimed(claims) else ('← second higher', 'first higher →')
+
+
+def legend_words(claims: Sequence[Numbers]) -> str:
+    """What the lines mean."""
+    drawn = [bar for claim in claims for bar in claim['bars']]
+    words = ['Lines: corrected intervals', f'upright: {"what was claimed" if _claimed(claims) else "no difference"}']
+    words += ['dotted: no difference'] * any(bar.zero is not None for bar in drawn)
+    words += ['grey: too little to matter'] * any(bar.band for bar in drawn)
+    return f'{"; ".join(words)}.'
+
+
+def _claimed(claims: Sequence[Numbers]) -> bool:
+    """Whether a sentence of the study is among the claims, not only pairs of runs."""
+    return any(claim['title'] for claim in claims)
+
+
 def forest_picture(claims: Sequence[Numbers], summary: str) -> Picture:
     """All claims with their verdicts as one picture, for Markdown.
 
@@ -147,70 +166,63 @@ def forest_picture(claims: Sequence[Numbers], summary: str) -> Picture:
         claims: In words, as `describe_claims` gives them.
         summary: How many are decided.
     """
-    rows = [
-        [
-            textwrap.wrap(claim['what_is_so'], 62),
-            [textwrap.shorten(claim['title'], 70, placeholder=' …')] * bool(claim['title']),
-            textwrap.wrap(claim['what_would_decide'], 22),
-            [_label_lines(bar) for bar in claim['bars']],
-        ]
-        for claim in claims
-    ]
-    heights = [
-        LINE * max(len(so) + len(title), 1 + len(decide), 0.4 + sum(map(len, labels)), BAR / LINE * len(labels) + 1) + 0.1
-        for so, title, decide, labels in rows
-    ]
-    head = 0.3
+    rows, head = list(map(_Row, claims)), 0.3
+    height = head + sum(row.height for row in rows)
 
     def draw(figure: Any) -> None:
         figure.set_layout_engine('none')
         axis = figure.add_axes((0, 0, 1, 1))
-        axis.set(xlim=(0, SIZE), ylim=(head + sum(heights), 0))
+        axis.set(xlim=(0, SIZE), ylim=(height, 0))
         axis.axis('off')
         axis.text(0.05, 0.2, summary, fontsize=9.5, weight='bold')
         for side, words in zip((-1, 1), sides(claims), strict=True):
             axis.text(PLOT + side * HALF, 0.2, words, fontsize=7.5, ha='left' if side < 0 else 'right')
         top = head
-        for claim, parts, height in zip(claims, rows, heights, strict=True):
+        for row in rows:
             axis.plot([0, SIZE], [top, top], color=INK, linewidth=0.4, alpha=0.3)
-            _draw_row(axis, top + 0.04, claim, *parts)
-            top += height
+            row.draw(axis, top + 0.04)
+            top += row.height
 
     title = 'Verdicts: ' + '; '.join(f'{claim["verdict"]}: {claim["what_is_so"]}' for claim in claims)
-    return draw_picture('verdicts', title, head + sum(heights), draw, SIZE)
+    return draw_picture('verdicts', title, height, draw, SIZE)
 
 
-def _label_lines(bar: Bar) -> list[str]:
-    effect = bar.effect.replace(' ', '\N{NO-BREAK SPACE}')
-    return textwrap.wrap(f'{bar.label} {effect}', 36, break_on_hyphens=False)
+class _Row:
+    """A claim in the picture, its texts in lines."""
 
+    def __init__(self, claim: Numbers) -> None:
+        self.claim = claim
+        self.what_is_so = textwrap.wrap(claim['what_is_so'], 62)
+        self.title = [textwrap.shorten(claim['title'], 70, placeholder=' …')] * bool(claim['title'])
+        self.remedy = textwrap.wrap(claim['what_would_decide'], 22)
+        self.labels = []
+        for bar in claim['bars']:
+            effect = bar.effect.replace(' ', '\N{NO-BREAK SPACE}')
+            self.labels.append(textwrap.wrap(f'{bar.label} {effect}', 36, break_on_hyphens=False))
+        self.lanes = [max(BAR, LINE * len(lines)) for lines in self.labels]
+        texts = max(len(self.what_is_so) + len(self.title), 1 + len(self.remedy))
+        self.height = max(LINE * texts, sum(self.lanes), sum(self.lanes[:-1]) + BAR + 0.15) + 0.1
 
-def sides(claims: Sequence[Numbers]) -> tuple[str, str]:
-    """What is left and right of the bounds."""
-    return ('← the other way', 'as claimed →') if any(claim['title'] for claim in claims) else ('← second', 'first →')
+    def draw(self, axis: Any, top: float) -> None:
+        claim = self.claim
+        colour, weight = COLOURS[claim['verdict']], 'normal' if claim['verdict'] == 'undecided' else 'bold'
 
+        def write(x: float, y: float, lines: Iterable[str], size: float, **style: Any) -> None:
+            for number, text in enumerate(lines):
+                axis.text(x, y + LINE * (number + 0.75), text, fontsize=size, **style)
 
-def _draw_row(
-    axis: Any, top: float, claim: Numbers, so: list[str], title: list[str], decide: list[str], labels: list[list[str]]
-) -> None:
-    colour = COLOURS[claim['verdict']]
-
-    def write(x: float, y: float, words: Iterable[str], size: float = 8, **style: Any) -> None:
-        for number, text in enumerate(words):
-            axis.text(x, y + LINE * (number + 0.75), text, fontsize=size, **style)
-
-    write(0.05, top, [f'{claim["symbol"]} {claim["verdict"]}'], 9, color=colour, weight='bold')
-    write(0.05, top + LINE, decide, 7.5, alpha=0.75)
-    write(TEXT, top, so, 9, weight='normal' if claim['verdict'] == 'undecided' else 'bold')
-    write(TEXT, top + LINE * len(so), title, 8, alpha=0.75)
-    below = top
-    for bar, words in zip(claim['bars'], labels, strict=True):
-        _draw_bar(axis, below, bar, colour)
-        write(LABEL, below, words, 7.5)
-        below += max(BAR, LINE * len(words))
-    for place, words, align in zip((-1, 0, 1), claim['bars'][-1].ticks, ('left', 'center', 'right'), strict=True):
-        y = top + max(BAR * len(labels), below - max(BAR, LINE * len(labels[-1])) - top + BAR)
-        axis.text(PLOT + HALF * place, y + 0.08, words, fontsize=6.5, ha=align, alpha=0.8)
+        write(0.05, top, [f'{claim["symbol"]} {claim["verdict"]}'], 9, color=colour, weight='bold')
+        write(0.05, top + LINE, self.remedy, 7.5, alpha=0.75)
+        write(TEXT, top, self.what_is_so, 9, weight=weight)
+        write(TEXT, top + LINE * len(self.what_is_so), self.title, 8, alpha=0.75)
+        lane = top
+        for bar, lines, height in zip(claim['bars'], self.labels, self.lanes, strict=True):
+            _draw_bar(axis, lane, bar, colour)
+            write(LABEL, lane, lines, 7.5)
+            lane += height
+        below = lane - self.lanes[-1] + BAR + 0.08
+        for place, words, align in zip((-1, 0, 1), claim['bars'][-1].ticks, ('left', 'center', 'right'), strict=True):
+            axis.text(PLOT + HALF * place, below, words, fontsize=6.5, ha=align, alpha=0.8)
 
 
 def _draw_bar(axis: Any, top: float, bar: Bar, colour: str) -> None:

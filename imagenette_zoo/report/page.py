@@ -89,7 +89,7 @@ def write_report(
         'claims': described,
         'claims_summary': claims.claims_summary(content),
         'sides': forest.sides(described),
-        'banded': any(bar.band for claim in described for bar in claim['bars']),
+        'legend': forest.legend_words(described),
         'at': lambda place: round(150 + 145 * place, 1),
         'sections': sections,
         'how': _how(content),

@@ -15,7 +15,17 @@ from ..study.estimate import dry_run
 from ..study.on_ray import run_on_ray
 from ..study.plan import Study, find_study, plan_models, read_study
 from ..study.process import Slot
-from ..study.records import FAILED, Record, by_run, group_runs, samples_of, study_records, with_failed
+from ..study.records import (
+    FAILED,
+    Record,
+    by_run,
+    distinct,
+    group_runs,
+    same_hardware,
+    samples_of,
+    study_records,
+    with_failed,
+)
 from ..study.runner import Trials, run_study
 from ..study.sentences import sentence
 from ..study.statistics import interval
@@ -167,26 +177,30 @@ def _print_failures(trials: Trials, slot: Slot, console: Console) -> None:
 
 def summary(records: Sequence[Record]) -> str:
     """A line a run."""
-    return f'{table(summary_rows(records))}\n(mean of the seeds ± 95 % interval)'
+    left_out = '' if same_hardware(records) else '; times are left out: the runs are from unlike machines'
+    return f'{table(summary_rows(records))}\n(mean of the seeds ± 95 % interval{left_out})'
 
 
 def summary_rows(records: Sequence[Record]) -> list[tuple[str, ...]]:
-    """A row a run, after a header."""
-    rows: list[tuple[str, ...]] = [('run', 'seeds', 'top-1 %', 'total', 'images/s', 'M parameters')]
+    """A row a run, after a header; with times where all are from the same hardware."""
+    timed = same_hardware(records)
+    rows: list[tuple[str, ...]] = [
+        ('run', 'seeds', 'top-1 %', *(('total', 'images/s') if timed else ()), 'M parameters')
+    ]
     for run, members in by_run(records).items():
         top1 = interval([record.result.top1 for record in members])
         half = '' if top1.half is None else f' ± {top1.half:.2f}'
         total = sum(record.result.seconds['total'] or 0.0 for record in members) / len(members)
         rate = sum(record.result.images_per_second for record in members) / len(members)
-        size = f'{members[0].result.params / 1e6:.2f}'
-        rows.append((run, str(len(members)), f'{top1.mean:.2f}{half}', duration(total), f'{rate:.0f}', size))
+        times = (duration(total), f'{rate:.0f}') if timed else ()
+        rows.append((run, str(len(members)), f'{top1.mean:.2f}{half}', *times, f'{members[0].result.params / 1e6:.2f}'))
     return rows
 
 
 def with_pairs(study: Study, records: Sequence[Record]) -> Study:
-    """The study; one without claims asks of each pair of its runs which has the higher top-1."""
+    """The study; one without claims asks of each pair of its runs on the same images which has the higher top-1."""
     runs = by_run(records)
-    if study.claims or not 1 < len(runs) <= MOST_COMPARED:
+    if study.claims or not 1 < len(runs) <= MOST_COMPARED or len(distinct([r.result.dataset for r in records])) > 1:
         return study
     ranked = sorted(runs, key=lambda run: -sum(record.result.top1 for record in runs[run]) / len(runs[run]))
     return replace(study, claims=all_pairs(ranked))
@@ -226,7 +240,7 @@ def report_on(
         UserError: There is no finished run, or one is damaged.
     """
     first = Path(paths[0])
-    study = None
+    study = Study('', {}, ())
     if len(paths) == 1 and os.path.isfile(first / 'study.yaml'):
         study = with_failed(read_study(first / 'study.yaml'), first)
         records = study_records(study, first)
@@ -239,14 +253,14 @@ def report_on(
     page = write_report(
         folder,
         records,
-        study=study and with_pairs(study, records),
+        study=with_pairs(study, records),
         data_dir=data_dir,
         images=images,
         compare=compare,
         markdown=Path(markdown) if markdown else None,
     )
     print(summary(records))
-    if study is not None and (judged := verdicts(study, records)):
+    if judged := verdicts(study, records):
         print(f'\n{judged}')
     print(f'\nreport: {page}')
     return page

@@ -141,6 +141,8 @@ def look_at(claim: Claim, comparison: Comparison, samples: Samples, stages: Stag
     }
     first, second = (tuple(row) for row in pairs.values.tolist())
     notes = [_lost(metric, run, sample) for run, sample in zip(runs, known, strict=True) if sample.lost]
+    if not blocks and not notes:
+        notes = [f'{" and ".join(runs)} have no seed in common']
     return Looks(
         replace(finding, values=(first, second), blocks=blocks, note='; '.join(notes)),
         bound,

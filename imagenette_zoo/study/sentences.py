@@ -121,8 +121,7 @@ class _Words:
         """`'a 80.1 and 80.4, b 79.0 and 79.5'`."""
         runs = (finding.comparison.larger, finding.comparison.smaller)
         parts = (
-            f'{run} {" and ".join(map(self._value, values))}'
-            for run, values in zip(runs, finding.values, strict=True)
+            f'{run} {" and ".join(map(self._value, values))}' for run, values in zip(runs, finding.values, strict=True)
         )
         return ', '.join(parts) + self.of
 

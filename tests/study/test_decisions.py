@@ -385,7 +385,7 @@ def test_an_undecided_claim_says_how_large_the_difference_can_be_and_what_would_
         f'about {some.more_seeds} more seeds'
     )
     hopeless = judged(claim('loss'), *paired(0.6, 4, 1.0))
-    assert sentence(hopeless).endswith('; no number of seeds up to 20 would decide it')
+    assert sentence(hopeless).endswith('; 20 seeds would not decide it')
     two = judged(claim('top1'), [80.1, 80.4], [79.0, 79.5])
     assert sentence(two) == 'undecided: a 80.1 and 80.4, b 79.0 and 79.5; verdicts need 3 seeds'
     assert (two.estimate, two.low, two.stage, two.more_seeds) == (pytest.approx(1.0), None, None, 1)

@@ -1,7 +1,8 @@
 """The forest plot of a report: the effect of each claim with its corrected interval, drawn against the claim's bound.
 
 Each comparison has an axis of its own, with its unit. Comparisons of the same unit have the same scale, as wide as what
-was decided needs: wider intervals are cut off, with an arrow. Right of the bound is what was claimed.
+was decided needs: wider intervals are cut off, with an arrow. A claim that is too small for that has its own scale.
+Right of the bound is what was claimed.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ __all__ = ['Bar', 'bars', 'forest_picture', 'legend_words', 'sides']
 
 COLOURS = {'supported': '#00694d', 'contradicted': '#a84300', 'equal': '#6a3d9a', 'undecided': '#4d5560'}
 NICE = (1, 1.5, 2, 3, 4, 5, 6, 8, 10)
+MAGNIFIED = 5  # by more than that
 FACTORS = (1.1, 1.2, 1.5, 2, 3, 5, 10, 100, 1000)
 SIZE, TEXT, PLOT, HALF, LABEL = 9.9, 1.22, 6.5, 0.95, 7.55  # inches: the width of the picture, and where its parts are
 LINE, BAR = 0.165, 0.22
@@ -59,18 +61,22 @@ class Bar:
 
 def bars(claims: Sequence[Numbers]) -> list[list[Bar]]:
     """The bars of each claim of a report, on common scales."""
-    groups: dict[tuple[str, bool], list[tuple[bool, Numbers]]] = {}
+    groups: dict[tuple[str, bool], list[Numbers]] = {}
     for claim in claims:
-        for finding in claim['findings']:
-            groups.setdefault(_unit(claim, finding), []).append((claim['verdict'] != 'undecided', finding))
+        groups.setdefault(_unit(claim), []).append(claim)
     reach = {unit: _reach(group) for unit, group in groups.items()}
-    return [[_bar(claim, each, reach[_unit(claim, each)]) for each in claim['findings']] for claim in claims]
+    found = []
+    for claim in claims:
+        common, own = reach[_unit(claim)], _reach([claim])
+        scale = own if own < common / MAGNIFIED else common
+        found.append([_bar(claim, each, scale) for each in claim['findings']])
+    return found
 
 
-def _unit(claim: Numbers, finding: Numbers) -> tuple[str, bool]:
-    """What has the same scale."""
+def _unit(claim: Numbers) -> tuple[str, bool]:
+    """What has the same scale; the comparisons of a claim have one unit and one bound."""
     known = metric_of(claim['metric'])
-    return known.difference or known.label, finding['ratio']
+    return known.difference or known.label, claim['findings'][0]['ratio']
 
 
 def _distance(finding: Numbers, value: float) -> float:
@@ -78,17 +84,19 @@ def _distance(finding: Numbers, value: float) -> float:
     return math.log(value / finding['bound']) if finding['ratio'] else value - finding['bound']
 
 
-def _reach(group: Sequence[tuple[bool, Numbers]]) -> float:
-    """How far an axis reaches on both sides of the bound, a round number."""
+def _reach(claims: Sequence[Numbers]) -> float:
+    """How far the axes of claims reach on both sides of the bound, a round number."""
     decided, ends, points = [0.0], [], [0.0]
-    for is_decided, finding in group:
-        known = [finding[end] for end in ('low', 'high') if finding[end] is not None]
-        far = [abs(_distance(finding, value)) for value in known]
-        ends += [max(far)] if far else []
-        decided += far if is_decided else []
-        points += [abs(_distance(finding, finding['effect']))] if finding['effect'] is not None else []
+    for claim in claims:
+        points.append(claim['practical'] or 0.0)
+        for finding in claim['findings']:
+            known = [finding[end] for end in ('low', 'high') if finding[end] is not None]
+            far = [abs(_distance(finding, value)) for value in known]
+            ends += [max(far)] if far else []
+            decided += far if claim['verdict'] != 'undecided' else []
+            points += [abs(_distance(finding, finding['effect']))] if finding['effect'] is not None else []
     needed = max(1.04 * max(decided), statistics.median_low(ends or [0.0]), 1.2 * max(points))
-    if group[0][1]['ratio']:
+    if claims[0]['findings'][0]['ratio']:
         return math.log(next((each for each in FACTORS if each >= math.exp(needed)), FACTORS[-1]))
     tens = 10.0 ** math.floor(math.log10(needed)) if needed else 1.0
     return next(each * tens for each in NICE if each * tens >= needed)
@@ -192,9 +200,10 @@ class _Row:
 
     def __init__(self, claim: Numbers) -> None:
         self.claim = claim
-        self.what_is_so = textwrap.wrap(claim['what_is_so'], 62)
+        self.weight, most = ('normal', 60) if claim['verdict'] == 'undecided' else ('bold', 54)
+        self.what_is_so = textwrap.wrap(claim['what_is_so'], most)
         self.title = [textwrap.shorten(claim['title'], 70, placeholder=' …')] * bool(claim['title'])
-        self.remedy = textwrap.wrap(claim['what_would_decide'], 22)
+        self.remedy = textwrap.wrap(claim['what_would_decide'], 20)
         self.labels = []
         for bar in claim['bars']:
             effect = bar.effect.replace(' ', '\N{NO-BREAK SPACE}')
@@ -204,8 +213,7 @@ class _Row:
         self.height = max(LINE * texts, sum(self.lanes), sum(self.lanes[:-1]) + BAR + 0.15) + 0.1
 
     def draw(self, axis: Any, top: float) -> None:
-        claim = self.claim
-        colour, weight = COLOURS[claim['verdict']], 'normal' if claim['verdict'] == 'undecided' else 'bold'
+        claim, colour = self.claim, COLOURS[self.claim['verdict']]
 
         def write(x: float, y: float, lines: Iterable[str], size: float, **style: Any) -> None:
             for number, text in enumerate(lines):
@@ -213,7 +221,7 @@ class _Row:
 
         write(0.05, top, [f'{claim["symbol"]} {claim["verdict"]}'], 9, color=colour, weight='bold')
         write(0.05, top + LINE, self.remedy, 7.5, alpha=0.75)
-        write(TEXT, top, self.what_is_so, 9, weight=weight)
+        write(TEXT, top, self.what_is_so, 9, weight=self.weight)
         write(TEXT, top + LINE * len(self.what_is_so), self.title, 8, alpha=0.75)
         lane = top
         for bar, lines, height in zip(claim['bars'], self.labels, self.lanes, strict=True):

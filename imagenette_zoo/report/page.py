@@ -226,7 +226,18 @@ def _rendered(template: str, view: dict[str, Any], **options: Any) -> str:
     environment = jinja2.Environment(
         loader=loader, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined, **options
     )
+    environment.filters['breakable'] = _breakable
     return environment.get_template(template).render(view)
+
+
+def _breakable(text: str) -> str:
+    """Text for a page, whose longest names may be broken between their words, not only where a line ends."""
+    import markupsafe
+
+    def with_breaks(name: re.Match[str]) -> str:
+        return re.sub(r'(?<=\w)([_=/]+)(?=\w)', r'\1<wbr>', name[0])
+
+    return markupsafe.Markup(re.sub(r'\S{25,}', with_breaks, str(markupsafe.escape(text))))
 
 
 def escape_markdown(value: object) -> object:

@@ -166,7 +166,10 @@ def group_runs(folders: Sequence[Path]) -> list[Record]:
     recipes = [_recipe(record.result) for record in read]
     kinds = distinct(recipes)
     own = [[each.folder for each, recipe in zip(read, recipes, strict=True) if recipe == kind] for kind in kinds]
-    names = [_folder_name(each, own) or _name(kind, kinds) for each, kind in zip(own, kinds, strict=True)]
+    by_options = [_name(kind, kinds) for kind in kinds]
+    names = [_folder_name(each, own) or name for each, name in zip(own, by_options, strict=True)]
+    if len(set(names)) < len(names):  # a folder has the name of another run's model
+        names = by_options
     named = [
         Record(names[kinds.index(recipe)], record.folder, record.result, record.history, record.analysis)
         for record, recipe in zip(read, recipes, strict=True)

@@ -74,7 +74,8 @@ class _Words:
     def __init__(self, verdict: Verdict) -> None:
         self.metric = metric_of(verdict.claim.metric)
         self.unit = self.metric.difference
-        self.of = '' if verdict.claim.metric == 'top1' else f' in {self.metric.label}'
+        label = self.metric.label.partition(',')[0]  # without its unit
+        self.of = '' if verdict.claim.metric == 'top1' or label in self.unit else f' in {label}'
         shown = [value for each in verdict.findings for value in (each.estimate, each.low, each.high) if value]
         fewer = max(self.metric.decimals - (not self.metric.exact), min(self.metric.decimals, 1))
         lost = any(round(abs(value) / self.metric.scale, fewer) == 0 for value in shown)

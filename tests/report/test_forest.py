@@ -54,3 +54,12 @@ def test_what_has_no_interval_is_drawn_without() -> None:
     assert rings.effect == 'larger in 3 of 4 blocks'
     assert (nothing.point, nothing.low, nothing.rings, nothing.ticks) == (None, None, (), ('', '', ''))
     assert nothing.meaning.startswith('a − b: nothing is known')
+
+
+def test_a_claim_that_is_small_beside_the_others_has_its_own_scale() -> None:
+    large = claim('supported', dict(effect=20.0, low=15.0, high=25.0), practical=1.0)
+    equal = claim('equal', dict(effect=0.1, low=-0.4, high=0.6), practical=1.0)
+    [[_], [small]] = bars([large, equal])
+    assert small.ticks == ('−1.5', '0', '+1.5 points')
+    assert small.band is not None
+    assert small.band[0] < small.low < small.high < small.band[1] < 1  # type: ignore[operator]

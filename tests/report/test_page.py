@@ -84,6 +84,16 @@ def test_hostile_names_are_only_text(tmp_path: Path) -> None:
     assert columns == [len(re.findall(r'(?<!\\)\|', line)) for line in heads]
 
 
+def test_only_long_names_may_be_broken_and_only_between_words(tmp_path: Path) -> None:
+    records = [
+        make_record(name, 1, 80.0, analysed=False) for name in ('act_layer=mish', 'mbv2_mish_imagenette-lr=0.003')
+    ]
+    page = write_report(tmp_path, records).read_text()
+    assert 'mbv2_<wbr>mish_<wbr>imagenette-lr=<wbr>0.003' in page
+    assert 'act_layer=mish</div>' in page
+    assert 'overflow-wrap: anywhere' not in page
+
+
 def test_page_fetches_nothing(written: Path) -> None:
     page = (written / 'report.html').read_text()
     addresses = re.findall(r'(?:src|href|data|action|poster|srcset)="([^"]*)"', page)

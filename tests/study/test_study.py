@@ -334,6 +334,10 @@ def test_a_run_has_the_name_of_its_folders_where_they_agree(tmp_path: Path) -> N
     assert [(each.run, each.seed) for each in found] == [
         ('mish', 1), ('mish', 2), ('runs/relu', 1), ('more/relu', 3),
     ]  # fmt: skip
+    models: dict[str, dict[str, Any]] = {'1-x': {'model': 'a'}, '2-x': {'model': 'a', 'seed': 2}, 'a': {'model': 'b'}}
+    changes = {name: {**own, 'recipe': {'model': own['model']}} for name, own in models.items()}
+    found = group_runs([write_run(tmp_path / 'own' / name, **each) for name, each in changes.items()])
+    assert [each.run for each in found] == ['a', 'a', 'b'], 'a folder has the name of another model'
 
 
 @pytest.mark.slow

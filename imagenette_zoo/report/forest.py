@@ -8,6 +8,7 @@ Right of the bound is what was claimed.
 from __future__ import annotations
 
 import math
+import re
 import statistics
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -195,18 +196,22 @@ def forest_picture(claims: Sequence[Numbers], summary: str) -> Picture:
     return draw_picture('verdicts', title, height, draw, SIZE)
 
 
+def _unbroken(text: re.Match[str]) -> str:
+    return text[0].replace(' ', '\N{NO-BREAK SPACE}')
+
+
 class _Row:
     """A claim in the picture, its texts in lines."""
 
     def __init__(self, claim: Numbers) -> None:
         self.claim = claim
         self.weight, most = ('normal', 60) if claim['verdict'] == 'undecided' else ('bold', 54)
-        self.what_is_so = textwrap.wrap(claim['what_is_so'], most)
+        self.what_is_so = textwrap.wrap(re.sub(r'\(\S+ to \S+\)', _unbroken, claim['what_is_so']), most)
         self.title = [textwrap.shorten(claim['title'], 70, placeholder=' …')] * bool(claim['title'])
-        self.remedy = textwrap.wrap(claim['what_would_decide'], 20)
+        self.remedy = textwrap.wrap(claim['what_would_decide'], 18)
         self.labels = []
         for bar in claim['bars']:
-            effect = bar.effect.replace(' ', '\N{NO-BREAK SPACE}')
+            effect = re.sub('.*', _unbroken, bar.effect)
             self.labels.append(textwrap.wrap(f'{bar.label} {effect}', 36, break_on_hyphens=False))
         self.lanes = [max(BAR, LINE * len(lines)) for lines in self.labels]
         texts = max(len(self.what_is_so) + len(self.title), 1 + len(self.remedy))

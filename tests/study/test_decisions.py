@@ -217,6 +217,7 @@ def test_a_threshold_that_is_not_always_reached_is_compared_by_who_was_first() -
     four = judged(claim('epochs_to_80'), late[:4], soon[:4])
     assert four.verdict == 'undecided'
     assert four.finding.counts == (4, 0)
+    assert four.finding.holds, 'whichever it was, the run that was first is known'
     assert four.p == pytest.approx(min(2 / 2**3 / 0.1, 2 / 2**4 / 0.15, 1.0))
     assert four.note == (
         'of 4 blocks it was reached in 0 by a and in 4 by b: compared by who was first, which too few blocks tell'

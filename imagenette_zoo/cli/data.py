@@ -13,6 +13,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ..config.fields import given_flags
+from ..config.groups import DataOptions
 from ..data import cache
 from ..data.archives import fetch
 from ..data.check import CheckReport, ClassReport, check
@@ -48,6 +50,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     parser = actions.add_parser('check', help='decode every image and count the classes')
     parser.add_argument('--data-dir', metavar='DIR', help='as in training')
     parser.add_argument('--dataset', default='', metavar='NAME', help='as in training')
+    parser.add_argument('--max-megapixels', default=argparse.SUPPRESS, metavar='N', help='as in training')
     parser = actions.add_parser('cache', help='list or remove the decoded images in the user cache')
     action = parser.add_mutually_exclusive_group()
     action.add_argument('--list', action='store_true', help='list them (the default)')
@@ -59,7 +62,8 @@ def _data(args: argparse.Namespace) -> int:
         return fetch_command(args.size)
     if args.action == 'cache':
         return cache_command(args.clear)
-    return check_command(args.data_dir, args.dataset)
+    options = DataOptions(**given_flags(args, DataOptions))
+    return check_command(options.data_dir, options.dataset, options.max_megapixels)
 
 
 def fetch_command(size: str) -> int:
@@ -75,7 +79,9 @@ def fetch_command(size: str) -> int:
     return 0
 
 
-def check_command(data_dir: str | None = None, dataset: str = '') -> int:
+def check_command(
+    data_dir: str | None = None, dataset: str = '', max_megapixels: float = DataOptions.max_megapixels
+) -> int:
     """Decode every image, print a table by class; returns 0, or 2 where any image is bad (listed on stderr)."""
     root = resolve_dataset(dataset, data_dir)
     with tqdm(unit=' images', leave=False, disable=not sys.stderr.isatty()) as bar:
@@ -84,15 +90,16 @@ def check_command(data_dir: str | None = None, dataset: str = '') -> int:
             bar.total = total
             bar.update(done - bar.n)
 
-        report = check(root, progress=progress)
+        report = check(root, progress, max_megapixels)
     print(f'Data: {root}\n')
     print(_table(report))
+    print(''.join(f'\nnote: {line}' for line in report.passed_over))
     if report.bad:
         print(f'{len(report.bad)} bad image(s); replace or remove them:', file=sys.stderr)
         for image in report.bad:
             print(f'  {root / image.path}: {image.reason}', file=sys.stderr)
         return 2
-    print('\nEvery image decodes.')
+    print('Every image decodes.')
     return 0
 
 

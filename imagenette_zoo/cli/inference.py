@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+
+from tqdm import tqdm
 
 from ..config.fields import add_flags, given_flags
 from ..config.groups import ValidationOptions
@@ -35,20 +38,24 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
 @keep_freed_memory()
 def _predict(args: argparse.Namespace) -> int:
     from ..inference.predict import PredictOptions, describe, predict_each
-    from ..utils.console import Console
+    from ..utils.console import Console, printable
 
     options, console = PredictOptions(**given_flags(args, PredictOptions)), Console()
-    predictions = []
+    predictions, errors = [], []
     for prediction in predict_each(args.images, options, console):
-        if args.json:
-            predictions.append(prediction.as_json())
-        else:
+        predictions.append(prediction.as_json())
+        if prediction.error:
+            errors.append(prediction.error)
+            tqdm.write(f'warning: {printable(prediction.error)}', file=sys.stderr)
+        elif not args.json:
             console.line(describe(prediction))
     if args.json:
         print(json.dumps(predictions, indent=2))
     elif options.save_figure:
         console.line(f'\nfigures: {options.save_figure}')
-    return 0
+    if errors:
+        print(f"error: {len(errors)} of {len(predictions)} images can't be read", file=sys.stderr)
+    return 1 if errors else 0
 
 
 VALIDATE = Command('validate', 'validate one model or several', _add_validate, _validate)

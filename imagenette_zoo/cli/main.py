@@ -35,7 +35,8 @@ UNUSABLE = (errno.EACCES, errno.ENAMETOOLONG)  # what the system says of a name 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`imagenette-zoo`: runs a command; what the user can mend is one line and exit code 2."""
+    """`imagenette-zoo`: runs a command; what the user can mend is one line and exit code 2. Exit code 1 is for what was
+    done but for a part, as where some of several images can't be read."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # file names may be no Unicode
         sys.stdout.reconfigure(errors='backslashreplace')
     try:

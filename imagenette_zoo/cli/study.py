@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from ..config.fields import add_flags, given_flags
 from ..config.groups import CodeOptions
@@ -37,7 +38,20 @@ def _passes(args: argparse.Namespace) -> int:
 def _add_plan(parser: argparse.ArgumentParser) -> None:
     """The arguments that `study` and `run` have in common."""
     parser.add_argument('--jobs', type=positive, default=1, metavar='N', help='trainings at the same time (default: 1)')
-    parser.add_argument('--dry-run', action='store_true', help='only print the plan with the estimated hours')
+    parser.add_argument(
+        '--until-decided',
+        action='store_true',
+        help='train with as many seeds as the claims need (run: each pair), those first that are cheapest to decide',
+    )
+    parser.add_argument(
+        '--budget',
+        type=_hours,
+        metavar='HOURS',
+        help="of training and validation, what is done included (default: the study's own)",
+    )
+    parser.add_argument(
+        '--dry-run', action='store_true', help='only print the plan, its estimated hours, and what it can decide'
+    )
     parser.add_argument(
         '--ray',
         nargs='?',
@@ -45,6 +59,15 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
         metavar='ADDRESS',
         help='send the trainings to a Ray cluster (no address: one on this machine is started); needs the extra [ray]',
     )
+
+
+def _plan(args: argparse.Namespace) -> dict[str, Any]:
+    return {
+        'budget': args.budget,
+        'until_decided': args.until_decided,
+        'plan_only': args.dry_run,
+        'ray': args.ray,
+    }
 
 
 def _hours(text: str) -> float:
@@ -66,7 +89,6 @@ def _add_study(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--output', default='runs', metavar='DIR', help='the study gets a folder there (default: runs)')
     parser.add_argument('--device', metavar='DEVICE', help='as in training')
     parser.add_argument('--only', nargs='+', default=[], metavar='RUN', help='only these of its runs')
-    parser.add_argument('--budget', type=_hours, metavar='HOURS', help="instead of the study's own budget")
     _add_plan(parser)
     add_flags(parser, CodeOptions)
 
@@ -77,9 +99,7 @@ def _study(args: argparse.Namespace) -> int:
 
     slot = Slot(Path(args.output, Path(args.study).stem), args.data_dir, args.device, args.jobs)
     modules = given_flags(args, CodeOptions).get('device_modules', ())
-    run_study_file(
-        args.study, slot, only=args.only, budget=args.budget, modules=modules, plan_only=args.dry_run, ray=args.ray
-    )
+    run_study_file(args.study, slot, only=args.only, modules=modules, **_plan(args))
     return 0
 
 
@@ -117,7 +137,7 @@ def _run(args: argparse.Namespace) -> int:
     name = flags.get('experiment') or default_name(args.models, vary)
     recipe = Recipe.load(args.config, **flags).replace(experiment=None)
     slot = Slot(Path(recipe.output, name), recipe.data_dir, flags.get('device'), args.jobs)
-    run_models(args.models, recipe, args.seeds, slot, vary=vary, plan_only=args.dry_run, ray=args.ray)
+    run_models(args.models, recipe, args.seeds, slot, vary=vary, **_plan(args))
     return 0
 
 

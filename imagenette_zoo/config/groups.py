@@ -47,6 +47,9 @@ class DataOptions(Options):
         4, "processes of timm's loader; 0 loads in the main process", affects='nothing', low=0, short=('-j',)
     )
     pin_mem: bool = option(False, 'pin CPU memory in the data loader', affects='nothing')
+    max_megapixels: float = option(
+        200.0, 'largest image that is read, in megapixels', affects='nothing', low=1, high=2000
+    )
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,16 @@ import os
 import re
 import shutil
 import ssl
+import stat
 import sys
 import tarfile
+import zipfile
 import zlib
-from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout
 from http.client import HTTPException
 from pathlib import Path
+from typing import BinaryIO, cast
 from urllib.error import URLError
 
 from ..errors import UserError, os_reason
@@ -27,10 +30,16 @@ from .folders import holds_splits
 
 __all__ = ['ARCHIVE_SUFFIXES', 'fetch', 'unpacked']
 
-ARCHIVE_SUFFIXES = ('.tgz', '.tar.gz', '.tar')
-_CORRUPT = (  # what a bad archive raises; the second line is tarfile's answer to hostile headers
-    *(tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile),
-    *(ValueError, LookupError, OverflowError, RecursionError),
+ARCHIVE_SUFFIXES = ('.tgz', '.tar.gz', '.tar', '.zip')
+# What an archive may unpack to. Photos don't get smaller by packing; flat drawings do.
+MOST_TIMES = 100  # its own size,
+MOST_BYTES = 2**38  # bytes: twice ImageNet,
+BYTES_A_FILE = 160  # of the archive for each file or folder: the smallest images take more
+FREE = (64 * 2**20, 1000)  # bytes and files that any archive may have
+LONGEST_HEADER = 2**20  # bytes
+_CORRUPT = (  # what a bad archive raises; the second line is tarfile's and zipfile's answer to hostile headers
+    *(tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile),
+    *(ValueError, LookupError, OverflowError, RecursionError, NotImplementedError),
 )
 _BAD_NAME = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
 _OFFLINE = (URLError, HTTPException, ConnectionError, TimeoutError, ssl.SSLError)  # what a bad connection raises
@@ -84,68 +93,155 @@ def _md5(path: Path) -> str:
 
 
 def _extract(archive: Path, folder: Path) -> None:
-    """Write an archive's plain files and folders below `folder`; refuse everything else."""
-    room = shutil.disk_usage(folder).free
+    """Write an archive's plain files and folders below `folder`; refuse everything else, and more than is plausible."""
+    allowance = _Allowance(archive, shutil.disk_usage(folder).free)
     try:
-        with tarfile.open(archive) as tar:
-            # From Python 3.10.12 on. Alone it would let links and some `..` through; see CVE-2025-4517 for such links.
-            tar.extraction_filter = getattr(tarfile, 'data_filter', lambda member, _: member)
-            for member in tar:
-                name, member.name = member.name, _safe_name(archive, member)
-                room -= member.size
-                if room < 0:
-                    raise UserError(
-                        f'archive {archive} unpacks to more than the free space in {folder.parent} '
-                        f'({name!r} no longer fits): make room or set IMAGENETTE_ZOO_CACHE to another folder',
-                    )
-                try:
-                    if member.isdir():  # without that filter only this user could enter it
-                        (folder / member.name).mkdir(parents=True, exist_ok=True)
-                    else:
-                        tar.extract(member, folder, set_attrs=False)
-                except OSError as error:
-                    if error.errno in _BAD_NAME:
-                        raise tarfile.ExtractError(f'{name!r}: {os_reason(error)}') from error
-                    raise
-            _read_end(tar)
+        if archive.name.lower().endswith('.zip'):
+            with zipfile.ZipFile(archive) as zipped:
+                for info in zipped.infolist():
+                    name = _safe_name(archive, info.filename, _zip_problem(info))
+                    allowance.take(info.filename, info.file_size)
+                    with _bad_names(info.filename):
+                        if info.filename.endswith(('/', '\\')):
+                            (folder / name).mkdir(parents=True, exist_ok=True)
+                        else:
+                            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                            with zipped.open(info) as source, (folder / name).open('xb') as target:
+                                shutil.copyfileobj(source, target, 1 << 20)
+        else:
+            stream = _TarBytes(archive, allowance.size + 2048 * allowance.count)  # with their headers
+            with closing(stream), tarfile.open(fileobj=cast(BinaryIO, stream), mode='r:') as tar:
+                # From Python 3.10.12 on. Alone it would let links and some `..` through; see CVE-2025-4517 for such.
+                tar.extraction_filter = getattr(tarfile, 'data_filter', lambda member, _: member)
+                for member in tar:
+                    name, member.name = member.name, _safe_name(archive, member.name, _tar_problem(member))
+                    allowance.take(name, member.size)
+                    with _bad_names(name):
+                        if member.isdir():  # without that filter only this user could enter it
+                            (folder / member.name).mkdir(parents=True, exist_ok=True)
+                        else:
+                            tar.extract(member, folder, set_attrs=False)
+                _read_end(stream)
     except _CORRUPT as error:
         raise UserError(
             f'archive {archive} is truncated or corrupt ({os_reason(error)}): download it again',
         ) from error
 
 
-def _read_end(tar: tarfile.TarFile) -> None:
+class _Allowance:
+    """How much of an archive may still be unpacked.
+
+    Args:
+        archive: The file.
+        room: Free bytes where it is unpacked.
+    """
+
+    def __init__(self, archive: Path, room: int) -> None:
+        self.archive, self.room = archive, room
+        size = archive.stat().st_size
+        self.size = min(FREE[0] + MOST_TIMES * size, MOST_BYTES)
+        self.count = FREE[1] + size // BYTES_A_FILE
+
+    def take(self, name: str, size: int) -> None:
+        """Counts a file or folder. Raises `UserError` where it is one too many or too large."""
+        self.count -= 1
+        self.size -= size
+        self.room -= size
+        if self.count < 0 or self.size < 0:
+            what = 'more files' if self.count < 0 else 'more'
+            raise _bomb(self.archive, f'{what} than images can be in it ({name!r} is too much)')
+        if self.room < 0:
+            raise UserError(
+                f'archive {self.archive} unpacks to more than the free space in {cache_dir()} ({name!r} no longer '
+                'fits): make room or set IMAGENETTE_ZOO_CACHE to another folder',
+            )
+
+
+def _bomb(archive: Path, what: str) -> UserError:
+    return UserError(
+        f'archive {archive} unpacks to {what}: nothing was unpacked, get the archive from its publisher, or unpack it '
+        'yourself and give the folder'
+    )
+
+
+@contextmanager
+def _bad_names(name: str) -> Iterator[None]:
+    """What the system says of a file's name is said of the archive."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _BAD_NAME:
+            raise tarfile.ExtractError(f'{name!r}: {os_reason(error)}') from error
+        raise
+
+
+class _TarBytes:
+    """The bytes of a tar file, of a compressed one, too, and no more than it may have: tarfile keeps headers of any
+    length in memory."""
+
+    def __init__(self, archive: Path, most: int) -> None:
+        packed = archive.open('rb')
+        is_gzip = packed.peek(2)[:2] == b'\x1f\x8b'
+        self.file: BinaryIO = gzip.open(packed) if is_gzip else packed  # type: ignore[assignment]  # noqa: SIM115
+        self.close, self.seek, self.tell = packed.close, self.file.seek, self.file.tell
+        self.archive, self.left = archive, most
+
+    def read(self, size: int) -> bytes:
+        if size > LONGEST_HEADER:
+            raise tarfile.ReadError(f'a header of {size:,} bytes')
+        data = self.file.read(size)
+        self.left -= len(data)
+        if self.left < 0:
+            raise _bomb(self.archive, 'more than images can be in it')
+        return data
+
+
+def _read_end(file: _TarBytes) -> None:
     """Read what follows the last member: zeros, else the archive is damaged.
 
     tarfile takes a damaged header for the end, and the compressor's checksum comes after everything else. A whole
     archive ends with two blocks of zeros, of which tarfile has read one.
     """
-    assert tar.fileobj is not None
-    block = tar.fileobj.read(tarfile.BLOCKSIZE)
+    block = file.read(tarfile.BLOCKSIZE)
     if len(block) < tarfile.BLOCKSIZE:
         raise tarfile.ReadError('unexpected end of data')
     while block:
         if any(block):
             raise tarfile.ReadError('bad header')
-        block = tar.fileobj.read(1 << 20)
+        block = file.read(1 << 20)
 
 
-def _safe_name(archive: Path, member: tarfile.TarInfo) -> str:
-    parts = [part for part in re.split(r'[/\\]', member.name) if part not in ('', '.')]
-    if member.name.startswith(('/', '\\')) or any(re.match('[A-Za-z]:', part) for part in parts):
+def _safe_name(archive: Path, name: str, problem: str) -> str:
+    """The name of a member below the folder, if it is one and has no other problem."""
+    parts = [part for part in re.split(r'[/\\]', name) if part not in ('', '.')]
+    if name.startswith(('/', '\\')) or any(re.match('[A-Za-z]:', part) for part in parts):
         problem = 'an absolute path'
     elif '..' in parts:
         problem = 'a path with ".."'
-    elif not (member.isreg() or member.isdir()):
-        problem = 'a link' if member.issym() or member.islnk() else 'a device or special file'
-    elif member.size < 0:
-        problem = 'a file of negative size'
-    else:
-        return '/'.join(parts)
-    raise UserError(
-        f'archive {archive} holds {problem} ({member.name!r}): expected plain files and folders only; '
-        'nothing was unpacked, get the archive from its publisher',
-    )
+    if problem:
+        raise UserError(
+            f'archive {archive} holds {problem} ({name!r}): expected plain files and folders only; '
+            'nothing was unpacked, get the archive from its publisher',
+        )
+    return '/'.join(parts)
+
+
+def _tar_problem(member: tarfile.TarInfo) -> str:
+    if not (member.isreg() or member.isdir()):
+        return 'a link' if member.issym() or member.islnk() else 'a device or special file'
+    if member.issparse():
+        return 'a sparse file'
+    return 'a file of negative size' if member.size < 0 else ''
+
+
+def _zip_problem(info: zipfile.ZipInfo) -> str:
+    kind = stat.S_IFMT(info.external_attr >> 16)  # 0 where it was not packed by a Unix
+    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+        return 'a link' if kind == stat.S_IFLNK else 'a device or special file'
+    if info.flag_bits & 1:
+        return 'an encrypted file'
+    known = info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+    return '' if known else 'a file that is packed in a way that few programs can unpack'
 
 
 def fetch(size: str) -> Path:

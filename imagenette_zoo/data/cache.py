@@ -40,7 +40,7 @@ __all__ = [
     'train_pixels', 'train_size',
 ]  # fmt: skip
 
-FORMAT = 1
+FORMAT = 2
 PAGE = 4096  # bytes
 DIGEST = 16  # bytes
 SAMPLED = 64  # one page in so many is in the checksum
@@ -69,7 +69,11 @@ def train_size(images: ImageSet, img_size: int, watcher: Watcher) -> tuple[int, 
     Raises:
         UserError: An image can't be read, or the cache can't be written.
     """
-    rows = _rows(images, 'sizes', {}, (2,), np.dtype(np.int32), lambda paths, _: map(_size_row, paths), watcher)
+    def size(path: Path) -> np.ndarray:
+        width, height = image_size(path, images.max_megapixels)
+        return np.array([height, width], np.int32)
+
+    rows = _rows(images, 'sizes', {}, (2,), np.dtype(np.int32), lambda paths, _: map(size, paths), watcher)
     sizes = np.array(rows)
     return min(stored_size(img_size), int(sizes.max())), sizes
 
@@ -90,7 +94,7 @@ def train_pixels(images: ImageSet, size: int, watcher: Watcher) -> np.ndarray:
         return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC) if image.size != (size, size) else image)
 
     def rows(paths: Sequence[Path], threads: int) -> Iterator[np.ndarray]:
-        return decoded(paths, squash, threads)
+        return decoded(paths, squash, threads, images.max_megapixels)
 
     return _rows(images, 'train', {'side': size}, (size, size, 3), np.dtype(np.uint8), rows, watcher)
 
@@ -115,7 +119,10 @@ def eval_pixels(
     channels, height, width = parameters['input_size']
 
     def rows(paths: Sequence[Path], threads: int) -> Iterator[np.ndarray]:
-        return decoded(paths, lambda image: np.asarray(transform(image)).transpose(1, 2, 0), threads)
+        def pixels(image: Image.Image) -> np.ndarray:
+            return np.asarray(transform(image)).transpose(1, 2, 0)
+
+        return decoded(paths, pixels, threads, images.max_megapixels)
 
     shape = (height, width, channels)
     return _rows(images, 'eval', {**parameters, 'timm': timm.__version__}, shape, np.dtype(np.uint8), rows, watcher)
@@ -148,11 +155,6 @@ def _digest_row(path: Path) -> np.ndarray:
     except OSError as error:
         raise UserError(f'image {path} cannot be read: {error.strerror}') from error
     return np.frombuffer(hashlib.blake2b(data, digest_size=DIGEST).digest(), np.uint8)
-
-
-def _size_row(path: Path) -> np.ndarray:
-    width, height = image_size(path)
-    return np.array([height, width], np.int32)
 
 
 # Makes the rows of some files, in order, in so many threads.

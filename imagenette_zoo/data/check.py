@@ -8,9 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..config.groups import DataOptions
 from ..errors import UserError
 from ..utils.environment import available_cores
-from .folders import load_split
+from .folders import load_split, passed_over_line
 from .images import decode, only_size_warnings
 
 __all__ = ['ClassReport', 'BadImage', 'CheckReport', 'check']
@@ -39,22 +40,28 @@ class BadImage:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """The classes of a data set, and its bad images."""
+    """The classes of a data set, its bad images, and a line for each split with files that are not read."""
 
     root: Path
     classes: tuple[ClassReport, ...]
     bad: tuple[BadImage, ...]
+    passed_over: tuple[str, ...]
 
 
 _GREYSCALE_MODES = ('1', 'L', 'LA', 'La', 'I', 'F')
 
 
-def check(root: str | Path, progress: Callable[[int, int], None] | None = None) -> CheckReport:
+def check(
+    root: str | Path,
+    progress: Callable[[int, int], None] | None = None,
+    max_megapixels: float = DataOptions.max_megapixels,
+) -> CheckReport:
     """Decode every training and validation image of a data set.
 
     Args:
         root: Folder that holds the splits.
         progress: Called with (done, total) after each image.
+        max_megapixels: Of the largest image that is read.
 
     Raises:
         UserError: The folders themselves are wrong, see `load_split`.
@@ -65,7 +72,7 @@ def check(root: str | Path, progress: Callable[[int, int], None] | None = None) 
     done = 0
     reports: list[ClassReport] = []
     bad: list[BadImage] = []
-    with only_size_warnings(), ThreadPoolExecutor(available_cores()) as pool:
+    with only_size_warnings(max_megapixels), ThreadPoolExecutor(available_cores()) as pool:
         for images in sets:
             seen: list[list[tuple[int, int, str]]] = [[] for _ in images.classes]
             counts = Counter(images.targets)
@@ -81,7 +88,8 @@ def check(root: str | Path, progress: Callable[[int, int], None] | None = None) 
             reports += [
                 _class_report(images.split, name, counts[i], seen[i]) for i, name in enumerate(images.class_names)
             ]
-    return CheckReport(Path(root), tuple(reports), tuple(bad))
+    passed_over = (passed_over_line(images) for images in sets)
+    return CheckReport(Path(root), tuple(reports), tuple(bad), tuple(filter(None, passed_over)))
 
 
 def _inspect(path: Path) -> tuple[int, int, str] | str:

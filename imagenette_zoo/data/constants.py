@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ['IMAGENETTE', 'LABEL_NAMES', 'IMAGE_EXTENSIONS', 'FORMATS', 'NOISE_LEVELS', 'SIZES']
+__all__ = ['IMAGENETTE', 'LABEL_NAMES', 'IMAGE_EXTENSIONS', 'FORMATS', 'NOISE_LEVELS', 'NOT_THE_USERS', 'SIZES']
 
 IMAGENETTE: dict[str, str] = {
     'n01440764': 'tench',
@@ -17,9 +17,15 @@ IMAGENETTE: dict[str, str] = {
     'n03888257': 'parachute',
 }
 LABEL_NAMES = tuple(IMAGENETTE.values())
-IMAGE_EXTENSIONS = frozenset(
-    {'.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.gif', '.ppm', '.pgm'},
+IMAGE_EXTENSIONS = frozenset(  # those that Pillow knows for FORMATS, but for PFM's, whose values have no bounds
+    {
+        *('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.apng', '.webp', '.gif', '.bmp', '.dib', '.tif', '.tiff'),
+        *('.ppm', '.pgm', '.pbm', '.pnm', '.jp2', '.j2k', '.j2c', '.jpc', '.jpf', '.jpx', '.avif', '.avifs'),
+        *('.tga', '.icb', '.vda', '.vst'),
+    }
 )
+# Folders and files that systems put among those of a user: thumbnails and notes, some under the names of photos.
+NOT_THE_USERS = frozenset({'__macosx', '@eadir', 'thumbs.db', 'desktop.ini', '#recycle', '$recycle.bin', 'lost+found'})
 # Pillow tells a format by a file's content, whatever its name, and starts Ghostscript for PostScript. These it decodes
 # itself. Not ICO, ICNS, IPTC and others that hold a file of another format. TGA, which has no signature, is tried last.
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'DIB', 'PPM', 'TIFF', 'JPEG2000', 'AVIF', 'TGA')

@@ -5,18 +5,22 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
+import posixpath
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from glob import glob
 from pathlib import Path
 
+from ..config.groups import DataOptions
 from ..errors import UserError, os_reason
-from .constants import IMAGE_EXTENSIONS, IMAGENETTE, NOISE_LEVELS
+from ..utils.console import printable
+from .constants import IMAGE_EXTENSIONS, IMAGENETTE, NOISE_LEVELS, NOT_THE_USERS
 
 __all__ = [
-    'ImageSet', 'SPLITS', 'evenly', 'holds_splits', 'list_images', 'load_split', 'parse_slice', 'spellings',
-    'with_label_noise',
+    'ImageSet', 'SPLITS', 'evenly', 'holds_splits', 'is_hidden', 'list_images', 'load_split', 'parse_slice',
+    'passed_over_line', 'spellings', 'with_label_noise',
 ]  # fmt: skip
 
 SPLITS = ('train', 'val')
@@ -43,6 +47,9 @@ class ImageSet:
         targets: class index of each image.
         classes: folder names, in the order of their indices.
         class_names: what a person calls them: names of Imagenette's WNIDs, else the folder names.
+        passed_over: files of the split that are not read, relative to `root`: their names end in no image's ending,
+            they are no regular files, or they lie in no class folder.
+        max_megapixels: of the largest image that is read.
     """
 
     root: Path
@@ -51,16 +58,23 @@ class ImageSet:
     targets: tuple[int, ...]
     classes: tuple[str, ...]
     class_names: tuple[str, ...]
+    passed_over: tuple[str, ...] = field(default=(), repr=False)
+    max_megapixels: float = DataOptions.max_megapixels
 
     def __len__(self) -> int:
         return len(self.paths)
 
 
-def load_split(root: str | Path, split: str = 'train', classes: Sequence[str] | None = None) -> ImageSet:
+def load_split(
+    root: str | Path,
+    split: str = 'train',
+    classes: Sequence[str] | None = None,
+    max_megapixels: float = DataOptions.max_megapixels,
+) -> ImageSet:
     """List one split of an image folder: `<root>/<split>/<class>/**/<image>`.
 
     Classes and files are in natural order (`img2` before `img10`, whatever the case), which is timm's, so that class
-    indices agree with timm's scripts; for WNIDs that is plain sorted order. Hidden files and folders are passed over.
+    indices agree with timm's scripts; for WNIDs that is plain sorted order. Hidden files and folders are left out.
 
     Args:
         root: Folder that holds the splits, see `find_root`.
@@ -68,6 +82,7 @@ def load_split(root: str | Path, split: str = 'train', classes: Sequence[str] | 
             in per cent, as `train[:85%]` and `train[85%:]`: so much of each class, drawn by the names of the files, so
             that slices which meet at a number have no image in common and miss none.
         classes: The training classes, where this is another split: its indices follow them and it may lack some.
+        max_megapixels: Of the largest image that will be read.
 
     Raises:
         UserError: No such split, no images, an empty training class, or a class that `classes` lacks.
@@ -78,12 +93,16 @@ def load_split(root: str | Path, split: str = 'train', classes: Sequence[str] | 
     if folder is None:
         raise UserError(f'data folder {root} has no {split}/: expected {" or ".join(spellings(split))} in it')
     try:
-        names = _class_folders(folder)
-        files = {name: _images_below(f'{folder}{os.sep}{name}', f'{folder.name}/{name}') for name in names}
+        passed_over: list[str] = []
+        names = _class_folders(folder, passed_over)
+        files = {
+            name: _images_below(f'{folder}{os.sep}{name}', f'{folder.name}/{name}', passed_over) for name in names
+        }
     except OSError as error:
         raise UserError(f'data folder {folder} cannot be read: {os_reason(error)}') from error
     if not any(files.values()):
-        raise UserError(f'{folder} holds no images: expected <class>/<image>, one folder a class')
+        others = _others([path for path in passed_over if path.count('/') > 1], '')
+        raise UserError(f'{folder} holds no images{others}: expected <class>/<image>, one folder a class')
     if part:
         for name, paths in files.items():
             drawn = sorted(paths, key=lambda path: hashlib.md5(os.fsencode(path), usedforsecurity=False).digest())
@@ -95,7 +114,8 @@ def load_split(root: str | Path, split: str = 'train', classes: Sequence[str] | 
         if empty and split not in spellings('val'):
             if part:
                 raise UserError(f'class folder {folder / empty[0]} gives {split}{part} no images: take more per cent')
-            raise UserError(f'class folder {folder / empty[0]} holds no images: add some or remove the folder')
+            others = _others(passed_over, f'{folder.name}/{empty[0]}/')
+            raise UserError(f'class folder {folder / empty[0]} holds no images{others}: add some or remove the folder')
         classes = names
     else:
         unknown = [name for name in names if files[name] and name not in classes]
@@ -115,6 +135,8 @@ def load_split(root: str | Path, split: str = 'train', classes: Sequence[str] | 
         targets=tuple(target for _, target in listed),
         classes=tuple(classes),
         class_names=tuple(IMAGENETTE.get(name, name) for name in classes),
+        passed_over=tuple(sorted(passed_over, key=_natural_key)),
+        max_megapixels=max_megapixels,
     )
 
 
@@ -130,31 +152,67 @@ def parse_slice(split: str) -> tuple[str, str, tuple[int, int]]:
     return name, bracket + part, (start, stop)
 
 
-def _class_folders(folder: Path) -> list[str]:
-    with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if not entry.name.startswith('.') and entry.is_dir()]
+def _class_folders(folder: Path, passed_over: list[str]) -> list[str]:
+    """Names of the classes; those of the files beside them are appended to `passed_over`."""
+    names = []
+    for entry in _entries(str(folder)):
+        if entry.is_dir():
+            names.append(entry.name)
+        else:
+            passed_over.append(f'{folder.name}/{entry.name}')
     return sorted(names, key=_natural_key)
 
 
-def _images_below(folder: str, relative: str) -> list[str]:
-    """Paths of a folder's images, with `relative` instead of the folder."""
+def _images_below(folder: str, relative: str, passed_over: list[str] | None = None) -> list[str]:
+    """Paths of a folder's images, with `relative` instead of the folder; other files are appended to `passed_over`."""
     paths = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            name = entry.name
-            if name.startswith('.'):
-                continue
-            if _is_image(name):
-                paths.append(f'{relative}/{name}')
-            elif entry.is_dir():
-                paths += _images_below(entry.path, f'{relative}/{name}')
+    for entry in _entries(folder):
+        path = f'{relative}/{entry.name}'
+        if entry.is_dir():
+            paths += _images_below(entry.path, path, passed_over)
+        elif _is_image(entry.name) and (entry.is_file() or not os.path.exists(entry.path)):  # a link that leads nowhere
+            paths.append(path)
+        elif passed_over is not None:
+            passed_over.append(path)
     return paths
 
 
-def list_images(patterns: Iterable[str | Path]) -> list[Path]:
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        return [entry for entry in entries if not is_hidden(entry.name)]
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is left out without a word: it is hidden, or a system's and no user's."""
+    return name.startswith('.') or name.lower() in NOT_THE_USERS
+
+
+def _others(paths: Sequence[str], start: str) -> str:
+    """`' but 3 other files, as notes.txt'` for those of the paths that start so, or nothing."""
+    others = [path for path in paths if path.startswith(start)]
+    return f' but {len(others):,} other file(s), as {posixpath.basename(others[0])}' if others else ''
+
+
+def passed_over_line(images: ImageSet) -> str:
+    """How many files of a split are not read, by their endings, and one of each; nothing where there are none."""
+    first: dict[str, str] = {}
+    counts: Counter[str] = Counter()
+    for path in images.passed_over:
+        ending = os.path.splitext(path)[1].lower()[:10] or 'without ending'
+        if _is_image(path):
+            ending = 'in no class folder' if path.count('/') == 1 else 'no regular file'
+        counts[ending] += 1
+        first.setdefault(ending, path)
+    named = ', '.join(f'{count:,} {ending} ({first[ending]})' for ending, count in counts.most_common(5))
+    more = ', …' if len(counts) > 5 else ''
+    return printable(f'{counts.total():,} file(s) of {images.split} passed over: {named}{more}') if counts else ''  # type: ignore[no-any-return]
+
+
+def list_images(patterns: Iterable[str | Path], passed_over: list[str] | None = None) -> list[Path]:
     """The images that are meant by files, folders (with all below them) and glob patterns (`**` for any depth).
 
-    In the order given, each in natural order; no file twice. A file that is named may end in anything.
+    In the order given, each in natural order; no file twice. A file that is named may end in anything. Other files of
+    folders are appended to `passed_over`.
 
     Raises:
         UserError: Nothing there, nothing that is an image, or a folder that can't be read.
@@ -166,7 +224,7 @@ def list_images(patterns: Iterable[str | Path]) -> list[Path]:
             continue
         try:
             if os.path.isdir(pattern):
-                images = _images_below(pattern, Path(pattern).as_posix())
+                images = _images_below(pattern, Path(pattern).as_posix(), passed_over)
             else:
                 images = [path for path in glob(pattern, recursive=True) if _is_image(path) and os.path.isfile(path)]
         except OSError as error:
@@ -234,6 +292,11 @@ def with_label_noise(images: ImageSet, percent: int) -> ImageSet:
     return replace(images, targets=tuple(index[labels[path]] for path in images.paths))
 
 
+def _posix(path: str) -> str:
+    """A relative path as those of an `ImageSet` are: `./train\\a` is `train/a`."""
+    return posixpath.normpath(path.replace('\\', '/'))
+
+
 def _noisy_labels(csv_path: Path, column: str) -> dict[str, str]:
     """Training image → label."""
     try:
@@ -242,7 +305,8 @@ def _noisy_labels(csv_path: Path, column: str) -> dict[str, str]:
             missing = [name for name in ('path', column, 'is_valid') if name not in (reader.fieldnames or ())]
             if missing:
                 raise UserError(f'{csv_path} has no column {missing[0]!r}: download it again with the data set')
-            return {row['path']: row[column] or '' for row in reader if row['is_valid'] != 'True'}
+            rows = [row for row in reader if row['is_valid'] != 'True']
+            return {_posix(row['path'] or ''): row[column] or '' for row in rows}
     except FileNotFoundError as error:
         raise UserError(
             f'label noise needs {csv_path}, which does not exist: it is part of the official archives, copy it there',

@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
+import logging
+import mmap
 import os
+import re
+import stat
+import sys
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, Any, TypeVar
 
+import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from ..config.groups import DataOptions
 from ..errors import UserError, os_reason
+from ..utils.console import printable
 from ..utils.environment import available_cores
 from .constants import FORMATS
 
-__all__ = ['decode', 'decoded', 'forget_other_formats', 'image_size', 'only_size_warnings', 'open_file', 'open_image']
+__all__ = [
+    'LARGEST_UPLOAD', 'Unfit', 'decode', 'decoded', 'forget_other_formats', 'image_size', 'in_threads',
+    'only_size_warnings', 'open_file', 'open_image', 'prepared',
+]  # fmt: skip
 
+_logger = logging.getLogger(__name__)
 T = TypeVar('T')
+U = TypeVar('U')
+LARGEST = DataOptions.max_megapixels
+LARGEST_UPLOAD = (Image.MAX_IMAGE_PIXELS or 0) // 10**6  # megapixels: Pillow's own bound, for files of anybody
 _ORIENTATION = 0x0112  # EXIF tag
 _UPRIGHT = {  # value of that tag → what puts the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -32,8 +47,14 @@ _UPRIGHT = {  # value of that tag → what puts the picture upright
 }
 
 
+class Unfit(ValueError):
+    """A whole image that can't be used; the message goes on after its name."""
+
+
 def open_file(file: str | Path | IO[bytes]) -> Image.Image:
-    """Pillow's `Image.open` for `FORMATS` alone."""
+    """Pillow's `Image.open` for `FORMATS` alone, and for regular files: a pipe may keep its reader waiting for ever."""
+    if isinstance(file, (str, Path)) and not stat.S_ISREG(os.stat(file).st_mode):
+        raise Unfit('is no regular file: remove it')
     Image.init()  # or Pillow does not know which it has, and trips over one that it has not (AVIF before 11.3)
     return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
 
@@ -46,27 +67,31 @@ def forget_other_formats() -> None:
         del Image.OPEN[name]
 
 
-def open_image(path: str | Path) -> Image.Image:
+def open_image(path: str | Path, largest: float = LARGEST) -> Image.Image:
     """Read an image as RGB, upright.
 
     Without an EXIF orientation the pixels are those of `Image.open(path).convert('RGB')`, which is timm's way; only
-    16-bit greyscale is scaled to 8 bits where Pillow would clip it.
+    values of more than 8 bits and fractions are scaled to 8 bits where Pillow would clip them.
+
+    Args:
+        path: The file.
+        largest: Megapixels that it may have.
 
     Raises:
         UserError: Missing, empty, truncated, not an image of `FORMATS`, or of absurd size.
     """
-    with only_size_warnings():
+    with only_size_warnings(largest):
         return decode(path)[0]
 
 
-def image_size(path: str | Path) -> tuple[int, int]:
+def image_size(path: str | Path, largest: float = LARGEST) -> tuple[int, int]:
     """Width and height of an image put upright, in pixels, from its header alone but for TIFF.
 
     Raises:
         UserError: As `open_image`, as far as the header tells.
     """
     try:
-        with only_size_warnings(), open_file(path) as image:
+        with only_size_warnings(largest), open_file(path) as image:
             if image.format == 'TIFF':  # Pillow turns it as it loads it, and its size before that
                 image.load()
             turned = _turn(image) in (_UPRIGHT[5], _UPRIGHT[6], _UPRIGHT[7], _UPRIGHT[8])
@@ -75,17 +100,29 @@ def image_size(path: str | Path) -> tuple[int, int]:
         raise UserError(f'image {path} {_complaint(path, error)}') from error
 
 
-def decoded(paths: Iterable[str | Path], use: Callable[[Image.Image], T], threads: int | None = None) -> Iterator[T]:
-    """Calls `use` with each image as `open_image` reads it: the results in order, on all cores or in so many threads.
+def decoded(
+    paths: Iterable[str | Path],
+    use: Callable[[Image.Image], T],
+    threads: int | None = None,
+    largest: float = LARGEST,
+) -> Iterator[T]:
+    """What `prepared` makes of each image: in order, on all cores or in so many threads.
 
     Raises:
-        UserError: As `open_image`, while iterating.
+        UserError: As `prepared`, while iterating.
     """
-    threads = threads or available_cores()  # Pillow lets go of the GIL while it decodes
+    with only_size_warnings(largest):
+        yield from in_threads(lambda path: prepared(path, use), paths, threads)
+
+
+def in_threads(work: Callable[[U], T], items: Iterable[U], threads: int | None = None) -> Iterator[T]:
+    """`work(item)` of each item: in order, on all cores or in so many threads. Pillow lets go of the GIL while it
+    decodes."""
+    threads = threads or available_cores()
     waiting: deque[Future[T]] = deque()
-    with only_size_warnings(), ThreadPoolExecutor(threads) as pool:
-        for path in paths:
-            waiting.append(pool.submit(lambda path: use(decode(path)[0]), path))
+    with ThreadPoolExecutor(threads) as pool:
+        for item in items:
+            waiting.append(pool.submit(work, item))
             if len(waiting) > 8 * threads:
                 yield waiting.popleft().result()
         while waiting:
@@ -93,12 +130,29 @@ def decoded(paths: Iterable[str | Path], use: Callable[[Image.Image], T], thread
 
 
 @contextmanager
-def only_size_warnings() -> Iterator[None]:
-    """Pillow's warning of an absurd size is an error; its others are nothing that a user could mend."""
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        warnings.simplefilter('error', Image.DecompressionBombWarning)
-        yield
+def only_size_warnings(largest: float = LARGEST) -> Iterator[None]:
+    """Images of more megapixels are errors; Pillow's other warnings are nothing that a user could mend."""
+    former, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, int(largest * 1e6)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            warnings.simplefilter('error', Image.DecompressionBombWarning)
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = former
+
+
+def prepared(path: str | Path, use: Callable[[Image.Image], T]) -> T:
+    """What `use` makes of an image as `open_image` reads it, in a block of `only_size_warnings`.
+
+    Raises:
+        UserError: As `open_image`, or `use` raised `Unfit`.
+    """
+    image, _ = decode(path)
+    try:
+        return use(image)
+    except Unfit as error:
+        raise UserError(f'image {path} {error}') from None
 
 
 def decode(path: str | Path) -> tuple[Image.Image, str]:
@@ -109,10 +163,13 @@ def decode(path: str | Path) -> tuple[Image.Image, str]:
     """
     try:
         with open_file(path) as image:
-            mode = image.mode
+            mode, raw = image.mode, _raw_mode(image)
+            stated = _stated_maximum(image) if mode[0] in 'IF' else None
             image.load()
             turn = _turn(image)
-            return _to_rgb(image if turn is None else image.transpose(turn)), mode
+            image = _low_bytes(path, image, raw) if raw else image
+            image = _in_eight_bits(path, image, stated) if mode[0] in 'IF' else image
+            return (image if turn is None else image.transpose(turn)).convert('RGB'), mode
     except Exception as error:  # whatever a decoder raises on hostile bytes means one thing: a bad file
         raise UserError(f'image {path} {_complaint(path, error)}') from error
 
@@ -125,16 +182,94 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
         return None
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith('I'):
-        image = image.convert('I')  # from I;16B too, whose extrema Pillow does not know
-        high = image.getextrema()[1]
-        if isinstance(high, (int, float)) and high > 255:
-            image = image.point(lambda value: value * (1 / 256)).convert('L')
-    return image.convert('RGB')
+# --- Values of more than 8 bits ---------------------------------------------------------------------------------------
+
+
+def _in_eight_bits(path: str | Path, image: Image.Image, stated: float | None) -> Image.Image:
+    """Greyscale of more than 8 bits, or of fractions, in 8 bits; those that have no larger values stay as they are."""
+    fractions = image.mode == 'F'
+    values = np.asarray(image if fractions else image.convert('I'), np.float32)  # Pillow knows no extrema of I;16B
+    finite = np.isfinite(values)
+    if not finite.all():
+        values = np.where(finite, values, values[finite].min(initial=0))
+    low, high = float(values.min()), float(values.max())
+    if low < 0:
+        values, factor, why = values - low, 255 / (high - low or 1), f'from {low:.6g} to {high:.6g}: stretched'
+    elif stated is not None and high <= stated:
+        factor, why = 255 / stated, ''
+    elif fractions and high <= 1:
+        factor, why = 255, f'up to {high:.6g}: taken for 0 to 1'
+    elif high <= 255:
+        return image if fractions else image.convert('I')
+    elif high >= 65536:
+        factor, why = 255 / high, f'up to {high:.6g}: stretched'
+    else:
+        bits = next(bits for bits in (10, 12, 14, 16) if high < 2**bits)
+        factor, why = 2.0 ** (8 - bits), f'up to {high:.6g}: taken for {bits} bits' if bits < 16 else ''
+    _say_once(path, why)
+    scaled = values * factor
+    return Image.fromarray((np.rint(scaled) if fractions else scaled).clip(0, 255).astype(np.uint8))
+
+
+def _stated_maximum(image: Image.Image) -> float | None:
+    """The largest value that a greyscale file, not yet loaded, says it may have, where it is not what its type can
+    hold."""
+    if image.format == 'PPM':  # whose maximum Pillow makes 65535
+        return 65535 if _codec(image)[0] == 'ppm' else None
+    tags = getattr(image, 'tag_v2', {})
+    bits, stated = tags.get(258, (16,)), tags.get(341, tags.get(281))  # BitsPerSample, SMaxSampleValue, MaxSampleValue
+    stated = stated[0] if isinstance(stated, tuple) and stated else stated
+    if stated is None and image.mode != 'F' and bits[0] < 16:
+        stated = 2 ** bits[0] - 1
+    return float(stated) if isinstance(stated, (int, float)) and 0 < stated < 65535 else None
+
+
+def _codec(image: Image.Image) -> tuple[str, Any]:
+    """How Pillow decodes an image that is not yet loaded: the codec's name and arguments."""
+    tiles = getattr(image, 'tile', None)
+    return (tiles[0][0], tiles[0][3]) if tiles else ('', None)
+
+
+def _raw_mode(image: Image.Image) -> str:
+    """How colours of 16 bits lie in a file, of which Pillow takes the high byte; nothing for other images."""
+    args = _codec(image)[1]
+    raw = args[0] if isinstance(args, tuple) and args else args
+    return raw if isinstance(raw, str) and re.fullmatch('RGB[AX]?;16[BLN]', raw) else ''
+
+
+def _low_bytes(path: str | Path, image: Image.Image, raw: str) -> Image.Image:
+    """Colours of 16 bits, scaled by their range where it has fewer bits."""
+    high = np.asarray(image.convert('RGB'))
+    if high.max() >= 64:  # 15 or 16 bits
+        return image
+    little = raw[-1] == 'L' or (raw[-1] == 'N' and sys.byteorder == 'little')
+    with open_file(path) as again:  # in the other byte order, so that Pillow takes the low byte
+        first, *others = again.tile  # type: ignore[attr-defined]
+        args, swapped = first[3], raw[:-1] + ('B' if little else 'L')
+        args = swapped if isinstance(args, str) else (swapped, *args[1:])
+        again.tile = [(*first[:3], args), *others]  # type: ignore[attr-defined]
+        again.load()
+        values = high.astype(np.uint16) << 8 | np.asarray(again.convert('RGB'))
+    most = int(values.max())
+    bits = next(bits for bits in (8, 10, 12, 14) if most < 2**bits)
+    _say_once(path, f'up to {most}: taken for {bits} bits')
+    return Image.fromarray((values >> (bits - 8)).astype(np.uint8))
+
+
+_said = mmap.mmap(-1, 1)  # shared with the processes that are forked to decode
+
+
+def _say_once(path: str | Path, why: str) -> None:
+    """Says how the values of an image are understood, for the first of all."""
+    if why and not _said[0]:
+        _said[0] = 1
+        name = printable(str(path))
+        _logger.warning('image %s: its values go %s; others that say no more are scaled by their range, too', name, why)
 
 
 def _complaint(path: str | Path, error: Exception) -> str:
+    if isinstance(error, Unfit):
+        return str(error)
     if isinstance(error, UnidentifiedImageError):
         if os.path.getsize(path) == 0:
             return 'is empty (0 bytes): replace or remove it'
@@ -142,5 +277,7 @@ def _complaint(path: str | Path, error: Exception) -> str:
     if isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError)):
         return f'cannot be read: {os_reason(error)}'
     if isinstance(error, (Image.DecompressionBombWarning, Image.DecompressionBombError)):
-        return f'is too large: expected at most {Image.MAX_IMAGE_PIXELS} pixels; shrink or remove it'
+        most = (Image.MAX_IMAGE_PIXELS or 0) / 1e6
+        or_else = ', or raise --max-megapixels' if most >= LARGEST else ''  # not where it was uploaded
+        return f'is too large: expected at most {most:g} megapixels; shrink or remove it{or_else}'
     return f'is truncated or corrupt ({os_reason(error)}): replace or remove it'

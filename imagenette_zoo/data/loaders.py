@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import UserError
@@ -20,7 +21,7 @@ from ..utils.environment import available_cores
 from ..utils.seeding import seed_everything
 from .augment import Augmentation, crop_resize, recolor
 from .folders import ImageSet
-from .images import open_image
+from .images import only_size_warnings, prepared
 from .sampling import EpochBatches, Key
 
 __all__ = [
@@ -201,13 +202,18 @@ class _Images(Dataset[Any]):
 
     def __getitem__(self, key: Key) -> tuple[np.ndarray, int] | UserError:
         epoch, index, size = key
+
+        def transform(image: Image.Image) -> np.ndarray:
+            if self.seed is not None:
+                seed_everything(self.seed, 'image', epoch, index)
+            return self.transforms[size](image)
+
         try:
-            image = open_image(self.images.root / self.images.paths[index])
+            with only_size_warnings(self.images.max_megapixels):
+                pixels = prepared(self.images.root / self.images.paths[index], transform)
         except UserError as error:
             return error
-        if self.seed is not None:
-            seed_everything(self.seed, 'image', epoch, index)
-        return self.transforms[size](image), self.images.targets[index]
+        return pixels, self.images.targets[index]
 
 
 def _collate(samples: list[tuple[np.ndarray, int] | UserError]) -> tuple[torch.Tensor, torch.Tensor] | UserError:

@@ -11,7 +11,7 @@ from ..errors import UserError, os_reason
 from ..utils.files import cache_dir
 from .archives import ARCHIVE_SUFFIXES, unpacked
 from .constants import SIZES
-from .folders import SPLITS, ImageSet, holds_splits, load_split, parse_slice, spellings
+from .folders import SPLITS, ImageSet, holds_splits, is_hidden, load_split, parse_slice, spellings
 
 __all__ = ['find_root', 'load_splits', 'resolve_dataset', 'validation_images']
 
@@ -46,11 +46,17 @@ def load_splits(options: DataOptions) -> tuple[ImageSet, ImageSet]:
         UserError: As `resolve_dataset` and `load_split`.
     """
     root = resolve_dataset(options.dataset, options.data_dir, options.train_split, options.val_split)
-    train = load_split(root, options.train_split)
-    return train, load_split(root, options.val_split, train.classes)
+    train = load_split(root, options.train_split, None, options.max_megapixels)
+    return train, load_split(root, options.val_split, train.classes, options.max_megapixels)
 
 
-def validation_images(dataset: str, data_dir: str | Path | None, split: str, train_split: str = 'train') -> ImageSet:
+def validation_images(
+    dataset: str,
+    data_dir: str | Path | None,
+    split: str,
+    train_split: str = 'train',
+    max_megapixels: float = DataOptions.max_megapixels,
+) -> ImageSet:
     """The images of one split; classes are those of the training split, where it is there.
 
     Raises:
@@ -58,15 +64,17 @@ def validation_images(dataset: str, data_dir: str | Path | None, split: str, tra
     """
     root = resolve_dataset(dataset, data_dir, split)
     has_classes = holds_splits(root, [parse_slice(train_split)[0]])
-    return load_split(root, split, load_split(root, train_split).classes if has_classes else None)
+    classes = load_split(root, train_split).classes if has_classes else None
+    return load_split(root, split, classes, max_megapixels)
 
 
 def find_root(data_dir: str | Path | None, *splits: str) -> Path:
     """The folder that holds the splits: `train/` and `val/` (or `validation/`) where no others are asked for.
 
     Args:
-        data_dir: That folder, its parent, or an archive (`.tgz`, `.tar.gz`, `.tar`), which is unpacked once into the
-            user cache. None stands for `$IMAGENETTE_DIR`, else what `fetch` put into the user cache, the largest first.
+        data_dir: That folder, its parent, or an archive (`.tgz`, `.tar.gz`, `.tar`, `.zip`) or a folder in one, which
+            is unpacked once into the user cache. None stands for `$IMAGENETTE_DIR`, else what `fetch` put into the
+            user cache, the largest first.
         *splits: What it must hold, as `load_split` takes them.
 
     Raises:
@@ -88,26 +96,28 @@ def find_root(data_dir: str | Path | None, *splits: str) -> Path:
 
 
 def _root_at(path: Path, what: str, splits: Sequence[str]) -> Path:
-    if not os.path.isfile(path):
+    archive = next((each for each in (path, *path.parents) if os.path.isfile(each)), None)
+    if archive is None:
         return _root_in(path, what, splits)
-    if not path.name.lower().endswith(ARCHIVE_SUFFIXES):
+    if not archive.name.lower().endswith(ARCHIVE_SUFFIXES):
         raise UserError(
-            f'{what} {path} is a file and no archive: expected a folder with {_named(splits)}, or one of '
+            f'{what} {archive} is a file and no archive: expected a folder with {_named(splits)}, or one of '
             f'{", ".join(ARCHIVE_SUFFIXES)}',
         )
+    inside = path.relative_to(archive)
 
     def check(folder: Path) -> None:
         try:
-            _root_in(folder, 'archive', splits)
+            _root_in(folder / inside, 'archive', splits)
         except UserError as error:
-            raise UserError(str(error).replace(str(folder), str(path))) from None
+            raise UserError(str(error).replace(str(folder), str(archive))) from None
 
-    folder = unpacked(path, check)
+    folder = unpacked(archive, check)
     try:
-        return _root_in(folder, 'unpacked archive', splits)
+        return _root_in(folder / inside, 'unpacked archive', splits)
     except UserError as error:
         raise UserError(
-            f'{folder}, unpacked from {path}, does not hold {_named(splits)}: ask for other splits, or remove it to '
+            f'{folder}, unpacked from {archive}, does not hold {_named(splits)}: ask for other splits, or remove it to '
             'unpack it again',
         ) from error
 
@@ -120,7 +130,7 @@ def _root_in(folder: Path, what: str, splits: Sequence[str]) -> Path:
     if holds_splits(folder, splits):
         return folder
     try:
-        children = sorted(path for path in folder.iterdir() if os.path.isdir(path) and not path.name.startswith('.'))
+        children = sorted(path for path in folder.iterdir() if os.path.isdir(path) and not is_hidden(path.name))
     except OSError as error:
         raise UserError(f'{what} {folder} cannot be read: {os_reason(error)}') from error
     roots = [child for child in children if holds_splits(child, splits)]

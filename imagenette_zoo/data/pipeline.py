@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+from PIL import Image
 from timm.data import Mixup, create_transform
 
 from ..config.groups import DataOptions
@@ -17,6 +19,7 @@ from ..utils.distributed import World
 from .augment import Augmentation, BatchTransform, Normalize
 from .cache import content_hash, eval_pixels, names_hash, stored_size, train_pixels, train_size
 from .folders import ImageSet, with_label_noise
+from .images import Unfit
 from .loaders import Batches, CachedEvalBatches, CachedTrainBatches, Transform, eval_loader, train_loader
 from .locate import load_splits
 from .sampling import EpochBatches, SizeSchedule
@@ -26,11 +29,13 @@ __all__ = [
 ]  # fmt: skip
 
 LARGEST_CACHE = 16 * 2**30  # bytes of decoded images that auto keeps
+MOST_ELONGATED = 100  # times as long as wide that an image may be,
+LARGEST_RESIZED = 100e6  # and pixels that it may have once its shorter side is resized
 
 
 def eval_transform(config: dict[str, Any]) -> Transform:
-    """timm's evaluation transform, to `(3, H, W)` uint8."""
-    return create_transform(
+    """timm's evaluation transform, to `(3, H, W)` uint8. It raises `Unfit` for an image that it would make huge."""
+    transform = create_transform(
         input_size=config['input_size'],
         interpolation=config['interpolation'],
         crop_pct=config['crop_pct'],
@@ -38,6 +43,18 @@ def eval_transform(config: dict[str, Any]) -> Transform:
         mean=config['mean'],  # what a border is filled with
         use_prefetcher=True,
     )
+    return partial(_bounded, transform, max(config['input_size'][1:]) / config['crop_pct'])
+
+
+def _bounded(transform: Transform, side: float, image: Image.Image) -> Any:
+    """The transform of an image whose shorter side it resizes to `side`, if that makes no gigabytes of it."""
+    most = min(MOST_ELONGATED, LARGEST_RESIZED / side**2)
+    if max(image.size) > most * min(image.size):
+        raise Unfit(
+            f'is {image.width} × {image.height} px: expected at most {most:.3g} times as long as wide; crop or remove '
+            'it'
+        )
+    return transform(image)
 
 
 def uses_cache(options: DataOptions, images: ImageSet, img_size: int, console: Console) -> bool:
@@ -197,9 +214,10 @@ def _augmentation(recipe: Recipe) -> Augmentation:
 def _train_transform(recipe: Recipe, config: dict[str, Any], img_size: int) -> Transform:
     """timm's training transform, to `(3, H, W)` uint8."""
     channels, height, width = config['input_size']
+    input_size = (channels, img_size, img_size) if height == width else config['input_size']
     try:
-        return create_transform(
-            input_size=(channels, img_size, img_size) if height == width else config['input_size'],
+        transform = create_transform(
+            input_size=input_size,
             is_training=True,
             no_aug=recipe.no_aug,
             interpolation=config['interpolation'] if recipe.no_aug else recipe.train_interpolation,
@@ -220,6 +238,8 @@ def _train_transform(recipe: Recipe, config: dict[str, Any], img_size: int) -> T
     except (AssertionError, ValueError, KeyError) as error:
         named = f'--aa {recipe.aa}: not a policy that timm knows' if recipe.aa else 'augmentation'
         raise UserError(f'{named} ({error})') from None
+    whole = recipe.no_aug or recipe.train_crop_mode not in (None, 'rrc')  # resized before it is cropped
+    return partial(_bounded, transform, max(input_size[1:])) if whole else transform
 
 
 def _make_mixup(recipe: Recipe, classes: int) -> Mixup | None:

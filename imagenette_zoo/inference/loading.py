@@ -40,8 +40,6 @@ __all__ = [
     'images_of',
 ]  # fmt: skip
 
-MOST_ELONGATED = 100  # times as long as wide: resizing a longer image would make gigabytes of it
-
 
 @dataclass(frozen=True)
 class CheckpointOptions(InputOptions, ArchitectureOptions):
@@ -112,13 +110,8 @@ class TrainedModel:
         """The pixels of an RGB image as the model is given them: `(3, H, W)`.
 
         Raises:
-            ValueError: The image is too long for its width.
+            Unfit: The image is too long for its width.
         """
-        if max(image.size) > MOST_ELONGATED * min(image.size):
-            raise ValueError(
-                f'is {image.width} × {image.height} px: expected at most {MOST_ELONGATED} times as long as wide; '
-                'crop or remove it'
-            )
         return np.asarray(self.transform(image))  # a tensor in some versions of timm
 
 
@@ -326,5 +319,5 @@ def images_of(models: Sequence[str], options: DataOptions) -> ImageSet:
         one, other, *_ = sources.values()
         raise UserError(f'{one} and {other} are of runs on different images: say which to take: --data-dir')
     for own_root, val, train in sources:
-        return validation_images('', own_root, val, train)
-    return validation_images(options.dataset, options.data_dir, val_split, train_split)
+        return validation_images('', own_root, val, train, options.max_megapixels)
+    return validation_images(options.dataset, options.data_dir, val_split, train_split, options.max_megapixels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -16,8 +17,9 @@ import numpy.typing as npt
 import torch
 
 from ..config.fields import option
+from ..config.groups import DataOptions
 from ..data.folders import list_images
-from ..data.images import decoded
+from ..data.images import in_threads, only_size_warnings, prepared
 from ..errors import UserError, first_line, require
 from ..utils.console import Console, printable
 from ..utils.distributed import choose_device
@@ -29,6 +31,7 @@ from .loading import TrainedModel, UseOptions, load_trained
 
 __all__ = ['PredictOptions', 'Prediction', 'describe', 'look_at', 'predict', 'predict_each']
 
+_logger = logging.getLogger(__name__)
 FIGURES = ('.png', '.svg')
 BAR = 20  # characters at 100 %
 MANY = 500  # images from which on kernels are worth compiling, which takes seconds, once
@@ -47,6 +50,9 @@ class PredictOptions(UseOptions):
     # Small: eight are no faster on two cores, and a large batch has the kernels of Mish compiled, also for few images.
     batch_size: int = option(2, 'images a step', low=1, short=('-b',))
     device: str = option('auto', 'auto (CUDA where there is one), cpu, cuda, cuda:1, mps')
+    max_megapixels: float = option(
+        DataOptions.max_megapixels, 'largest image that is read, in megapixels', low=1, high=2000
+    )
 
 
 @dataclass(frozen=True)
@@ -55,28 +61,46 @@ class Prediction:
 
     Args:
         image: The file; empty where it was none.
-        top: The most probable classes and their probabilities (0–1), the most probable first.
+        top: The most probable classes and their probabilities (0–1), the most probable first; none beside an error.
         seen: The image as the model was given it, `(H, W, 3)` uint8; None where no heat map was asked for.
         heat: How much each pixel of it spoke for the first class, `(H, W)`, 0–1 (Grad-CAM); None likewise.
+        error: Why the image can't be read, in one line that names it; empty where it was read.
     """
 
     image: str
     top: list[tuple[str, float]]
     seen: npt.NDArray[np.uint8] | None = field(default=None, repr=False, compare=False)
     heat: npt.NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
+    error: str = ''
 
     @property
     def label(self) -> str:
-        """The most probable class."""
-        return self.top[0][0]
+        """The most probable class.
+
+        Raises:
+            UserError: The image can't be read.
+        """
+        return self._best[0]
 
     @property
     def probability(self) -> float:
-        """Of that class, 0–1."""
-        return self.top[0][1]
+        """Of that class, 0–1.
+
+        Raises:
+            UserError: The image can't be read.
+        """
+        return self._best[1]
+
+    @property
+    def _best(self) -> tuple[str, float]:
+        if self.error:
+            raise UserError(self.error)
+        return self.top[0]
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
+        if self.error:
+            return {'image': self.image, 'error': self.error}
         top = [{'class': name, 'probability': probability} for name, probability in self.top]
         return {'image': self.image, **top[0], 'top': top}
 
@@ -95,7 +119,8 @@ def predict(
         **options: The other fields of `PredictOptions`.
 
     Returns:
-        One `Prediction` an image: named files in their order, files of a folder in natural order.
+        One `Prediction` an image: named files in their order, files of a folder in natural order. That of an image that
+        can't be read, where there are several, has an `error`.
 
     Raises:
         UserError: Bad input, in one line.
@@ -108,34 +133,51 @@ def predict_each(images: Sequence[str | Path], options: PredictOptions, console:
     """As `predict`, batch by batch; figures are written on the way.
 
     Raises:
-        UserError: Bad input, in one line; for an image that can't be read once its turn has come.
+        UserError: Bad input, in one line; for an image that can't be read where it is the only one.
     """
-    paths = list_images(images)
+    passed_over: list[str] = []
+    paths = list_images(images, passed_over)
+    if passed_over:
+        _logger.warning('%d file(s) passed over, as %s: no images', len(passed_over), printable(passed_over[0]))
     figures = _figure_files(paths, options.save_figure)
     device = choose_device(options.device)
     with restore_generators():  # only here: around the yields the caller would see other generators
         trained = load_trained(options.model, options, device, device.type == 'cpu' and len(paths) >= MANY)
     with console.progress('predict', len(paths)) as progress:
-        pixels = _pixels(trained, paths)
-        for start in range(0, len(paths), options.batch_size):
-            batch = torch.from_numpy(np.stack(list(islice(pixels, options.batch_size))))
-            predictions = look_at(trained, batch, options.topk, heat_maps=bool(figures))
-            for index, prediction in enumerate(predictions, start):
+        pixels = enumerate(_pixels(trained, paths, options.max_megapixels))
+        while some := list(islice(pixels, options.batch_size)):
+            if len(paths) == 1 and isinstance(some[0][1], UserError):
+                raise some[0][1]
+            batch = [each for _, each in some if not isinstance(each, UserError)]
+            predictions = iter(_predictions(trained, batch, options.topk, bool(figures)))
+            for index, each in some:
+                prediction = Prediction('', [], error=str(each)) if isinstance(each, UserError) else next(predictions)
                 named = replace(prediction, image=str(paths[index]))
-                if figures:
+                if figures and not named.error:
                     write_atomic(figures[index], draw(named, figures[index].suffix[1:]))
                 progress.advance(1)
                 yield replace(named, seen=None, heat=None)
 
 
-def _pixels(trained: TrainedModel, paths: Sequence[Path]) -> Iterator[npt.NDArray[np.uint8]]:
-    """The pixels of each image as the model is given them."""
-    pixels = decoded(paths, trained.pixels)
-    for path in paths:
+def _pixels(
+    trained: TrainedModel, paths: Sequence[Path], largest: float
+) -> Iterator[npt.NDArray[np.uint8] | UserError]:
+    """The pixels of each image as the model is given them, or why it can't be read."""
+
+    def pixels(path: Path) -> npt.NDArray[np.uint8] | UserError:
         try:
-            yield next(pixels)
-        except ValueError as error:
-            raise UserError(f'image {path} {error}') from None
+            return prepared(path, trained.pixels)
+        except UserError as error:
+            return error
+
+    with only_size_warnings(largest):
+        yield from in_threads(pixels, paths)
+
+
+def _predictions(
+    trained: TrainedModel, batch: Sequence[npt.NDArray[np.uint8]], topk: int, heat_maps: bool
+) -> list[Prediction]:
+    return look_at(trained, torch.from_numpy(np.stack(batch)), topk, heat_maps) if batch else []
 
 
 def look_at(trained: TrainedModel, pixels: torch.Tensor, topk: int = 3, heat_maps: bool = False) -> list[Prediction]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
 from pickle import UnpicklingError
@@ -14,8 +16,17 @@ from typing import Any
 
 import timm
 import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.utils import EntryNotFoundError
 from timm.data import resolve_data_config
-from timm.models._hub import load_model_config_from_hf, load_model_config_from_path, save_config_for_hf
+from timm.models._hub import (
+    HF_WEIGHTS_NAME,
+    _get_safe_alternatives,
+    hf_split,
+    load_model_config_from_hf,
+    load_model_config_from_path,
+    save_config_for_hf,
+)
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -25,12 +36,18 @@ from ..fast_layers.swap import swap
 from ..layers.layout import to_channels_last
 from ..utils.files import keep_inductor_private
 from ..utils.modules import in_a_line
+from .bounds import Header, TooLarge, check_numbers, no_more_than, read_header
 from .own import as_plain, build_own, needed_modules, own_function, resolved
 
 __all__ = [
     'build_model', 'source_args', 'input_config', 'to_device', 'probe', 'autocast', 'model_config', 'compiled',
-    'model_cost',
+    'model_cost', 'outline',
 ]  # fmt: skip
+
+# What timm raises where a model can't be made as it is asked for.
+FAILURES = (TypeError, AssertionError, ValueError, RuntimeError, AttributeError, OSError, UnpicklingError, LookupError)
+LARGEST_OWN_SIDE = 2048  # px of the images that a config names; an option may name larger ones
+LARGEST_RESIZED_SIDE = 8192  # px
 
 
 def build_model(name: str, **kwargs: Any) -> Any:
@@ -54,14 +71,55 @@ def build_model(name: str, **kwargs: Any) -> Any:
         raise UserError(f'unknown model {name!r}{nearest(name, timm.list_models())} (imagenette-zoo list shows ours)')
     given = {key: resolved(value) for key, value in kwargs.items() if value is not None}
     try:
-        return timm.create_model(name, **given) if own is None else build_own(name, own, given)
+        if own is not None:
+            return build_own(name, own, given)
+        if source is None:
+            return timm.create_model(name, **given)
+        args, header = _read_source(name, bool(given.get('pretrained')))
+        check_numbers(f'model {name}', args, header)
+        with no_more_than(f'model {name}', header), suppress(*FAILURES), torch.device('meta'):
+            timm.create_model(name, **{**given, 'pretrained': False})  # its failures come again, if they matter
+        with no_more_than(f'model {name}', header):
+            return timm.create_model(name, **given)
     except LookupError as error:
         reason = 'its config.json is not one of timm' if source else 'no such value of an argument'
         raise UserError(f'model {name}: {reason} ({first_line(error)})') from None
-    except (TypeError, AssertionError, ValueError, RuntimeError, AttributeError, OSError, UnpicklingError) as error:
+    except FAILURES as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         reason = ' '.join(line.strip() for line in lines[: 2 if lines[0].endswith(':') else 1])
         raise UserError(f'model {name}: {reason if len(reason) <= 200 else reason[:200] + "…"}') from None
+
+
+def outline(name: str, **kwargs: Any) -> nn.Module | None:
+    """The model as `build_model` makes it, without memory for its weights; None where it can't be made so.
+
+    Raises:
+        TooLarge: Within `no_more_than`.
+    """
+    if own_function(name) is not None:  # which may have effects, and is called once
+        return None
+    try:
+        with torch.device('meta'):
+            return build_model(name, **kwargs)  # type: ignore[no-any-return]
+    except TooLarge:
+        raise
+    except UserError:  # building it for good says why, or has its way
+        return None
+
+
+def _read_source(name: str, pretrained: bool) -> tuple[dict[str, Any], Header | None]:
+    """The arguments in the config of a `local-dir:` or `hf-hub:` model, and the shapes of the weights that it is to be
+    given, where they are in safetensors."""
+    source, _, location = name.partition(':')
+    if source == 'local-dir':
+        weights = Path(location, 'model.safetensors')
+        return load_model_config_from_path(location)[2] or {}, read_header(weights) if weights.is_file() else None
+    args = load_model_config_from_hf(location)[2] or {}
+    repo, revision = hf_split(location)
+    for file in _get_safe_alternatives(HF_WEIGHTS_NAME) if pretrained else ():
+        with suppress(EntryNotFoundError):
+            return args, read_header(Path(hf_hub_download(repo, file, revision=revision)))
+    return args, None
 
 
 def source_args(name: str, model: nn.Module) -> dict[str, Any]:
@@ -90,14 +148,52 @@ def input_config(
         crop_mode: Instead of its own. Trainings validate by `center`, as timm's do.
 
     Raises:
-        UserError: The model takes no images of three channels.
+        UserError: The model takes no images of three channels, or the config can't prepare any.
     """
     given = {name: getattr(options, name) for name in ('img_size', 'crop_pct', 'interpolation', 'mean', 'std')}
     given['crop_mode'] = crop_mode
     config = resolve_data_config(given, model=model, use_test_size=use_test_size)
-    if config['input_size'][0] != 3:
+    if isinstance(config['input_size'], (list, tuple)) and config['input_size'] and config['input_size'][0] != 3:
         raise UserError(f'the model is for images of {config["input_size"][0]!r} channels: expected one for 3')
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in config.items()}
+    for name in ('input_size', 'mean', 'std'):
+        if not (isinstance(config[name], (list, tuple)) and len(config[name]) == 3):
+            raise UserError(
+                f"its config doesn't tell how images are prepared ({name} is {str(config[name])[:40]}, expected three "
+                'numbers)'
+            )
+        config[name] = tuple(config[name])
+    _check_preparation(config, options.img_size is not None)
+    return config
+
+
+def _check_preparation(config: dict[str, Any], size_is_asked_for: bool) -> None:
+    """Raises `UserError` where a data config, whoever wrote it, would make too much of an image, or no numbers."""
+    sizes = config['input_size'][1:]
+    if not all(type(size) is int and size > 0 for size in sizes):
+        raise UserError(
+            f"its config doesn't tell how images are prepared (input_size is {str(config['input_size'])[:40]}, "
+            'expected channels and pixels)'
+        )
+    if max(sizes) > LARGEST_OWN_SIDE and not size_is_asked_for:
+        raise UserError(
+            f'its config is for images of {max(sizes):,} px: expected at most {LARGEST_OWN_SIDE:,}; if you mean it, '
+            'give --img-size'
+        )
+    crop_pct = config['crop_pct']
+    least = max(sizes) / LARGEST_RESIZED_SIDE
+    if not (_is_number(crop_pct) and least <= crop_pct <= 2):
+        raise UserError(
+            f'crop_pct is {str(crop_pct)[:40]}: images of {max(sizes)} px would be resized to more than '
+            f'{LARGEST_RESIZED_SIDE:,} px: expected {least:.2g} to 2; give --crop-pct'
+        )
+    if not all(_is_number(value) and 0 <= value <= 1 for value in config['mean']):
+        raise UserError(f'mean is {str(config["mean"])[:40]}: expected three numbers from 0 to 1; give --mean')
+    if not all(_is_number(value) and 1e-4 <= value <= 255 for value in config['std']):
+        raise UserError(f'std is {str(config["std"])[:40]}: expected three numbers above 0; give --std')
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def to_device(

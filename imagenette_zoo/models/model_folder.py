@@ -25,6 +25,7 @@ from ..utils.files import sync, write_atomic, write_errors, write_json
 from ..utils.modules import is_reference, owner
 from ..utils.reading import read_errors, read_json
 from . import factory
+from .bounds import check_numbers, no_more_than, read_header
 from .own import NOTEBOOK, code_of, own_function
 
 __all__ = [
@@ -112,12 +113,18 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, torch.Tensor], sourc
     Raises:
         UserError: It belongs to another model: the first key or shape that disagrees is named.
     """
-    own = model.state_dict()
+    check_alike(model.state_dict(), state_dict, source)
+    model.load_state_dict(dict(state_dict))
+
+
+def check_alike(
+    own: Mapping[str, torch.Tensor], state_dict: Mapping[str, torch.Tensor], source: str | Path
+) -> None:
+    """Raises `UserError` where the names or shapes of a checkpoint are not the model's own."""
     missing = [name for name in own if name not in state_dict]
     unexpected = [name for name in state_dict if name not in own]
     wrong = [name for name in own if name in state_dict and own[name].shape != state_dict[name].shape]
     if not missing and not unexpected and not wrong:
-        model.load_state_dict(dict(state_dict))
         return
     if wrong and not missing and not unexpected:
         name = wrong[0]
@@ -168,7 +175,14 @@ def load_folder(folder: Path, **kwargs: Any) -> Any:
         )
     given = {name: value for name, value in kwargs.items() if value is not None}
     model_args = {**config.get('model_args', {}), **given, 'num_classes': classes}
-    model = factory.build_model(config['architecture'], **model_args)
+    header = read_header(folder / 'model.safetensors')
+    check_numbers(str(folder), model_args, header)
+    with no_more_than(str(folder), header):
+        outline = factory.outline(config['architecture'], **model_args)
+    if outline is not None:
+        check_alike(outline.state_dict(), header, folder)
+    with no_more_than(str(folder), header):
+        model = factory.build_model(config['architecture'], **model_args)
     load_weights(model, read_weights(folder / 'model.safetensors'), folder)
     published = ('label_names', 'license', 'origin_url', 'crop_mode', 'test_input_size', 'test_crop_pct')
     own = {**dict.fromkeys((*published, 'test_pool_size')), **config['pretrained_cfg']}  # not those of other weights

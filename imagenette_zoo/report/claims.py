@@ -56,6 +56,7 @@ def _claim(verdict: Verdict) -> dict[str, Any]:
         'sentence': claim.sentence,
         'metric': claim.metric,
         'order': claim.order,
+        'note': claim.note,
         'practical': claim.equal_within,
         'verdict': verdict.verdict,
         'what_is_so': what,
@@ -113,9 +114,10 @@ def _describe(claim: Numbers, drawn: Sequence[Bar]) -> dict[str, Any]:
         ('metric', metric_of(metric).meaning),
         ('p after Holm', 'counted, not estimated' if exact else _p(claim['p_adjusted'])),
         ('what would decide it', claim['what_would_decide']),
+        ('note', claim['note']),
     ]
     return {
-        **{name: claim[name] for name in ('verdict', 'what_is_so', 'what_would_decide')},
+        **{name: claim[name] for name in ('verdict', 'what_is_so', 'what_would_decide', 'note')},
         'title': '' if _is_pair(claim) else f'{claim["name"]}: {claim["sentence"]}',
         'symbol': SYMBOLS[claim['verdict']],
         'bars': drawn,

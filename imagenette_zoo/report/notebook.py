@@ -15,12 +15,12 @@ from ..config.hparams import GOOD_RECIPE
 from ..config.recipe import Recipe
 from ..errors import UserError, require
 from ..models.own import NAMED, NOTEBOOK, is_of_this_process, name_model, own_function
-from ..study.decisions import Verdict, judge
+from ..study.decisions import Verdict, judge, with_pairs
 from ..study.metrics import METRICS
 from ..study.plan import INSTEAD, default_name, find_study, plain_name, plan_models, plan_study, read_study
 from ..study.plan import Study as Plan
 from ..study.process import Slot
-from ..study.records import Record, by_run, samples_of, study_records, with_failed
+from ..study.records import Record, as_run, by_run, samples_of, study_records
 from ..study.sentences import sentence
 from ..training.result import Result
 from ..training.run_folder import RunFolder
@@ -30,7 +30,7 @@ from ..utils.modules import is_reference, owner, reference_to
 from .curves import best_curves
 from .page import report_numbers
 from .runs import numbers
-from .studies import carry_out, report_on, summary, summary_rows, verdicts, with_modules, with_pairs
+from .studies import carry_out, report_on, summary, summary_rows, verdicts, with_modules
 
 __all__ = ['Study', 'report', 'run', 'study']
 
@@ -45,13 +45,22 @@ class Study:
         slot: Where it is, and how its trainings run.
         only: Names of its runs; all if none is given.
         budget: Hours, instead of the plan's own.
+        until_decided: Its claims say how many seeds there are.
     """
 
-    def __init__(self, plan: Plan, slot: Slot, only: Sequence[str] = (), budget: float | None = None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        slot: Slot,
+        only: Sequence[str] = (),
+        budget: float | None = None,
+        until_decided: bool = False,
+    ) -> None:
         self.plan = plan
         self.slot = slot
         self.only = tuple(only)
         self.budget = budget
+        self.until_decided = until_decided
 
     @classmethod
     def open(cls, folder: str | Path) -> Study:
@@ -74,12 +83,12 @@ class Study:
         Raises:
             UserError: One is damaged.
         """
-        return study_records(self.plan, self.folder)
+        return study_records(as_run(self.plan, self.folder), self.folder)
 
     @property
     def verdicts(self) -> list[Verdict]:
         """What became of its claims, in their order. Without claims: which run of each pair has the higher top-1."""
-        plan = with_pairs(with_failed(self.plan, self.folder), self.records)
+        plan = with_pairs(as_run(self.plan, self.folder), self.records)
         return judge(plan.claims, samples_of(plan, by_run(self.records)), plan.stages)
 
     def table(self, per_seed: bool = False) -> Any:
@@ -137,7 +146,14 @@ class Study:
         console = Console(quiet)
         self.__dict__.pop('records', None)
         try:
-            carry_out(self.plan, self.slot, console, only=self.only, budget=self.budget)
+            carry_out(
+                self.plan,
+                self.slot,
+                console,
+                only=self.only,
+                budget=self.budget,
+                until_decided=self.until_decided,
+            )
         except KeyboardInterrupt:
             if not in_ipython():
                 raise
@@ -145,11 +161,13 @@ class Study:
         return self
 
     def _progress(self) -> str:
-        return f'{self.plan.title}: {len(self.records)} of {len(self.plan.trials())} trainings done, in {self.folder}'
+        plan = as_run(self.plan, self.folder)
+        of = '' if plan.until_decided else f' of {len(plan.trials())}'
+        return f'{plan.title}: {len(self.records)}{of} trainings done, in {self.folder}'
 
     def __repr__(self) -> str:
         parts = [self._progress(), *([summary(self.records)] if self.records else [])]
-        return '\n'.join([*parts, *filter(None, [verdicts(with_failed(self.plan, self.folder), self.records)])])
+        return '\n'.join([*parts, *filter(None, [verdicts(as_run(self.plan, self.folder), self.records)])])
 
     def _repr_html_(self) -> str:
         judged = [(each.verdict, each.claim.sentence, sentence(each)) for each in self.verdicts]
@@ -164,6 +182,8 @@ def run(
     vary: Mapping[str, Sequence[Any]] | None = None,
     seeds: int = 3,
     config: str | Path = GOOD_RECIPE,
+    until_decided: bool = False,
+    budget: float | None = None,
     jobs: int = 1,
     quiet: bool = False,
     **options: Any,
@@ -178,6 +198,8 @@ def run(
         vary: A run for each value, and for each combination: `{'lr': [1e-3, 3e-3], 'act_layer': ['relu', 'mish']}`.
         seeds: How many trainings each run has.
         config: The recipe.
+        until_decided: Trains with as many seeds as it takes to tell each pair of runs apart, or equal.
+        budget: Hours of training and validation.
         jobs: Trainings at the same time.
         quiet: Prints nothing.
         **options: The fields of `Recipe`. An `experiment` goes on with what its folder has; without a name the study
@@ -205,7 +227,7 @@ def run(
     }
     folder = _folder(recipe.output, options.get('experiment'), default_name(list(named), values))
     slot = Slot(folder, recipe.data_dir, options.get('device'), jobs)
-    return Study(replace(plan, runs=runs), slot).resume(quiet=quiet)
+    return Study(replace(plan, runs=runs), slot, (), budget, until_decided).resume(quiet=quiet)
 
 
 def _folder(output: str | Path, experiment: str | None, name: str) -> Path:
@@ -252,6 +274,7 @@ def study(
     models: Mapping[str, Callable[..., nn.Module]] | None = None,
     only: Sequence[str] = (),
     budget: float | None = None,
+    until_decided: bool = False,
     jobs: int = 1,
     data_dir: str | Path | None = None,
     device: str | None = None,
@@ -268,6 +291,7 @@ def study(
         models: Functions and classes that it names as models, where this process does not know them yet.
         only: Names of runs.
         budget: Hours, instead of the study's own.
+        until_decided: Trains with as many seeds as its claims need to be decided.
         jobs: Trainings at the same time.
         data_dir: As in training.
         device: As in training.
@@ -295,7 +319,7 @@ def study(
         file = find_study(source)
         plan, folder = read_study(file), Path(output, experiment or Path(source).stem)
     slot = Slot(folder, None if data_dir is None else str(data_dir), device, jobs)
-    return Study(with_modules(plan, device_modules), slot, only, budget).resume(quiet=quiet)
+    return Study(with_modules(plan, device_modules), slot, only, budget, until_decided).resume(quiet=quiet)
 
 
 def _begun(folder: Path) -> Plan:

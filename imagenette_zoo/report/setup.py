@@ -38,9 +38,11 @@ def numbers(records: Sequence[Record], runs: Mapping[str, Sequence[Record]]) -> 
 
 
 def unfinished(records: Sequence[Record], study: Study | None) -> list[str]:
-    """The trainings of a study that are not among the records."""
+    """The trainings of a study that are not among the records; none where its claims say how many there are."""
+    if study is None or study.until_decided:
+        return []
     done = {(record.run, record.seed) for record in records}
-    return [trial.name for trial in study.trials() if (trial.run, trial.recipe.seed) not in done] if study else []
+    return [trial.name for trial in study.trials() if (trial.run, trial.seed) not in done]
 
 
 def options(runs: Mapping[str, Sequence[Record]]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -10,23 +11,23 @@ from typing import Any
 
 from ..config.recipe import Recipe
 from ..errors import UserError, nearest
-from ..study.decisions import all_pairs, judge
+from ..study.decisions import MOST_COMPARED, judge, with_pairs
 from ..study.estimate import dry_run
 from ..study.on_ray import run_on_ray
 from ..study.plan import Study, find_study, plan_models, read_study
-from ..study.process import Slot
+from ..study.process import Slot, Trials
 from ..study.records import (
     FAILED,
     Record,
+    as_run,
     by_run,
-    distinct,
+    failures,
     group_runs,
     same_hardware,
     samples_of,
     study_records,
-    with_failed,
 )
-from ..study.runner import Trials, run_study
+from ..study.runner import run_study
 from ..study.sentences import sentence
 from ..study.statistics import interval
 from ..utils.console import Console, duration, table
@@ -35,10 +36,7 @@ from .page import check_packages, write_report
 
 __all__ = [
     'carry_out', 'report_on', 'run_models', 'run_study_file', 'summary', 'summary_rows', 'verdicts', 'with_modules',
-    'with_pairs',
 ]  # fmt: skip
-
-MOST_COMPARED = 6  # runs, each pair of which is judged
 
 
 def run_study_file(
@@ -47,6 +45,7 @@ def run_study_file(
     *,
     only: Sequence[str] = (),
     budget: float | None = None,
+    until_decided: bool = False,
     modules: Sequence[str] = (),
     plan_only: bool = False,
     ray: str | None = None,
@@ -58,6 +57,7 @@ def run_study_file(
         slot: Where and how; the study gets a folder of its name there.
         only: Names of runs.
         budget: Hours, instead of the study's own.
+        until_decided: Trains with as many seeds as its claims need to be decided.
         modules: Code of the user's own, instead of the study's.
         plan_only: Only prints the plan and its hours.
         ray: The address of a Ray cluster that the trainings are sent to.
@@ -69,7 +69,16 @@ def run_study_file(
     for run in only:
         if run not in study.runs:
             raise UserError(f'--only: {name} has no run {run!r}{nearest(run, study.runs)}')
-    carry_out(study, slot, Console(), only=only, budget=budget, plan_only=plan_only, ray=ray)
+    carry_out(
+        study,
+        slot,
+        Console(),
+        only=only,
+        budget=budget,
+        until_decided=until_decided,
+        plan_only=plan_only,
+        ray=ray,
+    )
 
 
 def with_modules(study: Study, modules: Sequence[str]) -> Study:
@@ -88,6 +97,8 @@ def run_models(
     slot: Slot,
     *,
     vary: Mapping[str, Sequence[Any]] | None = None,
+    budget: float | None = None,
+    until_decided: bool = False,
     plan_only: bool = False,
     ray: str | None = None,
 ) -> None:
@@ -99,6 +110,8 @@ def run_models(
         seeds: How many.
         slot: Where and how.
         vary: Options and arguments of the models with several values each, as `plan_models` takes them.
+        budget: Hours of training and validation.
+        until_decided: Trains with as many seeds as it takes to tell each pair of runs apart, or equal.
         plan_only: Only prints the plan and its hours.
         ray: The address of a Ray cluster that the trainings are sent to.
 
@@ -106,7 +119,7 @@ def run_models(
         UserError: What is varied can't be, two runs would be the same, or a training failed.
     """
     study = plan_models(models, recipe, seeds, vary)
-    carry_out(study, slot, Console(), plan_only=plan_only, ray=ray)
+    carry_out(study, slot, Console(), budget=budget, until_decided=until_decided, plan_only=plan_only, ray=ray)
 
 
 def carry_out(
@@ -116,6 +129,7 @@ def carry_out(
     *,
     only: Sequence[str] = (),
     budget: float | None = None,
+    until_decided: bool = False,
     plan_only: bool = False,
     ray: str | None = None,
 ) -> None:
@@ -125,19 +139,29 @@ def carry_out(
         UserError: A training failed; the report on the others is written.
         KeyboardInterrupt: Ctrl-C or SIGTERM; what was computed is saved.
     """
+    if until_decided:
+        _check_decidable(study, only)
+        study = replace(study, until_decided=True)
+    study = as_run(study, slot.output)
     if plan_only:
-        dry_run(study, slot, console, only, budget)
+        dry_run(study, slot, console, only, budget, until_decided=until_decided)
         return
-    if ray is not None and (budget is not None or slot.jobs > 1):
-        raise UserError('--ray: --budget and --jobs are for one machine: leave them out')
+    if ray is not None and slot.jobs > 1:
+        raise UserError('--ray: --jobs is for one machine: leave it out')
+    if ray is not None and budget is not None and not until_decided:
+        raise UserError('--ray: --budget goes with --until-decided there: a cluster does all of a study otherwise')
     check_packages()
     if ray is None:
-        trials = run_study(study, slot, console, only=only, budget=budget)
+        hours = budget or study.budget
+        trials = run_study(study, slot, console, only=only, budget=hours, until_decided=until_decided)
     else:
-        if study.budget is not None:
+        if study.budget is not None and not until_decided:
             console.line(f'the budget of {study.budget:g} h is for one machine: a Ray cluster does all of it')
-        trials = run_on_ray(study, slot, console, ray, only=only)
-    write_json(slot.output / FAILED, trials.failed)
+        hours = (budget or study.budget) if until_decided else None
+        trials = run_on_ray(study, slot, console, ray, only=only, budget=hours, until_decided=until_decided)
+    tried = {*trials.failed, *(trial.name for trial in trials.done)}
+    before = {name: why for name, why in failures(slot.output).items() if name not in tried}
+    write_json(slot.output / FAILED, before | trials.failed)
     try:
         _report(study, slot, console)
     except UserError as error:
@@ -145,11 +169,34 @@ def carry_out(
             console.line(f'no report: {error}')
         _print_failures(trials, slot, console)
         raise
+    _print_undecided(trials, hours, console)
     _print_failures(trials, slot, console)
 
 
+def _check_decidable(study: Study, only: Sequence[str]) -> None:
+    """Raises `UserError` where there is nothing that trainings could decide."""
+    if only:
+        raise UserError('--until-decided: chooses the runs itself: leave --only out')
+    if not study.claims and not 1 < len(study.runs) <= MOST_COMPARED:
+        raise UserError(
+            f'--until-decided: there are no claims, and pairs are judged of 2 to {MOST_COMPARED} runs, not of '
+            f'{len(study.runs)}: name so many, or write a study file with claims'
+        )
+
+
+def _print_undecided(trials: Trials, budget: float | None, console: Console) -> None:
+    """Says which claims get no more trainings, and why."""
+    if trials.undecided:
+        within = '' if budget is None else f' within the budget of {budget:g} h'
+        console.line(f'\nnot decided{within}:')
+        for name, left in trials.undecided.items():
+            console.line(f'  {name}: {left.reason}')
+    if more := [left.hours for left in trials.undecided.values() if left.hours is not None]:
+        console.line(f'to go on: the same command with --budget {math.ceil(10 * ((budget or 0) + min(more))) / 10:g}')
+
+
 def _report(study: Study, slot: Slot, console: Console) -> None:
-    study = with_failed(study, slot.output)
+    study = as_run(study, slot.output)
     records = study_records(study, slot.output)
     if not records:
         return
@@ -197,15 +244,6 @@ def summary_rows(records: Sequence[Record]) -> list[tuple[str, ...]]:
     return rows
 
 
-def with_pairs(study: Study, records: Sequence[Record]) -> Study:
-    """The study; one without claims asks of each pair of its runs on the same images which has the higher top-1."""
-    runs = by_run(records)
-    if study.claims or not 1 < len(runs) <= MOST_COMPARED or len(distinct([r.result.dataset for r in records])) > 1:
-        return study
-    ranked = sorted(runs, key=lambda run: -sum(record.result.top1 for record in runs[run]) / len(runs[run]))
-    return replace(study, claims=all_pairs(ranked))
-
-
 def verdicts(study: Study, records: Sequence[Record]) -> str:
     """What is so, a line for each pair of runs; after each claim of the study, where it has some."""
     plan = with_pairs(study, records)
@@ -242,7 +280,7 @@ def report_on(
     first = Path(paths[0])
     study = Study('', {}, ())
     if len(paths) == 1 and os.path.isfile(first / 'study.yaml'):
-        study = with_failed(read_study(first / 'study.yaml'), first)
+        study = as_run(read_study(first / 'study.yaml'), first)
         records = study_records(study, first)
     else:
         records = group_runs(_run_folders(paths))

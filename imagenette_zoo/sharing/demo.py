@@ -21,7 +21,7 @@ from PIL import Image
 import imagenette_zoo  # noqa: F401  (registers the models, also where this file runs on its own)
 
 # Absolute: a Space runs a copy of this file, which is in no package.
-from imagenette_zoo.data.images import forget_other_formats, open_image
+from imagenette_zoo.data.images import LARGEST_UPLOAD, Unfit, forget_other_formats, open_image
 from imagenette_zoo.errors import UserError, first_line, require
 from imagenette_zoo.inference.loading import TrainedModel, UseOptions, load_trained
 from imagenette_zoo.inference.predict import look_at
@@ -31,7 +31,7 @@ __all__ = ['Explained', 'build', 'explain', 'main', 'serve']
 
 DEFAULT = (UseOptions.model, 'mbv2_mish_maxblur_imagenette')
 MOST_CLASSES = 5  # that are shown
-LARGEST_UPLOAD = '50mb'
+LARGEST_FILE = '50mb'
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def explain(trained: TrainedModel, image: Image.Image) -> Explained:
     """
     try:
         pixels = torch.from_numpy(trained.pixels(image))[None]
-    except ValueError as error:
+    except Unfit as error:
         raise UserError(f'the image {error}') from None
     [prediction] = look_at(trained, pixels, len(trained.class_names), heat_maps=trained.has_maps)
     seen = pixels[0].permute(1, 2, 0).numpy()
@@ -117,7 +117,7 @@ def _answer(models: dict[str, TrainedModel], error: type[Exception]) -> Callable
         if path is None:
             return None, None
         try:
-            explained = explain(models[name], open_image(path))
+            explained = explain(models[name], open_image(path, LARGEST_UPLOAD))
         except UserError as problem:
             raise error(str(problem).replace(path, Path(path).name)) from None
         return explained.probabilities, explained.picture
@@ -139,7 +139,7 @@ def serve(models: Sequence[str], port: int | None = None, **options: Any) -> Non
     page = build(models, **options)
     forget_other_formats()  # gradio opens some uploads by Pillow too; which ones depends on its version
     try:
-        page.launch(server_port=port, share=False, show_error=True, max_file_size=LARGEST_UPLOAD)
+        page.launch(server_port=port, share=False, show_error=True, max_file_size=LARGEST_FILE)
     except (OSError, OverflowError) as error:
         raise UserError(f'--port {port or "7860 and on"}: {first_line(error)}: choose another') from None
 

@@ -20,7 +20,7 @@ from torch import nn
 from ..config.fields import option
 from ..config.groups import DataOptions
 from ..data.folders import evenly
-from ..data.images import open_image
+from ..data.images import Unfit, open_image
 from ..data.synthette import CLASS_NAMES
 from ..data.synthette import draw as draw_image
 from ..errors import UserError, first_line, require
@@ -169,7 +169,7 @@ def _real_images(trained: TrainedModel, data_dir: str | None) -> tuple[str, Imag
         images = [Image.fromarray(draw_image(name, 0, 'val', 0)) for name in CLASS_NAMES]
     try:
         pixels = np.stack([trained.pixels(image) for image in images])
-    except ValueError as error:
+    except Unfit as error:
         raise UserError(f'{source}: an image {error}') from None
     return source, trained.normalize(torch.from_numpy(pixels))
 

@@ -117,8 +117,8 @@ def analyse(folder: Path, console: Console, data_dir: str | None = None, device:
     options = ValidationOptions(**given)
     world = World(choose_device(options.device))
     root = run_images(str(folder), recipe, recipe.train_split, options.val_split)
-    train_images = load_split(root, recipe.train_split)
-    images = load_split(root, options.val_split, train_images.classes)
+    train_images = load_split(root, recipe.train_split, None, recipe.max_megapixels)
+    images = load_split(root, options.val_split, train_images.classes, recipe.max_megapixels)
     if (count := read_result(folder).dataset.get('val')) not in (None, len(images)):
         raise UserError(
             f'{images.root} has {len(images)} validation images, {folder} was validated on {count}: give the '

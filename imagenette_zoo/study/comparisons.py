@@ -14,8 +14,8 @@ from .plan import Claim, Comparison
 from .statistics import Interval, Means, Pairs, Sample, Signs, at_stages, interval, pair, sign_p
 
 __all__ = [
-    'CONTRADICTED', 'EQUAL', 'SUPPORTED', 'UNDECIDED', 'Finding', 'Levels', 'Looks', 'Samples', 'Stages', 'count',
-    'finding_of', 'further_seeds', 'look_at',
+    'CONTRADICTED', 'EQUAL', 'SUPPORTED', 'UNDECIDED', 'Finding', 'Levels', 'Looks', 'Outlook', 'Samples', 'Stages',
+    'blocks_needed', 'count', 'finding_of', 'judged_as', 'look_at',
 ]  # fmt: skip
 
 Samples: TypeAlias = Mapping[tuple[str, str], Sample]
@@ -23,6 +23,7 @@ Stages: TypeAlias = Sequence[tuple[int, float]]
 
 SUPPORTED, CONTRADICTED, EQUAL, UNDECIDED = 'supported', 'contradicted', 'equal', 'undecided'
 DEVIATIONS = 0.84  # 80 % of normal numbers are below their mean and so many deviations
+USUAL = 3.0  # degrees of freedom of a usual variance beside that of few blocks; of top-1 2.91 were found
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,11 @@ class Looks:
     p: Mapping[str, np.ndarray] = field(default_factory=dict)
     refused: Sequence[str] = ()
 
+    @property
+    def latest(self) -> Means | Signs | None:
+        """What all blocks give, None where there are none."""
+        return self.pairs.first(self.finding.blocks) if self.pairs and self.finding.blocks else None
+
     def least(self, verdict: str) -> float:
         """The p-value of a verdict over all looks."""
         known = self.made and verdict not in self.refused
@@ -121,6 +127,34 @@ class Looks:
     def best(self, verdict: str) -> int:
         """The look at which a verdict is nearest."""
         return int(np.argmin(self.p[verdict] / self.shares))
+
+
+def judged_as(claim: Claim, samples: Samples, blocks: int) -> Claim:
+    """A claim, by its fallback where too few reached the threshold: a run in less than half of the first blocks.
+
+    Which run that is makes no difference, and later blocks change nothing: the choice favours no verdict.
+
+    Args:
+        claim: The claim.
+        samples: The numbers of its runs.
+        blocks: Of the first look.
+    """
+    if claim.fallback is None:
+        return claim
+    for each in claim.comparisons:
+        known = [samples.get((claim.metric, run)) for run in (each.larger, each.smaller)]
+        larger, smaller = (sample or Sample(()) for sample in known)
+        values = pair(larger, smaller, reached=True).values[:, :blocks]
+        reached = np.isfinite(values).sum(1)
+        if values.shape[1] == blocks and 2 * reached.min() < blocks:
+            swapped = tuple(Comparison(each.smaller, each.larger, 0.0) for each in claim.comparisons)
+            words = f'in {reached[0]} by {each.larger} and in {reached[1]} by {each.smaller}'
+            note = (
+                f'{metric_of(claim.metric).label}: of the first {blocks} blocks it was reached {words}, too few: '
+                f'{metric_of(claim.fallback).label} is judged instead'
+            )
+            return replace(claim, metric=claim.fallback, comparisons=swapped, note=note)
+    return claim
 
 
 def look_at(claim: Claim, comparison: Comparison, samples: Samples, stages: Stages) -> Looks:
@@ -165,13 +199,19 @@ def _incomparable(metric: Metric, ratio: bool, runs: Mapping[str, Sample | None]
     """Why runs can not be compared, or nothing."""
     for run, sample in runs.items():
         if sample is None or not sample.values:
-            return f'nothing is known of {run}'
+            return _unknown(metric, run)
     known = {run: sample for run, sample in runs.items() if sample}
     if metric.timed and (unlike := _unlike(known)):
         return f'{metric.label} is not compared: {unlike}'
     if ratio and min((value for sample in known.values() for value in sample.known), default=1.0) <= 0:
         return 'a ratio needs numbers above 0'
     return ''
+
+
+def _unknown(metric: Metric, run: str) -> str:
+    if metric.by_steps:
+        return f'the steps of {run} were not timed: the command of the study times them'
+    return f'nothing is known of {run}'
 
 
 def _unlike(runs: Mapping[str, Sample]) -> str:
@@ -212,7 +252,7 @@ def count(claim: Claim, comparison: Comparison, samples: Samples) -> Finding:
     runs = {run: samples.get((claim.metric, run)) for run in (comparison.larger, comparison.smaller)}
     finding = Finding(comparison, _mean(runs[comparison.larger]), _mean(runs[comparison.smaller]))
     if finding.larger is None or finding.smaller is None:
-        return replace(finding, note=f'nothing is known of {list(runs)[0 if finding.larger is None else 1]}')
+        return replace(finding, note=_unknown(metric_of(claim.metric), list(runs)[0 if finding.larger is None else 1]))
     first, second = finding.larger.mean, finding.smaller.mean
     estimate = first / second if comparison.ratio else first - second
     if math.isclose(first, comparison.bound * second if comparison.ratio else comparison.bound + second):
@@ -251,7 +291,7 @@ def finding_of(looks: Looks, verdict: str, levels: Levels, claim: Claim, stages:
     if finding.blocks > stages[-1][0]:
         notes.append(f'blocks after the last stage, {stages[-1][0]}, do not count')
     side = SUPPORTED if look.estimate > looks.bound else CONTRADICTED
-    further = None if held or against or verdict == EQUAL else further_seeds(looks, side, levels, stages)
+    needed = None if held or against or verdict == EQUAL else blocks_needed(looks, side, levels, stages)
     back = math.exp if finding.comparison.ratio else float
     ends = [back(each) if math.isfinite(each) else None for each in (look.estimate, low, high)]
     return replace(
@@ -264,7 +304,7 @@ def finding_of(looks: Looks, verdict: str, levels: Levels, claim: Claim, stages:
         spread=math.sqrt(look.variance) if isinstance(look, Means) and look.blocks > 1 else None,
         error=look.error if isinstance(look, Means) and look.blocks > 1 else None,
         counts=look.count(looks.bound) if isinstance(look, Signs) else None,
-        more_seeds=further,
+        more_seeds=None if needed is None else needed - finding.blocks,
         note='; '.join(filter(None, notes)),
     )
 
@@ -278,23 +318,51 @@ def _reached(finding: Finding, blocks: int, decisive: bool) -> str:
     return note if decisive else f'{note}, which too few blocks tell'
 
 
-def further_seeds(looks: Looks, verdict: str, levels: Levels, stages: Stages) -> int | None:
-    """How many further seeds would give a verdict, with a probability of 80 % if all is as it seems; None if none."""
+@dataclass(frozen=True)
+class Outlook:
+    """How looks to come are foreseen: like the last one, if all is as it seems.
+
+    Args:
+        deviations: As many standard errors must lie between the estimate and what the look needs: 0 for even odds.
+        variance: Of the difference between blocks, as others of the study have it; None where that is not asked for.
+    """
+
+    deviations: float = DEVIATIONS
+    variance: float | None = None
+
+
+def blocks_needed(
+    looks: Looks, verdict: str, levels: Levels, stages: Stages, outlook: Outlook | None = None
+) -> int | None:
+    """After how many blocks a look would give a verdict, if all is as it seems; None if none would.
+
+    Args:
+        looks: A comparison.
+        verdict: Which.
+        levels: Of the claim's intervals.
+        stages: All of the study.
+        outlook: How it is foreseen, also from two blocks. By default with a probability of 80 %, by looks.
+    """
     blocks = looks.finding.blocks
-    if looks.pairs is None or not blocks or verdict in looks.refused:
+    latest = looks.latest
+    if latest is None or verdict in looks.refused:
         return None
-    if not looks.made:
-        return max(0, stages[0][0] - blocks)  # before that nothing is known
+    if not looks.made and (outlook is None or blocks < 2):
+        return max(blocks, stages[0][0])  # before that nothing is known
     level = {SUPPORTED: levels.low, CONTRADICTED: levels.high, EQUAL: levels.equal}[verdict]
+    look = looks.made[-1] if outlook is None else latest
+    outlook = outlook or Outlook()
+    if isinstance(look, Means) and outlook.variance is not None:
+        own = blocks - 1
+        look = replace(look, variance=(USUAL * outlook.variance + own * look.variance) / (USUAL + own))
     for count, share in stages:
-        if count > blocks and _would_do(looks, verdict, level * share, count):
-            return count - blocks
+        if count > blocks and _would_do(look, looks, verdict, level * share, count, outlook.deviations):
+            return count
     return None
 
 
-def _would_do(looks: Looks, verdict: str, level: float, blocks: int) -> bool:
-    """Whether a verdict is likely after so many blocks if they are like those of the last look."""
-    look = looks.made[-1]
+def _would_do(look: Means | Signs, looks: Looks, verdict: str, level: float, blocks: int, deviations: float) -> bool:
+    """Whether a verdict is likely after so many blocks if they are like those of a look."""
     if isinstance(look, Signs):
         if verdict == EQUAL:
             return False
@@ -306,4 +374,4 @@ def _would_do(looks: Looks, verdict: str, level: float, blocks: int) -> bool:
     elif verdict == CONTRADICTED:
         distance = -distance
     ahead = replace(look, blocks=blocks)
-    return distance >= ahead.half(level) + DEVIATIONS * ahead.error
+    return distance >= ahead.half(level) + deviations * ahead.error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,18 +16,23 @@ from .comparisons import (
     Finding,
     Levels,
     Looks,
+    Outlook,
     Samples,
     Stages,
+    blocks_needed,
     count,
     finding_of,
-    further_seeds,
+    judged_as,
     look_at,
 )
 from .metrics import metric_of
-from .plan import STAGES, Claim, Comparison
+from .plan import STAGES, STEP_TIME_STAGES, Claim, Comparison, Study
+from .records import Record, by_run, distinct
 from .statistics import LEVEL, claim_p, holm
 
-__all__ = ['Verdict', 'all_pairs', 'judge']
+__all__ = ['Test', 'Verdict', 'all_pairs', 'judge', 'run_tests', 'ways', 'with_pairs']
+
+MOST_COMPARED = 6  # runs, each pair of which is judged
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ class Verdict:
     @property
     def note(self) -> str:
         """What to know about it."""
-        return '; '.join(dict.fromkeys(each.note for each in self.findings if each.note))
+        return '; '.join(dict.fromkeys(filter(None, [self.claim.note, *(each.note for each in self.findings)])))
 
 
 def all_pairs(runs: Iterable[str], metric: str = 'top1', practical: float | None = 1.0) -> tuple[Claim, ...]:
@@ -99,8 +104,48 @@ def all_pairs(runs: Iterable[str], metric: str = 'top1', practical: float | None
     )
 
 
-def judge(claims: Sequence[Claim], samples: Samples, stages: Stages = STAGES) -> list[Verdict]:
-    """The verdicts on the claims of a study.
+def with_pairs(study: Study, records: Iterable[Record]) -> Study:
+    """The study; one without claims asks of each pair of its runs on the same images which has the higher top-1."""
+    runs = by_run(records)
+    images = distinct([record.result.dataset for each in runs.values() for record in each])
+    if study.claims or not 1 < len(runs) <= MOST_COMPARED or len(images) > 1:
+        return study
+    ranked = sorted(runs, key=lambda run: -sum(record.result.top1 for record in runs[run]) / len(runs[run]))
+    return replace(study, claims=all_pairs(ranked))
+
+
+@dataclass(frozen=True)
+class Test:
+    """A claim that is tested: its comparisons, the p-value of each verdict, and what Holm's method makes of it.
+
+    Args:
+        claim: Which.
+        looks: Of each comparison.
+        stages: At which it is looked at.
+        p: Of each verdict.
+        adjusted: The least of them after Holm.
+        step: The number of claims, less those that were decided before this one: the level is divided by it.
+    """
+
+    claim: Claim
+    looks: Sequence[Looks]
+    stages: Stages
+    p: Mapping[str, float]
+    adjusted: float = 1.0
+    step: int = 1
+
+    @property
+    def decided(self) -> bool:
+        return self.adjusted <= LEVEL
+
+    @property
+    def levels(self) -> Levels:
+        """Of its intervals."""
+        return Levels.of(self.claim, LEVEL / self.step)
+
+
+def run_tests(claims: Sequence[Claim], samples: Samples, stages: Stages = STAGES) -> list[Test | None]:
+    """Tests the claims of a study; None for one about exact numbers, which needs no test.
 
     Args:
         claims: All claims of the study: they are corrected together.
@@ -108,21 +153,27 @@ def judge(claims: Sequence[Claim], samples: Samples, stages: Stages = STAGES) ->
         stages: After how many blocks one looks, with the share of the level of each look. Each that there are blocks
             for is made: who adds seeds by hand looks again, and pays for it.
     """
-    exact = [metric_of(claim.metric).exact for claim in claims]
-    looks = {
-        index: [look_at(claim, each, samples, stages) for each in claim.comparisons]
-        for index, claim in enumerate(claims)
-        if not exact[index]
-    }
-    p = {index: _p_values(claims[index], each) for index, each in looks.items()}
-    least = np.array([min(each.values()) for each in p.values()])
+    tests: dict[int, Test] = {}
+    for index, claim in enumerate(claims):
+        metric = metric_of(claim.metric)
+        if not metric.exact:
+            own = STEP_TIME_STAGES if metric.by_steps else stages
+            claim = judged_as(claim, samples, own[0][0])
+            looks = [look_at(claim, each, samples, own) for each in claim.comparisons]
+            tests[index] = Test(claim, looks, own, _p_values(claim, looks))
+    least = np.array([min(each.p.values()) for each in tests.values()])
     adjusted, ranks = holm(least), np.argsort(np.argsort(least, kind='stable'), kind='stable')
     decided = int((adjusted <= LEVEL).sum())
-    verdicts = {}
-    for index, rank, own in zip(looks, ranks.tolist(), adjusted.tolist(), strict=True):
-        step = len(looks) - min(rank, decided)
-        verdicts[index] = _verdict(claims[index], looks[index], p[index], own, step, stages)
-    return [verdicts.get(index) or _counted(claim, samples) for index, claim in enumerate(claims)]
+    for index, rank, own_p in zip(list(tests), ranks.tolist(), adjusted.tolist(), strict=True):
+        tests[index] = replace(tests[index], adjusted=own_p, step=len(tests) - min(rank, decided))
+    return [tests.get(index) for index in range(len(claims))]
+
+
+def judge(claims: Sequence[Claim], samples: Samples, stages: Stages = STAGES) -> list[Verdict]:
+    """The verdicts on the claims of a study; arguments as of `run_tests`."""
+    tests = run_tests(claims, samples, stages)
+    pairs = zip(claims, tests, strict=True)
+    return [_verdict(test) if test else _counted(claim, samples) for claim, test in pairs]
 
 
 def _p_values(claim: Claim, looks: Sequence[Looks]) -> dict[str, float]:
@@ -132,40 +183,52 @@ def _p_values(claim: Claim, looks: Sequence[Looks]) -> dict[str, float]:
     return dict(zip(verdicts, map(float, claim_p(*parts, two_sided=claim.two_sided)), strict=True))
 
 
-def _verdict(
-    claim: Claim, looks: Sequence[Looks], p: Mapping[str, float], adjusted: float, step: int, stages: Stages
-) -> Verdict:
+def _verdict(test: Test) -> Verdict:
     """The verdict on a claim that is tested at the level over the step of Holm's method."""
-    verdict, own = min(p.items(), key=lambda each: each[1])
-    if adjusted > LEVEL:
+    claim, looks = test.claim, test.looks
+    verdict, own = min(test.p.items(), key=lambda each: each[1])
+    if not test.decided:
         verdict = UNDECIDED
     else:  # equal only where no other is reached
-        verdict, own = next((each for each in p.items() if each[1] * step <= LEVEL), (verdict, own))
-    levels = Levels.of(claim, LEVEL / step)
-    findings = tuple(finding_of(each, verdict, levels, claim, stages) for each in looks)
+        verdict, own = next((each for each in test.p.items() if each[1] * test.step <= LEVEL), (verdict, own))
+    findings = tuple(finding_of(each, verdict, test.levels, claim, test.stages) for each in looks)
     side, choose = (CONTRADICTED, min) if verdict == CONTRADICTED else (EQUAL if verdict == EQUAL else SUPPORTED, max)
     deciding = choose(range(len(looks)), key=lambda index: looks[index].least(side))
-    more = _more_seeds(looks, findings, levels, stages) if verdict == UNDECIDED else None
-    adjusted = max(adjusted, min(1.0, own * step))
-    return Verdict(claim, verdict, own, adjusted, findings, findings[deciding], more, stages[-1][0])
+    more = None
+    if verdict == UNDECIDED:
+        blocks = {each.finding.comparison: each.finding.blocks for each in looks}
+        more = min((max(n - blocks[each] for each, n in way.items()) for way in ways(test)), default=None)
+    adjusted = max(test.adjusted, min(1.0, own * test.step))
+    return Verdict(claim, verdict, own, adjusted, findings, findings[deciding], more, test.stages[-1][0])
 
 
-def _more_seeds(looks: Sequence[Looks], findings: Sequence[Finding], levels: Levels, stages: Stages) -> int | None:
-    """How many further seeds would decide a claim: one comparison the other way would do, or else it takes all."""
+def ways(test: Test, outlook: Outlook | None = None) -> list[dict[Comparison, int]]:
+    """The ways in which a claim would be decided: how many blocks comparisons would need, where they need more.
 
-    def all_of(needed: Iterable[int | None]) -> int | None:
-        numbers = list(needed)
-        known = [each for each in numbers if each is not None]
-        return max(known, default=None) if known == numbers else None
+    One comparison the other way would do, or else it takes all.
 
-    against = [each.more_seeds for each in findings if each.estimate is not None and not each.holds]
-    open_ones = [each for each in zip(looks, findings, strict=True) if each[0].least(SUPPORTED) > levels.low]
-    ways = [
-        *against,
-        None if against else all_of(finding.more_seeds for _, finding in open_ones),
-        all_of(further_seeds(each, EQUAL, levels, stages) for each in looks),
+    Args:
+        test: The claim.
+        outlook: As `blocks_needed` has it.
+    """
+    known = [(each, each.latest) for each in test.looks]
+    against = [each for each, look in known if look is not None and look.estimate <= each.bound]
+    open_ones = [each for each in test.looks if each.least(SUPPORTED) > test.levels.low]
+    candidates = [
+        *([(each, CONTRADICTED)] for each in against),
+        [] if against else [(each, SUPPORTED) for each in open_ones],
+        [(each, EQUAL) for each in test.looks],
     ]
-    return min((each for each in ways if each is not None), default=None)
+    found = []
+    for candidate in candidates:
+        needed = {
+            each.finding.comparison: blocks_needed(each, verdict, test.levels, test.stages, outlook)
+            for each, verdict in candidate
+        }
+        blocks = {comparison: count for comparison, count in needed.items() if count is not None}
+        if blocks and len(blocks) == len(needed):
+            found.append(blocks)
+    return found
 
 
 def _counted(claim: Claim, samples: Samples) -> Verdict:

@@ -1,96 +1,161 @@
-"""The plan of a study and its hours before it runs: each run's steps, timed on random images."""
+"""The plan of a study before it runs: its hours, by timed steps on random images, and what it can decide."""
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 
 import torch
 
 from ..config.recipe import Recipe
-from ..data.constants import IMAGENETTE
-from ..data.locate import load_splits
-from ..errors import UserError
-from ..models import factory
-from ..training.cuda_graph import WARM_UP_STEPS
-from ..training.learner import Learner
-from ..training.run import make_model
 from ..utils.console import Console, duration, table
-from ..utils.distributed import World, choose_device
-from ..utils.memory import collect
 from ..utils.process import restore_process
-from .plan import Study
+from .adaptive import State, next_round
+from .comparisons import UNDECIDED
+from .decisions import MOST_COMPARED, all_pairs, judge
+from .hours import hours_spent
+from .metrics import metric_of
+from .plan import STEP_TIME_BLOCKS, Claim, Study
 from .power import TOP1_IMAGES, power, top1_spreads
 from .process import Slot, epochs_done
+from .records import study_records
 from .runner import check_models, state_of
+from .step_times import TimedModel, image_counts
 
-__all__ = ['dry_run', 'image_counts', 'seconds_per_epoch']
+__all__ = ['dry_run', 'seconds_per_epoch']
 
-PUBLISHED = (9469, 3925)  # training and validation images of Imagenette
-STEPS = 3  # of which the first is not counted
+STEPS = 3
+POINTS = (2, 4, 8)  # of top-1 that a claim may differ by
 
 
-def dry_run(study: Study, slot: Slot, console: Console, only: Sequence[str] = (), budget: float | None = None) -> float:
-    """Prints what would be trained and what it would take; returns the hours."""
+def dry_run(
+    study: Study,
+    slot: Slot,
+    console: Console,
+    only: Sequence[str] = (),
+    budget: float | None = None,
+    *,
+    until_decided: bool = False,
+) -> float:
+    """Prints what would be trained, what it would take and what that can decide; returns the hours.
+
+    Args:
+        study: The study, as its folder has it.
+        slot: Where and how.
+        console: Where it is printed.
+        only: Names of runs; all if none is given.
+        budget: Hours, instead of the study's own.
+        until_decided: Its claims say how many seeds there are.
+    """
     check_models(study, console)
-    rows: list[tuple[str, ...]] = [('run', 'model', 'px', 'epochs', 'seeds', 'done', 'begun', 'hours to go')]
+    hours: dict[str, float] = {}  # of a seed
+    rows: list[tuple[str, ...]] = [('run', 'model', 'px', 'epochs', 'seeds', 'done', 'begun', 'hours a seed', 'to go')]
     total = 0.0
+    done = {}
     for name, run in study.runs.items():
         if only and name not in only:
             continue
         trials = [trial for trial in study.trials() if trial.run == name]
         states = [state_of(trial, slot) for trial in trials]
-        counts = image_counts(run.recipe, slot.data_dir)
+        done[name] = states.count('done')
+        recipe = run.recipe.replace(device=slot.device or run.recipe.device)
+        seconds = seconds_per_epoch(recipe, image_counts(run.recipe, slot.data_dir))
+        hours[name] = recipe.epochs * seconds / 3600
         epochs = sum(
             trial.recipe.epochs - epochs_done(slot.output / trial.name)
             for trial, state in zip(trials, states, strict=True)
-            if state != 'done'
+            if state != 'done' and trial.seed in study.seeds
         )
-        recipe = run.recipe.replace(device=slot.device or run.recipe.device)
-        hours = epochs * seconds_per_epoch(recipe, counts) / 3600 if epochs else 0.0
-        total += hours
+        total += epochs * seconds / 3600
         size = 'own' if recipe.img_size is None else str(recipe.img_size)
-        shown = [str(states.count(state)) for state in ('done', 'begun')]
-        rows.append((name, recipe.model, size, str(recipe.epochs), str(len(trials)), *shown, f'{hours:.2f}'))
+        seeds = 'open' if until_decided else str(len(study.seeds))
+        to_go = '' if until_decided else f'{epochs * seconds / 3600:.2f}'
+        shown = (str(done[name]), str(states.count('begun')), f'{hours[name]:.2f}', to_go)
+        rows.append((name, recipe.model, size, str(recipe.epochs), seeds, *shown))
     console.line(table(rows))
-    wall = total / min(slot.jobs, max(1, torch.cuda.device_count()))  # several on one device take turns
-    console.line(f'\nabout {duration(3600 * wall)} to go, by a few steps of each on this machine, without set-up')
-    if (limit := budget or study.budget) is not None:
-        console.line(f'the budget is {limit:g} h of training and validation, what is done included')
-    for claim in study.claims:
-        console.line(f'{claim.name}: {claim.sentence}  [{claim.metric}: {"; ".join(claim.order)}]')
-    if (tests := len(study.claims) or math.comb(len(study.runs), 2)) and find_spec('scipy'):
-        console.line(_reach(study, tests))
-    return wall
+    jobs = min(slot.jobs, max(1, torch.cuda.device_count()))  # several on one device take turns
+    if not until_decided:
+        how = 'by a few steps of each on this machine, without set-up'
+        console.line(f'\nabout {duration(3600 * total / jobs)} to go, {how}')
+    limit = budget or study.budget
+    spent = hours_spent(study, slot.output)
+    if limit is not None:
+        console.line(f'the budget is {limit:g} h of training and validation; {spent:.2f} h of it are done')
+    left = math.inf if limit is None else max(0.0, limit - spent)
+    if find_spec('scipy') and not only:
+        _print_reach(study, slot, console, hours, done, left, until_decided=until_decided)
+    return total / jobs
 
 
-def _reach(study: Study, tests: int) -> str:
-    """The chances that differences of top-1 are decided by so many tests together, without claims of all pairs."""
-    seeds = len(study.seeds)
-    what = f'{tests} {"claim" if study.claims else "pair"}{"s" if tests > 1 else ""} tested together'
+def _print_reach(
+    study: Study,
+    slot: Slot,
+    console: Console,
+    hours: Mapping[str, float],
+    done: Mapping[str, int],
+    left: float,
+    *,
+    until_decided: bool,
+) -> None:
+    """What the hours that are left can decide, claim by claim; without claims of all pairs."""
+    pairs = all_pairs(study.runs) if 1 < len(study.runs) <= MOST_COMPARED else ()
+    claims = study.claims or pairs
+    if not claims:
+        return
+    tested = sum(not metric_of(claim.metric).exact for claim in claims)
+    seems = _as_it_seems(study, slot, left)
+    points = [f'{number} points' for number in POINTS]
+    rows: list[tuple[str, ...]] = [('claim', 'metric', 'hours a block', 'blocks', *points, 'as it seems')]
+    for claim in claims:
+        metric = metric_of(claim.metric)
+        runs = dict.fromkeys(run for each in claim.comparisons for run in (each.larger, each.smaller))
+        cost = sum(hours[run] for run in runs)
+        chances = ['–'] * len(POINTS)
+        if metric.exact or metric.by_steps:
+            blocks, cost_text = ('counted' if metric.exact else f'{STEP_TIME_BLOCKS} of steps'), ''
+        else:
+            # alone, a claim gets all that is left
+            names = runs if until_decided else study.runs
+            most = study.stages[-1][0] if until_decided else len(study.seeds)
+            count = next(
+                (n for n in range(most, 0, -1) if sum(max(0, n - done[run]) * hours[run] for run in names) <= left), 0
+            )
+            blocks, cost_text = str(count), f'{cost:.2f}'
+            if claim.metric == 'top1' and not claim.comparisons[0].ratio:
+                chances = [_chance(each, count, tested, claim, study) for each in POINTS]
+        rows.append((claim.name, metric.label, cost_text, blocks, *chances, seems.get(claim.name, '')))
+    console.line(f'\n{table(rows)}')
+    alone = 'if it alone gets the hours that are left' if until_decided else 'with these seeds'
+    console.line(
+        f'blocks: the seeds that both runs of a claim have, {alone}; {study.stages[0][0]} are the least that decide\n'
+        f'2 points: the chance to decide a true difference in top-1 of 2 points beyond the bound, {tested} '
+        f'{"claim" if study.claims else "pair"}{"s" if tested != 1 else ""} tested together, as spreads of small '
+        'networks on Imagenette are'
+    )
+    if study.claims:
+        console.line('\n'.join(f'{claim.name}: {claim.sentence}  [{"; ".join(claim.order)}]' for claim in claims))
 
-    def chances(count: int) -> str:
-        each = (
-            f'{power(points, top1_spreads(), count, tests, images=TOP1_IMAGES, stages=study.stages):.0%} for {points}'
-            for points in (2, 4, 8)
-        )
-        return f'{count} seeds decide a difference in top-1 with a chance of {", ".join(each)} points'
 
-    least = study.stages[0][0]
-    if seeds < least:
-        return f'{what}: {seeds} seed{"s" if seeds > 1 else ""} can decide nothing, {least} are the least; {chances(5)}'
-    return f'{what}: {chances(seeds)}' + (f'; {chances(10)}' if seeds < 10 else '')
+def _chance(points: int, blocks: int, tested: int, claim: Claim, study: Study) -> str:
+    if blocks < study.stages[0][0]:
+        return '0 %'
+    chance = power(
+        points, top1_spreads(), blocks, tested, images=TOP1_IMAGES, stages=study.stages, two_sided=claim.two_sided
+    )
+    return f'{100 * chance:.0f} %'
 
 
-def image_counts(recipe: Recipe, data_dir: str | None) -> tuple[int, int, int]:
-    """`(training images, validation images, classes)`, those of Imagenette where the data are not at hand."""
-    try:
-        train, val = load_splits(recipe.replace(data_dir=data_dir or recipe.data_dir))
-        return len(train), len(val), len(train.classes)
-    except UserError:
-        return *PUBLISHED, len(IMAGENETTE)
+def _as_it_seems(study: Study, slot: Slot, left: float) -> dict[str, str]:
+    """What is known of the claims by the trainings that are done, in words."""
+    records = study_records(study, slot.output)
+    state = State.of(study, records, slot.output)
+    if not records or min(state.blocks.values()) < 2:
+        return {}
+    verdicts = {each.claim.name: each.verdict for each in judge(state.study.claims, state.samples, state.study.stages)}
+    _, reasons = next_round(state, 0.0)
+    words = {name: reason.reason for name, reason in reasons.items()}
+    return {name: words.get(name, '') if verdict == UNDECIDED else verdict for name, verdict in verdicts.items()}
 
 
 @restore_process()
@@ -104,49 +169,10 @@ def seconds_per_epoch(recipe: Recipe, counts: tuple[int, int, int]) -> float:
     Raises:
         UserError: The recipe names something that is not there.
     """
-    train, val, classes = counts
-    recipe = recipe.replace(torchcompile='none', torchcompile_mode=None, pretrained=False, initial_checkpoint=None)
-    world = World(choose_device(recipe.device))
-    collect(world.device)
-    model = make_model(recipe, classes)
-    config = factory.input_config(recipe, model, crop_mode='center')
-    learner = Learner(recipe, model, world, 1)
-    channels, _, size = config['input_size']
-    sizes = recipe.train_img_sizes or (size,)
-    batch = min(recipe.batch_size, train)
-    step = sum(_step_seconds(learner, batch, channels, each, classes) for each in sizes) / len(sizes)
-    val_batch = min(recipe.validation_batch_size or recipe.batch_size, val)
-    val_step = _val_step_seconds(learner, val_batch, channels, size)
-    return train / batch * step + val / val_batch * val_step / recipe.val_interval
-
-
-def _batch(learner: Learner, batch: int, channels: int, size: int) -> torch.Tensor:
-    layout = torch.channels_last if learner.recipe.is_channels_last(learner.world.device) else torch.contiguous_format
-    return torch.randn(batch, channels, size, size, device=learner.world.device).to(memory_format=layout)
-
-
-def _step_seconds(learner: Learner, batch: int, channels: int, size: int, classes: int) -> float:
-    images = _batch(learner, batch, channels, size)
-    targets = torch.randint(classes, (batch,), device=learner.world.device)
-    if learner.recipe.mixes:
-        targets = torch.nn.functional.one_hot(targets, classes).float()
-    learner.model.train()
-    times = []
-    for _ in range(STEPS + (WARM_UP_STEPS if learner.graphed_step else 0)):
-        start = time.perf_counter()
-        float(learner.step(*learner.transform(images, targets, 0, 0)))  # waits for the device
-        times.append(time.perf_counter() - start)
-    return min(times[1:])
-
-
-@torch.inference_mode()
-def _val_step_seconds(learner: Learner, batch: int, channels: int, size: int) -> float:
-    images = _batch(learner, batch, channels, size)
-    learner.model.eval()
-    times = []
-    with factory.autocast(learner.recipe, learner.world.device):
-        for _ in range(STEPS):
-            start = time.perf_counter()
-            float(learner.model(images).sum())
-            times.append(time.perf_counter() - start)
-    return min(times[1:])
+    train, val, _ = counts
+    model = TimedModel(recipe, counts)
+    model.warm_up()
+    step = sum(min(model.step(size) for _ in range(STEPS)) for size in model.sizes) / len(model.sizes)
+    model.val_step()
+    val_step = min(model.val_step() for _ in range(STEPS))
+    return train / model.batch * step + val / model.val_batch * val_step / recipe.val_interval

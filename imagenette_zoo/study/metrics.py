@@ -30,6 +30,7 @@ class Metric:
         exact: It is the same for every seed: it is counted, not tested.
         better: Which is better, `larger` or `smaller`: a run of which a seed failed is not judged better.
         timed: It depends on the machine: values of unlike hardware are not compared.
+        by_steps: Claims are judged by steps that are timed in turns, not by the trainings.
         reached: A seed may never reach it, then it is infinite: as soon as that happens runs are compared by who was
             first.
     """
@@ -43,6 +44,7 @@ class Metric:
     exact: bool = False
     better: str = ''
     timed: bool = False
+    by_steps: bool = False
     reached: bool = False
 
     @property
@@ -65,6 +67,10 @@ def _at(path: str) -> Callable[..., float | None]:
 
 def _gap(record: Any) -> float | None:
     return record.analysis and record.analysis.train_top1 - record.analysis.top1
+
+
+def _unknown(record: Any) -> None:
+    """Of what no training tells."""
 
 
 def _first(unit: str) -> Callable[..., float]:
@@ -91,8 +97,10 @@ METRICS = {
                                 'shift consistency', ' %', 2, _at('analysis.shift_consistency'), better='larger'),
     'pass_similarity': Metric('linear CKA between the passes of MultiPass blocks, mean over pairs',
                               'pass similarity', '', 3, _at('analysis.pass_similarity')),
-    'images_per_second': Metric('training images a second',
-                                'images/s', '/s', 1, _at('result.images_per_second'), timed=True),
+    'step_time': Metric('time of a training step, by steps of the runs in turns, ms',
+                        'step time', ' ms', 1, _unknown, timed=True, by_steps=True),
+    'images_per_second': Metric('training images a second; claims: by steps of the runs in turns',
+                                'images/s', '/s', 1, _at('result.images_per_second'), timed=True, by_steps=True),
     'train_seconds': Metric('time in training steps, s',
                             'training time', ' s', 1, _at('result.seconds.train'), timed=True),
     'total_seconds': Metric('time in training and validation, s',

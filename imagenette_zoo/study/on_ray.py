@@ -25,10 +25,12 @@ from ..utils.console import Console
 from ..utils.files import write_atomic
 from ..utils.modules import imported_modules
 from ..utils.reading import from_json
+from .adaptive import train_until_decided
 from .analysis import FILES
 from .plan import Study, Trial
-from .process import Slot, check_code, commands, outcome, reason
-from .runner import Trials, opened, sigterm_interrupts
+from .process import Slot, Trials, check_code, commands, outcome, reason
+from .runner import opened, sigterm_interrupts, state_of
+from .step_times import time_study
 
 __all__ = ['run_on_ray']
 
@@ -41,7 +43,16 @@ RETURNED = (
 CODE = re.compile(r'code/[A-Za-z_]\w*\.(py|json)')  # comes home, too, where a run has some
 
 
-def run_on_ray(study: Study, slot: Slot, console: Console, address: str, *, only: Sequence[str] = ()) -> Trials:
+def run_on_ray(
+    study: Study,
+    slot: Slot,
+    console: Console,
+    address: str,
+    *,
+    only: Sequence[str] = (),
+    budget: float | None = None,
+    until_decided: bool = False,
+) -> Trials:
     """Trains what is missing of a study on a Ray cluster.
 
     Args:
@@ -51,13 +62,15 @@ def run_on_ray(study: Study, slot: Slot, console: Console, address: str, *, only
         console: Where it is printed.
         address: The cluster's, as `ray.init` takes it; `local` starts one on this machine.
         only: Names of runs; all if none is given.
+        budget: Hours of training and validation that `until_decided` may take.
+        until_decided: Trains what its claims need to be decided, as `train_until_decided` says.
 
     Raises:
         UserError: Ray is missing or there is no cluster; a folder holds something else.
         KeyboardInterrupt: Ctrl-C; what has come home stays.
     """
     ray = require('ray', '--ray', 'ray')
-    with opened(study, slot, console, only) as (chosen, states):
+    with opened(study, slot, console, only) as chosen:
         _probe(address)
         try:
             ray.init(address=address, log_to_driver=False, logging_level='error')
@@ -65,7 +78,17 @@ def run_on_ray(study: Study, slot: Slot, console: Console, address: str, *, only
             raise UserError(f'--ray {address}: no cluster there ({first_line(error)})') from None
         try:
             with sigterm_interrupts():
-                return _collect(ray, chosen, states, slot, console)
+                time_study(study, slot, console)
+                if not until_decided:
+                    return _collect(ray, chosen, slot, console)
+                return train_until_decided(
+                    study,
+                    slot.output,
+                    console,
+                    lambda trials: _collect(ray, trials, slot, console),
+                    budget=budget,
+                    slots=_slots(ray),
+                )
         finally:
             ray.shutdown()
 
@@ -88,7 +111,14 @@ def _resources(ray: Any) -> dict[str, float]:
     return {'num_gpus': 1, 'num_cpus': max(1, cores // max(gpus))} if gpus else {'num_cpus': max(1, cores)}
 
 
-def _collect(ray: Any, chosen: list[Trial], states: dict[str, str], slot: Slot, console: Console) -> Trials:
+def _slots(ray: Any) -> int:
+    """How many trainings the cluster can run at the same time."""
+    needed, there = _resources(ray), ray.cluster_resources()
+    return max(1, int(min(there.get(name[4:-1].upper(), 0) / count for name, count in needed.items())))
+
+
+def _collect(ray: Any, chosen: list[Trial], slot: Slot, console: Console) -> Trials:
+    states = {trial.name: state_of(trial, slot) for trial in chosen}
     trials = Trials(done=[trial for trial in chosen if states[trial.name] == 'done'])
     waiting = []
     for trial in chosen:
@@ -180,7 +210,7 @@ def _train_there(trial: Trial, slot: Slot, packed: Mapping[str, bytes | None]) -
             modules = _unpacked(packed, here.output / 'modules')
         except UserError as error:
             return {}, str(error)
-        trial = replace(trial, recipe=trial.recipe.replace(device_modules=modules))
+        trial = replace(trial, base=trial.base.replace(device_modules=modules))
         for command in commands(trial, here):
             with open(log, 'ab') as file:
                 code = subprocess.run(

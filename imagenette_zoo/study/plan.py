@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from ..utils.reading import LARGEST_YAML, PlainLoader, read_errors, read_text
 from .metrics import METRICS, THRESHOLD, TO_AN_ACCURACY
 
 __all__ = [
-    'INSTEAD', 'STAGES', 'Claim', 'Comparison', 'Study', 'StudyRun', 'Trial', 'default_name', 'differing', 'dump_study',
-    'find_study', 'make_study', 'parse_vary', 'plain_name', 'plan_models', 'plan_study', 'read_study',
+    'INSTEAD', 'STAGES', 'STEP_TIME_BLOCKS', 'STEP_TIME_STAGES', 'Claim', 'Comparison', 'StepTimes', 'Study',
+    'StudyRun', 'Trial', 'default_name', 'differing', 'dump_study', 'find_study', 'make_study', 'parse_vary',
+    'plain_name', 'plan_models', 'plan_study', 'read_study',
 ]  # fmt: skip
 
 NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9._+=-]{0,79}')
@@ -38,6 +40,8 @@ INSTEAD = {  # of an option that is not of a study
 }
 # After how many blocks claims are looked at, and the share of the level that each look may spend.
 STAGES = ((3, 0.10), (4, 0.15), (5, 0.15), (6, 0.15), (8, 0.12), (10, 0.11), (13, 0.09), (16, 0.07), (20, 0.06))
+STEP_TIME_BLOCKS = 10
+STEP_TIME_STAGES = ((STEP_TIME_BLOCKS, 1.0),)  # of a claim on step times: one look, since all is timed at once
 FEWEST_BLOCKS = 3  # of a stage: from two the spread is not known
 PRACTICAL = {'top1': 1.0}  # the difference that matters, where a claim does not say
 
@@ -55,12 +59,18 @@ class Trial:
     """One training: a run of the study with one seed."""
 
     run: str
-    recipe: Recipe
+    base: Recipe
+    seed: int
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The recipe of the run with this seed."""
+        return self.base.replace(seed=self.seed)
 
     @property
     def name(self) -> str:
         """The name of its folder."""
-        return f'{self.run}-seed{self.recipe.seed}'
+        return f'{self.run}-seed{self.seed}'
 
 
 @dataclass(frozen=True)
@@ -82,7 +92,8 @@ class Comparison:
 class Claim:
     """A sentence, and the comparisons that must all hold if it is true.
 
-    `practical` is the least difference that matters, None where the claim does not say.
+    `practical` is the least difference that matters, None where the claim does not say. `fallback` is the metric that
+    judges it where too few seeds reached the threshold of `metric`, or None. `note` says so, then.
     """
 
     name: str
@@ -91,6 +102,8 @@ class Claim:
     order: tuple[str, ...]
     comparisons: tuple[Comparison, ...]
     practical: float | None = None
+    fallback: str | None = None
+    note: str = ''
 
     @property
     def two_sided(self) -> bool:
@@ -102,6 +115,21 @@ class Claim:
         """The difference below which runs count as equal; None where a bound says what matters, or nothing does."""
         plain = all(each.bound == 0 and not each.ratio for each in self.comparisons)
         return (self.practical or PRACTICAL.get(self.metric)) if plain else None
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """The training steps of some runs, timed in turns on one machine.
+
+    Args:
+        seconds: Of a step, block by block, by run.
+        images: In a step, by run.
+        hardware: The machine.
+    """
+
+    seconds: dict[str, list[float]]
+    images: dict[str, int]
+    hardware: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -118,7 +146,10 @@ class Study:
         base: The options that all runs have unless they say otherwise.
         stages: After how many blocks (seeds of the runs that are compared) claims are looked at, and the share of the
             level of each look; the shares sum to 1.
-        failed: The seeds of each run whose training failed; not of the file, `with_failed` knows them.
+        until_decided: Trainings go on after `seeds`, with the seeds that follow, up to the last stage.
+        failed: The seeds of each run whose training failed. This and the rest are not of the file: `as_run` reads them.
+        changes: How the claims or their stages were changed after results were seen.
+        step_times: The time of training steps by run, where a claim asks for it.
     """
 
     title: str
@@ -129,12 +160,21 @@ class Study:
     limits: str = ''
     base: dict[str, Any] = field(default_factory=dict, repr=False)
     stages: tuple[tuple[int, float], ...] = STAGES
+    until_decided: bool = False
     failed: Mapping[str, frozenset[int]] = field(default_factory=dict)
+    changes: tuple[str, ...] = ()
+    step_times: StepTimes | None = None
+
+    @property
+    def all_seeds(self) -> tuple[int, ...]:
+        """The seeds, and those that may follow them."""
+        further = self.stages[-1][0] - len(self.seeds) if self.until_decided else 0
+        return (*self.seeds, *range(max(self.seeds) + 1, max(self.seeds) + 1 + further))
 
     def trials(self) -> list[Trial]:
         """All trainings: every run with the first seed, then every run with the second, so that what is done at any
         time can be compared."""
-        return [Trial(run.name, run.recipe.replace(seed=seed)) for seed in self.seeds for run in self.runs.values()]
+        return [Trial(run.name, run.recipe, seed) for seed in self.all_seeds for run in self.runs.values()]
 
 
 def dump_study(study: Study) -> str:
@@ -148,6 +188,7 @@ def dump_study(study: Study) -> str:
         'options': differing(base, defaults),
         'seeds': list(study.seeds),
         'budget': study.budget,
+        'until_decided': study.until_decided,
         'stages': _dump_stages(study.stages),
         'runs': {run.name: differing(run.recipe.as_dict(), base) for run in study.runs.values()},
         'claims': [_dump_claim(claim) for claim in study.claims],
@@ -167,7 +208,7 @@ def _dump_claim(claim: Claim) -> dict[str, Any]:
     bound = {'margin': -first.bound} if first.bound < 0 else bound
     return {
         'name': claim.name, 'claim': claim.sentence, 'metric': claim.metric, 'order': list(claim.order), **bound,
-        **({'practical': claim.practical} if claim.practical else {}),
+        **{key: value for key in ('practical', 'fallback') if (value := getattr(claim, key))},
     }  # fmt: skip
 
 
@@ -389,7 +430,10 @@ class _Reader:
         return entries
 
     def study(self, root: Any) -> Study:
-        known = {'title', 'limits', 'device_modules', 'base', 'options', 'seeds', 'budget', 'stages', 'runs', 'claims'}
+        known = {
+            'title', 'limits', 'device_modules', 'base', 'options', 'seeds', 'budget', 'until_decided', 'stages',
+            'runs', 'claims',
+        }  # fmt: skip
         parts = self.mapping(root, 'a study', known)
         if 'runs' not in parts:
             raise self.fail(root, 'a study needs runs')
@@ -410,7 +454,14 @@ class _Reader:
             self.words(parts, 'limits'),
             base,
             self.stages(parts['stages'][1]) if 'stages' in parts else STAGES,
+            self.yes(parts['until_decided'][1]) if 'until_decided' in parts else False,
         )
+
+    def yes(self, node: Any) -> bool:
+        value = self.plain(node)
+        if not isinstance(value, bool):
+            raise self.fail(node, 'until_decided: true or false is needed')
+        return value
 
     def words(self, parts: Mapping[str, tuple[Any, Any]], name: str) -> str:
         value = self.plain(parts[name][1]) if name in parts else None
@@ -530,7 +581,7 @@ class _Reader:
         return tuple(claims.values())
 
     def claim(self, node: Any, number: int, runs: Mapping[str, StudyRun]) -> Claim:
-        known = {'name', 'claim', 'metric', 'order', 'by', 'margin', 'ratio', 'practical'}
+        known = {'name', 'claim', 'metric', 'order', 'by', 'margin', 'ratio', 'practical', 'fallback'}
         parts = self.mapping(node, 'a claim', known)
         for name in ('claim', 'metric', 'order'):
             if name not in parts:
@@ -556,6 +607,7 @@ class _Reader:
             practical = self.number(parts['practical'][1], 'practical: a number above 0 is needed')
             if bounds:
                 raise self.fail(parts['practical'][0], f'practical: {next(iter(bounds))} already says what matters')
+        fallback = self.fallback(parts['fallback'][1], metric, bounds) if 'fallback' in parts else None
         value = self.plain(parts['order'][1])
         orders = tuple(value) if isinstance(value, list) else (value,)
         if not orders:
@@ -568,7 +620,16 @@ class _Reader:
             tuple(map(str, orders)),
             tuple(comparisons),
             practical,
+            fallback,
         )
+
+    def fallback(self, node: Any, metric: str, bounds: Mapping[str, float]) -> str:
+        value = str(self.plain(node))
+        if not THRESHOLD.fullmatch(metric) or bounds:
+            raise self.fail(node, 'fallback: goes with epochs_to_N or seconds_to_N, without by, margin or ratio')
+        if value not in METRICS or METRICS[value].better != 'larger':
+            raise self.fail(node, f'fallback: {value!r} is not a metric of which more is better, as top1')
+        return value
 
     def order(
         self, node: Any, order: object, bounds: Mapping[str, float], runs: Mapping[str, StudyRun]

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,9 @@ from ..utils.modules import imported_modules
 from ..utils.reading import read_bytes, read_errors
 from .plan import Trial, differing
 
-__all__ = ['Job', 'Slot', 'check_code', 'commands', 'environment', 'epochs_done', 'outcome', 'reason']
+__all__ = [
+    'Job', 'Left', 'Slot', 'Trials', 'check_code', 'commands', 'environment', 'epochs_done', 'outcome', 'reason',
+]  # fmt: skip
 
 PR_SET_PDEATHSIG = 1
 LIBC: Any = ctypes.CDLL(None) if sys.platform == 'linux' else None
@@ -55,6 +57,34 @@ class Slot:
         return [word for name, value in given.items() if value for word in (name, value)]
 
 
+@dataclass
+class Trials:
+    """The trainings of a study afterwards: `failed` and `left` by name, with the reason.
+
+    `undecided` has the claims that get no more trainings, with the reason, where those were asked for.
+    """
+
+    done: list[Trial] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
+    undecided: dict[str, Left] = field(default_factory=dict)
+
+    def add(self, others: Trials) -> None:
+        """Adds what was trained after these."""
+        done = {trial.name for trial in others.done}
+        self.done += others.done
+        self.failed = {name: why for name, why in self.failed.items() if name not in done} | others.failed
+        self.left = others.left
+
+
+@dataclass(frozen=True)
+class Left:
+    """Why no more trainings are made for a claim: the hours that it needs, or None where no number would do."""
+
+    reason: str
+    hours: float | None = None
+
+
 def commands(trial: Trial, slot: Slot) -> list[list[str]]:
     """The commands that make up a training, as a person can give them as well; its recipe is written for them."""
     recipe = slot.output / 'recipes' / f'{trial.run}.yaml'
@@ -62,7 +92,7 @@ def commands(trial: Trial, slot: Slot) -> list[list[str]]:
     write_atomic(
         recipe, yaml.safe_dump(differing(trial.recipe.as_dict(), Recipe().as_dict()), sort_keys=False).encode()
     )
-    words = ['--seed', str(trial.recipe.seed), '--output', str(slot.output), '--experiment', trial.name, '--resume']
+    words = ['--seed', str(trial.seed), '--output', str(slot.output), '--experiment', trial.name, '--resume']
     program = [sys.executable, '-m', 'imagenette_zoo']
     modules = trial.recipe.device_modules
     flags = [*slot.flags(), *(['--device-modules', *modules] if modules else [])]

@@ -15,15 +15,15 @@ import numpy as np
 from ..config.recipe import Recipe
 from ..errors import UserError
 from ..training.result import Result, read_result
-from ..utils.reading import read_errors, read_json, read_text
+from ..utils.reading import from_json, read_errors, read_json, read_text
 from .analysis import Analysis, read_analysis
 from .metrics import metric_of
-from .plan import Study, Trial
+from .plan import StepTimes, Study, Trial, read_study
 from .statistics import Sample
 
 __all__ = [
-    'FAILED', 'Record', 'by_run', 'check_recipe', 'code_label', 'distinct', 'group_runs', 'read_record',
-    'same_hardware', 'sample', 'samples_of', 'study_records', 'with_failed',
+    'CHANGES', 'FAILED', 'STEP_TIMES', 'Record', 'as_run', 'by_run', 'check_recipe', 'code_label', 'distinct',
+    'failures', 'group_runs', 'read_record', 'same_hardware', 'sample', 'samples_of', 'study_before', 'study_records',
 ]  # fmt: skip
 
 IN_A_ROW = ('train_loss', 'train_seconds', 'seconds')
@@ -109,31 +109,69 @@ def study_records(study: Study, output: Path) -> list[Record]:
             record = read_record(folder, trial.run)
             check_recipe(record.result, trial)
             records.append(record)
+    _check_alike(records)
     return records
 
 
+def _check_alike(records: Sequence[Record]) -> None:
+    """Raises `UserError` where trainings are on several data sets, or the seeds of a run of several codes."""
+    first: dict[str, tuple[Any, Record]] = {}
+    for record in records:
+        data = record.result.dataset
+        code = code_label(record.result)
+        known = [('', 'images', data.get('hash') and f'{data.get("name")} {data["hash"][:12]}')]
+        known.append((record.run, 'code', code or 'none of the user'))
+        for run, what, value in known:
+            then, other = first.setdefault(f'{run} {what}', (value, record)) if value else (value, record)
+            if value != then:
+                raise UserError(
+                    f'{record.folder}: was trained with other {what} than {other.folder.name} ({value}, not {then}): '
+                    f'they do not compare: remove one of the two, or start another study (--output)'
+                )
+
+
 FAILED = 'failed.json'  # of a study's folder: why trainings failed, by name
+CHANGES = 'changes.json'  # how the claims were changed after results were seen
+STEP_TIMES = 'step_times.json'
 
 
-def with_failed(study: Study, output: Path) -> Study:
-    """The study, with the seeds whose last training failed.
+def as_run(study: Study, output: Path) -> Study:
+    """The study, with what its folder knows beside the trainings: which failed, what was changed, and step times.
 
     Args:
         study: The study.
         output: Its folder.
 
     Raises:
-        UserError: The record of what failed is damaged.
+        UserError: A file of the folder is damaged.
     """
-    if not (output / FAILED).is_file():
-        return study
-    with read_errors(output / FAILED, 'what failed of a study'):
-        names = set(dict(read_json(output / FAILED)))
+    before = study_before(output)
+    study = replace(study, until_decided=study.until_decided or (before is not None and before.until_decided))
+    if (output / CHANGES).is_file():
+        with read_errors(output / CHANGES, 'the changes of a study'):
+            study = replace(study, changes=tuple(map(str, read_json(output / CHANGES))))
+    if (output / STEP_TIMES).is_file():
+        with read_errors(output / STEP_TIMES, 'the step times of a study'):
+            study = replace(study, step_times=from_json(StepTimes, read_json(output / STEP_TIMES)))
     failed: dict[str, frozenset[int]] = {}
+    names = failures(output)
     for trial in study.trials():
         if trial.name in names and not (output / trial.name / 'result.json').is_file():
-            failed[trial.run] = failed.get(trial.run, frozenset()) | {trial.recipe.seed}
+            failed[trial.run] = failed.get(trial.run, frozenset()) | {trial.seed}
     return replace(study, failed=failed)
+
+
+def failures(output: Path) -> dict[str, str]:
+    """Why trainings of a study failed, by name."""
+    if not (output / FAILED).is_file():
+        return {}
+    with read_errors(output / FAILED, 'the failures of a study'):
+        return dict(read_json(output / FAILED))
+
+
+def study_before(output: Path) -> Study | None:
+    """The study that a folder holds, None where it holds none."""
+    return read_study(output / 'study.yaml') if (output / 'study.yaml').is_file() else None
 
 
 def check_recipe(result: Result, trial: Trial) -> None:
@@ -283,7 +321,19 @@ def samples_of(study: Study, runs: Mapping[str, Sequence[Record]]) -> dict[tuple
     samples = {}
     for claim in study.claims:
         for run in {name for each in claim.comparisons for name in (each.larger, each.smaller)}:
-            numbers = sample(runs.get(run, ()), claim.metric, study.seeds, study.failed.get(run, ()))
-            if numbers is not None:
-                samples[claim.metric, run] = numbers
+            for metric in filter(None, (claim.metric, claim.fallback)):
+                if metric_of(metric).by_steps:
+                    numbers = _step_sample(study.step_times, metric, run)
+                else:
+                    numbers = sample(runs.get(run, ()), metric, study.all_seeds, study.failed.get(run, ()))
+                if numbers is not None:
+                    samples[metric, run] = numbers
     return samples
+
+
+def _step_sample(times: StepTimes | None, metric: str, run: str) -> Sample | None:
+    """A metric of the timed steps of one run, block by block; None where they were not timed."""
+    if times is None or run not in times.seconds:
+        return None
+    seconds, images = times.seconds[run], times.images[run]
+    return Sample([1000 * each if metric == 'step_time' else images / each for each in seconds])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import difflib
 import inspect
-import json
 import os
 import signal
 import subprocess
@@ -13,7 +12,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import timm
@@ -32,27 +30,22 @@ from ..utils.console import Console, duration
 from ..utils.files import write_atomic
 from ..utils.modules import import_modules
 from ..utils.seeding import restore_generators
+from .adaptive import train_until_decided
 from .analysis import FILES
+from .changes import note_changes
+from .hours import hours_spent, seconds_per_epoch
 from .in_process import TrainedHere, needs_this_process
 from .plan import Study, Trial, dump_study
-from .process import Job, Slot, epochs_done, outcome, reason
+from .process import Job, Slot, Trials, epochs_done, outcome, reason
 from .records import check_recipe, distinct
+from .step_times import time_study
 
-__all__ = ['Trials', 'check_models', 'opened', 'run_study', 'sigterm_interrupts', 'state_of']
+__all__ = ['check_models', 'opened', 'run_study', 'sigterm_interrupts', 'state_of']
 
 POLL_SECONDS = 0.2  # between checks of what runs
 PATIENCE = 60.0  # seconds that a training gets to save what it has
 BUILD_OPTIONS = ModelOptions.names() | ArchitectureOptions.names()  # that decide what is built
 CLASSES = 10  # of a model that is built only to see whether it can be
-
-
-@dataclass
-class Trials:
-    """The trainings of a study afterwards: `failed` and `left` by name, with the reason."""
-
-    done: list[Trial] = field(default_factory=list)
-    failed: dict[str, str] = field(default_factory=dict)
-    left: dict[str, str] = field(default_factory=dict)
 
 
 def state_of(trial: Trial, slot: Slot) -> str:
@@ -101,6 +94,7 @@ def run_study(
     *,
     only: Sequence[str] = (),
     budget: float | None = None,
+    until_decided: bool = False,
 ) -> Trials:
     """Trains what is missing of a study.
 
@@ -109,22 +103,29 @@ def run_study(
         slot: Where and how.
         console: Where it is printed.
         only: Names of runs; all if none is given.
-        budget: Hours after which no further training is started; the study's own if not given.
+        budget: Hours after which no further training is started.
+        until_decided: Trains what its claims need to be decided, as `train_until_decided` says.
 
     Raises:
         UserError: A folder holds something else, or another process runs this study.
         KeyboardInterrupt: Ctrl-C or SIGTERM; what was computed is saved.
     """
-    with opened(study, slot, console, only) as (chosen, states), sigterm_interrupts():
+    with opened(study, slot, console, only) as chosen, sigterm_interrupts():
         start = TrainedHere if needs_this_process(study, slot) else Job
-        return _Overview(study, chosen, states, slot, console, budget or study.budget, start).run()
+
+        def train(trials: list[Trial]) -> Trials:
+            states = {trial.name: state_of(trial, slot) for trial in trials}
+            return _Overview(study, trials, states, slot, console, budget, start).run()
+
+        time_study(study, slot, console)
+        if until_decided:
+            return train_until_decided(study, slot.output, console, train, budget=budget, slots=slot.jobs)
+        return train(chosen)
 
 
 @contextlib.contextmanager
-def opened(
-    study: Study, slot: Slot, console: Console, only: Sequence[str]
-) -> Iterator[tuple[list[Trial], dict[str, str]]]:
-    """Holds a study's folder: `(trainings of the runs in only, or all; the state of each)`.
+def opened(study: Study, slot: Slot, console: Console, only: Sequence[str]) -> Iterator[list[Trial]]:
+    """Holds a study's folder: its trainings with the seeds that it names, of the runs in `only`, or of all.
 
     Raises:
         UserError: A folder holds something else, or another process runs this study.
@@ -139,10 +140,11 @@ def opened(
     folder = RunFolder(slot.output)
     folder.lock()
     try:
-        chosen = [trial for trial in study.trials() if not only or trial.run in only]
-        states = {trial.name: state_of(trial, slot) for trial in study.trials()}
+        for trial in study.trials():
+            state_of(trial, slot)
+        note_changes(study, slot.output, console)
         write_atomic(slot.output / 'study.yaml', dump_study(study).encode())
-        yield chosen, states
+        yield [each for each in study.trials() if (not only or each.run in only) and each.seed in study.seeds]
     finally:
         folder.unlock()
 
@@ -262,16 +264,16 @@ class _Overview:
         return self.trials
 
     def _print_start(self) -> None:
-        done = len(self.trials.done)
+        done, plural = len(self.trials.done), 's' if self.total > 1 else ''
         self.console.line(
-            f'{self.total} trainings: {done} done, {len(self.waiting)} to do, {self.slot.jobs} at a time; '
+            f'{self.total} training{plural}: {done} done, {len(self.waiting)} to do, {self.slot.jobs} at a time; '
             f'in {self.slot.output}'
         )
 
     def _fill(self) -> None:
         """Starts trainings while there is room and budget."""
         while self.waiting and len(self.running) < self.slot.jobs:
-            if self.budget is not None and self._hours() >= self.budget:
+            if self.budget is not None and hours_spent(self.study, self.slot.output) >= self.budget:
                 for trial in self.waiting:
                     self.trials.left[trial.name] = f'the budget of {self.budget:g} h is used up'
                 self.waiting.clear()
@@ -307,32 +309,15 @@ class _Overview:
     def _epochs_done(self, name: str) -> int:
         return epochs_done(self.slot.output / name)
 
-    def _hours(self) -> float:
-        """The time that the epochs of all trainings of the study have taken."""
-        return sum(sum(self._epoch_seconds(trial.name)) for trial in self.study.trials()) / 3600
-
     def _left(self) -> str:
         """The time that is left, by the epochs that are done, of the same run where there are any."""
-        rates = self._seconds_per_epoch()
+        rates = seconds_per_epoch(self.study, self.slot.output)
         if not rates:
             return ''
         mean = sum(rates.values()) / len(rates)
         trials = [*(job.trial for job in self.running), *self.waiting]
         left = [(trial.recipe.epochs - self._epochs_done(trial.name)) * rates.get(trial.run, mean) for trial in trials]
         return f'; about {duration(sum(left) / self.slot.jobs)} left' if trials else ''
-
-    def _seconds_per_epoch(self) -> dict[str, float]:
-        """The mean time of an epoch of each run, where one is done."""
-        seconds: dict[str, list[float]] = {}
-        for trial in self.study.trials():
-            seconds.setdefault(trial.run, []).extend(self._epoch_seconds(trial.name))
-        return {run: sum(each) / len(each) for run, each in seconds.items() if each}
-
-    def _epoch_seconds(self, name: str) -> list[float]:
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            text = (self.slot.output / name / 'metrics.jsonl').read_text()
-            return [float(json.loads(line)['seconds']) for line in text.splitlines()]
-        return []
 
     def _stop(self) -> None:
         """Makes the running trainings save and stop."""

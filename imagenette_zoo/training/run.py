@@ -14,6 +14,7 @@ from ..config.fields import Where
 from ..config.hparams import read_yaml
 from ..config.recipe import Recipe
 from ..data import pipeline
+from ..data.folders import passed_over_line
 from ..data.pipeline import Data
 from ..errors import UserError, first_line
 from ..models import factory
@@ -111,6 +112,9 @@ def prepare(recipe: Recipe, folder: RunFolder, state: bytes | None, world: World
     train_images, val_images = pipeline.load_images(recipe, world)
     if shared := len(set(train_images.paths) & set(val_images.paths)):
         console.line(f'note: {shared:,} of the {len(val_images):,} validation images are training images, too')
+    for line in dict.fromkeys(map(passed_over_line, (train_images, val_images))):
+        if line:
+            console.line(f'note: {line}')
     seed_everything(recipe.seed, 'model')
     start = recipe if state is None else recipe.replace(pretrained=False, initial_checkpoint=None)
     model = make_model(start, len(train_images.classes))

@@ -228,8 +228,8 @@ def test_shipped_recipes_have_only_what_timms_script_knows() -> None:
 def test_where_options_may_differ() -> None:
     """Whoever adds an option that does not decide the result says so here, too."""
     nothing = {
-        'workers', 'pin_mem', 'log_interval', 'log_swaps', 'log_tensorboard', 'log_wandb', 'wandb_project',
-        'wandb_tags', 'wandb_resume_id',
+        'workers', 'pin_mem', 'max_megapixels', 'log_interval', 'log_swaps', 'log_tensorboard', 'log_wandb',
+        'wandb_project', 'wandb_tags', 'wandb_resume_id',
     }  # fmt: skip
     location = {'data_dir', 'output', 'experiment', 'overwrite', 'resume', 'device_modules'}
     neither = {*nothing, *location, 'device', 'checkpoint_hist'}

@@ -1,11 +1,14 @@
 """Archives: unpacked once, the damaged and the hostile refused, the published ones downloaded."""
 
+import gzip
 import hashlib
 import io
 import shutil
 import socket
+import stat
 import tarfile
 import threading
+import zipfile
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -154,6 +157,116 @@ def test_archive_that_denies_its_size_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match='negative size') as error:
         locate.find_root(tmp_path / 'set.tar')
     assert_one_line(error)
+
+
+def refused(archive: Path, cache: Path, match: str) -> None:
+    with pytest.raises(UserError, match=match) as error:
+        locate.find_root(archive)
+    assert_one_line(error)
+    assert list(cache.iterdir()) == []
+
+
+@pytest.mark.parametrize('kind', ['gnu', 'pax'])
+def test_sparse_files_are_refused(tmp_path: Path, cache: Path, kind: str) -> None:
+    """A few bytes that stand for 40 GB of nothing."""
+    size = 40 * 2**30
+    if kind == 'pax':
+        info = member('train/a/1.png')
+        info.pax_headers = {'GNU.sparse.map': '0,0', 'GNU.sparse.size': str(size)}
+        refused(tars(tmp_path / 'set.tar', info), cache, 'a sparse file')
+        return
+    header = bytearray(member('train/a/1.png', tarfile.GNUTYPE_SPARSE).tobuf(tarfile.GNU_FORMAT))
+    header[386:410] = b'%011o\0%011o\0' % (0, 0)
+    header[483:495] = b'\x80' + size.to_bytes(11, 'big')
+    header[148:156] = f'{sum(header[:148]) + sum(header[156:]) + 8 * 32:06o}\0 '.encode()
+    (tmp_path / 'set.tar').write_bytes(bytes(header) + bytes(1024))
+    refused(tmp_path / 'set.tar', cache, 'a sparse file')
+
+
+def zips(path: Path, names: list[str], content: bytes = b'') -> Path:
+    with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as packed:
+        for name in names:
+            packed.writestr(name, content)
+    return path
+
+
+def test_more_files_than_can_be_images_are_refused(tmp_path: Path, cache: Path) -> None:
+    with tarfile.open(tmp_path / 'set.tgz', 'w:gz') as tar:
+        for number in range(2000):
+            tar.addfile(member(f'train/a/{number}.png'))
+    refused(tmp_path / 'set.tgz', cache, 'more files than images can be in it')
+
+
+@pytest.mark.parametrize('suffix', ['.tgz', '.zip'])
+def test_an_archive_that_grows_a_thousandfold_is_refused(
+    tmp_path: Path, cache: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archives, 'FREE', (0, 1000))
+    content, archive = bytes(2**20), tmp_path / f'set{suffix}'
+    if suffix == '.tgz':
+        with tarfile.open(archive, 'w:gz') as tar:
+            for name in ('train/a/0.png', 'val/a/0.png'):
+                info = member(name)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    else:
+        zips(archive, ['train/a/0.png', 'val/a/0.png'], content)
+    refused(archive, cache, 'unpacks to more than images can be in it')
+
+
+def test_a_header_without_end_is_refused(tmp_path: Path, cache: Path) -> None:
+    """tarfile keeps the headers of a file in memory."""
+    info = member('././@LongLink', tarfile.GNUTYPE_LONGNAME)
+    info.size = 2**21
+    with gzip.open(tmp_path / 'set.tgz', 'wb') as file:
+        file.write(info.tobuf(tarfile.GNU_FORMAT) + b'a' * 2**21 + member('train/a').tobuf() + bytes(1024))
+    refused(tmp_path / 'set.tgz', cache, 'a header of 2,097,152 bytes')
+
+
+def test_a_zip_is_a_data_set_too(tmp_path: Path, cache: Path) -> None:
+    root = make_imagenette(tmp_path / 'data')
+    with zipfile.ZipFile(tmp_path / 'set.zip', 'w') as packed:
+        for path in sorted(root.rglob('*')):
+            packed.write(path, Path('photos', 'mine', path.relative_to(root)))
+        packed.writestr('__MACOSX/photos/mine/train/._a.JPEG', b'')
+    inner = locate.find_root(tmp_path / 'set.zip' / 'photos')
+    assert inner.name == 'mine'
+    assert cache in inner.parents
+    assert locate.find_root(tmp_path / 'set.zip' / 'photos' / 'mine') == inner
+    assert len(folders.load_split(inner)) == 4
+    assert folders.load_split(inner).passed_over == ()
+    with pytest.raises(UserError, match='does not hold train/ and val/'):
+        locate.find_root(tmp_path / 'set.zip' / 'other')
+
+
+@pytest.mark.parametrize(
+    ('name', 'mode', 'message'),
+    [
+        ('/tmp/evil', 0, 'an absolute path'),
+        ('C:\\evil', 0, 'an absolute path'),
+        ('train/../../evil', 0, r'a path with "\.\."'),
+        ('train/a/link', stat.S_IFLNK, 'a link'),
+        ('train/a/pipe', stat.S_IFIFO, 'a device'),
+    ],
+)
+def test_unsafe_zip_is_refused(tmp_path: Path, cache: Path, name: str, mode: int, message: str) -> None:
+    with zipfile.ZipFile(tmp_path / 'set.zip', 'w') as packed:
+        packed.writestr('train/a/0.png', b'')
+        info = zipfile.ZipInfo(name)
+        info.filename, info.external_attr = name, (mode | 0o644) << 16
+        packed.writestr(info, b'/etc/passwd')
+    refused(tmp_path / 'set.zip', cache, message)
+
+
+def test_damaged_zip_is_refused(tmp_path: Path, cache: Path) -> None:
+    data = zips(tmp_path / 'set.zip', ['train/a/0.png', 'val/a/0.png'], bytes(range(256)) * 9).read_bytes()
+    for number, content in enumerate((data[:-30], b'no zip' * 200, with_wrong_byte(data, 60))):
+        archive = tmp_path / f'{number}.zip'
+        archive.write_bytes(content)
+        with pytest.raises(UserError, match='is truncated or corrupt') as error:
+            locate.find_root(archive)
+        assert_one_line(error)
+        assert not cache.exists() or list(cache.iterdir()) == []
 
 
 def test_archive_is_read_once_at_a_later_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -369,6 +369,30 @@ def test_a_bad_image_is_named(images: ImageSet, home: Path, content: bytes) -> N
     assert names(home) == []
 
 
+@pytest.mark.parametrize('loader', ['cache', 'timm'])
+def test_an_image_of_which_resizing_would_make_gigabytes_is_named(
+    recipe: MakeRecipe, tmp_path: Path, loader: str
+) -> None:
+    data = make_folder(tmp_path / 'data')
+    Image.new('RGB', (4000, 2)).save(data / 'val' / 'class1' / 'long.png')
+    with pytest.raises(UserError, match=r'long.png is 4000 × 2 px: expected at most 100 times as long as wide'):
+        train(recipe(data_dir=str(data), epochs=1, loader=loader), quiet=True)
+
+
+@pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='needs pipes')
+@pytest.mark.parametrize('loader', ['cache', 'timm'])
+def test_a_training_opens_no_pipe_and_says_what_it_passes_over(
+    recipe: MakeRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str], loader: str
+) -> None:
+    data = make_folder(tmp_path / 'data')
+    os.mkfifo(data / 'train' / 'class0' / 'pipe.JPEG')
+    (data / 'train' / 'class1' / 'a.heic').touch()
+    train(recipe(data_dir=str(data), epochs=1, loader=loader))
+    printed = capsys.readouterr().out
+    assert 'note: 2 file(s) of train passed over: 1 no regular file (train/class0/pipe.JPEG), 1 .heic' in printed
+    assert 'of val passed over' not in printed
+
+
 def test_an_interrupt_leaves_nothing(images: ImageSet, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(self: Progress, count: int) -> None:
         if (home / names(home)[0] / 'rows.bin').exists():

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from imagenette_zoo.cli import data
+from imagenette_zoo.cli.main import main
 from imagenette_zoo.data import check, locate
 from tests.data.imagenette import WNIDS, bad_image, gradient, make_imagenette
 
@@ -42,6 +43,25 @@ def test_check_lists_bad_images(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert errors[0].startswith('2 bad image(s)')
     assert 'half.jpg: is truncated' in errors[1]
     assert 'empty.jpg: is empty (0 bytes)' in errors[2]
+
+
+def test_check_names_what_is_not_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_imagenette(tmp_path)
+    (tmp_path / 'val' / WNIDS[1] / 'a.heic').touch()
+    assert data.check_command(str(tmp_path)) == 0
+    printed = capsys.readouterr().out
+    assert f'note: 1 file(s) of val passed over: 1 .heic (val/{WNIDS[1]}/a.heic)' in printed
+    assert 'Every image decodes.' in printed
+
+
+def test_check_of_images_of_many_megapixels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_imagenette(tmp_path)
+    Image.new('1', (1100, 1000)).save(tmp_path / 'train' / WNIDS[0] / 'large.png')
+    assert main(['data', 'check', '--data-dir', str(tmp_path), '--max-megapixels', '1']) == 2
+    assert 'large.png: is too large: expected at most 1 megapixels' in capsys.readouterr().err
+    assert main(['data', 'check', '--data-dir', str(tmp_path), '--max-megapixels', '0']) == 2
+    assert '--max-megapixels' in capsys.readouterr().err
+    assert main(['data', 'check', '--data-dir', str(tmp_path)]) == 0
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Image folders: listed in order, sliced, labelled."""
 
 import csv
+import os
 from pathlib import Path
 
 import numpy as np
@@ -171,6 +172,68 @@ def test_label_noise_is_for_training_images_only(tmp_path: Path) -> None:
     write_noise(tmp_path, [[path, path.split('/')[1], path.split('/')[1], 'True'] for path in val.paths])
     with pytest.raises(UserError, match='no training label'):
         folders.with_label_noise(val, 5)
+
+
+@pytest.mark.parametrize(('start', 'separator'), [('./', '/'), ('', '\\'), ('.\\', '\\')])
+def test_label_noise_with_paths_of_another_system(tmp_path: Path, start: str, separator: str) -> None:
+    make_imagenette(tmp_path)
+    rows = noise_rows(tmp_path, WNIDS[1])
+    write_noise(tmp_path, [[start + row[0].replace('/', separator), *row[1:]] for row in rows])
+    assert folders.with_label_noise(folders.load_split(tmp_path), 5).targets == (1, 0, 1, 1)
+
+
+def test_what_systems_put_among_images_is_left_out(tmp_path: Path) -> None:
+    make_imagenette(tmp_path)
+    expected = folders.load_split(tmp_path)
+    for name in (f'train/{WNIDS[0]}/@eaDir/a.jpg/thumb.jpg', '__MACOSX/train/a/b.png', f'train/{WNIDS[0]}/Thumbs.db'):
+        touch(tmp_path / name)
+    touch(tmp_path / 'train' / '__MACOSX' / 'a.png')
+    touch(tmp_path / 'train' / '@eaDir' / 'a.png')
+    assert folders.load_split(tmp_path) == expected
+    assert expected.passed_over == ()
+    assert folders.list_images([tmp_path / 'train']) == [tmp_path / path for path in expected.paths]
+    assert locate.find_root(tmp_path) == tmp_path
+
+
+@pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='needs pipes')
+def test_only_regular_files_and_links_to_them_are_images(tmp_path: Path) -> None:
+    make_imagenette(tmp_path)
+    place = tmp_path / 'train' / WNIDS[0]
+    os.mkfifo(place / 'pipe.JPEG')
+    (place / 'link.JPEG').symlink_to(place / f'{WNIDS[0]}_0.JPEG')
+    (place / 'none.JPEG').symlink_to(place / 'gone.JPEG')  # which is an error once it is read
+    (place / 'piped.JPEG').symlink_to(place / 'pipe.JPEG')
+    (place / 'folder.JPEG').mkdir()
+    images = folders.load_split(tmp_path)
+    assert [Path(path).name for path in images.paths if WNIDS[0] in path] == [
+        'link.JPEG', f'{WNIDS[0]}_0.JPEG', f'{WNIDS[0]}_1.JPEG', 'none.JPEG',
+    ]  # fmt: skip
+    assert [Path(path).name for path in images.passed_over] == ['pipe.JPEG', 'piped.JPEG']
+    assert '2 file(s) of train passed over: 2 no regular file' in folders.passed_over_line(images)
+    assert place / 'pipe.JPEG' not in folders.list_images([place])
+
+
+def test_files_that_are_not_read_are_counted_and_named(tmp_path: Path) -> None:
+    make_imagenette(tmp_path)
+    place = f'train/{WNIDS[0]}'
+    for name in (f'{place}/a.heic', f'{place}/b.HEIC', f'{place}/c', 'train/d.jpg', f'{place}/.hidden'):
+        touch(tmp_path / name)
+    for name in ('e.avif', 'f.jfif', 'g.jpe', 'h.jp2', 'i.TGA'):
+        touch(tmp_path / place / name)
+    images = folders.load_split(tmp_path)
+    assert len(images) == 4 + 5
+    assert folders.passed_over_line(images) == (
+        f'4 file(s) of train passed over: 2 .heic ({place}/a.heic), 1 in no class folder '
+        f'(train/d.jpg), 1 without ending ({place}/c)'
+    )
+    assert folders.passed_over_line(folders.load_split(tmp_path, 'val')) == ''
+
+
+def test_a_class_of_files_that_are_not_read(tmp_path: Path) -> None:
+    make_imagenette(tmp_path)
+    touch(tmp_path / 'train' / 'other' / 'a.heic')
+    with pytest.raises(UserError, match=r'other holds no images but 1 other file\(s\), as a.heic'):
+        folders.load_split(tmp_path)
 
 
 def test_real_imagenette_is_listed_whole(imagenette_dir: Path) -> None:

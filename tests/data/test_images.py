@@ -1,7 +1,10 @@
 """Image files of every mode, turned, damaged or too large."""
 
+import os
 import shutil
+import struct
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -143,10 +146,106 @@ def test_missing_image(tmp_path: Path) -> None:
         images.open_image(tmp_path / 'a.jpg')
 
 
-@pytest.mark.parametrize('limit', [150, 50])  # Pillow warns above the limit and raises above twice the limit
-def test_decompression_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
-    Image.fromarray(gradient(20, 12)).save(tmp_path / 'a.png')
-    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', limit)
-    with pytest.raises(UserError, match='too large') as error:
-        images.open_image(tmp_path / 'a.png')
-    assert_one_line(error)
+def test_an_image_of_more_megapixels_than_are_asked_for(tmp_path: Path) -> None:
+    Image.new('1', (12000, 10000)).save(tmp_path / 'a.png')  # Pillow warns of it, and refuses twice as many pixels
+    assert images.open_image(tmp_path / 'a.png').size == images.image_size(tmp_path / 'a.png') == (12000, 10000)
+    for largest in (119, 50, images.LARGEST_UPLOAD):
+        with pytest.raises(UserError, match=f'too large: expected at most {largest} megapixels') as error:
+            images.open_image(tmp_path / 'a.png', largest)
+        assert_one_line(error)
+    former = Image.MAX_IMAGE_PIXELS
+    assert former is not None
+    Image.new('1', (16400, 12300)).save(tmp_path / 'b.png')
+    with pytest.raises(UserError, match='too large'):
+        images.image_size(tmp_path / 'b.png')
+    assert images.image_size(tmp_path / 'b.png', 300) == (16400, 12300)
+    assert former == Image.MAX_IMAGE_PIXELS
+
+
+# --- Values of more than 8 bits ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def _nothing_was_said() -> None:
+    images._said[0] = 0
+
+
+def ramp(high: float, kind: type) -> np.ndarray:
+    return np.linspace(0, high, 256).reshape(16, 16).astype(kind)
+
+
+def png_of_16_bits(path: Path, values: np.ndarray) -> Path:
+    """Pillow writes no colours of 16 bits."""
+    height, width, channels = values.shape
+    header = struct.pack('>IIBBBBB', width, height, 16, {3: 2, 4: 6}[channels], 0, 0, 0)
+    rows = b''.join(b'\0' + row.astype('>u2').tobytes() for row in values)
+    parts = ((b'IHDR', header), (b'IDAT', zlib.compress(rows)), (b'IEND', b''))
+    path.write_bytes(b'\x89PNG\r\n\x1a\n')
+    with path.open('ab') as file:
+        for kind, data in parts:
+            file.write(struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data)))
+    return path
+
+
+@pytest.mark.parametrize('suffix', ['.png', '.tif', '.jp2', '.pgm'])
+@pytest.mark.parametrize('bits', [10, 12, 14])
+def test_fewer_bits_in_a_file_of_sixteen(
+    tmp_path: Path, suffix: str, bits: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    values = ramp(2**bits - 1, np.uint16)
+    Image.fromarray(values).save(tmp_path / f'a{suffix}')
+    for _ in range(3):
+        pixels = np.asarray(images.open_image(tmp_path / f'a{suffix}'))
+    assert (pixels == (values >> (bits - 8))[..., None]).all()
+    assert len(caplog.messages) == 1
+    assert f'taken for {bits} bits' in caplog.text
+
+
+@pytest.mark.parametrize('channels', [3, 4])
+@pytest.mark.parametrize('bits', [8, 10, 12, 16])
+def test_fewer_bits_in_colours_of_sixteen(tmp_path: Path, channels: int, bits: int) -> None:
+    values = np.stack([ramp(2**bits - 1, np.uint16), *[ramp(2**bits - 9, np.uint16)] * 2], 2)
+    alpha = np.full((16, 16, channels - 3), 65535, np.uint16)
+    pixels = np.asarray(images.open_image(png_of_16_bits(tmp_path / 'a.png', np.concatenate([values, alpha], 2))))
+    assert (pixels == values >> (bits - 8)).all()
+
+
+def test_what_a_tiff_says_of_its_values_decides(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    values = ramp(900, np.uint16)
+    Image.fromarray(values).save(tmp_path / 'a.tif', tiffinfo={281: 4095})  # MaxSampleValue
+    pixels = np.asarray(images.open_image(tmp_path / 'a.tif'))
+    assert (pixels == np.floor(values * (255 / 4095))[..., None]).all()
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize(('low', 'high'), [(0, 1), (0, 255), (0, 60000), (-1, 1), (0, 1e9)])
+def test_fractions_fill_the_range(tmp_path: Path, low: float, high: float, caplog: pytest.LogCaptureFixture) -> None:
+    values = ramp(high - low, np.float32) + np.float32(low)
+    Image.fromarray(values).save(tmp_path / 'a.tif')
+    pixels = np.asarray(images.open_image(tmp_path / 'a.tif'), int)
+    assert pixels[0, 0, 0] == 0
+    assert pixels.max() in (range(230, 256) if high == 60000 else (255,))
+    assert (np.diff(pixels[..., 0].ravel()) >= 0).all()
+    assert len(caplog.messages) == (high not in (255, 60000))
+
+
+def test_values_that_are_no_numbers_are_dark(tmp_path: Path) -> None:
+    values = ramp(1, np.float32)
+    values[0, :3] = np.nan, np.inf, -np.inf
+    Image.fromarray(values).save(tmp_path / 'a.tif')
+    pixels = np.asarray(images.open_image(tmp_path / 'a.tif'))
+    assert pixels[0, :3].max() < 10
+    assert pixels[-1, -1, 0] == 255
+
+
+# --- Regular files ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='needs pipes')
+def test_a_pipe_is_never_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / 'a.JPEG')
+    (tmp_path / 'link.JPEG').symlink_to(tmp_path / 'a.JPEG')
+    for name in ('a.JPEG', 'link.JPEG'):
+        for opens in (images.open_image, images.image_size):
+            with pytest.raises(UserError, match='is no regular file'):
+                opens(tmp_path / name)

@@ -2,6 +2,8 @@
 
 import io
 import json
+import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -298,6 +300,41 @@ def test_bad_images(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: st
     assert str(path) in printed.err
     assert len(printed.err.splitlines()) == 1
     assert not printed.out
+
+
+@pytest.mark.parametrize('bad', ['text', 'empty', 'truncated', 'huge', 'long'])
+def test_a_bad_image_among_others_is_one_warning(
+    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str], bad: str
+) -> None:
+    model, photos = str(model_folder(tmp_path / 'm')), tmp_path / 'photos'
+    shutil.copytree(folder / 'val' / 'class1', photos)
+    expected = iz.predict(photos, model)
+    path = bad_image(photos, bad)
+    assert main(['predict', str(photos), '--json', '-m', model]) == 1
+    printed = capsys.readouterr()
+    rows = json.loads(printed.out)
+    assert [row for row in rows if 'error' not in row] == [each.as_json() for each in expected]
+    [row] = [row for row in rows if 'error' in row]
+    assert row.keys() == {'image', 'error'}
+    assert row['image'] == str(path)
+    assert printed.err.splitlines() == [f'warning: {row["error"]}', "error: 1 of 5 images can't be read"]
+    assert main(['predict', str(photos), '-m', model, '--save-figure', str(tmp_path / 'figures')]) == 1
+    printed = capsys.readouterr()
+    assert all(each.image in printed.out for each in expected)
+    assert str(path) not in printed.out
+    assert len(list((tmp_path / 'figures').iterdir())) == 4
+    [prediction] = [each for each in iz.predict(photos, model) if each.error]
+    assert prediction.top == []
+    with pytest.raises(UserError, match=re.escape(str(path))):
+        prediction.label  # noqa: B018
+
+
+def test_images_of_many_megapixels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new('1', (12000, 9000)).save(tmp_path / 'large.png')
+    words = ['predict', str(tmp_path / 'large.png'), '-m', str(model_folder(tmp_path / 'm'))]
+    assert main(words) == 0
+    assert main([*words, '--max-megapixels', '100']) == 2
+    assert 'expected at most 100 megapixels' in capsys.readouterr().err
 
 
 def test_bad_places(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from imagenette_zoo.report.page import write_report
-from imagenette_zoo.report.studies import verdicts, with_pairs
-from imagenette_zoo.study.decisions import judge
+from imagenette_zoo.report.studies import verdicts
+from imagenette_zoo.study.decisions import judge, with_pairs
 from imagenette_zoo.study.plan import Study
 from imagenette_zoo.study.records import by_run, samples_of
 from tests.report.records import make_record, make_records, text_of

@@ -176,7 +176,7 @@ def test_a_file_that_is_no_image(folders: list[str], tmp_path: Path, content: by
 
 def test_a_huge_image(folders: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new('1', (2000, 2000)).save(tmp_path / 'huge.png')
-    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 10**6)
+    monkeypatch.setattr(demo, 'LARGEST_UPLOAD', 1)
     with pytest.raises(RuntimeError, match=r'image huge\.png is too large'):
         demo._answer({'model': load(folders[0])}, RuntimeError)(str(tmp_path / 'huge.png'), 'model')
 

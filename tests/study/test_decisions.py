@@ -229,6 +229,32 @@ def test_a_threshold_that_is_not_always_reached_is_compared_by_who_was_first() -
     assert judged(claim('epochs_to_80'), failed, soon).verdict == 'supported', 'a seed that failed did not reach it'
 
 
+def test_a_threshold_that_too_few_reach_is_judged_by_the_fallback() -> None:
+    """By whichever run reached it in less than half of the first blocks, and by those blocks alone."""
+    never, sooner = math.inf, replace(claim('epochs_to_50'), fallback='top1')
+    epochs = {'a': [never, never, 4.0, never], 'b': [2.0, 2.1, 1.9, 2.0]}
+    top1 = {'a': around(48.0, 4), 'b': around(59.0, 4, seed=1)}
+
+    def verdict(each: Claim, epochs: dict[str, list[float]]) -> Verdict:
+        samples = {('epochs_to_50', run): Sample(values) for run, values in epochs.items()}
+        return judge([each], samples | {('top1', run): Sample(values) for run, values in top1.items()})[0]
+
+    found = verdict(sooner, epochs)
+    assert (found.verdict, found.claim.metric) == ('supported', 'top1')
+    assert found.estimate == pytest.approx(11.0)
+    assert sentence(found).startswith('b is 11.0 points above a (')
+    assert found.note.startswith(
+        'epochs to 50 %: of the first 3 blocks it was reached in 1 by a and in 3 by b, too few'
+    )
+    flipped = verdict(sooner, {'a': epochs['b'], 'b': epochs['a']})
+    assert (flipped.claim.metric, flipped.verdict) == ('top1', 'supported'), 'whichever run it is'
+    later = verdict(sooner, {**epochs, 'a': [4.0, 4.1, never, never]})
+    assert later.claim.metric == 'epochs_to_50', 'later blocks change nothing'
+    assert verdict(replace(sooner, fallback=None), epochs).verdict == 'undecided'
+    two = verdict(sooner, {run: values[:2] for run, values in epochs.items()})
+    assert two.claim.metric == 'epochs_to_50', 'before the first look nothing is chosen'
+
+
 def test_ties_decide_nothing() -> None:
     neither = judged(claim('seconds_to_80'), [NEVER] * 6, [NEVER] * 6, ((6, 1.0),))
     assert (neither.verdict, neither.p, neither.estimate, neither.low) == ('undecided', 1.0, None, None)

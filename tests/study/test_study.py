@@ -22,12 +22,12 @@ from imagenette_zoo.study.plan import STAGES, Claim, Comparison, Study, dump_stu
 from imagenette_zoo.study.records import (
     FAILED,
     Record,
+    as_run,
     by_run,
     group_runs,
     read_record,
     sample,
     samples_of,
-    with_failed,
 )  # fmt: skip
 from imagenette_zoo.training.result import Result
 from imagenette_zoo.training.run_folder import RunFolder
@@ -142,6 +142,14 @@ def test_the_order_that_a_claim_expects(tmp_path: Path, order: str, extra: str, 
         ('budget: 2', 'stages: [[4]]', 6, 'stages: whole numbers from 3 blocks on are needed, each larger'),
         ('budget: 2', 'stages: {4: 0.5, 8: 0.6}', 6, 'the shares sum to 1.1: they must sum to 1, the whole level'),
         ('budget: 2', 'stages: {4: 1.5, 8: -0.5}', 6, 'stages: each needs a share of the level above 0'),
+        ('budget: 2', 'until_decided: maybe', 6, 'until_decided: true or false is needed'),
+        ('order: fast > plain', 'fallback: top1\n    order: fast > plain', 16, 'fallback: goes with epochs_to_N'),
+        (
+            'metric: top1',
+            'metric: epochs_to_50\n    fallback: loss',
+            16,
+            "fallback: 'loss' is not a metric of which more",
+        ),
     ],
 )
 def test_a_wrong_study_file_is_refused_with_the_line(
@@ -205,6 +213,18 @@ def test_a_study_says_when_it_is_looked_at_and_what_is_practical(
     assert (plain.claims[0].practical, plain.claims[0].equal_within) == (None, 1.0)
 
 
+def test_a_study_may_go_on_with_the_seeds_that_follow(tmp_path: Path) -> None:
+    study = replace(read_study(study_file(tmp_path, STUDY)), until_decided=True)
+    assert study.all_seeds == (1, 7, *range(8, 26)), 'up to the last stage'
+    again = read_study(study_file(tmp_path, dump_study(study)))
+    assert (again.seeds, again.until_decided) == ((1, 7), True)
+    assert len(again.trials()) == 20 * len(study.runs)
+    (tmp_path / 'study.yaml').write_text(dump_study(study))
+    plain = read_study(study_file(tmp_path, STUDY))
+    assert not plain.until_decided
+    assert as_run(plain, tmp_path).until_decided, 'its folder has the seeds that followed'
+
+
 # --- Runs as data -----------------------------------------------------------------------------------------------------
 
 
@@ -260,7 +280,7 @@ def test_times_know_their_machine() -> None:
     assert found is not None
     assert found.hardware == [{'threads': 2}]
     assert {name for name, metric in METRICS.items() if metric.timed} == {
-        'images_per_second', 'train_seconds', 'total_seconds', 'peak_memory_mib',
+        'step_time', 'images_per_second', 'train_seconds', 'total_seconds', 'peak_memory_mib',
     }  # fmt: skip
     assert metric_of('seconds_to_85').timed
     assert not metric_of('epochs_to_85').timed
@@ -272,6 +292,7 @@ def test_every_metric_is_read_from_a_record() -> None:
     of_the_analysis = {'gap': 10.0, 'calibration_error': 4.5, 'shift_consistency': 90.0, 'pass_similarity': 0.25}
     expected = {
         'top1': 50.0, 'best_top1': 70.0, 'top5': 99.0, 'loss': 0.5, **of_the_analysis, 'images_per_second': 100.0,
+        'step_time': None,
         'train_seconds': 24.0, 'total_seconds': 30.0, 'peak_memory_mib': 500.0, 'params': 1000.0, 'gmacs': 0.1,
     }  # fmt: skip
     analysis: Any = SimpleNamespace(top1=50.0, train_top1=60.0, **of_the_analysis)
@@ -429,11 +450,11 @@ def test_accuracies_are_compared_over_the_same_images(recipe: Callable[..., Reci
 
 def test_the_seeds_that_failed_are_those_that_are_recorded_and_not_done_since(tmp_path: Path) -> None:
     study = make_study('', {'a': Recipe(), 'b': Recipe()}, (1, 2, 3))
-    assert with_failed(study, tmp_path) is study
+    assert as_run(study, tmp_path) == study
     (tmp_path / FAILED).write_text(json.dumps({'a-seed1': 'no memory', 'a-seed2': 'no disk', 'c-seed1': ''}))
     (tmp_path / 'a-seed2').mkdir()
     (tmp_path / 'a-seed2' / 'result.json').write_text('{}')
-    assert with_failed(study, tmp_path).failed == {'a': {1}}
+    assert as_run(study, tmp_path).failed == {'a': {1}}
     (tmp_path / FAILED).write_text('[')
-    with pytest.raises(UserError, match='not what failed of a study'):
-        with_failed(study, tmp_path)
+    with pytest.raises(UserError, match='not the failures of a study'):
+        as_run(study, tmp_path)

@@ -17,8 +17,9 @@ from imagenette_zoo.config.recipe import Recipe
 from imagenette_zoo.inference.predict import PredictOptions, predict_each
 from imagenette_zoo.sharing.publish import PublishOptions, publish
 from imagenette_zoo.study.analysis import analyse
-from imagenette_zoo.study.estimate import image_counts, seconds_per_epoch
+from imagenette_zoo.study.estimate import seconds_per_epoch
 from imagenette_zoo.study.passes import PassesOptions, compare_passes
+from imagenette_zoo.study.step_times import image_counts
 from imagenette_zoo.utils import memory
 from imagenette_zoo.utils.console import Console
 from imagenette_zoo.utils.process import restore_process

@@ -1,0 +1,262 @@
+"""Which trainings a study needs next: those of the claim that looks cheapest to decide, until all are decided.
+
+Two blocks of everything come first. Then, round by round, one claim gets the blocks of its next stage: the one whose
+verdict would cost the fewest hours, if its runs are as they seem and even odds will do. What is left out is said. Since
+looks are paid for (`statistics.py`), no rule that chooses them can raise the chance of a false verdict.
+
+Rounds are written down before their trainings, so that a study that was stopped takes the same decisions again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..utils.console import Console, duration
+from ..utils.files import write_json
+from ..utils.reading import from_json, read_errors, read_json
+from .comparisons import UNDECIDED, Outlook, Samples
+from .decisions import Test, Verdict, judge, run_tests, ways, with_pairs
+from .hours import hours_spent, seconds_per_epoch
+from .metrics import metric_of
+from .plan import Claim, Comparison, Study, Trial
+from .process import Left, Trials
+from .records import Record, as_run, by_run, failures, samples_of, study_records
+from .sentences import sentence
+from .statistics import Means
+
+__all__ = ['FIRST_BLOCKS', 'ROUNDS', 'Round', 'State', 'costs_of', 'next_round', 'train_until_decided']
+
+ROUNDS = 'rounds.json'  # of a study's folder
+FIRST_BLOCKS = 2  # of everything
+MOST_FAILED = 2  # seeds of a run: its claims are left, then
+
+Train = Callable[[list[Trial]], Trials]
+
+
+@dataclass(frozen=True)
+class Round:
+    """Trainings that are decided on together: for which claims, and how many blocks each run shall have."""
+
+    claims: list[str]
+    blocks: dict[str, int]
+
+
+@dataclass(frozen=True)
+class State:
+    """What a study has.
+
+    Args:
+        study: With its claims.
+        samples: The numbers that they are judged by.
+        blocks: How many seeds of each run are done or failed.
+        hours: Of a training of each run.
+    """
+
+    study: Study
+    samples: Samples
+    blocks: Mapping[str, int]
+    hours: Mapping[str, float]
+
+    @classmethod
+    def of(cls, study: Study, records: Sequence[Record], output: Path) -> State:
+        """Of what a folder has."""
+        runs = by_run(records)
+        plan = with_pairs(study, records)
+        lost = {name: len(study.failed.get(name, ())) for name in study.runs}
+        blocks = {name: len(runs.get(name, ())) + lost[name] for name in study.runs}
+        return cls(plan, samples_of(plan, runs), blocks, costs_of(study, output))
+
+
+def costs_of(study: Study, output: Path) -> dict[str, float]:
+    """The hours of a training of each run, by the epochs that are done; of one that has none the mean of the others."""
+    seconds = seconds_per_epoch(study, output)
+    hours = {name: seconds[name] * run.recipe.epochs / 3600 for name, run in study.runs.items() if name in seconds}
+    mean = sum(hours.values()) / max(1, len(hours))
+    return {name: hours.get(name, mean) for name in study.runs}
+
+
+def next_round(state: State, left: float | None, slots: int = 1) -> tuple[Round | None, dict[str, Left]]:
+    """The next trainings, and the claims that get none with the reason.
+
+    Args:
+        state: What the study has.
+        left: The hours that are left, None where there is no budget.
+        slots: How many trainings run at the same time: as many are chosen, if there are so many.
+    """
+    study = state.study
+    if any(count < FIRST_BLOCKS for count in state.blocks.values()):
+        return Round([], {name: max(FIRST_BLOCKS, count) for name, count in state.blocks.items()}), {}
+    tests = run_tests(study.claims, state.samples, study.stages)
+    usual = _usual_variances([test for test in tests if test])
+    options: list[_Option] = []
+    reasons: dict[str, Left] = {}
+    for claim, test in zip(study.claims, tests, strict=True):
+        if test is None or test.decided:
+            continue
+        option = _option(claim, test, state, usual)
+        if isinstance(option, Left):
+            reasons[claim.name] = option
+        else:
+            options.append(option)
+    options.sort(key=lambda option: option.hours)  # the first of equals is that of the study file
+    chosen, blocks = [], dict(state.blocks)
+    for option in options:
+        if left is not None and option.hours > left:
+            reasons[option.claim] = Left(f'needs about {duration(3600 * option.hours)}', option.hours)
+            continue
+        if sum(blocks.values()) - sum(state.blocks.values()) >= slots:
+            break
+        further = {name: count for name, count in option.next.items() if count > blocks[name]}
+        if further:
+            chosen.append(option.claim)
+            blocks.update(further)
+            left = None if left is None else left - option.hours
+    return (Round(chosen, blocks) if chosen else None), reasons
+
+
+@dataclass(frozen=True)
+class _Option:
+    """A claim that more trainings would decide: the hours of all of them, and the blocks of the next stage."""
+
+    claim: str
+    hours: float
+    next: dict[str, int]
+
+
+def _option(claim: Claim, test: Test, state: State, usual: Mapping[tuple[str, bool], float]) -> _Option | Left:
+    """The cheapest way to decide a claim, or why there is none."""
+    if metric_of(claim.metric).by_steps:
+        return Left('its steps are timed once: more of them are no new trainings')
+    runs = dict.fromkeys(run for each in claim.comparisons for run in (each.larger, each.smaller))
+    for run in runs:
+        if len(lost := state.study.failed.get(run, ())) >= MOST_FAILED:
+            return Left(f'{run} failed with seeds {", ".join(map(str, sorted(lost)))}')
+    outlook = Outlook(0.0, usual.get((test.claim.metric, claim.comparisons[0].ratio)))
+    blocks = {each.finding.comparison: each.finding.blocks for each in test.looks}
+    found = []
+    for way in ways(test, outlook):
+        wanted = _wanted(way, state)
+        hours = sum(max(0, count - state.blocks[run]) * state.hours[run] for run, count in wanted.items())
+        following = {
+            each: next(stage for stage, _ in test.stages if stage > blocks[each])
+            for each, count in way.items()
+            if count > blocks[each]
+        }
+        if hours:
+            found.append(_Option(claim.name, hours, _wanted(following, state)))
+    last = test.stages[-1][0]
+    none = Left(f'no number of seeds up to {last} would decide it, if all is as it seems')
+    return min(found, key=lambda option: option.hours, default=none)
+
+
+def _wanted(blocks: Mapping[Comparison, int], state: State) -> dict[str, int]:
+    """How many seeds each run must have, so that comparisons have so many blocks: failed ones come on top."""
+    wanted: dict[str, int] = {}
+    for each, count in blocks.items():
+        lost = state.study.failed
+        further = len(lost.get(each.larger, frozenset()) | lost.get(each.smaller, frozenset()))
+        for run in (each.larger, each.smaller):
+            wanted[run] = min(max(wanted.get(run, 0), count + further), len(state.study.all_seeds))
+    return wanted
+
+
+def _usual_variances(tests: Sequence[Test]) -> dict[tuple[str, bool], float]:
+    """The median variance of the differences between blocks, of each metric: one of few blocks is told by luck."""
+    variances: dict[tuple[str, bool], list[float]] = {}
+    for test in tests:
+        for each in test.looks:
+            look = each.latest
+            if isinstance(look, Means) and look.blocks > 1:
+                key = (test.claim.metric, each.finding.comparison.ratio)
+                variances.setdefault(key, []).append(look.variance)
+    return {key: float(np.median(each)) for key, each in variances.items()}
+
+
+# --- Rounds -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Rounds:
+    """The rounds of a study's folder."""
+
+    path: Path
+    rounds: list[Round] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, output: Path) -> _Rounds:
+        path = output / ROUNDS
+        if not path.is_file():
+            return cls(path)
+        with read_errors(path, 'the rounds of a study'):
+            return cls(path, [from_json(Round, values) for values in read_json(path)])
+
+    def add(self, one: Round) -> None:
+        self.rounds.append(one)
+        write_json(self.path, [asdict(each) for each in self.rounds])
+
+
+def train_until_decided(
+    study: Study, output: Path, console: Console, train: Train, *, budget: float | None = None, slots: int = 1
+) -> Trials:
+    """Trains what the claims of a study need, round by round.
+
+    Args:
+        study: The study; each pair of its runs is a claim where it has none.
+        output: Its folder.
+        console: Where it is printed.
+        train: Trains some of its trials.
+        budget: Hours of training and validation, what is done included.
+        slots: How many trainings run at the same time.
+
+    Returns:
+        All that was trained; `undecided` says why the others get no more.
+    """
+    study = replace(study, until_decided=True)
+    rounds = _Rounds.read(output)
+    total = Trials(failed=failures(output))
+    decided: set[str] = set()
+    tried: set[str] = set()
+    again = rounds.rounds[-1:]  # it may not be complete
+    while True:
+        study = replace(as_run(study, output), failed=_failed_seeds(study, total.failed))
+        records = study_records(study, output)
+        state = State.of(study, records, output)
+        decided = _print_new(state, decided, console)
+        left = None if budget is None else budget - hours_spent(study, output)
+        one, total.undecided = next_round(state, 0.0 if total.left else left, slots)
+        if again:
+            one = again.pop()
+        elif one is None or total.left:
+            return total
+        else:
+            rounds.add(one)
+        done = {(record.run, record.seed) for record in records if record.analysis is not None}
+        wanted = {(run, seed) for run, count in one.blocks.items() for seed in study.all_seeds[:count]} - done
+        trials = [each for each in study.trials() if (each.run, each.seed) in wanted and each.name not in tried]
+        if trials:
+            what = ', '.join(one.claims) if one.claims else f'the first {FIRST_BLOCKS} seeds of each run'
+            console.line(f'\nround {len(rounds.rounds)}, for {what}: {", ".join(trial.name for trial in trials)}')
+            tried.update(trial.name for trial in trials)
+            total.add(train(trials))
+
+
+def _failed_seeds(study: Study, failed: Mapping[str, Any]) -> dict[str, frozenset[int]]:
+    seeds: dict[str, set[int]] = {}
+    for trial in study.trials():
+        if trial.name in failed:
+            seeds.setdefault(trial.run, set()).add(trial.seed)
+    return {run: frozenset(each) for run, each in seeds.items()}
+
+
+def _print_new(state: State, before: set[str], console: Console) -> set[str]:
+    """Says which claims were decided since, and returns all that are."""
+    judged: list[Verdict] = judge(state.study.claims, state.samples, state.study.stages)
+    for verdict in judged:
+        if verdict.verdict != UNDECIDED and verdict.claim.name not in before:
+            console.line(f'decided: {verdict.claim.name}: {sentence(verdict)}')
+    return {verdict.claim.name for verdict in judged if verdict.verdict != UNDECIDED}

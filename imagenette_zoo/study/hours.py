@@ -1,0 +1,32 @@
+"""The time that the trainings of a study have taken so far, by their `metrics.jsonl`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+
+from .plan import Study
+
+__all__ = ['epoch_seconds', 'hours_spent', 'seconds_per_epoch']
+
+
+def epoch_seconds(folder: Path) -> list[float]:
+    """The seconds of each epoch of a training, validation included."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        text = (folder / 'metrics.jsonl').read_text()
+        return [float(json.loads(line)['seconds']) for line in text.splitlines()]
+    return []
+
+
+def hours_spent(study: Study, output: Path) -> float:
+    """The hours that the epochs of all trainings of a study have taken."""
+    return sum(sum(epoch_seconds(output / trial.name)) for trial in study.trials()) / 3600
+
+
+def seconds_per_epoch(study: Study, output: Path) -> dict[str, float]:
+    """The mean time of an epoch of each run, where one is done."""
+    seconds: dict[str, list[float]] = {}
+    for trial in study.trials():
+        seconds.setdefault(trial.run, []).extend(epoch_seconds(output / trial.name))
+    return {run: sum(each) / len(each) for run, each in seconds.items() if each}

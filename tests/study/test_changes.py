@@ -1,0 +1,104 @@
+"""Study files that were changed after results were seen, and results that do not go together."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from imagenette_zoo.errors import UserError
+from imagenette_zoo.study.changes import note_changes
+from imagenette_zoo.study.plan import Study, dump_study, read_study
+from imagenette_zoo.study.records import CHANGES, as_run, study_records
+from imagenette_zoo.utils.console import Console
+
+RESULTS = Path(__file__).parents[2] / 'docs' / 'results' / 'claims-cpu'
+
+
+@pytest.fixture
+def seen(tmp_path: Path) -> Callable[[str, str], Study]:
+    """A folder with a study of which four seeds are known; the function gives it with a part of its text replaced."""
+    text = dump_study(read_study(RESULTS / 'study.yaml'))
+    (tmp_path / 'study.yaml').write_text(text)
+    for folder in RESULTS.glob('*-seed?'):
+        (tmp_path / folder.name).mkdir()
+        (tmp_path / folder.name / 'result.json').touch()
+
+    def changed(old: str, new: str) -> Study:
+        assert old in text
+        (tmp_path / 'new.yaml').write_text(text.replace(old, new))
+        return read_study(tmp_path / 'new.yaml')
+
+    return changed
+
+
+C6 = """\
+  metric: top1
+  order:
+  - resnet50 > resnet50-constant
+  by: 3.0
+"""
+
+
+@pytest.mark.parametrize(
+    ('old', 'new', 'line'),
+    [
+        (C6, C6.replace('3.0', '2.0'), 'the claim C6 was changed after 4 blocks of its runs were seen: '),
+        (C6, C6.replace('by: 3.0', 'practical: 2'), 'the claim C6 was changed after 4 blocks of its runs were seen: '),
+        ('- name: C6\n', '- name: C66\n', 'the claim C6 was removed after 4 blocks of its runs were seen: '),
+        ('- name: C6\n', '- name: C66\n', 'the claim C66 was added after 4 blocks of its runs were seen: '),
+        ('claims:\n', 'stages: [5]\nclaims:\n', 'the stages were changed from 3 (10%), 4 (15%), '),
+    ],
+)
+def test_a_change_after_looks_is_said_and_kept(
+    tmp_path: Path,
+    seen: Callable[[str, str], Study],
+    capsys: pytest.CaptureFixture[str],
+    old: str,
+    new: str,
+    line: str,
+) -> None:
+    study = seen(old, new)
+    for _ in range(2):
+        note_changes(study, tmp_path, Console())
+    out = capsys.readouterr().out.splitlines()
+    assert sum(each.startswith(f'warning: {line}') for each in out) == 1, 'once'
+    changes = as_run(study, tmp_path).changes
+    assert [f'warning: {each}' for each in changes] == out
+    assert all('5 %' in each for each in changes), 'what it means'
+
+
+def test_what_does_not_decide_may_be_changed(tmp_path: Path, seen: Callable[[str, str], Study]) -> None:
+    note_changes(seen('MultiPass adds less than a point', 'Passes add less than a point'), tmp_path, Console(True))
+    note_changes(seen('seeds:\n- 1\n- 2\n- 3\n- 4\n', 'seeds: 6\n'), tmp_path, Console(True))
+    assert not (tmp_path / CHANGES).exists()
+
+
+def test_before_the_first_look_all_may_be_changed(tmp_path: Path, seen: Callable[[str, str], Study]) -> None:
+    for folder in tmp_path.glob('*-seed[34]'):
+        shutil.rmtree(folder)
+    note_changes(seen(C6, C6.replace('3.0', '2.0')), tmp_path, Console(True))
+    assert not (tmp_path / CHANGES).exists()
+
+
+@pytest.mark.parametrize(
+    ('field', 'value', 'line'),
+    [
+        ('dataset', {'name': 'others', 'hash': 'content:1234567'}, 'was trained with other images than '),
+        ('code', {'idea': 'a' * 64}, 'was trained with other code than relu-seed1 (idea aaaaaaaaaaaa, not none'),
+    ],
+)
+def test_results_that_do_not_go_together_are_refused(
+    tmp_path: Path, field: str, value: dict[str, str], line: str
+) -> None:
+    for run in ('mish', 'relu'):
+        for seed in (1, 2):
+            shutil.copytree(RESULTS / f'{run}-seed{seed}', tmp_path / f'{run}-seed{seed}')
+    study = read_study(RESULTS / 'study.yaml')
+    assert len(study_records(study, tmp_path)) == 4
+    file = tmp_path / 'relu-seed2' / 'result.json'
+    file.write_text(json.dumps({**json.loads(file.read_text()), field: value}))
+    with pytest.raises(UserError, match='relu-seed2: ') as caught:
+        study_records(study, tmp_path)
+    assert line in str(caught.value)

@@ -1,0 +1,74 @@
+"""Training steps of several runs, timed in turns, and the claims that are judged by them."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from imagenette_zoo.config.recipe import Recipe
+from imagenette_zoo.study import step_times
+from imagenette_zoo.study.decisions import judge
+from imagenette_zoo.study.plan import STEP_TIME_BLOCKS, Claim, Comparison, StepTimes, make_study
+from imagenette_zoo.study.process import Slot
+from imagenette_zoo.study.records import STEP_TIMES, as_run, samples_of
+from imagenette_zoo.study.sentences import sentence
+from imagenette_zoo.study.step_times import time_steps, time_study
+from imagenette_zoo.utils.console import Console
+
+pytest.importorskip('scipy')
+
+SMALL = Recipe(model='test_resnet', img_size=32, batch_size=8, device='cpu', workers=0, warmup_epochs=0)
+LARGE = SMALL.replace(img_size=128)
+
+
+def claim(larger: str, smaller: str, metric: str = 'step_time', ratio: float = 1.5) -> Claim:
+    return Claim('time', 'It takes longer.', metric, (), (Comparison(larger, smaller, ratio, True),))
+
+
+def test_steps_are_timed_in_turns_and_judged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(step_times, 'BLOCK_SECONDS', 0.05)
+    study = make_study('', {'small': SMALL, 'large': LARGE}, (1, 2, 3))
+    study = replace(study, claims=(claim('large', 'small'), claim('small', 'large', 'images_per_second')))
+    time_study(study, Slot(tmp_path), Console(quiet=True))
+    timed = as_run(study, tmp_path)
+    assert timed.step_times is not None
+    assert {name: len(each) for name, each in timed.step_times.seconds.items()} == dict.fromkeys(
+        ('large', 'small'), STEP_TIME_BLOCKS
+    )
+    assert timed.step_times.images == {'large': 8, 'small': 8}
+    assert timed.step_times.hardware['threads'] >= 1
+    verdicts = judge(timed.claims, samples_of(timed, {}), timed.stages)
+    assert [each.verdict for each in verdicts] == ['supported', 'supported'], 'no training is needed'
+    assert 'large is ' in sentence(verdicts[0])
+    assert 'times small in step time' in sentence(verdicts[0])
+    before = (tmp_path / STEP_TIMES).read_bytes()
+    time_study(timed, Slot(tmp_path), Console(quiet=True))
+    assert (tmp_path / STEP_TIMES).read_bytes() == before, 'timed once'
+
+
+def test_each_image_size_of_a_training_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_times, 'BLOCK_SECONDS', 0.0)
+    sizes: list[int] = []
+    step = step_times.TimedModel.step
+    monkeypatch.setattr(step_times.TimedModel, 'step', lambda self, size: sizes.append(size) or step(self, size))
+    time_steps({'both': SMALL.replace(train_img_sizes=(32, 64))})
+    assert sizes.count(32) == sizes.count(64)
+
+
+def test_numbers_of_steps_are_those_of_all_blocks() -> None:
+    times = StepTimes({'a': [0.5, 0.25], 'b': [1.0, 1.0]}, {'a': 10, 'b': 20}, {})
+    study = make_study('', {'a': SMALL, 'b': SMALL}, (1,))
+    claims = (claim('b', 'a'), claim('a', 'b', 'images_per_second'))
+    samples = samples_of(replace(study, claims=claims, step_times=times), {})
+    assert samples['step_time', 'a'].values == [500.0, 250.0]
+    assert samples['images_per_second', 'b'].values == [20.0, 20.0]
+
+
+def test_a_claim_whose_steps_were_not_timed_says_so(tmp_path: Path) -> None:
+    study = replace(make_study('', {'a': SMALL, 'b': SMALL}, (1,)), claims=(claim('b', 'a'),))
+    (verdict,) = judge(study.claims, samples_of(study, {}), study.stages)
+    assert sentence(verdict) == 'undecided: the steps of b were not timed: the command of the study times them'
+    (tmp_path / STEP_TIMES).write_text(json.dumps({**asdict(StepTimes({}, {}, {})), 'more': 1}))
+    with pytest.raises(Exception, match='not the step times of a study'):
+        as_run(study, tmp_path)

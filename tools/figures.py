@@ -1,0 +1,58 @@
+"""The figure of docs/studies.md: one claim of the committed trainings, look by look.
+
+As in: python tools/figures.py
+"""
+
+from pathlib import Path
+from typing import Any
+
+from imagenette_zoo.report.drawing import draw_picture
+from imagenette_zoo.study.comparisons import Looks
+from imagenette_zoo.study.decisions import Test, run_tests
+from imagenette_zoo.study.plan import read_study
+from imagenette_zoo.study.records import as_run, by_run, samples_of, study_records
+from imagenette_zoo.study.statistics import LEVEL, Means
+from imagenette_zoo.utils.files import write_atomic
+
+DOCS = Path(__file__).parents[1] / 'docs'
+CLAIM, COMPARISON = 'C5', 1
+
+
+def main() -> None:
+    folder = DOCS / 'results' / 'claims-cpu'
+    study = as_run(read_study(folder / 'study.yaml'), folder)
+    samples = samples_of(study, by_run(study_records(study, folder)))
+    [test] = [each for each in run_tests(study.claims, samples, study.stages) if each and each.claim.name == CLAIM]
+    looks = test.looks[COMPARISON]
+    names = looks.finding.comparison.larger, looks.finding.comparison.smaller
+    title = f'Top-1 of {names[0]} less that of {names[1]} at each look, with intervals'
+    picture = draw_picture('studies', title, 3.2, lambda figure: _draw(figure, test, looks, names))
+    write_atomic(DOCS / 'studies.svg', picture.svg)
+
+
+def _draw(figure: Any, test: Test, looks: Looks, names: tuple[str, str]) -> None:
+    axis = figure.add_subplot()
+    assert looks.pairs is not None
+    differences = looks.pairs.differences
+    axis.axhline(looks.bound, color='0.3', linewidth=1)
+    axis.plot(range(1, len(differences) + 1), differences, 'o', color='0.6', markersize=4, label='the blocks')
+    for share, look in zip(looks.shares, looks.made, strict=True):
+        assert isinstance(look, Means)
+        for level, width, colour, label in (
+            (test.levels.high * share, 2, 'C0', 'corrected for all looks and claims: it decides'),
+            (LEVEL / 2, 6, 'C1', '95 % interval of one look at one claim'),
+        ):
+            low, high = look.bounds(level, level)
+            first = label if look is looks.made[0] else None
+            axis.plot([look.blocks + 0.15] * 2, [low, high], color=colour, linewidth=width, label=first)
+    axis.set(
+        xlabel='blocks (seeds of both runs)',
+        ylabel=f'{names[0]} − {names[1]}, points',
+        xticks=range(1, len(differences) + 1),
+        ylim=(-30, 30),
+    )
+    axis.legend(loc='upper right', fontsize='small')
+
+
+if __name__ == '__main__':
+    main()

@@ -54,23 +54,21 @@ def panels(runs: Sequence[str], claims: Sequence[Numbers]) -> list[list[str]]:
     """
     groups: list[set[str]] = []
 
-    def add(wanted: set[str], least: int) -> None:
-        fits = [group for group in groups if len(group & wanted) >= least and len(group | wanted) <= MOST_LINES]
+    def add(wanted: set[str]) -> None:
+        fits = [group for group in groups if len(group | wanted) <= MOST_LINES]
         if fits:
             min(fits, key=lambda group: len(wanted - group)).update(wanted)
         else:
-            groups.append(set(wanted))
+            groups.append(wanted)
 
     for claim in claims:
         pairs = [{each[which] for which in ('larger', 'smaller')} & set(runs) for each in claim['findings']]
         whole = set().union(*pairs)
         for wanted in [whole] if len(whole) <= MOST_LINES else pairs:
-            add(wanted, 1)
+            add(wanted)
     alone = [run for run in runs if not any(run in group for group in groups)]
-    parts = groups + [set(alone[start : start + MOST_LINES]) for start in range(0, len(alone), MOST_LINES)]
-    groups = []
-    for part in parts:  # small ones together
-        add(part, 0)
+    for start in range(0, len(alone), MOST_LINES):
+        add(set(alone[start : start + MOST_LINES]))
     return [[run for run in runs if run in group] for group in groups if group]
 
 

@@ -278,12 +278,12 @@ def report_on(
         UserError: There is no finished run, or one is damaged.
     """
     first = Path(paths[0])
-    study = Study('', {}, ())
     if len(paths) == 1 and os.path.isfile(first / 'study.yaml'):
         study = as_run(read_study(first / 'study.yaml'), first)
         records = study_records(study, first)
     else:
         records = group_runs(_run_folders(paths))
+        study = Study('', {}, tuple(sorted({record.seed for record in records})))
     if not records:
         raise UserError(f'{first}: no finished run in it')
     beside = len(paths) == 1 and not (first / 'result.json').is_file()

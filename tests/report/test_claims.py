@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from imagenette_zoo.report import studies
 from imagenette_zoo.report.page import write_report
 from imagenette_zoo.report.studies import verdicts
 from imagenette_zoo.study.decisions import judge, with_pairs
@@ -94,3 +95,15 @@ def test_a_pair_is_said_once(study: Study, tmp_path: Path) -> None:
 def test_runs_without_a_seed_in_common_are_not_judged(study: Study) -> None:
     records = [make_record('a', 1, 80.0), make_record('b', 2, 70.0)]
     assert verdicts(replace(study, claims=()), records) == 'undecided: a and b have no seed in common'
+
+
+def test_loose_runs_are_judged_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(studies, 'group_runs', lambda _: make_records(analysed=False))
+    (tmp_path / 'result.json').touch()
+    studies.report_on([str(tmp_path)], str(tmp_path / 'report'))
+    assert re.search(r'^good is 19.* points above bad .*: supported$', capsys.readouterr().out, re.MULTILINE)
+    numbers = json.loads((tmp_path / 'report' / 'report.json').read_text())
+    assert (numbers['title'], numbers['unfinished']) == ('Report on good, bad', [])
+    assert [claim['verdict'] for claim in numbers['claims']] == ['supported']

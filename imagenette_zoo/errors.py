@@ -7,19 +7,41 @@ import importlib
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ['UserError', 'first_line', 'os_reason', 'require', 'nearest']
+__all__ = ['UserError', 'cleaned', 'first_line', 'os_reason', 'require', 'nearest']
 
 
 class UserError(Exception):
     """Bad input: one line that names the thing, the value, what was expected and what to do next.
 
     The command line prints the line without a traceback and exits with code 2. Everything else that is raised is a
-    programmer's mistake and keeps its traceback.
+    programmer's mistake and keeps its traceback. Names of strangers in the line are `cleaned`.
     """
+
+    def __init__(self, message: object = '') -> None:
+        super().__init__(cleaned(str(message)))
 
     def _render_traceback_(self) -> list[str]:
         """The lines that IPython shows instead of a traceback."""
         return [f'error: {self}']
+
+
+JOINERS = '\u200c\u200d'  # some scripts and emoji need them
+
+
+def cleaned(text: str, keep: str = '') -> str:
+    """Text of strangers that is fit for a terminal and a line: characters that can't be printed become �.
+
+    Class names and file names may hold anything: an escape sequence clears the screen, a newline forges a line. The
+    surrogates of a file name that is no Unicode stay: the streams of the command line escape them.
+
+    Args:
+        text: As it was found.
+        keep: Characters that stay as well, as the newlines between lines of our own.
+    """
+    if text.isprintable():
+        return text
+    stays = keep + JOINERS
+    return ''.join(c if c.isprintable() or c in stays or '\ud800' <= c <= '\udfff' else '�' for c in text)
 
 
 def first_line(error: BaseException) -> str:
@@ -53,5 +75,6 @@ def require(module: str, what: str, extra: str) -> Any:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """`'; did you mean …?'` for the known names most like `name`, or nothing."""
-    matches = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
-    return f'; did you mean {" or ".join(matches)}?' if matches else ''
+    bare = {each.lstrip('-'): each for each in known}  # dashes would make flags alike
+    matches = difflib.get_close_matches(name.lstrip('-'), bare, n=3, cutoff=0.6)
+    return f'; did you mean {" or ".join(bare[match] for match in matches)}?' if matches else ''

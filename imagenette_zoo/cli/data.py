@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import sys
 import time
@@ -22,6 +21,8 @@ from ..data.constants import SIZES
 from ..data.locate import find_root, resolve_dataset
 from ..models.catalog import list_models
 from ..utils.console import table
+from ..utils.files import to_json
+from ..utils.streams import complain
 from .command import Command
 
 __all__ = ['DATA', 'LIST', 'cache_command', 'check_command', 'fetch_command']
@@ -34,7 +35,7 @@ def _add_list(parser: argparse.ArgumentParser) -> None:
 def _list(args: argparse.Namespace) -> int:
     models = list_models()
     if args.json:
-        print(json.dumps([dataclasses.asdict(model) for model in models], indent=2))
+        print(to_json([dataclasses.asdict(model) for model in models], indent=2))
         return 0
     rows = [(m.name, f'{m.parameters / 1e6:.2f}', '–' if m.gmacs is None else f'{m.gmacs:.2f}') for m in models]
     lines = table([('model', 'M parameters', 'GMACs'), *rows]).splitlines()
@@ -95,9 +96,9 @@ def check_command(
     print(_table(report))
     print(''.join(f'\nnote: {line}' for line in report.passed_over))
     if report.bad:
-        print(f'{len(report.bad)} bad image(s); replace or remove them:', file=sys.stderr)
+        complain(f'{len(report.bad)} bad image(s); replace or remove them:')
         for image in report.bad:
-            print(f'  {root / image.path}: {image.reason}', file=sys.stderr)
+            complain(f'  {root / image.path}: {image.reason}')
         return 2
     print('Every image decodes.')
     return 0

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 
 from tqdm import tqdm
 
 from ..config.fields import add_flags, given_flags
 from ..config.groups import ValidationOptions
+from ..utils.files import to_json
 from ..utils.memory import keep_freed_memory
+from ..utils.streams import complain
 from .command import Command
 
 __all__ = ['PREDICT', 'VALIDATE']
@@ -38,7 +38,7 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
 @keep_freed_memory()
 def _predict(args: argparse.Namespace) -> int:
     from ..inference.predict import PredictOptions, describe, predict_each
-    from ..utils.console import Console, printable
+    from ..utils.console import Console
 
     options, console = PredictOptions(**given_flags(args, PredictOptions)), Console()
     predictions, errors = [], []
@@ -46,15 +46,16 @@ def _predict(args: argparse.Namespace) -> int:
         predictions.append(prediction.as_json())
         if prediction.error:
             errors.append(prediction.error)
-            tqdm.write(f'warning: {printable(prediction.error)}', file=sys.stderr)
+            with tqdm.external_write_mode():
+                complain(f'warning: {prediction.error}')
         elif not args.json:
             console.line(describe(prediction))
     if args.json:
-        print(json.dumps(predictions, indent=2))
+        print(to_json(predictions, indent=2))
     elif options.save_figure:
         console.line(f'\nfigures: {options.save_figure}')
     if errors:
-        print(f"error: {len(errors)} of {len(predictions)} images can't be read", file=sys.stderr)
+        complain(f"error: {len(errors)} of {len(predictions)} images can't be read")
     return 1 if errors else 0
 
 

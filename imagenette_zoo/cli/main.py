@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
-import io
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout, suppress
 
 from ..config.fields import Parser
 from ..errors import UserError
+from ..utils.streams import Output, complain
 from ..version import __version__
 from . import data, inference, new, sharing, study, train
 
@@ -37,24 +38,35 @@ UNUSABLE = (errno.EACCES, errno.ENAMETOOLONG)  # what the system says of a name 
 def main(argv: Sequence[str] | None = None) -> int:
     """`imagenette-zoo`: runs a command; what the user can mend is one line and exit code 2. Exit code 1 is for what was
     done but for a part, as where some of several images can't be read."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # file names may be no Unicode
-        sys.stdout.reconfigure(errors='backslashreplace')
+    output = Output(sys.stdout)
     try:
-        return _main(sys.argv[1:] if argv is None else argv)
+        with redirect_stdout(output):
+            try:
+                code = _main(sys.argv[1:] if argv is None else argv)
+            except OSError as error:
+                if error is not output.failure:
+                    raise
+                code = 0
+            except SystemExit:  # after the help
+                output.check()
+                raise
+            output.check()
+            return code
     except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
+        complain(f'error: {error}')
         return 2
     except KeyboardInterrupt as request:
-        print('\ninterrupted', file=sys.stderr)
+        complain('')
+        complain('interrupted')
         return getattr(request, 'exit_code', 130)
-    except BrokenPipeError:  # as in `imagenette-zoo list | head`
-        sys.stderr.close()
-        return 0
     except OSError as error:
         if error.filename is None or error.errno not in UNUSABLE:
             raise
-        print(f'error: {error.filename}: {error.strerror}', file=sys.stderr)
+        complain(f'error: {error.filename}: {error.strerror}')
         return 2
+    finally:
+        with suppress(OSError):  # not at the exit, which would say so once more
+            output.flush()
 
 
 def train_main(argv: Sequence[str] | None = None) -> int:
@@ -83,11 +95,7 @@ def _main(argv: Sequence[str]) -> int:
             from ..utils.modules import import_modules
 
             primary = os.environ.get('RANK', '0') == '0'
-            import_modules(getattr(args, 'device_modules', ()), _to_stderr if primary else None)
+            import_modules(getattr(args, 'device_modules', ()), complain if primary else None)
         return commands[argv[0]].run(args)
     args = parser.parse_args(argv)
     return commands[args.command].run(args)
-
-
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr)

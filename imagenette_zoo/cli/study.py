@@ -135,7 +135,7 @@ def _run(args: argparse.Namespace) -> int:
             raise UserError(f'--{name}: not of this command: {instead}')
     vary = parse_vary(args.vary)
     name = flags.get('experiment') or default_name(args.models, vary)
-    recipe = Recipe.load(args.config, **flags).replace(experiment=None)
+    recipe = Recipe.load(args.config, **flags).varied(experiment=None)
     slot = Slot(Path(recipe.output, name), recipe.data_dir, flags.get('device'), args.jobs)
     run_models(args.models, recipe, args.seeds, slot, vary=vary, **_plan(args))
     return 0

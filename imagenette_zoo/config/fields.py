@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import ast
 import dataclasses
+import functools
 import inspect
 import math
 import types
@@ -22,6 +23,7 @@ from typing import Any, Literal, NoReturn
 
 from ..errors import UserError, nearest
 from ..utils.modules import is_reference
+from .timm_options import OPTIONS
 
 __all__ = ['MAY_DIFFER', 'option', 'Options', 'Parser', 'add_flags', 'given_flags', 'literal']
 
@@ -101,33 +103,49 @@ class Options:
     """
 
     def __new__(cls, *_: Any, **values: Any) -> Any:
-        if unknown := sorted(values.keys() - cls.names()):
-            raise UserError(f'unknown option {unknown[0]!r}{nearest(unknown[0], cls.names())}')
+        for name in sorted(values.keys() - cls.names()):
+            cls.check_value(name, values[name])
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
         for field, kind in self.kinds():
             object.__setattr__(self, field.name, coerce(field, kind, getattr(self, field.name)))
+        self.adapt()
         self.check()
+
+    def adapt(self) -> None:
+        """Lets a default give way to what is given."""
 
     def check(self) -> None:
         """Raises `UserError` where two values contradict each other."""
 
     @classmethod
+    @functools.cache
     def kinds(cls) -> list[tuple[dataclasses.Field[Any], Any]]:
         """Every option with its type."""
         hints = typing.get_type_hints(cls)
         return [(field, hints[field.name]) for field in dataclasses.fields(cls)]
 
     @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """Every option at its default."""
+        missing = dataclasses.MISSING
+        return {
+            field.name: field.default if field.default_factory is missing else field.default_factory()
+            for field in dataclasses.fields(cls)
+        }
+
+    @classmethod
     def check_value(cls, name: str, value: Any) -> Any:
         """A value in the type of an option.
 
         Raises:
-            UserError: It is wrong by itself.
+            UserError: There is no such option, or the value is wrong by itself.
         """
-        field, kind = next((field, kind) for field, kind in cls.kinds() if field.name == name)
-        return coerce(field, kind, value)
+        for field, kind in cls.kinds():
+            if field.name == name:
+                return coerce(field, kind, value)
+        raise UserError(f'unknown option {name!r}{nearest(name, cls.names())}')
 
     @classmethod
     def is_text(cls, name: str) -> bool:
@@ -260,6 +278,8 @@ class Parser(argparse.ArgumentParser):
         for word in rest:
             if word.startswith('-'):
                 name = word.split('=')[0]
+                if meaning := OPTIONS.get(name.lstrip('-').replace('-', '_'), ('', ''))[1]:
+                    raise UserError(f'unknown option {name}: only the script of timm has it ({meaning})')
                 raise UserError(f'unknown option {name}{nearest(name, self._option_string_actions)}')
         if rest:
             raise UserError(f'unexpected argument {rest[0]!r}; a value follows its option, as in --data-dir {rest[0]}')

@@ -6,19 +6,22 @@ A wheel has `hparams/` inside the package, a checkout beside it. A name is the f
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ..errors import UserError, nearest
-from ..utils.reading import LARGEST_YAML, PlainLoader, read_errors, read_text
+from ..utils.reading import LARGEST_YAML, PlainLoader, read_errors, read_text, yaml_reason
+from .timm_options import OPTIONS
 
-__all__ = ['find_modules', 'read_yaml', 'recipe_names', 'study_names', 'find_recipe', 'shipped']
+__all__ = ['find_modules', 'read_yaml', 'recipe_names', 'study_names', 'find_recipe', 'shipped', 'without_timms']
 
 FLAGSHIP = 'mbv2_mish'
 GOOD_RECIPE = 'mbv2_mish_80'  # for any model, in ten epochs
 RECIPES = ('', 'leaderboard')  # folders of hparams/
+OTHER_DEFAULTS = {'channels_last': False, 'decay_epochs': 90, 'device': 'cuda'}  # of timm's script, where ours differ
 
 
 def read_yaml(path: str | Path, known: set[str]) -> dict[str, Any]:
@@ -34,20 +37,53 @@ def read_yaml(path: str | Path, known: set[str]) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, 'problem_mark', None)
         where = f' (line {mark.line + 1})' if mark else ''
-        raise UserError(f'{path}: not valid YAML{where}') from None
+        raise UserError(f'{path}: {yaml_reason(error)}{where}') from None
     if loaded is None:
         return {}
     if not isinstance(loaded, dict) or not all(isinstance(key, str) for key in loaded):
         raise UserError(f'{path}: a recipe is a list of "option: value" lines')
+    names = {key: key.replace('-', '_') for key in loaded}
+    unknown = [key for key, name in names.items() if name not in known]
+    if len(unknown) > 1:
+        raise UserError(f'{path}: unknown options {", ".join(map(repr, unknown))}')
+    if unknown:
+        raise UserError(f'{path}: unknown option {unknown[0]!r}{nearest(names[unknown[0]], known)}')
     values = {}
     for key, value in loaded.items():
-        name = key.replace('-', '_')
-        if name not in known:
-            raise UserError(f'{path}: unknown option {key!r}{nearest(name, known)}')
+        name = names[key]
         if name in values:
             raise UserError(f'{path}: option {key!r} is given twice')
         values[name] = value
     return values
+
+
+def without_timms(path: str | Path, values: dict[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's values without what timm's script has beside ours: its `args.yaml` names each of its options.
+
+    Args:
+        path: The file, for messages.
+        values: What it gives.
+        defaults: Of our options.
+
+    Raises:
+        UserError: It asks for what only timm's script has; the line names all of it.
+    """
+    theirs = OPTIONS.keys() & values.keys()
+    if not theirs:
+        return values
+    asked = [
+        f'{name} {values[name]} ({OPTIONS[name][1]})'
+        for name in sorted(theirs)
+        if values[name] not in (OPTIONS[name][0], None, '')
+    ]
+    if asked:
+        raise UserError(f'{path}: only the script of timm can do {"; ".join(asked)}: remove it')
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return {
+        name: value
+        for name, value in given.items()
+        if name not in theirs and value not in (None, '', defaults[name], OTHER_DEFAULTS.get(name))
+    }
 
 
 def find_modules(names: Any, folder: Path) -> Any:

@@ -8,7 +8,7 @@ Where an option exists in timm's `train.py` it has that script's name, meaning a
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,7 +17,9 @@ from ..errors import UserError
 from ..utils.modules import is_reference
 from .fields import Options, option
 from .groups import ArchitectureOptions, ComputeOptions, DataOptions, InputOptions
-from .hparams import find_modules, find_recipe, read_yaml
+from .hparams import find_modules, find_recipe, read_yaml, without_timms
+from .precedence import resolve
+from .timm_options import OPTIONS
 
 __all__ = ['Recipe']
 
@@ -354,6 +356,38 @@ class Recipe(
     """
 
     eager: ClassVar[tuple[str | None, ...]] = (None, 'none')  # auto may compile
+    layers: ClassVar[tuple[dict[str, Any], ...]]  # of an instance: what a recipe's file gives, what is given above it
+    notes: ClassVar[tuple[str, ...]] = ()  # of an instance: a line on each option that gave way
+
+    def __new__(cls, *_: Any, **values: Any) -> Any:
+        recipe = super().__new__(cls, **values)
+        object.__setattr__(recipe, 'layers', ({}, values))
+        return recipe
+
+    def adapt(self) -> None:
+        super().adapt()
+        given = {name: getattr(self, name) for name in self.layers[-1]}
+        values, notes = resolve([given], self.defaults())
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+        self._keep(({}, given), notes)
+
+    @classmethod
+    def of(cls, *layers: Mapping[str, Any]) -> Recipe:
+        """A recipe of several layers: what a higher one gives wins over what a lower one chose for it.
+
+        Raises:
+            UserError: As `Recipe`.
+        """
+        typed = tuple({name: cls.check_value(name, value) for name, value in layer.items()} for layer in layers)
+        values, notes = resolve(typed, cls.defaults())
+        recipe = cls(**values)
+        recipe._keep(typed, notes)
+        return recipe
+
+    def _keep(self, layers: tuple[dict[str, Any], ...], notes: Sequence[str]) -> None:
+        object.__setattr__(self, 'layers', layers)
+        object.__setattr__(self, 'notes', tuple(notes))
 
     def check(self) -> None:
         super().check()
@@ -381,17 +415,33 @@ class Recipe(
             UserError: There is no such recipe, or an option in it is unknown or wrong.
         """
         path = find_recipe(name)
-        values = read_yaml(path, cls.names())
+        values = without_timms(path, read_yaml(path, cls.names() | OPTIONS.keys()), cls.defaults())
         modules = values.pop('device_modules', ())
         if path.name != 'args.yaml':  # of a run, which names no code that is to be imported
             values['device_modules'] = find_modules(modules, path.parent)
         try:
-            cls(**values)
+            return cls.of(values, overrides)
         except UserError as error:
-            if not overrides:
-                raise UserError(f'{path}: {error}') from None
-        return cls(**{**values, **overrides})
+            if overrides:
+                raise
+            raise UserError(f'{path}: {error}') from None
 
     def replace(self, **changes: Any) -> Recipe:
-        """A copy with some options changed."""
-        return dataclasses.replace(self, **changes)
+        """A copy with some options changed, as a layer above the others."""
+        return self.of(*self.layers, changes)
+
+    def varied(self, **changes: Any) -> Recipe:
+        """A copy with some options changed, as if they had been given with the highest layer."""
+        return self.of(*self.layers[:-1], {**self.layers[-1], **changes})
+
+    def for_data(self, images: int, classes: int, processes: int = 1) -> Recipe:
+        """The recipe, whose own batch size and number of classes give way to those of the training set."""
+        most = images // processes
+        most -= most % 2 if self.mixes else 0
+        changes = {'batch_size': min(self.batch_size, most or 1)}
+        changes |= {} if self.num_classes is None else {'num_classes': classes}
+        return self.replace(**{name: value for name, value in changes.items() if not self.insists_on(name)})
+
+    def insists_on(self, name: str) -> bool:
+        """Whether an option was given, not only by a recipe."""
+        return any(name in layer for layer in self.layers[1:])

@@ -30,20 +30,20 @@ from PIL import Image
 
 from ..errors import UserError
 from ..utils.environment import available_cores
-from ..utils.files import cache_dir, is_own, whole_folder, without_others
+from ..utils.files import cache_dir, is_own, to_json, whole_folder, without_others
+from ..utils.reading import parse_json, read_json
 from .folders import ImageSet
 from .images import decoded, image_size
 from .processes import NoProcesses, in_processes, worth_processes
 
 __all__ = [
-    'Entry', 'Watcher', 'clear', 'content_hash', 'entries', 'eval_pixels', 'home', 'names_hash', 'stored_size',
-    'train_pixels', 'train_size',
+    'Entry', 'Watcher', 'clear', 'content_hash', 'entries', 'eval_pixels', 'files_hash', 'home', 'names_hash',
+    'stored_size', 'train_pixels', 'train_size',
 ]  # fmt: skip
 
-FORMAT = 2
-PAGE = 4096  # bytes
+FORMAT = 3
 DIGEST = 16  # bytes
-SAMPLED = 64  # one page in so many is in the checksum
+BLOCK = 32 * 2**20  # bytes that have a checksum of their own
 WRITTEN_BEHIND = 64 * 2**20  # bytes that are on their way to the disk while the next images are decoded
 
 
@@ -149,6 +149,12 @@ def names_hash(images: ImageSet) -> str:
     return hashlib.blake2b(text.encode(), digest_size=DIGEST).hexdigest()
 
 
+def files_hash(*sets: ImageSet) -> str:
+    """BLAKE2b of the names of all images of some splits: which images they are, whatever size they have."""
+    text = json.dumps([images.paths for images in sets])
+    return hashlib.blake2b(text.encode(), digest_size=DIGEST).hexdigest()
+
+
 def _digest_row(path: Path) -> np.ndarray:
     try:
         data = path.read_bytes()
@@ -215,7 +221,8 @@ def _key(images: ImageSet, what: dict[str, Any]) -> str:
             stat = os.stat(images.root / path)
         except OSError as error:
             raise UserError(f'image {images.root / path} cannot be read: {error.strerror}') from error
-        digest.update(os.fsencode(f'{path}\0{stat.st_size}\0{stat.st_mtime_ns}\0'))
+        # who writes into a file can set its time of modification, but not that of its last change
+        digest.update(os.fsencode(f'{path}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}\0'))
     return digest.hexdigest()
 
 
@@ -226,7 +233,7 @@ def _open(folder: Path) -> np.ndarray | None:
             status = os.fstat(file.fileno())
             if not (is_own(status) and is_own(os.fstat(described.fileno()))):
                 return None
-            meta = json.load(described)
+            meta = parse_json(described.read().decode())
             shape, dtype = tuple(meta['shape']), np.dtype(meta['dtype'])
             if status.st_size != math.prod(shape) * dtype.itemsize or _checksum(file) != meta['checksum']:
                 return None
@@ -235,13 +242,14 @@ def _open(folder: Path) -> np.ndarray | None:
         return None
 
 
-def _checksum(file: FileIO) -> int:
-    """CRC-32 of one page in 64 and of the last: what a torn file lacks, without reading it all."""
-    size, checksum = os.fstat(file.fileno()).st_size, 0
-    for start in [*range(0, size, SAMPLED * PAGE), max(0, size - PAGE)]:
-        file.seek(start)
-        checksum = zlib.crc32(file.read(PAGE), checksum)
-    return checksum
+def _checksum(file: FileIO) -> str:
+    """A hash of the CRC-32 of each block of a file, which all cores read: a bit that changed is noticed."""
+    if not os.fstat(file.fileno()).st_size:
+        return ''
+    data = np.memmap(file, np.uint8, 'r')
+    with ThreadPoolExecutor(available_cores()) as pool:
+        checksums = pool.map(lambda start: zlib.crc32(data[start : start + BLOCK].data), range(0, len(data), BLOCK))
+        return hashlib.sha256(str(list(checksums)).encode()).hexdigest()
 
 
 @contextmanager
@@ -267,7 +275,9 @@ def _only_one(folder: Path, watcher: Watcher) -> Iterator[None]:
 
 
 def _make(folder: Path, meta: dict[str, Any], paths: Sequence[Path], make: Make, watcher: Watcher) -> None:
-    shutil.rmtree(folder, ignore_errors=True)  # torn
+    if folder.exists():
+        watcher.line(f'{folder}: was damaged or changed by others: made anew')
+        shutil.rmtree(folder, ignore_errors=True)
     for left_over in folder.parent.glob(f'.{folder.name}.*'):  # of a process that was killed; this one has the lock
         shutil.rmtree(left_over, ignore_errors=True)
     size = math.prod(meta['shape']) * np.dtype(meta['dtype']).itemsize
@@ -297,7 +307,7 @@ def _make(folder: Path, meta: dict[str, Any], paths: Sequence[Path], make: Make,
             sync.result()
             _to_disk(file)
         with path.open('rb', buffering=0) as whole, (temporary / 'meta.json').open('w') as file:
-            json.dump({**meta, 'checksum': _checksum(whole)}, file)
+            file.write(to_json({**meta, 'checksum': _checksum(whole)}))
             _to_disk(file)
         without_others(temporary / 'meta.json')
     if pixels:
@@ -369,7 +379,7 @@ def entries() -> list[Entry]:
     whole = []
     for path in home().glob('[!.]*/meta.json'):  # not those that are being made
         try:
-            meta, folder = json.loads(path.read_text()), path.parent
+            meta, folder = read_json(path), path.parent
             size = (folder / 'rows.bin').stat().st_size
             shape, used = tuple(meta['shape']), folder.stat().st_mtime
             host = meta.get('host', platform.node())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ['IMAGENETTE', 'LABEL_NAMES', 'IMAGE_EXTENSIONS', 'FORMATS', 'NOISE_LEVELS', 'NOT_THE_USERS', 'SIZES']
+__all__ = [
+    'IMAGENETTE', 'LABEL_NAMES', 'FILES_HASH', 'IMAGE_EXTENSIONS', 'FORMATS', 'NOISE_LEVELS', 'NOT_THE_USERS', 'SIZES',
+]  # fmt: skip
 
 IMAGENETTE: dict[str, str] = {
     'n01440764': 'tench',
@@ -17,6 +19,7 @@ IMAGENETTE: dict[str, str] = {
     'n03888257': 'parachute',
 }
 LABEL_NAMES = tuple(IMAGENETTE.values())
+FILES_HASH = '96fae466962d41838fcf018ba1660967'  # of the names of all images, the same in all sizes
 IMAGE_EXTENSIONS = frozenset(  # those that Pillow knows for FORMATS, but for PFM's, whose values have no bounds
     {
         *('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.apng', '.webp', '.gif', '.bmp', '.dib', '.tif', '.tiff'),

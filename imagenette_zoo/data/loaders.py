@@ -3,20 +3,25 @@
 Both are reproducible whatever the number of workers and whatever ran before.
 """
 
+import shutil
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import starmap
+from multiprocessing.util import Finalize
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..utils.environment import available_cores
 from ..utils.seeding import seed_everything
 from .augment import Augmentation, crop_resize, recolor
@@ -25,10 +30,14 @@ from .images import only_size_warnings, prepared
 from .sampling import EpochBatches, Key
 
 __all__ = [
-    'Batches', 'CachedEvalBatches', 'CachedTrainBatches', 'FileBatches', 'Transform', 'eval_loader', 'train_loader',
+    'Batches', 'CachedEvalBatches', 'CachedTrainBatches', 'FileBatches', 'Transform', 'eval_loader', 'is_lost_worker',
+    'kill_workers', 'lost_worker', 'train_loader',
 ]  # fmt: skip
 
 Transform = Callable[[Any], np.ndarray]
+LEAST_WAIT = 60  # seconds after which a batch that has not come never will, and what is added for each of its images
+WAIT_FOR_IMAGE = 4
+LEAST_SHARED = 2**17  # bytes
 PIXELS_TOGETHER = 2**25  # that a GPU crops at a time: 0.2 GB in float16
 T = TypeVar('T')
 
@@ -223,12 +232,34 @@ def _collate(samples: list[tuple[np.ndarray, int] | UserError]) -> tuple[torch.T
             return sample
         pixels.append(sample[0])
         targets.append(sample[1])
-    return torch.from_numpy(np.stack(pixels)), torch.tensor(targets)
+    try:
+        return _shared(torch.from_numpy(np.stack(pixels))), _shared(torch.tensor(targets))
+    except RuntimeError as error:  # in the thread that sends batches it would be printed, and the batch never arrive
+        return lost_worker(error)
+
+
+def _shared(tensor: torch.Tensor) -> torch.Tensor:
+    """The same in shared memory where this is a worker."""
+    return tensor if get_worker_info() is None else tensor.share_memory_()
+
+
+def lost_worker(error: BaseException) -> UserError:
+    """The error of a worker that is gone, gives nothing, or has no shared memory."""
+    reason = first_line(error)[:120]
+    return UserError(
+        f'lost a data worker ({reason}): raise the shared memory of the container (--shm-size), use fewer --workers, '
+        f'which need less memory, or -j 0, which needs no shared one'
+    )
+
+
+def is_lost_worker(error: BaseException) -> bool:
+    """Whether torch says that a worker is gone, wherever in the main process it does."""
+    return any(f'DataLoader {what}' in str(error) for what in ('worker (pid', 'timed out'))
 
 
 @dataclass
 class FileBatches(Batches):
-    """Batches of a data loader; what goes wrong in a worker is raised here."""
+    """Batches of a data loader; what goes wrong in a worker is raised here, as `UserError`."""
 
     loader: 'DataLoader[Any]'
 
@@ -236,7 +267,20 @@ class FileBatches(Batches):
         return len(self.loader)
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for batch in self.loader:
+        if self.loader.num_workers:
+            _check_shared_memory()
+        batches = iter(self.loader)
+        _workers.update(getattr(batches, '_workers', ()))
+        while True:
+            try:
+                batch = next(batches, None)
+            except RuntimeError as error:
+                if not is_lost_worker(error):
+                    raise
+                kill_workers()
+                raise lost_worker(error) from error
+            if batch is None:
+                return
             if isinstance(batch, UserError):
                 raise batch
             yield batch
@@ -247,6 +291,30 @@ class FileBatches(Batches):
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         self.loader.batch_sampler.set_epoch(epoch, start)  # type: ignore[union-attr]
+
+
+_workers: 'WeakSet[Any]' = WeakSet()
+
+
+def kill_workers() -> None:
+    """Ends all workers at once, also those that hang."""
+    main = hasattr(signal, 'SIGCHLD') and threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if main else None  # torch's makes an error of it
+    for worker in list(_workers):
+        worker.kill()
+        worker.join(1.0)
+    if main:
+        signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
+
+
+Finalize(None, kill_workers, exitpriority=100)  # else the exit waits for one that hangs
+
+
+def _check_shared_memory() -> None:
+    """Raises `UserError` where there is not even room for the workers' queues, which torch reports by a traceback."""
+    with suppress(OSError):  # not on Linux
+        if shutil.disk_usage('/dev/shm').free < LEAST_SHARED:
+            raise lost_worker(MemoryError(f'/dev/shm has less than {LEAST_SHARED >> 10} KiB free'))
 
 
 def train_loader(
@@ -262,7 +330,7 @@ def train_loader(
         UserError: While iterating: an image can't be read.
     """
     dataset = _Images(images, transforms, sampler.seed)
-    return FileBatches(_data_loader(dataset, sampler, workers, pin_memory, persistent_workers=workers > 0))
+    return FileBatches(_data_loader(dataset, sampler, sampler.batch_size, workers, pin_memory, workers > 0))
 
 
 def eval_loader(
@@ -281,10 +349,12 @@ def eval_loader(
     """
     keys = [(0, index, 0) for index in range(rank, len(images), world_size)]
     batches = [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
-    return FileBatches(_data_loader(_Images(images, {0: transform}, None), batches, workers, pin_memory))
+    return FileBatches(_data_loader(_Images(images, {0: transform}, None), batches, batch_size, workers, pin_memory))
 
 
-def _data_loader(dataset: _Images, batches: Any, workers: int, pin_memory: bool, **kwargs: Any) -> 'DataLoader[Any]':
+def _data_loader(
+    dataset: _Images, batches: Any, batch_size: int, workers: int, pin_memory: bool, persistent: bool = False
+) -> 'DataLoader[Any]':
     workers = min(workers, available_cores())  # more only get in each other's way
     return DataLoader(
         dataset,
@@ -293,7 +363,8 @@ def _data_loader(dataset: _Images, batches: Any, workers: int, pin_memory: bool,
         collate_fn=_collate,
         pin_memory=pin_memory,
         worker_init_fn=_leave_signals_to_the_main_process,
-        **kwargs,
+        persistent_workers=persistent,
+        timeout=LEAST_WAIT + batch_size * WAIT_FOR_IMAGE if workers else 0,
     )
 
 

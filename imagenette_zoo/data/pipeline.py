@@ -116,7 +116,7 @@ def load_images(recipe: Recipe, world: World) -> tuple[ImageSet, ImageSet]:
     """
     train, val = load_splits(recipe)
     classes = len(train.classes)
-    if recipe.num_classes not in (None, classes):
+    if recipe.num_classes not in (None, classes) and recipe.insists_on('num_classes'):
         raise UserError(
             f'--num-classes {recipe.num_classes} disagrees with the {classes} classes of {train.root}: '
             f'--num-classes {classes} is theirs'

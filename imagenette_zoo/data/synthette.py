@@ -10,7 +10,6 @@ all geometry is integer arithmetic (rotations are Pythagorean triples). Only the
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +20,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from ..errors import UserError
-from ..utils.files import cache_dir, whole_folder
+from ..utils.files import cache_dir, to_json, whole_folder
+from ..utils.reading import read_json
 
 __all__ = ['CLASS_NAMES', 'VERSION', 'draw', 'make']
 
@@ -290,12 +290,12 @@ def make(
         with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
             for _ in pool.map(save, jobs):
                 pass
-        (folder / _MANIFEST).write_text(json.dumps(wanted))
+        (folder / _MANIFEST).write_text(to_json(wanted))
     return target
 
 
 def _manifest(root: Path) -> object:
     try:
-        return json.loads((root / _MANIFEST).read_text())
+        return read_json(root / _MANIFEST)
     except (OSError, ValueError):
         return None

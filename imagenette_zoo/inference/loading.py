@@ -36,8 +36,8 @@ from ..utils.distributed import World
 from ..utils.modules import import_modules
 
 __all__ = [
-    'CheckpointOptions', 'UseOptions', 'TrainedModel', 'load_trained', 'open_model', 'run_of', 'run_images',
-    'images_of',
+    'CheckpointOptions', 'UseOptions', 'TrainedModel', 'load_trained', 'not_finite', 'open_model', 'run_of',
+    'run_images', 'images_of',
 ]  # fmt: skip
 
 
@@ -200,6 +200,11 @@ def open_model(name: str, options: Any, classes: int | None = None) -> Any:
     if timm.is_model(name):
         raise UserError(f"--model {name}: no run's folder; for its name give --checkpoint or --pretrained")
     raise UserError(f"--model {name}: no run's folder; no such folder or model{nearest(name, timm.list_models())}")
+
+
+def not_finite(name: str) -> UserError:
+    """The error of a model whose logits are NaN or infinite though its weights are not."""
+    return UserError(f'{name}: gives no finite numbers: its weights are damaged, or its training diverged')
 
 
 def _is_packaged(name: str) -> bool:

@@ -20,14 +20,14 @@ from ..config.fields import option
 from ..config.groups import DataOptions
 from ..data.folders import list_images
 from ..data.images import in_threads, only_size_warnings, prepared
-from ..errors import UserError, first_line, require
+from ..errors import UserError, cleaned, first_line, require
 from ..utils.console import Console, printable
 from ..utils.distributed import choose_device
 from ..utils.files import write_atomic
 from ..utils.process import restore_process
 from ..utils.seeding import restore_generators
 from .gradcam import grad_cam
-from .loading import TrainedModel, UseOptions, load_trained
+from .loading import TrainedModel, UseOptions, load_trained, not_finite
 
 __all__ = ['PredictOptions', 'Prediction', 'describe', 'look_at', 'predict', 'predict_each']
 
@@ -202,7 +202,7 @@ def look_at(trained: TrainedModel, pixels: torch.Tensor, topk: int = 3, heat_map
         with torch.inference_mode():
             logits = trained.model(inputs)
     if not logits.isfinite().all():
-        raise UserError(f'{trained.name}: gives no finite numbers: its weights are damaged, or its training diverged')
+        raise not_finite(trained.name)
     probabilities, classes = logits.float().softmax(1).topk(min(topk, logits.shape[1]))
     predictions = []
     for row, (values, indices) in enumerate(zip(probabilities.tolist(), classes.tolist(), strict=True)):
@@ -214,12 +214,13 @@ def look_at(trained: TrainedModel, pixels: torch.Tensor, topk: int = 3, heat_map
 
 def describe(prediction: Prediction) -> str:
     """Lines for a person: the image, and its classes with a bar each."""
-    width = max(18, *(len(name) for name, _ in prediction.top))  # the same for all images with short names
+    top = [(cleaned(name), value) for name, value in prediction.top]
+    width = max(18, *(len(name) for name, _ in top))  # the same for all images with short names
     lines = [
         f'  {name:<{width}}  {100 * value:5.1f} %  {"█" * round(BAR * value)}'.rstrip()
-        for name, value in prediction.top
+        for name, value in top
     ]
-    return '\n'.join([prediction.image, *lines])
+    return '\n'.join([cleaned(prediction.image), *lines])
 
 
 def draw(prediction: Prediction, kind: str) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,8 @@ from typing import Any
 
 from ..config.groups import ValidationOptions
 from ..data.folders import ImageSet
-from ..errors import UserError
+from ..data.loaders import is_lost_worker, lost_worker
+from ..errors import UserError, cleaned
 from ..models.factory import compiled, model_cost
 from ..utils import environment
 from ..utils.console import Console, html_table, table
@@ -22,7 +24,7 @@ from ..utils.files import write_atomic, write_json
 from ..utils.memory import is_out_of_memory
 from ..utils.process import restore_process
 from .evaluate import evaluate, shift_consistency
-from .loading import TrainedModel, images_of, load_trained
+from .loading import TrainedModel, images_of, load_trained, not_finite
 
 __all__ = ['Validation', 'Validations', 'validate']
 
@@ -117,10 +119,12 @@ def validate(
 
 @contextmanager
 def _full_memory(name: str) -> Iterator[None]:
-    """Turns full memory into a `UserError`."""
+    """Turns full memory and lost workers into a `UserError`."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
+        if is_lost_worker(error):
+            raise lost_worker(error) from error
         if not is_out_of_memory(error):
             raise
         raise UserError(f'{name}: out of memory: try a smaller --batch-size, as in -b 16') from error
@@ -136,6 +140,8 @@ def _validate_one(
     batches = trained.batches(images, options, batch_size, world, console)
     fast = compiled(model, options)
     scores = evaluate(model, batches, normalize, images, options, world, console, fast, batch_size)
+    if not math.isfinite(scores.loss):
+        raise not_finite(trained.name)
     consistency = (
         shift_consistency(model, batches, normalize, scores, options, console) if options.shift_consistency else None
     )
@@ -171,7 +177,7 @@ def _write_results(path: Path, results: Sequence[Validation]) -> None:
     flat = [
         {
             **{key: value for key, value in row.items() if not isinstance(value, (dict, list))},
-            **{f'top1 {key}': value for key, value in row['per_class'].items()},
+            **{f'top1 {cleaned(key)}': value for key, value in row['per_class'].items()},
         }
         for row in rows
     ]
@@ -190,7 +196,7 @@ def _report(result: Validation, names: list[str]) -> str:
         counts = [str(count) if count else '·' for count in result.confusion[index]] if letters else []
         label = f'{letters[index]} {name}' if letters else name
         rows.append((label, f'{result.per_class[name]:.1f}' if name in result.per_class else '–', *counts))
-    title = f'\n{result.model} on {result.dataset} ({result.images:,} images, {result.img_size} px'
+    title = f'\n{cleaned(f"{result.model} on {result.dataset}")} ({result.images:,} images, {result.img_size} px'
     title += '; a row counts what the images of a class were taken for)' if letters else ')'
     return f'{title}\n{table(rows)}'
 

@@ -40,8 +40,8 @@ from .bounds import Header, TooLarge, check_numbers, no_more_than, read_header
 from .own import as_plain, build_own, needed_modules, own_function, resolved
 
 __all__ = [
-    'build_model', 'source_args', 'input_config', 'to_device', 'probe', 'autocast', 'model_config', 'compiled',
-    'model_cost', 'outline',
+    'build_model', 'check_weights', 'source_args', 'input_config', 'to_device', 'probe', 'autocast', 'model_config',
+    'compiled', 'model_cost', 'outline',
 ]  # fmt: skip
 
 # What timm raises where a model can't be made as it is asked for.
@@ -71,16 +71,7 @@ def build_model(name: str, **kwargs: Any) -> Any:
         raise UserError(f'unknown model {name!r}{nearest(name, timm.list_models())} (imagenette-zoo list shows ours)')
     given = {key: resolved(value) for key, value in kwargs.items() if value is not None}
     try:
-        if own is not None:
-            return build_own(name, own, given)
-        if source is None:
-            return timm.create_model(name, **given)
-        args, header = _read_source(name, bool(given.get('pretrained')))
-        check_numbers(f'model {name}', args, header)
-        with no_more_than(f'model {name}', header), suppress(*FAILURES), torch.device('meta'):
-            timm.create_model(name, **{**given, 'pretrained': False})  # its failures come again, if they matter
-        with no_more_than(f'model {name}', header):
-            return timm.create_model(name, **given)
+        model = _built(name, source, own, given)
     except LookupError as error:
         reason = 'its config.json is not one of timm' if source else 'no such value of an argument'
         raise UserError(f'model {name}: {reason} ({first_line(error)})') from None
@@ -88,6 +79,45 @@ def build_model(name: str, **kwargs: Any) -> Any:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         reason = ' '.join(line.strip() for line in lines[: 2 if lines[0].endswith(':') else 1])
         raise UserError(f'model {name}: {reason if len(reason) <= 200 else reason[:200] + "…"}') from None
+    if kwargs.get('pretrained'):
+        check_weights(model, name)
+    return model
+
+
+def _built(name: str, source: str | None, own: Callable[..., Any] | None, given: dict[str, Any]) -> Any:
+    """The model of the user's own or of timm's; what a config asks for is no larger than its weights."""
+    if own is not None:
+        return build_own(name, own, given)
+    if source is None:
+        return timm.create_model(name, **given)
+    args, header = _read_source(name, bool(given.get('pretrained')))
+    check_numbers(f'model {name}', args, header)
+    with no_more_than(f'model {name}', header), suppress(*FAILURES), torch.device('meta'):
+        timm.create_model(name, **{**given, 'pretrained': False})  # its failures come again, if they matter
+    with no_more_than(f'model {name}', header):
+        return timm.create_model(name, **given)
+
+
+def check_weights(model: nn.Module, source: object) -> None:
+    """Looks at weights that were loaded, wherever they are from.
+
+    Args:
+        model: It has them. A buffer may hold -inf, which masks.
+        source: Where they are from, for the message.
+
+    Raises:
+        UserError: One is NaN or infinite: the model would see the same in every image.
+    """
+    for name, tensor in model.state_dict().items():
+        if not tensor.is_floating_point() or tensor.isfinite().all():
+            continue
+        parameter = name.endswith(('running_mean', 'running_var')) or name in dict(model.named_parameters())
+        if parameter or not (tensor.isfinite() | tensor.isneginf()).all():
+            count = int(tensor.isfinite().logical_not().sum())
+            raise UserError(
+                f'{source}: {count:,} of the {tensor.numel():,} weights in {name} are NaN or infinite: the file is '
+                f'damaged or its training diverged; take another checkpoint'
+            )
 
 
 def outline(name: str, **kwargs: Any) -> nn.Module | None:

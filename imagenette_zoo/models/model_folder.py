@@ -8,6 +8,7 @@ import logging
 import os
 import pickle
 import shutil
+import sys
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,13 +21,13 @@ import torch
 from timm.models import clean_state_dict
 from torch import nn
 
-from ..errors import UserError, first_line, nearest
+from ..errors import UserError, cleaned, first_line, nearest
 from ..utils.files import sync, write_atomic, write_errors, write_json
 from ..utils.modules import is_reference, owner
 from ..utils.reading import read_errors, read_json
 from . import factory
 from .bounds import check_numbers, no_more_than, read_header
-from .own import NOTEBOOK, code_of, own_function
+from .own import NOTEBOOK, code_of, last_linear, own_function
 
 __all__ = [
     'save_model_folder', 'link_model_folder', 'read_weights', 'load_weights', 'model_folder', 'load_folder',
@@ -66,6 +67,26 @@ def link_model_folder(source: Path, target: Path) -> None:
         sync(target)
 
 
+class _Ignored:
+    """Stands for NumPy's numbers and arrays beside the weights: nothing of NumPy is called."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+
+_BESIDE: list[Any] = [
+    argparse.Namespace,  # what timm's trainer saves has its arguments beside the weights
+    *((_Ignored, f'numpy.{name}') for name in ('dtype', 'ndarray')),
+    *((_Ignored, f'numpy.{core}.multiarray.scalar') for core in ('core', '_core')),
+    *((_Ignored, f'numpy.{core}.multiarray._reconstruct') for core in ('core', '_core')),
+]
+_KEYS = ('state_dict', 'model_state_dict', 'model')  # of the weights in a checkpoint
+_EMA_KEYS = ('state_dict_ema', 'model_ema')
+
+
 def read_weights(path: Path, use_ema: bool = True) -> dict[str, torch.Tensor]:
     """The state dict in a file: safetensors, or a torch checkpoint (also timm's) loaded without executing anything.
 
@@ -78,8 +99,7 @@ def read_weights(path: Path, use_ema: bool = True) -> dict[str, torch.Tensor]:
         if path.suffix == '.safetensors':
             return safetensors.torch.load_file(path)
         check_zip(path)
-        # What timm's trainer saves has its arguments beside the weights.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals(_BESIDE):
             checkpoint = torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(
@@ -91,7 +111,7 @@ def read_weights(path: Path, use_ema: bool = True) -> dict[str, torch.Tensor]:
         raise UserError(f'{path}: truncated or not a checkpoint ({reason})') from None
     state = checkpoint
     if isinstance(checkpoint, dict):
-        keys = ('state_dict_ema', 'model_ema', 'state_dict', 'model') if use_ema else ('state_dict', 'model')
+        keys = (*_EMA_KEYS, *_KEYS) if use_ema else _KEYS
         state = next((checkpoint[key] for key in keys if isinstance(checkpoint.get(key), dict)), checkpoint)
     if not isinstance(state, dict) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise UserError(f'{path}: holds no weights')
@@ -107,14 +127,35 @@ def check_zip(file: Path | io.BytesIO) -> None:
                 raise ValueError('it claims to hold more than it does')
 
 
-def load_weights(model: nn.Module, state_dict: Mapping[str, torch.Tensor], source: str | Path) -> None:
+_PREFIXES = ('model.', 'net.', 'module.', '_orig_mod.')  # of what wrapped the model
+
+
+def load_weights(
+    model: nn.Module, state_dict: Mapping[str, torch.Tensor], source: str | Path, new_head: bool = False
+) -> str:
     """Loads a state dict into a model, all of it.
 
+    Args:
+        model: The model.
+        state_dict: Its weights, as its class, a wrapper of it or its published file names them.
+        source: What it is from, for messages.
+        new_head: Keep the model's own classifier where the other tells other classes apart.
+
+    Returns:
+        A line on the classifier that was kept, or nothing.
+
     Raises:
-        UserError: It belongs to another model: the first key or shape that disagrees is named.
+        UserError: It belongs to another model (the first key or shape that disagrees is named), or is not finite.
     """
-    check_alike(model.state_dict(), state_dict, source)
-    model.load_state_dict(dict(state_dict))
+    own = model.state_dict()
+    state_dict = _as_the_model_names_them(model, own, state_dict)
+    kept = _other_head(model, own, state_dict) if new_head else {}
+    state_dict = {**state_dict, **kept}
+    check_alike(own, state_dict, source)
+    model.load_state_dict(state_dict)
+    factory.check_weights(model, source)
+    heads = ', '.join(sorted({name.rpartition('.')[0] for name in kept}))
+    return heads and f'{source}: tells other classes apart: the classifier ({heads}) is new, all else is taken'
 
 
 def check_alike(
@@ -134,6 +175,41 @@ def check_alike(
         if unexpected:
             detail += f', as {unexpected[0]}{nearest(unexpected[0], missing)}'
     raise UserError(f'{source}: the checkpoint of another model: {detail}')
+
+
+def _as_the_model_names_them(
+    model: nn.Module, own: Mapping[str, torch.Tensor], state_dict: Mapping[str, torch.Tensor]
+) -> Mapping[str, torch.Tensor]:
+    """A state dict without the prefix of what wrapped the model, and as the model's own filter makes it."""
+    while not own.keys() & state_dict.keys() and (prefix := _common_prefix(state_dict)):
+        state_dict = {name.removeprefix(prefix): weight for name, weight in state_dict.items()}
+    if own.keys() == state_dict.keys():
+        return state_dict
+    module = sys.modules[type(model).__module__]
+    filter_fn = getattr(module, 'checkpoint_filter_fn', None) or getattr(module, '_checkpoint_filter_fn', None)
+    if filter_fn is None:
+        return state_dict
+    try:  # it is timm's, for files that others published
+        filtered = filter_fn(dict(state_dict), model)
+    except Exception:  # which this is not one of
+        return state_dict
+    return filtered if own.keys() == filtered.keys() else state_dict
+
+
+def _common_prefix(state_dict: Mapping[str, torch.Tensor]) -> str | None:
+    return next((prefix for prefix in _PREFIXES if all(name.startswith(prefix) for name in state_dict)), None)
+
+
+def _other_head(
+    model: Any, own: Mapping[str, torch.Tensor], state_dict: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """The weights of the model's classifier, where those of the state dict are for other classes."""
+    head = model.get_classifier() if hasattr(model, 'get_classifier') else last_linear(model)
+    heads = head if isinstance(head, (tuple, list)) else (head,)
+    layers = [name for name, layer in model.named_modules() if any(layer is each for each in heads)]
+    names = [name for name in own if name.rpartition('.')[0] in layers]
+    differ = any(name not in state_dict or state_dict[name].shape != own[name].shape for name in names)
+    return {name: own[name] for name in names} if differ else {}
 
 
 def model_folder(name: str | Path) -> Path | None:
@@ -200,7 +276,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / 'config.json'
     with read_errors(path, "a model's config"):
-        config = read_json(path, LARGEST_CONFIG, finite=True)
+        config = read_json(path, LARGEST_CONFIG)
         ok = (
             isinstance(config, dict)
             and isinstance(config.get('architecture'), str)
@@ -248,7 +324,7 @@ def _check_code(folder: Path, config: Mapping[str, Any]) -> None:
         if imported[label] != sha256:
             _logger.warning(
                 '%s: its code %s has changed since: SHA-256 %.12s then, %.12s now',
-                folder, label, sha256, imported[label],
+                folder, cleaned(label), cleaned(str(sha256)), imported[label],
             )  # fmt: skip
 
 

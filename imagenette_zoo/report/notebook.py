@@ -219,7 +219,7 @@ def run(
         raise UserError(f'seeds: {seeds!r} is not a number of trainings from 1 on')
     named = _named(models)
     values = {key: _by_name(key, each) for key, each in (vary or {}).items()}
-    recipe = Recipe.load(config, **options).replace(experiment=None)
+    recipe = Recipe.load(config, **options).varied(experiment=None)
     plan = plan_models(list(named), recipe, seeds, values)
     runs = {
         name: replace(each, recipe=each.recipe.replace(model=named.get(each.recipe.model, each.recipe.model)))
@@ -325,8 +325,8 @@ def study(
 def _begun(folder: Path) -> Plan:
     """The plan in a study's folder. Code that it names is not imported: only the user names code."""
     plan = read_study(folder / 'study.yaml')
-    runs = {run.name: replace(run, recipe=run.recipe.replace(device_modules=())) for run in plan.runs.values()}
-    return replace(plan, runs=runs)
+    recipes = {name: Recipe.of({**run.recipe.as_dict(), 'device_modules': ()}) for name, run in plan.runs.items()}
+    return replace(plan, runs={name: replace(run, recipe=recipes[name]) for name, run in plan.runs.items()})
 
 
 def _check_known(plan: Plan, folder: Path) -> None:

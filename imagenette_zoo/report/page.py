@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from ..errors import UserError, require
+from ..errors import UserError, cleaned, require
 from ..study.metrics import COSTS, METRICS
 from ..study.plan import Study
 from ..study.records import Record, by_run, sample
@@ -244,5 +244,5 @@ def escape_markdown(value: object) -> object:
     """Text as Markdown shows it: nothing in it is markup, nor ends a cell of a table."""
     if not isinstance(value, str):
         return value
-    text = ' '.join(value.split()).replace('&', '&amp;').replace('<', '&lt;')
+    text = ' '.join(cleaned(value, keep='\n').split()).replace('&', '&amp;').replace('<', '&lt;')
     return re.sub(r'[\\`*\[\]$|~#]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])', lambda match: '\\' + match[0], text)

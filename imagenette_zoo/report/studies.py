@@ -139,6 +139,8 @@ def carry_out(
         UserError: A training failed; the report on the others is written.
         KeyboardInterrupt: Ctrl-C or SIGTERM; what was computed is saved.
     """
+    for line in _notes(study):
+        console.line(line)
     if until_decided:
         _check_decidable(study, only)
         study = replace(study, until_decided=True)
@@ -171,6 +173,15 @@ def carry_out(
         raise
     _print_undecided(trials, hours, console)
     _print_failures(trials, slot, console)
+
+
+def _notes(study: Study) -> list[str]:
+    """A line on each option that gave way, with the runs if they are not all."""
+    runs: dict[str, list[str]] = {}
+    for run in study.runs.values():
+        for note in run.recipe.notes:
+            runs.setdefault(note, []).append(run.name)
+    return [note if len(names) == len(study.runs) else f'{", ".join(names)}: {note}' for note, names in runs.items()]
 
 
 def _check_decidable(study: Study, only: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..config.groups import OWN_OPTION
 from ..config.recipe import Recipe
-from ..data.constants import LABEL_NAMES
+from ..data.constants import FILES_HASH, LABEL_NAMES
 from ..errors import UserError
 from ..report.page import escape_markdown
 from ..study.records import Record, read_record
@@ -71,7 +71,8 @@ class CardFacts:
 
     @property
     def on_imagenette(self) -> bool:
-        return self.trained is not None and set(self.labels) == set(LABEL_NAMES)
+        """Whether its data were all images of Imagenette, in any size; a subset has other scores."""
+        return self.trained is not None and self.trained.record.result.dataset.get('files') == FILES_HASH
 
 
 def read_trained(run: Path, weights: str) -> Trained:
@@ -115,6 +116,7 @@ def _metadata(facts: CardFacts) -> ModelCardData:
             'dataset_type': 'frgfm/imagenette' if facts.on_imagenette else 'imagefolder',
             'dataset_name': str(dataset.get('name')),
             'dataset_split': str(trained.record.result.recipe.get('val_split')),
+            'dataset_args': {name: dataset[name] for name in ('train', 'val', 'hash') if name in dataset},
         }
         metrics = (('accuracy', 'Top-1 accuracy', trained.top1), ('top_5_accuracy', 'Top-5 accuracy', trained.top5))
         known |= {
@@ -225,8 +227,20 @@ def _evaluation(facts: CardFacts, trained: Trained) -> Iterator[str]:
             f' That epoch was chosen by these same images, which flatters it: the last epoch has {result.top1:.2f} %.'
         )
     yield about
+    if dataset_hash := result.dataset.get('hash'):
+        yield f'The hash of the training and validation images: `{_plain(dataset_hash)}`.'
+    yield from _parts(result.recipe)
     yield _table(('class', 'top-1 %'), [(_plain(name), f'{top1:.1f}') for name, top1 in trained.per_class.items()])
     yield from (f'![{_plain(title)}]({file})' for file, title in facts.figures)
+
+
+def _parts(recipe: Mapping[str, Any]) -> Iterator[str]:
+    """How the data differ from those of the folder: slices and wrong labels."""
+    splits = {'Training': recipe.get('train_split'), 'Validation': recipe.get('val_split')}
+    if slices := [f'{what} is on the slice {_plain(split)}.' for what, split in splits.items() if '[' in str(split)]:
+        yield ' '.join(slices)
+    if noise := recipe.get('label_noise'):
+        yield f"{noise} % of the training labels are wrong on purpose (Imagenette's `noisy_labels_{noise}`)."
 
 
 def _training(facts: CardFacts, trained: Trained) -> Iterator[str]:
@@ -269,7 +283,7 @@ def _limits(facts: CardFacts) -> Iterator[str]:
     data = (
         ' Imagenette is a part of ImageNet, whose images belong to their owners and are given for non-commercial '
         'research and education (https://www.image-net.org/download).'
-        if facts.on_imagenette
+        if set(facts.labels) == set(LABEL_NAMES)
         else ''
     )
     yield f'The weights: {_plain(facts.license)}.{data}'

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -28,7 +27,7 @@ from ..inference.loading import TrainedModel, UseOptions, images_of, load_traine
 from ..layers import fuse
 from ..utils import environment
 from ..utils.console import Console
-from ..utils.files import file_stem, write_atomic
+from ..utils.files import file_stem, to_json, write_atomic
 from ..utils.process import restore_process
 
 __all__ = ['OPSET', 'Exported', 'ExportOptions', 'export', 'export_model']
@@ -106,7 +105,7 @@ def export_model(options: ExportOptions, *, quiet: bool = False) -> Exported:
     source, images = _real_images(trained, options.data_dir)
     if len(images) < 3:
         raise UserError(f'{source}: holds {len(images)} images: at least 3 are needed to check an export')
-    metadata = json.dumps(_metadata(trained, options.to))
+    metadata = to_json(_metadata(trained, options.to))
     fused = fuse(trained.model)
     try:
         with _silence():

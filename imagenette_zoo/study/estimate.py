@@ -68,7 +68,7 @@ def dry_run(
             if state != 'done' and trial.seed in study.seeds
         )
         total += epochs * seconds / 3600
-        size = 'own' if recipe.img_size is None else str(recipe.img_size)
+        size = '-'.join(map(str, recipe.train_img_sizes or (recipe.img_size or 'own',)))
         seeds = 'open' if until_decided else str(len(study.seeds))
         to_go = '' if until_decided else f'{epochs * seconds / 3600:.2f}'
         shown = (str(done[name]), str(states.count('begun')), f'{hours[name]:.2f}', to_go)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from pathlib import Path
 
+from ..utils.reading import parse_json
 from .plan import Study
 
 __all__ = ['epoch_seconds', 'hours_spent', 'seconds_per_epoch']
@@ -15,7 +15,7 @@ def epoch_seconds(folder: Path) -> list[float]:
     """The seconds of each epoch of a training, validation included."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         text = (folder / 'metrics.jsonl').read_text()
-        return [float(json.loads(line)['seconds']) for line in text.splitlines()]
+        return [float(parse_json(line)['seconds']) for line in text.splitlines()]
     return []
 
 

@@ -7,7 +7,6 @@ that another start began is begun again.
 
 from __future__ import annotations
 
-import json
 import re
 import socket
 import subprocess
@@ -24,7 +23,7 @@ from ..training.run_folder import RunFolder
 from ..utils.console import Console
 from ..utils.files import write_atomic
 from ..utils.modules import imported_modules
-from ..utils.reading import from_json
+from ..utils.reading import from_json, parse_json
 from .adaptive import train_until_decided
 from .analysis import FILES
 from .plan import Study, Trial
@@ -159,7 +158,7 @@ def _bring_home(ray: Any, ready: Any, trial: Trial, slot: Slot, trials: Trials) 
         folder = slot.output / trial.name
         if missing := [name for name in RETURNED if name not in files]:
             raise UserError(f'{", ".join(missing)} did not come home: has the node another version of this package?')
-        from_json(Result, json.loads(files['result.json']), folder=folder)  # what is not ours is not written
+        from_json(Result, parse_json(files['result.json'].decode()), folder=folder)  # what is not ours is not written
         for name in [*filter(CODE.fullmatch, files), *RETURNED]:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             write_atomic(folder / name, files[name])

@@ -16,10 +16,11 @@ import yaml
 
 from ..config.fields import literal
 from ..config.hparams import find_modules, find_recipe, shipped
+from ..config.precedence import related
 from ..config.recipe import Recipe
 from ..errors import UserError, first_line, nearest
 from ..utils.modules import is_reference
-from ..utils.reading import LARGEST_YAML, PlainLoader, read_errors, read_text
+from ..utils.reading import LARGEST_YAML, PlainLoader, read_errors, read_text, yaml_reason
 from .metrics import METRICS, THRESHOLD, TO_AN_ACCURACY
 
 __all__ = [
@@ -190,11 +191,19 @@ def dump_study(study: Study) -> str:
         'budget': study.budget,
         'until_decided': study.until_decided,
         'stages': _dump_stages(study.stages),
-        'runs': {run.name: differing(run.recipe.as_dict(), base) for run in study.runs.values()},
+        'runs': {run.name: _dump_run(run.recipe.as_dict(), base, defaults) for run in study.runs.values()},
         'claims': [_dump_claim(claim) for claim in study.claims],
     }
     kept = {key: value for key, value in content.items() if value}
     return yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, width=120)
+
+
+def _dump_run(
+    options: Mapping[str, Any], base: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Its own options, with those that would give way to them."""
+    own = differing(options, base)
+    return own | {name: options[name] for name in sorted(related(own)) if base[name] != defaults[name]}
 
 
 def differing(values: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
@@ -301,8 +310,7 @@ def _axis(key: str, values: list[Any]) -> list[Any]:
 def _varied(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
     options = {key: value for key, value in values.items() if key in Recipe.names()}
     kwargs = {key: value for key, value in values.items() if key not in options}
-    recipe = recipe.replace(**options)
-    return recipe.replace(model_kwargs={**recipe.model_kwargs, **kwargs})
+    return recipe.varied(**options, model_kwargs={**recipe.model_kwargs, **kwargs})
 
 
 def parse_vary(words: Sequence[str]) -> dict[str, list[Any]]:
@@ -390,7 +398,7 @@ def read_study(path: str | Path) -> Study:
         root = yaml.compose(text, PlainLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, 'problem_mark', None)
-        raise UserError(f'{path}{f":{mark.line + 1}" if mark else ""}: not valid YAML') from None
+        raise UserError(f'{path}{f":{mark.line + 1}" if mark else ""}: {yaml_reason(error)}') from None
     return _Reader(path).study(root)
 
 
@@ -438,10 +446,10 @@ class _Reader:
         if 'runs' not in parts:
             raise self.fail(root, 'a study needs runs')
         base = self.base(parts['base'][1]) if 'base' in parts else {}
-        base.update(self.options(parts['options'][1]) if 'options' in parts else {})
+        options = self.options(parts['options'][1]) if 'options' in parts else {}
         if 'device_modules' in parts:
             base['device_modules'] = [*base.get('device_modules', ()), *self.modules(parts['device_modules'][1])]
-        runs = {run.name: run for run in self.runs(parts['runs'][1], base)}
+        runs = {run.name: run for run in self.runs(parts['runs'][1], base, options)}
         if not runs:
             raise self.fail(parts['runs'][1], 'a study needs runs')
         claims = self.claims(parts['claims'][1], runs) if 'claims' in parts else ()
@@ -452,7 +460,7 @@ class _Reader:
             claims,
             self.number(parts['budget'][1], 'budget: hours are needed') if 'budget' in parts else None,
             self.words(parts, 'limits'),
-            base,
+            {**base, **options},
             self.stages(parts['stages'][1]) if 'stages' in parts else STAGES,
             self.yes(parts['until_decided'][1]) if 'until_decided' in parts else False,
         )
@@ -501,7 +509,7 @@ class _Reader:
                 raise self.fail(key, error) from None
         return values
 
-    def runs(self, node: Any, base: dict[str, Any]) -> Iterator[StudyRun]:
+    def runs(self, node: Any, *layers: dict[str, Any]) -> Iterator[StudyRun]:
         names: set[str] = set()
         for name, (key, value) in self.mapping(node, 'runs').items():
             for full, changes in self.grid(name, value):
@@ -513,7 +521,7 @@ class _Reader:
                 if len(names) > MOST_RUNS:
                     raise self.fail(key, f'more than {MOST_RUNS} runs')
                 try:
-                    yield StudyRun(full, Recipe(**{**base, **changes}))
+                    yield StudyRun(full, Recipe.of(*layers, changes))
                 except UserError as error:
                     raise self.fail(key, f'{full}: {error}') from None
 

@@ -92,7 +92,10 @@ def commands(trial: Trial, slot: Slot) -> list[list[str]]:
     write_atomic(
         recipe, yaml.safe_dump(differing(trial.recipe.as_dict(), Recipe().as_dict()), sort_keys=False).encode()
     )
-    words = ['--seed', str(trial.seed), '--output', str(slot.output), '--experiment', trial.name, '--resume']
+    of_data = {'--batch-size': 'batch_size', '--num-classes': 'num_classes'}  # a recipe's would give way to the data
+    given = {flag: str(getattr(trial.recipe, name)) for flag, name in of_data.items() if trial.recipe.insists_on(name)}
+    words = [word for pair in given.items() for word in pair]
+    words += ['--seed', str(trial.seed), '--output', str(slot.output), '--experiment', trial.name, '--resume']
     program = [sys.executable, '-m', 'imagenette_zoo']
     modules = trial.recipe.device_modules
     flags = [*slot.flags(), *(['--device-modules', *modules] if modules else [])]

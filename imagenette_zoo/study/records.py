@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -15,7 +14,7 @@ import numpy as np
 from ..config.recipe import Recipe
 from ..errors import UserError
 from ..training.result import Result, read_result
-from ..utils.reading import from_json, read_errors, read_json, read_text
+from ..utils.reading import from_json, parse_json, read_errors, read_json, read_text
 from .analysis import Analysis, read_analysis
 from .metrics import metric_of
 from .plan import StepTimes, Study, Trial, read_study
@@ -85,11 +84,16 @@ def read_record(folder: Path, run: str) -> Record:
     result = read_result(folder)
     path = folder / 'metrics.jsonl'
     with read_errors(path, 'the metrics of a run'):
-        history = [json.loads(line) for line in read_text(path).splitlines()]
+        history = [_row(parse_json(line)) for line in read_text(path).splitlines()]
         for row in history:
             if not all(_number(row[name]) for name in IN_A_ROW) or not _number(row.get('eval_top1', 0.0)):
                 raise ValueError('no numbers in its rows')
     return Record(run, folder, result, history, read_analysis(folder))
+
+
+def _row(values: dict[str, Any]) -> dict[str, Any]:
+    """A row of the metrics; null is the mean of no finite loss."""
+    return {name: math.nan if value is None else value for name, value in values.items()}
 
 
 def _number(value: object) -> bool:
@@ -176,10 +180,19 @@ def study_before(output: Path) -> Study | None:
 
 def check_recipe(result: Result, trial: Trial) -> None:
     """Raises `UserError` where a finished training is not what the study says."""
-    for option, value in trial.recipe.as_dict().items():
+    for option, value in _as_trained(trial.recipe, result).items():
         then = result.recipe.get(option, value)
         if then != value and option not in FREE - {'seed'}:
             raise UserError(f'{result.folder}: was trained with {option} {then}, the study says {value}')
+
+
+def _as_trained(recipe: Recipe, result: Result) -> dict[str, Any]:
+    """The options of a recipe, as it gave way to the images of a training."""
+    options = recipe.as_dict()
+    images, classes = result.dataset.get('train'), len(result.per_class)
+    if not isinstance(images, int):
+        return options
+    return Recipe.of(options).for_data(images, classes, result.hardware.get('processes', 1)).as_dict()
 
 
 def distinct(values: Sequence[Any]) -> list[Any]:

@@ -14,11 +14,15 @@ import torch
 import torch.distributed as dist
 
 from ..config.recipe import Recipe
+from ..data.loaders import is_lost_worker, kill_workers, lost_worker
 from ..errors import UserError, first_line
+from ..utils.console import in_ipython
 from ..utils.distributed import World
 from ..utils.memory import is_out_of_memory
+from ..utils.streams import complain
 
 __all__ = ['Stopped', 'StopSignals', 'explained']
+PATIENCE = 3.0  # seconds in which a second signal is to end a run from within
 REPEATED = 2.0  # seconds within which torchrun passes on the Ctrl-C that a terminal sends to all
 
 
@@ -43,9 +47,10 @@ class Stopped(KeyboardInterrupt):
 
 
 class StopSignals:
-    """Turns the first Ctrl-C or SIGTERM into a request to stop after the step; a second Ctrl-C stops at once.
+    """Turns the first Ctrl-C or SIGTERM into a request to stop after the step; a second one stops at once.
 
     Use as a context manager around a run. Outside of Python's main thread signals can't be caught: nothing happens.
+    Where that thread is busy outside of Python, as in a driver that hangs, a second signal ends the process.
 
     Args:
         world: The processes that must stop together.
@@ -57,20 +62,32 @@ class StopSignals:
         self._since = 0.0
         self._at_once = False
         self._former: dict[int, object] = {}
+        self._left = threading.Event()
+        self._writer: int | None = None
+        self._former_writer = -1
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._former[number] = signal.signal(number, self._receive)
+            if not in_ipython():  # whose process has more than this run
+                reader, self._writer = os.pipe()
+                os.set_blocking(self._writer, False)
+                self._former_writer = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+                threading.Thread(target=_watch, args=(reader, self._left), daemon=True).start()
         return self
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self._former.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
+        if self._writer is not None:
+            signal.set_wakeup_fd(self._former_writer)
+            self._left.set()
+            os.close(self._writer)
 
     def _receive(self, number: int, _: FrameType | None) -> None:
-        repeated = 'TORCHELASTIC_RUN_ID' in os.environ and time.monotonic() - self._since < REPEATED
-        if self.requested is not None and number == signal.SIGINT and not repeated:
+        if self.requested is not None and not _repeated(self._since):
+            kill_workers()
             raise KeyboardInterrupt
         if self.requested is None:
             self.requested, self._since = number, time.monotonic()
@@ -101,6 +118,25 @@ class StopSignals:
             self._at_once = False
 
 
+def _repeated(since: float) -> bool:
+    """Whether a signal is the one that came at `since` once more: torchrun passes it on."""
+    return 'TORCHELASTIC_RUN_ID' in os.environ and time.monotonic() - since < REPEATED
+
+
+def _watch(reader: int, left: threading.Event) -> None:
+    """Ends the process `PATIENCE` after a second signal if the run was not left by then."""
+    since = 0.0
+    with open(reader, 'rb', buffering=0) as signals:
+        while number := int.from_bytes(signals.read(1), 'big'):
+            if number not in (signal.SIGINT, signal.SIGTERM) or (since and _repeated(since)):
+                continue
+            if since and not left.wait(PATIENCE):
+                kill_workers()
+                complain('interrupted at once: what was saved last stays')
+                os._exit(128 + number)
+            since = since or time.monotonic()
+
+
 @contextmanager
 def explained(recipe: Recipe, world: World) -> Iterator[None]:
     """Turns torch's errors for full memory, a failing compiler or a lost process into one line, and each Ctrl-C into
@@ -121,14 +157,11 @@ def explained(recipe: Recipe, world: World) -> Iterator[None]:
     except torch._dynamo.exc.TorchDynamoException as error:
         raise UserError(f'--torchcompile {recipe.torchcompile}: {first_line(error)}') from error
     except RuntimeError as error:
-        text = str(error)
         if is_out_of_memory(error):
             raise _out_of_memory(recipe, world) from error
-        if 'DataLoader worker (pid' in text:
-            raise UserError(
-                f'lost a data worker ({first_line(error)[:120]}): fewer --workers need less memory, 0 no shared memory'
-            ) from error
-        if world.size > 1 and (isinstance(error, dist.DistError) or 'gloo' in text):
+        if is_lost_worker(error):
+            raise lost_worker(error) from error
+        if world.size > 1 and (isinstance(error, dist.DistError) or 'gloo' in str(error)):
             raise UserError(
                 f'lost another process of the group ({first_line(error)[:120]}); the same command with '
                 f'--resume continues from the last checkpoint'

@@ -11,6 +11,7 @@ from typing import Any
 import timm
 
 from ..config.recipe import Recipe
+from ..data.cache import files_hash
 from ..models.own import code_of
 from ..utils import environment
 from ..utils.console import Console, duration, html_table, table
@@ -96,16 +97,15 @@ def differences(then: Result, run: Run) -> list[str]:
     before = [then.versions, then.hardware, then.recipe]
     differing = []
     for old, new in zip(before, now, strict=True):
-        for name in sorted((old.keys() | new.keys()) - Recipe.may_differ('in a repeat')):
-            if old.get(name) != new.get(name):
-                differing.append(f'{name} {old.get(name)} then, {new.get(name)} now')
+        differing += environment.changes(old, new, but=Recipe.may_differ('in a repeat'))
     code = code_of(run.recipe.model)
     for name in sorted(then.code.keys() | code.keys()):
         if then.code.get(name) != code.get(name):
             old_hash, new_hash = (each.get(name, 'none')[:12] for each in (then.code, code))
             differing.append(f'the code in {name}: SHA-256 {old_hash} then, {new_hash} now')
-    if then.dataset != _dataset(run):
-        same = {name for name in ('name', 'train', 'val') if then.dataset.get(name) == _dataset(run)[name]}
+    data = _dataset(run)
+    if any(data.get(name) != value for name, value in then.dataset.items()):
+        same = {name for name in ('name', 'train', 'val') if then.dataset.get(name) == data[name]}
         what = 'other images' if len(same) == 3 else f'{len(train):,} and {len(val):,} images of {train.root.name}'
         differing.append(f'the data: {what} now')
     return differing
@@ -113,7 +113,13 @@ def differences(then: Result, run: Run) -> list[str]:
 
 def _dataset(run: Run) -> dict[str, Any]:
     train, val = run.data.train, run.data.val
-    return {'name': Path(os.path.abspath(train.root)).name, 'train': len(train), 'val': len(val), 'hash': run.data_hash}
+    return {
+        'name': Path(os.path.abspath(train.root)).name,
+        'train': len(train),
+        'val': len(val),
+        'hash': run.data_hash,
+        'files': files_hash(train, val),
+    }
 
 
 def ranking(history: Sequence[dict[str, Any]], recipe: Recipe) -> list[int]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import shlex
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -11,15 +12,15 @@ from typing import Any
 import torch
 
 from ..config.fields import Where
-from ..config.hparams import read_yaml
 from ..config.recipe import Recipe
 from ..data import pipeline
-from ..data.folders import passed_over_line
+from ..data.folders import ImageSet, passed_over_line
 from ..data.pipeline import Data
 from ..errors import UserError, first_line
 from ..models import factory
 from ..models.model_folder import load_weights, model_folder, read_weights
 from ..models.own import last_linear
+from ..utils import environment
 from ..utils.console import Console
 from ..utils.distributed import World
 from ..utils.files import file_stem, unused
@@ -81,6 +82,8 @@ class Run:
                 'history': self.history,
                 'position': asdict(self.position),
                 'signature': self.signature(),
+                'recipe': self.recipe.as_dict(),
+                'environment': self.environment(),
             }
             self.folder.save_state(state)
 
@@ -93,6 +96,12 @@ class Run:
             'data': self.data_hash,
             'processes': self.learner.world.size,
         }
+
+
+    def environment(self) -> dict[str, Any]:
+        """The versions and the machine: where they change, the last digits of the weights do."""
+        world = self.learner.world
+        return {**environment.versions(), **environment.hardware(world.device, world.size)}
 
 
 def prepare(recipe: Recipe, folder: RunFolder, state: bytes | None, world: World, console: Console) -> Run:
@@ -110,6 +119,9 @@ def prepare(recipe: Recipe, folder: RunFolder, state: bytes | None, world: World
     """
     world.broadcast(lambda: check_trackers(recipe))
     train_images, val_images = pipeline.load_images(recipe, world)
+    recipe = _for_data(recipe, train_images, world, console)
+    if state is not None:
+        check_resumable(recipe, folder)
     if shared := len(set(train_images.paths) & set(val_images.paths)):
         console.line(f'note: {shared:,} of the {len(val_images):,} validation images are training images, too')
     for line in dict.fromkeys(map(passed_over_line, (train_images, val_images))):
@@ -117,7 +129,7 @@ def prepare(recipe: Recipe, folder: RunFolder, state: bytes | None, world: World
             console.line(f'note: {line}')
     seed_everything(recipe.seed, 'model')
     start = recipe if state is None else recipe.replace(pretrained=False, initial_checkpoint=None)
-    model = make_model(start, len(train_images.classes))
+    model = make_model(start, len(train_images.classes), console.line)
     config = factory.input_config(recipe, model, crop_mode='center')
     data = pipeline.load_data(recipe, train_images, val_images, config, world, console)
     sets = (train_images, val_images)
@@ -134,10 +146,23 @@ def prepare(recipe: Recipe, folder: RunFolder, state: bytes | None, world: World
         _compile(recipe, learner, config, console)
     run = Run(recipe, folder, data, learner, config, data_hash)
     if state is not None:
-        _resume(run, state)
+        _resume(run, state, console)
+        if world.primary and recipe.epochs != folder.recipe().epochs:
+            folder.lengthen(recipe)
     elif world.primary:
         folder.start(recipe)
     return run
+
+
+def _for_data(recipe: Recipe, images: ImageSet, world: World, console: Console) -> Recipe:
+    """The recipe, as it gives way to the training images; says where it does."""
+    fitted = recipe.for_data(len(images), len(images.classes), world.size)
+    for name in ('batch_size', 'num_classes'):
+        now, before = getattr(fitted, name), getattr(recipe, name)
+        if now != before:
+            what = f'{len(images):,} training images of {len(images.classes)} classes'
+            console.line(f'{what}: {name} is {now} instead of {before}')
+    return fitted
 
 
 def _compile(recipe: Recipe, learner: Learner, config: dict[str, Any], console: Console) -> None:
@@ -172,8 +197,11 @@ def open_folder(recipe: Recipe) -> tuple[RunFolder, bytes | None, bool]:
         return folder, None, False
     folder.lock()
     try:
-        check_resumable(recipe, folder)
-        return folder, folder.read_state(), folder.finished
+        longer = check_resumable(recipe, folder)
+        state = folder.read_state()
+        if longer and folder.finished and state is None:
+            raise UserError(f'{folder["state.pt"]}: is not there: {_way_on(recipe, folder)}')
+        return folder, state, folder.finished and not longer
     except UserError:
         folder.unlock()
         raise
@@ -197,21 +225,62 @@ def _differing(recipe: Recipe, other: Mapping[str, Any], where: Where) -> Iterat
             yield option, value, other[option]
 
 
-def check_resumable(recipe: Recipe, folder: RunFolder) -> None:
-    started = Recipe(**read_yaml(folder['args.yaml'], Recipe.names()))
+def check_resumable(recipe: Recipe, folder: RunFolder) -> bool:
+    """Looks whether a run can be continued by a recipe; returns whether it is to train for more epochs than it was.
+
+    Raises:
+        UserError: It can't: it is finished, or it was started with other options.
+    """
+    started = folder.recipe()
     if recipe.resume != 'auto' and recipe.experiment not in (None, folder.path.name, started.experiment):
         raise UserError(
             f'--resume goes on with {folder.path}, in its own folder: leave --experiment {recipe.experiment} out; to '
             f'start another run from its weights: --initial-checkpoint {folder.path}'
         )
     folder.check_code(started.model)
-    if folder.finished and recipe.resume != 'auto':
-        raise UserError(f'{folder.path}: this run is finished; there is nothing to resume')
+    longer = recipe.epochs > started.epochs
+    if folder.finished and recipe.resume != 'auto' and not longer:
+        raise UserError(
+            f'{folder.path}: this run is finished; there is nothing to resume (to train on: more than --epochs '
+            f'{started.epochs})'
+        )
     for option, value, then in _differing(recipe, started.as_dict(), 'on resume'):
+        if option == 'epochs' and longer:
+            continue
+        gave_way = (option == 'batch_size' and then < value) or (option == 'num_classes' and then is not None)
+        if gave_way and not recipe.insists_on(option):  # `prepare` looks again, by the images
+            continue
         raise UserError(
             f'{folder.path}: was started with {option} {then}, not {value}: leave the option out to resume, or start '
             f'another run'
         )
+    if longer and (what := _planned_by_epochs(recipe)):
+        raise UserError(
+            f'{folder.path}: {what} ends after --epochs {started.epochs}, with {recipe.epochs} it would have been '
+            f'another: {_way_on(recipe, folder)}'
+        )
+    return longer
+
+
+def _planned_by_epochs(recipe: Recipe) -> str:
+    """The part of a recipe that a longer training would have had otherwise from its first epoch on, or nothing."""
+    if recipe.sched not in ('none', 'constant', 'step', 'multistep', 'plateau'):
+        return f'its schedule ({recipe.sched})'
+    if recipe.sched == 'plateau' and recipe.val_interval > 1:  # the last epoch was validated beside the interval
+        return 'its schedule (plateau, by the validations of each --val-interval)'
+    if recipe.lr_noise is not None:
+        return 'the noise of its learning rate'
+    return 'its plan of image sizes' if recipe.train_size_schedule == 'progressive' else ''
+
+
+def _way_on(recipe: Recipe, folder: RunFolder) -> str:
+    """The command that trains further from the weights of a run."""
+    started = folder.recipe()
+    words = ['-c', folder['args.yaml'], '--experiment', f'{folder.path.name}-{recipe.epochs}']
+    words += ['--initial-checkpoint', folder['last'], '--epochs', recipe.epochs - started.epochs, '--warmup-epochs', 0]
+    own = [folder['code'] / name if name.endswith('.py') else name for name in folder.code()]
+    words += ['--device-modules', *own] if own else []
+    return f'to train on from its weights: imagenette-zoo train {shlex.join(map(str, words))}'
 
 
 def _own_name(recipe: Recipe) -> Path:
@@ -221,10 +290,18 @@ def _own_name(recipe: Recipe) -> Path:
     return Path(recipe.output, name)
 
 
-def _resume(run: Run, data: bytes) -> None:
-    """Takes up the state of the interrupted run."""
+def _resume(run: Run, data: bytes, console: Console) -> None:
+    """Takes up the state of the interrupted run, and says how this process differs from that which saved it."""
     state = run.folder.parse_state(data)
     try:
+        then = {**Recipe().as_dict(), **state.get('recipe', run.recipe.as_dict())}
+        for option, value, other in _differing(run.recipe, then, 'on resume'):
+            if option == 'epochs' and value > other and not _planned_by_epochs(run.recipe):
+                continue
+            raise UserError(
+                f'{run.folder["state.pt"]}: of a run with {option} {other}, this one has {value}: put its own back, or '
+                f'start again: {run.folder.again}'
+            )
         for name, value in run.signature().items():
             if state['signature'][name] != value:
                 raise UserError(f'{run.folder.path}: was started with other {name}: it can only go on with the same')
@@ -239,13 +316,18 @@ def _resume(run: Run, data: bytes) -> None:
         if run.position.step and [len(sums) for sums in run.position.sums] != [2] * run.learner.world.size:
             raise ValueError('no loss of each process')
         run.learner.load_state_dict(state['learner'])
+        factory.check_weights(run.learner.model, run.folder['state.pt'])
+        if 'environment' not in state:
+            console.line('note: the state is of an earlier version: it has no checksum, threads and versions to check')
+        elif changes := environment.changes(state['environment'], run.environment()):
+            console.line(f'note: the weights will not be those of a run in one go: {"; ".join(changes)}')
     except (LookupError, RuntimeError, ValueError, TypeError, AttributeError) as error:
         reason = first_line(error)
         raise UserError(f'{run.folder["state.pt"]}: not the state of this run ({reason})') from None
 
 
-def make_model(recipe: Recipe, classes: int) -> Any:
-    """The recipe's model, with its starting weights."""
+def make_model(recipe: Recipe, classes: int, log: Callable[[str], object] = str) -> Any:
+    """The recipe's model, with its starting weights; `log` takes a line where not all of them are."""
     model = factory.build_model(
         recipe.model,
         pretrained=recipe.pretrained,
@@ -261,7 +343,8 @@ def make_model(recipe: Recipe, classes: int) -> Any:
     if recipe.initial_checkpoint:
         folder = model_folder(recipe.initial_checkpoint)
         path = folder / 'model.safetensors' if folder else Path(recipe.initial_checkpoint)
-        load_weights(model, read_weights(path), path)
+        if kept := load_weights(model, read_weights(path), path, new_head=True):
+            log(kept)
     _scale_head(model, recipe)
     return model
 

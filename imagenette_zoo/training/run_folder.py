@@ -1,18 +1,19 @@
 """A run's folder: model folders in timm's Hub layout, the state to resume from, the metrics. Every file is atomic.
 
 `runs/NAME/` holds `args.yaml`, `summary.csv` (timm's columns), `metrics.jsonl`, `last/`, `best/` and
-`checkpoints/epoch-N/` (each loads with `timm.create_model('local-dir:…')`), `state.pt`, and `result.json`,
-which is written last: a folder that has one holds a finished run. `.lock` is held by the process that writes there.
-`code/` has copies of the user's own modules and their hashes. `tensorboard/` and `wandb/` are their own packages' to
-write, where they track the run.
+`checkpoints/epoch-N/` (each loads with `timm.create_model('local-dir:…')`), `state.pt`, and `result.json`, which is
+written last: a folder that has one holds a finished run. `.saved` is there once there was a state, `.lock` is held by
+the process that writes there. `code/` has copies of the user's own modules and their hashes. `tensorboard/` and
+`wandb/` are their own packages' to write, where they track the run.
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
-import json
 import os
+import shlex
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,11 +22,12 @@ from typing import Any
 import torch
 import yaml
 
+from ..config.hparams import read_yaml
 from ..config.recipe import Recipe
 from ..errors import UserError, first_line
 from ..models.model_folder import check_zip, link_model_folder, save_model_folder
 from ..models.own import NOTEBOOK, code_of
-from ..utils.files import ProcessLock, unused, write_atomic, write_errors, write_json
+from ..utils.files import ProcessLock, to_json, unused, write_atomic, write_errors, write_json
 from ..utils.modules import imported_modules
 from ..utils.reading import read_errors, read_json
 
@@ -34,6 +36,11 @@ __all__ = ['ANALYSIS_FILES', 'resumed_run', 'RunFolder']
 ANALYSIS_FILES = ('analysis.json', 'predictions.safetensors')  # what `imagenette-zoo analyse` adds to a run
 OWN_FILES = ('result.json', 'state.pt', 'args.yaml', 'summary.csv', 'metrics.jsonl', *ANALYSIS_FILES)  # first its mark
 OWN_FOLDERS = ('last', 'best', 'checkpoints', 'tensorboard', 'wandb', 'code')
+
+SAVED = '.saved'  # it is there once a state was written, so that a removed state is noticed
+NO_COMMENT = bytes(2)  # how an archive ends that has none: with its length
+CHECKSUM = b'imagenette-zoo SHA-256 '
+COMMENT = len(CHECKSUM) + 64  # bytes
 
 
 def resumed_run(resume: str, output: str, experiment: str | None) -> Path:
@@ -111,6 +118,14 @@ class RunFolder:
             f'{self.path}: holds {own[0]} of something else: choose another --experiment, or --overwrite to remove it'
         )
 
+    def recipe(self) -> Recipe:
+        """The recipe that the run was started with.
+
+        Raises:
+            UserError: It is damaged.
+        """
+        return Recipe(**read_yaml(self['args.yaml'], Recipe.names()))
+
     def lock(self) -> None:
         """Makes this process the only one to write here, until it ends or `unlock`.
 
@@ -148,12 +163,24 @@ class RunFolder:
             if not recipe.overwrite:
                 self._check_empty()  # another run may have come and gone since
         with write_errors(self.path):
-            for name in OWN_FILES:
+            for name in (*OWN_FILES, SAVED):
                 self[name].unlink(missing_ok=True)
             for name in OWN_FOLDERS:
                 if self[name].is_dir():
                     shutil.rmtree(self[name])
         self._keep_code(recipe.model)
+        write_atomic(self['args.yaml'], text)
+
+    def lengthen(self, recipe: Recipe) -> None:
+        """Makes a finished run one that goes on for the epochs of this recipe.
+
+        Raises:
+            UserError: It can't be written.
+        """
+        text = _as_yaml(recipe)
+        with write_errors(self.path):
+            for name in ('result.json', *ANALYSIS_FILES):  # first its mark: without it the same run is finished again
+                self[name].unlink(missing_ok=True)
         write_atomic(self['args.yaml'], text)
 
     def _keep_code(self, model: str) -> None:
@@ -202,20 +229,29 @@ class RunFolder:
                 )
 
     def save_state(self, state: Mapping[str, Any]) -> None:
-        """Writes `state.pt`, which `read_state` and `parse_state` read."""
+        """Writes `state.pt`, which `read_state` and `parse_state` read: torch's archive, its checksum as comment."""
         buffer = io.BytesIO()
         torch.save(dict(state), buffer)
+        comment = _checksum(buffer.getbuffer())
+        buffer.seek(-len(NO_COMMENT), os.SEEK_END)
+        buffer.write(len(comment).to_bytes(len(NO_COMMENT), 'little') + comment)
         write_atomic(self['state.pt'], buffer.getvalue())
+        if not os.path.exists(self[SAVED]):
+            write_atomic(self[SAVED], b'')
 
     def read_state(self) -> bytes | None:
         """The content of `state.pt`; None where nothing was saved yet.
 
         Raises:
-            UserError: It can't be read.
+            UserError: It can't be read, or was removed.
         """
         try:
             return self['state.pt'].read_bytes()
         except FileNotFoundError:
+            if os.path.exists(self[SAVED]) and not self.finished:
+                raise UserError(
+                    f"{self['state.pt']}: is gone, so this run can't go on: put it back, or start again: {self.again}"
+                ) from None
             return None
         except OSError as error:
             raise UserError(f"{self['state.pt']}: can't read: {error.strerror}") from None
@@ -224,19 +260,33 @@ class RunFolder:
         """The state in the content that `read_state` returned.
 
         Raises:
-            UserError: It is torn.
+            UserError: It is torn, or a bit of it is another.
         """
         try:
+            archive, comment = memoryview(data)[: -COMMENT - len(NO_COMMENT)], data[-COMMENT:]
+            checked = comment.startswith(CHECKSUM)
+            if checked and comment != _checksum(archive, NO_COMMENT):
+                raise ValueError('its checksum is another')
             check_zip(io.BytesIO(data))
             state = torch.load(io.BytesIO(data), map_location='cpu', weights_only=True)
             if not isinstance(state, dict):
                 raise TypeError('not a state')
+            if 'environment' in state and not checked:
+                raise ValueError('its checksum is missing')
             return state
         except Exception as error:  # torch reports a damaged file in many ways
             reason = first_line(error)[:80]
             raise UserError(
-                f"{self['state.pt']}: damaged, it can't be resumed from ({reason}); --overwrite starts again"
+                f"{self['state.pt']}: damaged, it can't be resumed from ({reason}): put a copy back, or start again: "
+                f'{self.again}'
             ) from None
+
+    @property
+    def again(self) -> str:
+        """The command that starts the run again."""
+        path = Path(os.path.abspath(self.path))
+        place = ['--output', str(path.parent), '--experiment', path.name]
+        return shlex.join(['imagenette-zoo', 'train', '-c', str(path / 'args.yaml'), *place, '--overwrite'])
 
     def save_metrics(self, history: list[dict[str, Any]]) -> None:
         """Writes `summary.csv` and `metrics.jsonl`: a row an epoch."""
@@ -246,7 +296,7 @@ class RunFolder:
         writer.writeheader()
         writer.writerows(history)
         write_atomic(self['summary.csv'], text.getvalue().encode())
-        write_atomic(self['metrics.jsonl'], ''.join(json.dumps(row) + '\n' for row in history).encode())
+        write_atomic(self['metrics.jsonl'], ''.join(to_json(row) + '\n' for row in history).encode())
 
     def save_model(
         self,
@@ -280,6 +330,14 @@ class RunFolder:
     def save_result(self, result: Mapping[str, Any]) -> None:
         """Writes `result.json`, which ends the run."""
         write_json(self['result.json'], result)
+
+
+def _checksum(*parts: bytes | memoryview) -> bytes:
+    """The comment of a torch archive that has these parts and no comment."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return CHECKSUM + digest.hexdigest().encode()
 
 
 def _as_yaml(recipe: Recipe) -> bytes:

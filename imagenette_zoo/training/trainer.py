@@ -76,16 +76,14 @@ def _recipe(recipe: Recipe | str | Path | None, options: dict[str, Any]) -> Reci
     if recipe is None and 'resume' in options:
         run = resumed_run(options['resume'], options.get('output', Recipe.output), options.get('experiment'))
         file = run / 'args.yaml'
-        recipe = file if os.path.isfile(file) else None
+        if os.path.isfile(file):  # all of it holds, also what would give way to an option
+            return Recipe(**{**Recipe.load(file).as_dict(), **options})
     if recipe is None and 'model' not in options:
         recipe = FLAGSHIP
     if recipe is not None:
         if callable(recipe) or timm.is_model(str(recipe)):
             raise UserError(f'train: {recipe} is a model, no recipe: give it as model=')
         return Recipe.load(recipe, **options)
-    epochs = Recipe.check_value('epochs', options.get('epochs', Recipe.epochs))
-    if not options.get('warmup_prefix'):  # the default leaves something of few epochs
-        options = {'warmup_epochs': min(Recipe.warmup_epochs, epochs - 1), **options}
     return Recipe(**options)
 
 
@@ -113,6 +111,10 @@ def _start(recipe: Recipe, world: World, console: Console, start: float, repeats
             result = world.broadcast(lambda: read_result(folder.path))
             console.line(f'{folder.path}: this run is finished')
         else:
+            for line in recipe.notes:
+                console.line(line)
+            if recipe.resume and state is None:
+                console.line(f'{folder.path}: nothing is saved yet: from the beginning')
             run = prepare(recipe, folder, state, world, console)
             run.setup_seconds = time.perf_counter() - start
             if repeats is not None:
@@ -139,6 +141,11 @@ def _run(run: Run, console: Console) -> Result:
         f'{recipe.model}: {cost}; {len(data.train):,} training and {len(data.val):,} validation images of '
         f'{len(data.train.classes)} classes; {learner.world.device}'
     )
+    if recipe.train_img_sizes:
+        sizes = ', '.join(map(str, recipe.train_img_sizes))
+        console.line(f'trained at {sizes} px ({recipe.train_size_schedule}), validated at {size} px')
+    if learner.epochs != recipe.epochs:
+        console.line(f'{learner.epochs} epochs: --epochs {recipe.epochs}, with cycles, warm-up prefix and cool-down')
     console.line(f'run folder: {run.folder.path}' + (f', continued at {run.progress}' if run.begun else ''))
     own = {'global_pool': recipe.gp, 'bn_eps': recipe.bn_eps}
     model_args = {**factory.source_args(recipe.model, learner.model), **recipe.model_kwargs}
@@ -153,7 +160,7 @@ def _run(run: Run, console: Console) -> Result:
                 _epoch(epoch, run, stop, model_config, console)
                 tracking.epoch(history[-1])
         except KeyboardInterrupt as request:
-            stopped = request if isinstance(request, Stopped) else Stopped(signal.SIGINT)
+            stopped = request if isinstance(request, Stopped) else Stopped(stop.requested or signal.SIGINT)
             if stopped is request:  # after a step
                 run.save()
                 console.line(f'{request}: stopped at {run.progress}; all of it is saved')

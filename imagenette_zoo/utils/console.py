@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-import os
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -12,6 +12,9 @@ from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
+
+from ..errors import cleaned
+from .streams import silence
 
 __all__ = ['printable', 'duration', 'table', 'html_table', 'in_ipython', 'Console', 'Progress']
 
@@ -23,7 +26,7 @@ def printable(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [printable(item) for item in value]
     if isinstance(value, str):
-        return ''.join(letter if letter.isprintable() else '�' for letter in value)
+        return re.sub('[\ud800-\udfff]', '�', cleaned(value))
     if isinstance(value, np.generic):
         return printable(value.item())
     if isinstance(value, float):
@@ -41,6 +44,7 @@ def duration(seconds: float) -> str:
 
 def table(rows: Sequence[Sequence[str]]) -> str:
     """Lines of aligned columns: the first row is the header, all columns but the first are right-aligned."""
+    rows = [[cleaned(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         '  '.join(
@@ -53,7 +57,7 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 def html_table(rows: Sequence[Sequence[str]]) -> str:
     """The same in HTML; the cells are text, no markup."""
-    header, *body = ([html.escape(cell) for cell in row] for row in rows)
+    header, *body = ([html.escape(cleaned(cell)) for cell in row] for row in rows)
     lines = [f'<tr><td>{"</td><td>".join(row)}</td></tr>' for row in body]
     return f'<table><tr><th>{"</th><th>".join(header)}</th></tr>{"".join(lines)}</table>'
 
@@ -81,11 +85,11 @@ class Console:
         if self.quiet:
             return
         try:
-            tqdm.write(text)
+            tqdm.write(cleaned(text, keep='\n'))
             sys.stdout.flush()
         except OSError:  # the reader has gone, as in `train.py | head`, or the disk is full: its files have it all
             self.quiet = True
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            silence(sys.stdout)
 
     def progress(self, title: str, steps: int, log_interval: int | None = None, done: int = 0) -> Progress:
         """A bar over `steps` steps, the first `done` of them taken before; without a terminal a line every

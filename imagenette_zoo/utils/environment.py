@@ -7,13 +7,14 @@ import os
 import platform
 import shlex
 import sys
+from collections.abc import Collection, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
-__all__ = ['available_cores', 'versions', 'hardware', 'this_command']
+__all__ = ['available_cores', 'versions', 'hardware', 'changes', 'this_command']
 
 
 def available_cores() -> int:
@@ -45,6 +46,18 @@ def hardware(device: torch.device, processes: int = 1) -> dict[str, Any]:
         'gpu': gpu,
         **({'processes': processes} if processes > 1 else {}),
     }
+
+
+def changes(then: Mapping[str, Any], now: Mapping[str, Any], but: Collection[str] = ()) -> list[str]:
+    """The values that differ, by name, as `'torch 2.10.0 then, 2.11.0 now'`.
+
+    Args:
+        then: As they were.
+        now: As they are.
+        but: Names that are passed over.
+    """
+    names = [name for name in sorted(then.keys() | now.keys()) if name not in but]
+    return [f'{name} {then.get(name)} then, {now.get(name)} now' for name in names if then.get(name) != now.get(name)]
 
 
 def this_command() -> str:

@@ -6,6 +6,7 @@ What is executed, unpickled or mapped must be this user's own, in a folder that 
 import errno
 import getpass
 import json
+import math
 import os
 import re
 import shutil
@@ -31,7 +32,7 @@ except ImportError:  # Windows
 
 __all__ = [
     'cache_dir', 'is_own', 'keep_inductor_private', 'private_folder', 'private_home', 'without_others', 'whole_folder',
-    'ProcessLock', 'write_errors', 'write_atomic', 'write_json', 'sync', 'file_stem', 'unused',
+    'ProcessLock', 'write_errors', 'write_atomic', 'to_json', 'write_json', 'sync', 'file_stem', 'unused',
 ]  # fmt: skip
 
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
@@ -269,13 +270,26 @@ def write_atomic(path: Path, data: bytes) -> None:
         sync(path.parent)
 
 
+def to_json(values: Any, indent: int | None = None) -> str:
+    """Values as JSON that any program reads: null stands for NaN and infinity, which JSON has not."""
+    return json.dumps(_finite(values), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return list(map(_finite, value))
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_json(path: Path, values: Any, indent: int | None = 2) -> None:
-    """Writes a JSON file as `write_atomic` does; NaN as Python writes it.
+    """Writes a JSON file as `write_atomic` and `to_json` do.
 
     Raises:
         UserError: As `write_atomic`.
     """
-    write_atomic(path, (json.dumps(values, indent=indent) + '\n').encode())
+    write_atomic(path, (to_json(values, indent) + '\n').encode())
 
 
 def sync(path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import types
 import typing
@@ -16,7 +17,10 @@ import yaml
 
 from ..errors import UserError, first_line, os_reason
 
-__all__ = ['LARGEST_YAML', 'PlainLoader', 'read_errors', 'read_bytes', 'read_text', 'read_json', 'from_json']
+__all__ = [
+    'LARGEST_YAML', 'PlainLoader', 'read_errors', 'read_bytes', 'read_text', 'read_json', 'parse_json', 'from_json',
+    'yaml_reason',
+]  # fmt: skip
 
 LARGEST_YAML = 2**20  # bytes
 LARGEST_FILE = 64 * 2**20  # bytes
@@ -25,13 +29,34 @@ T = TypeVar('T')
 
 
 class PlainLoader(yaml.SafeLoader):
-    """Without aliases: a few lines of them can stand for more values than fit into memory."""
+    """Without aliases: a few lines of them can stand for more values than fit into memory. Without a key twice in a
+    mapping: YAML forbids it, PyYAML takes the last."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark
             raise yaml.composer.ComposerError(None, None, 'aliases are not allowed', mark)
         return super().compose_node(parent, index)
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                value = self.construct_object(key)
+                if (type(value), value) in seen:
+                    raise GivenTwice(None, None, f'{key.value!r} is given twice', key.start_mark)
+                seen.add((type(value), value))
+        return node
+
+
+class GivenTwice(yaml.composer.ComposerError):
+    """A key is there twice."""
+
+
+def yaml_reason(error: BaseException) -> str:
+    """What is wrong with the text of a YAML file, in a few words."""
+    return str(error.problem) if isinstance(error, GivenTwice) else 'not valid YAML'
 
 
 @contextmanager
@@ -77,20 +102,29 @@ def read_text(path: str | Path, most: int = LARGEST_FILE) -> str:
         raise ValueError('not UTF-8 text') from None
 
 
-def read_json(path: str | Path, most: int = LARGEST_FILE, *, finite: bool = False) -> Any:
-    """The value in a JSON file.
-
-    Args:
-        path: The file.
-        most: Bytes that it may have.
-        finite: Refuses NaN and Infinity, which our own files have where a training diverged; JSON has not.
+def read_json(path: str | Path, most: int = LARGEST_FILE) -> Any:
+    """The value in a JSON file of at most so many bytes.
 
     Raises:
         OSError: It can't be read.
         ValueError: It is longer, or no JSON.
         RecursionError: It is nested too deeply.
     """
-    return json.loads(read_text(path, most), parse_constant=_not_finite if finite else None)
+    return parse_json(read_text(path, most))
+
+
+def parse_json(text: str) -> Any:
+    """The value that a text in JSON means: all of its numbers are finite.
+
+    Raises:
+        ValueError: It is no JSON, as NaN and Infinity are not.
+        RecursionError: It is nested too deeply.
+    """
+    return json.loads(text, parse_constant=_not_finite, parse_float=_finite)
+
+
+def _finite(digits: str) -> float:
+    return number if math.isfinite(number := float(digits)) else _not_finite(digits)
 
 
 def _not_finite(name: str) -> Any:
@@ -103,7 +137,7 @@ def from_json(cls: type[T], values: Any, **others: Any) -> T:
     Args:
         cls: The dataclass.
         values: A mapping that has each of its fields, with a value of the field's type, and nothing else. A field
-            with a default may be missing.
+            with a default may be missing. Null is NaN where a float is meant.
         **others: Fields that are not in it.
 
     Raises:
@@ -120,6 +154,7 @@ def from_json(cls: type[T], values: Any, **others: Any) -> T:
     }
     for name in sorted((kinds.keys() - optional - values.keys()) | (values.keys() - kinds.keys())):
         raise ValueError(f'{name} is {"missing" if name in kinds else "unknown"}')
+    values = {name: math.nan if kinds[name] is float and value is None else value for name, value in values.items()}
     for name, kind in kinds.items():
         if name in values and not _is_a(values[name], kind):
             raise ValueError(f'{name} is {str(values[name])[:40]!r}')

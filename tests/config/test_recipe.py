@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -16,7 +17,9 @@ from imagenette_zoo.config.fields import Parser, Where, add_flags, given_flags, 
 from imagenette_zoo.config.groups import ValidationOptions
 from imagenette_zoo.config.hparams import find_recipe, recipe_names
 from imagenette_zoo.config.recipe import Recipe
-from imagenette_zoo.errors import UserError
+from imagenette_zoo.config.timm_options import OPTIONS
+from imagenette_zoo.errors import UserError, nearest
+from tools import timm_options
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -109,6 +112,8 @@ def test_where_nothing_is_said_layout_is_channels_last_on_a_cpu() -> None:
     [
         (['--epoch', '3'], '--epochs'),
         (['--learning-rate', '3'], 'unknown option --learning-rate'),
+        (['--in-chans', '1'], 'unknown option --in-chans: only the script of timm has it (Image input channels)'),
+        (['--noon', 'skip'], 'unknown option --noon'),
         (['--lr', 'fast'], "--lr: 'fast' is not a number"),
         (['--epochs', '2.5'], "--epochs: '2.5' is not a whole number"),
         (['--epochs', '0'], '--epochs: 0 is out of range, it must be at least 1'),
@@ -121,7 +126,7 @@ def test_where_nothing_is_said_layout_is_channels_last_on_a_cpu() -> None:
         (['--lr-noise-pct', '0'], '--lr-noise-pct'),
         (['--scale', '0.5', '2'], 'more than the whole image'),
         (['--label-noise', '7'], '0, 1, 5, 25, 50'),
-        (['--epochs', '3'], '--warmup-epochs 5 leaves nothing of --epochs 3'),
+        (['--epochs', '3', '--warmup-epochs', '5'], '--warmup-epochs 5 leaves nothing of --epochs 3'),
         (['--mixup', '0.2', '-b', '7'], 'even batch'),
         (['--mixup-off-epoch', '3'], '--mixup-off-epoch has no effect'),
         (['--resume', 'runs/x', '--overwrite'], 'give one of them'),
@@ -163,6 +168,10 @@ def test_a_wrong_flag_is_one_line(flags: list[str], message: str) -> None:
         ('model: 5', '--model'),
         ('amp: 1', '--amp'),
         ('warmup-epochs: 1\nwarmup_epochs: 2', 'given twice'),
+        ('lr: 0.1\nopt: sgd\nlr: 0.2', "'lr' is given twice (line 3)"),
+        ('opt_kwargs: {a: 1, a: 2}', "'a' is given twice (line 1)"),
+        ('foo: 1\nbar: 2', "unknown options 'foo', 'bar'"),
+        ('jsd_loss: true\naug_splits: 3\ntta: 0', 'aug_splits 3 (Number of augmentation splits); jsd_loss True ('),
         ('!!python/object/apply:os.system ["touch /tmp/pwned"]', 'not valid YAML'),
     ],
 )
@@ -174,6 +183,30 @@ def test_a_wrong_recipe_names_the_file(tmp_path: Path, text: str, message: str) 
     assert message in str(error.value)
     assert str(file) in str(error.value)
     assert '\n' not in str(error.value)
+
+
+def test_names_are_near_without_their_dashes() -> None:
+    flags = ['--nan', '--import', '--img-size', '--mean']
+    assert nearest('--in-chans', flags) == ''
+    assert nearest('--imgsize', flags) == '; did you mean --img-size?'
+
+
+def test_the_args_of_timms_script_are_a_recipe(tmp_path: Path) -> None:
+    """It writes all of its options, nearly all of them at their defaults."""
+    ours = {'model': 'resnet18', 'epochs': 3, 'scale': [0.08, 1.0], 'device': 'cuda', 'output': '', 'interpolation': ''}
+    file = tmp_path / 'args.yaml'
+    file.write_text(yaml.safe_dump({name: default for name, (default, _) in OPTIONS.items()} | ours))
+    assert Recipe.load(file) == Recipe(model='resnet18', epochs=3)
+
+
+@pytest.mark.skipif('TIMM_CHECKOUT' not in os.environ, reason='TIMM_CHECKOUT is not set')
+def test_the_options_of_timms_script_are_those_of_its_parser(tmp_path: Path) -> None:
+    script = Path(os.environ['TIMM_CHECKOUT'], 'train.py').read_text()
+    arguments = vars(timm_options.parser_of(script).parse_args(['--model', 'resnet18', '--warmup-epochs', '2']))
+    assert arguments.keys() <= Recipe.names() | OPTIONS.keys()
+    file = tmp_path / 'args.yaml'
+    file.write_text(yaml.safe_dump(arguments))
+    assert Recipe.load(file) == Recipe(model='resnet18', warmup_epochs=2)
 
 
 def test_a_wrong_name_in_python_is_one_line() -> None:

@@ -1,8 +1,15 @@
 """Batches: which images, in which order, at which size, with which augmentation; what is done to them on the device."""
 
+import multiprocessing
+import os
+import signal
 import sys
 import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +25,7 @@ from imagenette_zoo.data.sampling import EpochBatches, SizeSchedule
 from imagenette_zoo.errors import UserError
 from imagenette_zoo.utils.console import Console
 from imagenette_zoo.utils.seeding import seed_everything, stream_seed
+from tests.conftest import make_folder
 
 CPU = torch.device('cpu')
 QUIET = Console(quiet=True)
@@ -337,3 +345,52 @@ def test_batches_of_one_side_are_cropped_together() -> None:
         (list(range(20, 24)), 32),
     ]
     assert [len(index) for index, _ in loaders._together(iter(batches), 1)] == [4] * 6
+
+
+# --- Workers that fail ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Iterator[object]]:
+    """The batches of two workers that do something at each image."""
+    monkeypatch.setattr(loaders, 'available_cores', lambda: 2)
+    monkeypatch.setattr(loaders, 'LEAST_WAIT', 1)
+    monkeypatch.setattr(loaders, 'WAIT_FOR_IMAGE', 0)
+    images = load_split(make_folder(tmp_path / 'data'))
+
+    def transform(act: Callable[[], object], image: object) -> np.ndarray:
+        act()
+        return np.zeros((3, 8, 8), np.uint8)
+
+    return lambda act: iter(eval_loader(images, partial(transform, act), 4, workers=2))
+
+
+def no_room(*_: object) -> None:
+    raise RuntimeError('unable to allocate shared memory(shm): No space left on device (28)')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('act', 'reason'),
+    [
+        (lambda: time.sleep(99), 'timed out after 1 seconds'),
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), 'is killed by signal|exited unexpectedly'),
+        (lambda: setattr(torch.Tensor, 'share_memory_', no_room), 'No space left on device'),
+    ],
+    ids=['hangs', 'is killed', 'has no shared memory'],
+)
+def test_a_worker_that_fails_is_one_line(
+    two_workers: Callable[..., Iterator[object]], act: Callable[[], object], reason: str
+) -> None:
+    with pytest.raises(UserError, match=rf'lost a data worker \(.*({reason}).*--shm-size.*-j 0'):
+        next(two_workers(act))
+    loaders.kill_workers()
+    assert not multiprocessing.active_children()
+
+
+def test_a_machine_without_shared_memory_starts_no_workers(
+    two_workers: Callable[..., Iterator[object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr('shutil.disk_usage', lambda _: SimpleNamespace(free=4096))
+    with pytest.raises(UserError, match=r'lost a data worker \(/dev/shm has less than 128 KiB free\)'):
+        next(two_workers(lambda: None))

@@ -420,11 +420,11 @@ def test_the_names_of_a_checkpoint_lie_beside_it(tmp_path: Path, image: str) -> 
     assert names(beside.rename(tmp_path / 'alone.safetensors')) == {'class 0', 'class 1', 'class 2'}
 
 
-def test_a_model_that_gives_no_numbers(tmp_path: Path, image: str) -> None:
+def test_weights_that_are_no_numbers(tmp_path: Path, image: str) -> None:
     model = timm.create_model('test_resnet', num_classes=3)
     torch.nn.init.constant_(model.fc.bias, float('nan'))
     torch.save(model.state_dict(), tmp_path / 'w.pth')
-    with pytest.raises(UserError, match='gives no finite numbers'):
+    with pytest.raises(UserError, match=r'w\.pth: 3 of the 3 weights in fc\.bias are NaN or infinite'):
         iz.predict(image, 'test_resnet', checkpoint=str(tmp_path / 'w.pth'), num_classes=3, img_size=32)
 
 

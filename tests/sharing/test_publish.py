@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard
 
 from imagenette_zoo.cli.main import main
 from imagenette_zoo.config.recipe import Recipe
-from imagenette_zoo.data.constants import LABEL_NAMES
+from imagenette_zoo.data.constants import FILES_HASH, LABEL_NAMES
 from imagenette_zoo.models.model_folder import load_folder
 from imagenette_zoo.sharing import publish as module
 from imagenette_zoo.sharing.card import CardFacts, model_card, read_trained
@@ -410,13 +410,32 @@ def test_a_folder_is_published_from_inside(run: Path, tmp_path: Path, monkeypatc
     assert torch.equal(logits(tmp_path / 'out'), logits(run / 'best'))
 
 
-def test_imagenette_is_named_as_the_data(run: Path) -> None:
+def test_imagenette_is_named_as_the_data_where_it_is_all_of_it(run: Path) -> None:
+    """Classes of the same names do not make it so: a subset has other scores."""
     config = {**json.loads((run / 'last' / 'config.json').read_text()), 'label_names': list(LABEL_NAMES)}
-    data = model_card(
-        CardFacts('me/small', config, config['label_names'], 1, None, 'mit', read_trained(run, 'last'))
-    ).data.to_dict()
+    trained = read_trained(run, 'last')
+    facts = CardFacts('me/small', config, config['label_names'], 1, None, 'mit', trained)
+    data = model_card(facts).data.to_dict()
+    assert 'datasets' not in data
+    dataset = data['model-index'][0]['results'][0]['dataset']
+    assert dataset['type'] == 'imagefolder'
+    assert dataset['args'] == {name: trained.record.result.dataset[name] for name in ('train', 'val', 'hash')}
+    trained.record.result.dataset['files'] = FILES_HASH
+    data = model_card(facts).data.to_dict()
     assert data['datasets'] == ['frgfm/imagenette']
     assert data['model-index'][0]['results'][0]['dataset']['type'] == 'frgfm/imagenette'
+
+
+def test_slices_label_noise_and_the_hash_are_on_the_card(run: Path) -> None:
+    config = json.loads((run / 'last' / 'config.json').read_text())
+    trained = read_trained(run, 'last')
+    facts = CardFacts('me/small', config, config['label_names'], 1, None, 'mit', trained)
+    assert 'slice' not in str(model_card(facts))
+    trained.record.result.recipe.update(train_split='train[:50%]', label_noise=25)
+    text = str(model_card(facts))
+    assert 'Training is on the slice train\\[:50%\\].' in text
+    assert '25 % of the training labels are wrong on purpose' in text
+    assert trained.record.result.dataset['hash'] in text
 
 
 # --- Bad input --------------------------------------------------------------------------------------------------------

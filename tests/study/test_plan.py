@@ -8,7 +8,16 @@ import pytest
 
 from imagenette_zoo.config.recipe import Recipe
 from imagenette_zoo.errors import UserError
-from imagenette_zoo.study.plan import LONGEST_NAME, default_name, dump_study, parse_vary, plan_models, read_study
+from imagenette_zoo.study.plan import (
+    LONGEST_NAME,
+    default_name,
+    dump_study,
+    parse_vary,
+    plan_models,
+    plan_study,
+    read_study,
+)  # fmt: skip
+from imagenette_zoo.study.process import Slot, commands
 
 BASE = Recipe(epochs=3, warmup_epochs=0, batch_size=8, model_kwargs={'passes': 2})
 
@@ -69,6 +78,47 @@ def test_what_is_planned_can_be_read_again(tmp_path: Path) -> None:
     assert {name: run.recipe.replace(device_modules=('my_idea.py',)) for name, run in again.runs.items()} == {
         name: run.recipe for name, run in study.runs.items()
     }
+
+
+def test_what_is_varied_is_given_as_the_flags_are() -> None:
+    chosen = Recipe.load('mbv2_mish_80').train_img_sizes
+    [run] = plan_models(['resnet18'], Recipe.load('mbv2_mish_80', lr=1), 1, {'img_size': [64]}).runs.values()
+    assert (chosen, run.recipe.train_img_sizes) == ((96, 128), None)
+    flags = Recipe.load('mbv2_mish_80', train_img_sizes=(32, 48))
+    [run] = plan_models(['resnet18'], flags, 1, {'img_size': [64]}).runs.values()
+    assert run.recipe.train_img_sizes == (32, 48)
+
+
+def test_each_layer_of_a_study_wins_over_those_below(tmp_path: Path) -> None:
+    text = """
+base: mbv2_mish_80
+options: {img_size: 64}
+runs:
+  plain:
+  sizes: {train_img_sizes: [40, 64]}
+  small: {img_size: 48}
+  both: {img_size: 48, train_img_sizes: [96, 128]}
+  opt: {opt: adamw, grid: {epochs: [1, 20]}}
+"""
+    file = tmp_path / 'study.yaml'
+    file.write_text(text)
+    study = read_study(file)
+    sizes = {name: run.recipe.train_img_sizes for name, run in study.runs.items()}
+    short = study.runs['opt-epochs=1'].recipe
+    assert list(sizes.values()) == [None, (40, 64), None, (96, 128), None, None]
+    assert (short.opt_kwargs, short.warmup_epochs) == ({}, 0)
+    file.write_text(dump_study(study))
+    assert {name: run.recipe for name, run in read_study(file).runs.items()} == {
+        name: run.recipe for name, run in study.runs.items()
+    }
+
+
+@pytest.mark.parametrize('is_given', [False, True])
+def test_a_batch_that_a_study_gives_is_given_to_its_trainings(tmp_path: Path, is_given: bool) -> None:
+    options = {'batch_size': 64} if is_given else {}
+    study = plan_study({'base': 'finetune', 'options': options, 'seeds': 1, 'runs': {'a': {}}})
+    [training, _] = commands(study.trials()[0], Slot(tmp_path))
+    assert ('--batch-size' in training) is is_given
 
 
 @pytest.mark.parametrize(

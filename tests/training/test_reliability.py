@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
@@ -27,8 +28,8 @@ from imagenette_zoo.cli.main import main
 from imagenette_zoo.config.recipe import Recipe
 from imagenette_zoo.errors import UserError
 from imagenette_zoo.models.model_folder import read_weights
-from imagenette_zoo.training import run, trainer
-from imagenette_zoo.training.interrupts import Stopped, explained
+from imagenette_zoo.training import interrupts, run, trainer
+from imagenette_zoo.training.interrupts import Stopped, StopSignals, explained
 from imagenette_zoo.training.learner import Learner
 from imagenette_zoo.training.result import read_result
 from imagenette_zoo.training.run_folder import RunFolder
@@ -490,6 +491,8 @@ def test_a_checkpoint_that_claims_more_than_it_holds_is_refused(tmp_path: Path) 
         (lambda state: state.clear(), 'signature'),
         (lambda state: state.update(signature=7), 'not the state of this run'),
         (lambda state: state['signature'].update(data='content:0'), 'was started with other data'),
+        (lambda state: state['recipe'].update(lr=0.5), 'of a run with lr 0.5, this one has'),
+        (lambda state: state['learner']['model']['fc.bias'].fill_(torch.nan), 'are NaN or infinite'),
         (lambda state: state['history'].append(3), 'not the state of this run'),
         (lambda state: state['history'][0].update(train_seconds='long'), 'no numbers in its rows'),
         (lambda state: state['position'].update(step=99), 'step 99 of 3'),
@@ -513,9 +516,75 @@ def test_states_are_checked(
     path = Path(recipe().output) / 'run' / 'state.pt'
     state = torch.load(path, weights_only=True)
     change(state)
-    torch.save(state, path)
+    RunFolder(path.parent).save_state(state)
     assert main(['train', '--resume', str(path.parent)]) == 2
     assert expected in capsys.readouterr().err
+
+
+def test_a_bit_of_a_state_that_changed_is_noticed(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.save_state({'learner': torch.arange(999.0), 'environment': {}})
+    data = (tmp_path / 'state.pt').read_bytes()
+    assert torch.load(tmp_path / 'state.pt', weights_only=True).keys() == folder.parse_state(data).keys()
+    for place in (*range(0, len(data), 97), len(data) - 150, len(data) - 95, len(data) - 80, len(data) - 1):
+        changed_one = bytearray(data)
+        changed_one[place] ^= 4
+        with pytest.raises(UserError, match=r'state\.pt: damaged, .* start again: imagenette-zoo train -c'):
+            folder.parse_state(bytes(changed_one))
+
+
+def test_a_state_that_was_removed_is_missed(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    assert folder.read_state() is None, 'nothing was saved yet'
+    folder.save_state({})
+    (tmp_path / 'state.pt').unlink()
+    with pytest.raises(UserError, match=r"state\.pt: is gone, .* start again: imagenette-zoo train -c .* --overwrite"):
+        folder.read_state()
+
+
+@pytest.mark.slow
+def test_what_differs_on_resume_is_said(
+    recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        before_step(patch, 4, crash)
+        with pytest.raises(ZeroDivisionError):
+            train(recipe(), quiet=True)
+    threads = torch.get_num_threads()
+    monkeypatch.setattr('torch.get_num_threads', lambda: threads + 1)
+    train(recipe(resume='auto'))
+    line = f'the weights will not be those of a run in one go: threads {threads} then, {threads + 1} now'
+    assert line in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_stops_at_once(number: int) -> None:
+    def again() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(9)
+
+    with StopSignals(World(torch.device('cpu'))) as stop:
+        os.kill(os.getpid(), number)
+        assert stop.requested == number
+        with pytest.raises(KeyboardInterrupt):
+            again()
+
+
+@pytest.mark.parametrize('left', [False, True])
+def test_a_second_signal_ends_a_process_that_hangs_outside_of_python(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], left: bool
+) -> None:
+    codes: list[int] = []
+    monkeypatch.setattr(os, '_exit', codes.append)
+    monkeypatch.setattr(interrupts, 'PATIENCE', 0.01)
+    reader, writer = os.pipe()
+    os.write(writer, bytes([signal.SIGCHLD, signal.SIGTERM, signal.SIGCHLD, signal.SIGTERM]))
+    os.close(writer)
+    event = threading.Event()
+    if left:
+        event.set()
+    interrupts._watch(reader, event)
+    assert codes == ([] if left else [128 + signal.SIGTERM])
 
 
 @pytest.mark.slow

@@ -5,19 +5,23 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import timm
 import torch
+import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from imagenette_zoo.errors import UserError
 from imagenette_zoo.models.model_folder import load_weights, model_folder, read_weights, save_model_folder
+from imagenette_zoo.training.trainer import train
 from imagenette_zoo.utils.files import file_stem, write_atomic
-from tests.conftest import needs_local_dir
+from tests.conftest import make_folder, needs_local_dir
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,6 +116,78 @@ def test_timms_checkpoints_are_read(tmp_path: Path) -> None:
     averaged = read_weights(tmp_path / 'model_best.pth.tar', use_ema=True)
     assert all(torch.equal(plain[k], v) for k, v in model.state_dict().items())
     assert all(torch.equal(averaged[k], v) for k, v in ema.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ('key', 'prefix'),
+    [
+        ('state_dict', 'model.'),
+        ('state_dict', 'model.net._orig_mod.module.'),
+        ('model', 'net.'),
+        ('model_state_dict', 'module.'),
+        ('model_state_dict', ''),
+        ('state_dict_ema', '_orig_mod.'),
+    ],
+)
+def test_checkpoints_of_other_trainers_are_read(tmp_path: Path, key: str, prefix: str) -> None:
+    model = timm.create_model('test_resnet', num_classes=3)
+    file = tmp_path / 'x.ckpt'
+    beside = {'top1': np.float64(93.1), 'epoch': np.int64(3), 'best': np.float32(1), 'classes': np.arange(3)}
+    torch.save({key: {prefix + name: value for name, value in model.state_dict().items()}, **beside}, file)
+    other = timm.create_model('test_resnet', num_classes=3)
+    assert load_weights(other, read_weights(file), file) == ''
+    assert all(map(torch.equal, other.state_dict().values(), model.state_dict().values()))
+
+
+def test_a_prefix_that_is_the_models_own_stays() -> None:
+    class Wrapped(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = torch.nn.Linear(2, 2)
+
+    one, other = Wrapped(), Wrapped()
+    for state in (one.state_dict(), {f'net.{name}': value for name, value in one.state_dict().items()}):
+        load_weights(other, state, 'x')
+        assert torch.equal(one.model.weight, other.model.weight)
+
+
+def test_torchvisions_googlenet_goes_through_the_filter_of_the_model(tmp_path: Path) -> None:
+    published = torchvision.models.googlenet(weights=None, init_weights=False, aux_logits=True)
+    torch.save(published.state_dict(), tmp_path / 'googlenet.pth')
+    state = read_weights(tmp_path / 'googlenet.pth')
+    assert any(name.startswith('aux1.') for name in state)
+    model = timm.create_model('googlenet')
+    assert load_weights(model, state, 'x') == ''
+    assert torch.equal(model.fc.weight, published.fc.weight)
+
+
+@pytest.mark.parametrize(
+    ('name', 'head'),
+    [('test_resnet', 'fc'), ('test_convnext', 'head.fc'), ('deit_tiny_distilled_patch16_224', 'head, head_dist')],
+)
+def test_the_classifier_of_other_classes_is_new(name: str, head: str) -> None:
+    three, five = (timm.create_model(name, num_classes=count) for count in (3, 5))
+    before = {key: value.clone() for key, value in five.state_dict().items()}
+    line = load_weights(five, three.state_dict(), 'x', new_head=True)
+    assert line == f'x: tells other classes apart: the classifier ({head}) is new, all else is taken'
+    for key, value in five.state_dict().items():
+        is_head = key.rpartition('.')[0] in head.split(', ')
+        assert torch.equal(value, before[key] if is_head else three.state_dict()[key]), key
+    with pytest.raises(UserError, match='the checkpoint of another model'):
+        load_weights(five, three.state_dict(), 'x')
+    with pytest.raises(UserError, match='the checkpoint of another model'):
+        load_weights(timm.create_model('test_vit', num_classes=5), three.state_dict(), 'x', new_head=True)
+
+
+def test_a_run_starts_from_one_of_other_classes(
+    tmp_path: Path, recipe: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = train(recipe(epochs=1), quiet=True)
+    other = make_folder(tmp_path / 'other', classes=5)
+    start = dict(data_dir=str(other), initial_checkpoint=str(first.folder), experiment='other')
+    result = train(recipe(epochs=1, **start))
+    assert len(result.per_class) == 5
+    assert 'the classifier (fc) is new, all else is taken' in capsys.readouterr().out
 
 
 def test_weights_of_another_model_name_what_disagrees() -> None:

@@ -172,15 +172,119 @@ def test_an_interrupted_run_continues_to_the_same_weights(
     assert (whole.top1, whole.loss, whole.best_epoch) == (halves.top1, halves.loss, halves.best_epoch)
 
 
+def test_an_option_that_is_given_is_what_is_trained(
+    recipe: MakeRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the recipe had chosen sizes for each batch, for a longer training."""
+    file = tmp_path / 'recipe.yaml'
+    chosen = dict(img_size=48, train_img_sizes=[40, 48], train_size_schedule='progressive', warmup_epochs=3, epochs=9)
+    file.write_text(yaml.safe_dump(changed(recipe()) | chosen))
+    sizes = set()
+    step = learner.Learner.step
+    monkeypatch.setattr(
+        learner.Learner, 'step', lambda self, images, *args: (sizes.add(images.shape[-1]), step(self, images, *args))[1]
+    )
+    result = train(file, img_size=32, epochs=2)
+    assert sizes == {32}
+    output = capsys.readouterr().out
+    assert '--img-size 32: train_img_sizes is none instead of 40 48' in output
+    assert '--epochs 2: warmup_epochs is 1 instead of 3' in output
+    args = yaml.safe_load((result.folder / 'args.yaml').read_text())
+    for record in (args, result.recipe):
+        assert (record['img_size'], record['train_img_sizes'], record['warmup_epochs']) == (32, None, 1)
+    result = train(file, epochs=2, experiment='sizes')
+    assert sizes == {32, 40, 48}
+    assert 'trained at 40, 48 px (progressive), validated at 48 px' in capsys.readouterr().out
+
+
 @pytest.mark.slow
-def test_a_state_from_before_losses_had_one_continues(recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recipes_batch_gives_way_to_few_images(
+    recipe: MakeRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / 'recipe.yaml'
+    file.write_text(yaml.safe_dump(changed(recipe()) | {'batch_size': 64, 'num_classes': 10}))
+    with pytest.raises(UserError, match='--batch-size 64 is larger than the training set of 24 images'):
+        train(file, batch_size=64)
+    with pytest.raises(KeyboardInterrupt), interrupted(monkeypatch, epoch=1):
+        train(file)
+    output = capsys.readouterr().out
+    assert '24 training images of 3 classes: batch_size is 24 instead of 64' in output
+    assert 'num_classes is 3 instead of 10' in output
+    result = train(file, resume='auto')
+    assert result.recipe['batch_size'] == yaml.safe_load((result.folder / 'args.yaml').read_text())['batch_size'] == 24
+    assert train(file, resume='auto').top1 == result.top1, 'it is finished'
+    given = train(file, batch_size=24, experiment='given', quiet=True)
+    assert same(weights(result.folder), weights(given.folder))
+    with pytest.raises(UserError, match='was started with batch_size 24, not 16'):
+        train(file, resume='auto', batch_size=16)
+    with pytest.raises(KeyboardInterrupt), interrupted(monkeypatch, epoch=1):
+        train(file, batch_size=16, experiment='other', quiet=True)
+    with pytest.raises(UserError, match='was started with batch_size 16, not 24'):
+        train(file, resume='auto', experiment='other', quiet=True)
+
+
+@pytest.mark.slow
+def test_a_finished_run_goes_on_where_its_schedule_allows_it(recipe: MakeRecipe) -> None:
+    options = dict(sched='multistep', decay_milestones=(2, 9), quiet=True)
+    whole = train(recipe(epochs=3, experiment='whole'), **options)
+    first = train(recipe(epochs=1), **options)
+    (first.folder / 'analysis.json').write_text('{}')
+    longer = train(resume=str(first.folder), epochs=3, quiet=True)
+    assert same(weights(longer.folder), weights(whole.folder))
+    assert (longer.epochs, longer.recipe['epochs'], longer.top1) == (3, 3, whole.top1)
+    assert yaml.safe_load((longer.folder / 'args.yaml').read_text())['epochs'] == 3
+    assert not (first.folder / 'analysis.json').exists(), 'it is of other weights'
+    with pytest.raises(UserError, match=r'nothing to resume \(to train on: more than --epochs 3\)'):
+        train(resume=str(first.folder), quiet=True)
+    with pytest.raises(UserError, match='was started with epochs 3, not 2'):
+        train(recipe(epochs=2, resume='auto'), **options)
+    (first.folder / 'state.pt').unlink()
+    with pytest.raises(UserError, match=r'state\.pt: is not there: to train on from its weights'):
+        train(resume=str(first.folder), epochs=4, quiet=True)
+
+
+@pytest.mark.parametrize(
+    ('options', 'reason'),
+    [
+        ({}, 'its schedule (cosine) ends after --epochs 1'),
+        (dict(sched='plateau', val_interval=2), 'its schedule (plateau, by the validations'),
+        (dict(sched='step', lr_noise=(0.5,)), 'the noise of its learning rate'),
+        (
+            dict(sched='none', train_img_sizes=(32, 40), train_size_schedule='progressive'),
+            'its plan of image sizes',
+        ),
+    ],
+)
+def test_a_schedule_that_ends_names_the_command_that_goes_on(
+    recipe: MakeRecipe, options: dict[str, object], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = recipe(**options, epochs=1)
+    folder = RunFolder(Path(run.output, 'run'))
+    folder.start(run)
+    folder.unlock()
+    with pytest.raises(UserError) as error:
+        train(resume=str(folder.path), epochs=3)
+    assert reason in str(error.value)
+    config = {'architecture': 'test_resnet', 'num_classes': 3, 'pretrained_cfg': {}}
+    save_model_folder(folder['last'], config, timm.create_model('test_resnet', num_classes=3).state_dict())
+    command = str(error.value).partition('imagenette-zoo ')[2].split()
+    assert main(command) == 0
+    assert yaml.safe_load(Path(run.output, 'run-3', 'args.yaml').read_text())['epochs'] == 2
+
+
+@pytest.mark.slow
+def test_a_state_from_before_continues(
+    recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It has no loss, no recipe and no checksum."""
     with pytest.raises(KeyboardInterrupt), interrupted(monkeypatch, epoch=1):
         train(recipe(epochs=2), quiet=True)
     file = Path(recipe().output, 'run', 'state.pt')
     state = torch.load(file, weights_only=True)
-    del state['learner']['loss']
+    del state['learner']['loss'], state['recipe'], state['environment']
     torch.save(state, file)
-    assert train(recipe(epochs=2, resume='auto'), quiet=True).epochs == 2
+    assert train(recipe(epochs=2, resume='auto')).epochs == 2
+    assert 'note: the state is of an earlier version: it has no checksum' in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -6,14 +6,37 @@ from types import SimpleNamespace
 import pytest
 
 from imagenette_zoo.errors import UserError
+from imagenette_zoo.inference.predict import Prediction, describe
+from imagenette_zoo.report.page import escape_markdown
 from imagenette_zoo.training.interrupts import Stopped
-from imagenette_zoo.utils.console import Console, html_table
+from imagenette_zoo.utils.console import Console, html_table, printable, table
 
 
 def test_a_table_of_html_has_no_markup_of_others() -> None:
     assert html_table([('run', 'top-1 %'), ('<script>&', '90')]) == (
         '<table><tr><th>run</th><th>top-1 %</th></tr><tr><td>&lt;script&gt;&amp;</td><td>90</td></tr></table>'
     )
+
+
+FORGED = 'tench\x1b[2J\nerror: forged'
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        table([('class', 'top-1 %'), (FORGED, '90')]),
+        html_table([('class', 'top-1 %'), (FORGED, '90')]),
+        describe(Prediction(f'{FORGED}.jpg', [(FORGED, 0.9)])),
+        str(UserError(f'class {FORGED!s} is empty')),
+        escape_markdown(FORGED),
+        printable({FORGED: [FORGED]}),
+    ],
+    ids=['table', 'html', 'prediction', 'error', 'markdown', 'json'],
+)
+def test_a_name_clears_no_screen_and_forges_no_line(text: object) -> None:
+    assert '\x1b' not in str(text)
+    assert '\nerror' not in str(text)
+    assert 'error: forged' in str(text)
 
 
 def test_bars_are_shown_in_a_notebook(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -84,17 +84,17 @@ def test_what_can_not_be_read_is_one_line(tmp_path: Path) -> None:
 
 
 def test_numbers_that_json_has_not(tmp_path: Path) -> None:
-    """A training that diverged has them; what others read has not."""
-    write_json(tmp_path / 'file', {'loss': math.nan, 'bound': math.inf})
-    values = read_json(tmp_path / 'file')
-    assert math.isnan(values['loss'])
-    assert values['bound'] == math.inf
-    with pytest.raises(ValueError, match='NaN is no number of JSON'):
-        read_json(tmp_path / 'file', finite=True)
+    """A training that diverged has them: they are null in its files, which any program can read."""
+    write_json(tmp_path / 'file', {'loss': math.nan, 'bounds': [math.inf, (-math.inf,)]})
+    assert read_json(tmp_path / 'file') == {'loss': None, 'bounds': [None, [None]]}
+    for text, number in (('{"loss": NaN}', 'NaN'), ('[-Infinity]', '-Infinity'), ('[1e999]', '1e999')):
+        (tmp_path / 'file').write_text(text)
+        with pytest.raises(ValueError, match=f'{number} is no number of JSON'):
+            read_json(tmp_path / 'file')
     config = {'architecture': 'resnet18', 'num_classes': 2, 'pretrained_cfg': {'crop_pct': 0.875}}
     write_json(tmp_path / 'config.json', config)
     assert read_config(tmp_path) == config
-    write_json(tmp_path / 'config.json', {**config, 'pretrained_cfg': {'crop_pct': math.inf}})
+    (tmp_path / 'config.json').write_text(json.dumps({**config, 'pretrained_cfg': {'crop_pct': math.inf}}))
     with pytest.raises(UserError, match='Infinity is no number of JSON'):
         read_config(tmp_path)
 

@@ -1,0 +1,159 @@
+"""Which option gives way: one that is given wins over what a lower layer, or a default, chose for it.
+
+Options come in layers: the defaults, a recipe, what a study or a person gives above it. Two values of the same layer
+may contradict each other; then `Recipe.check` says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ['related', 'resolve']
+
+Values = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Options that were chosen for the value of another one.
+
+    Args:
+        of: That other one, or several.
+        names: The options.
+        gives_way: Whether they do, from the values that hold now and those that held where they were given.
+        fitted: The value of an option then, by its name; its default where there is none.
+    """
+
+    of: tuple[str, ...]
+    names: tuple[str, ...]
+    gives_way: Callable[[Values, Values], bool]
+    fitted: Callable[[str, Values, Values], Any] | None = None
+
+
+def _is_given(name: str) -> Callable[[Values, Values], bool]:
+    """They say the same thing in two ways: whichever is given holds."""
+    return lambda now, then: now[name] is not None and now[name] is not False
+
+
+def _differs(name: str) -> Callable[[Values, Values], bool]:
+    """They belong to that value and to no other."""
+    return lambda now, then: bool(now[name] != then[name])
+
+
+def _scaled(name: str, now: Values, then: Values) -> Any:
+    """A number of epochs, or several, in proportion to the epochs."""
+    value, ratio = now[name], now['epochs'] / then['epochs']
+    if isinstance(value, tuple):
+        return tuple(sorted({max(1, round(each * ratio)) for each in value}))
+    return max(1, round(value * ratio))
+
+
+def _no_warm_up_left(now: Values, then: Values) -> bool:
+    warms_up = now['sched'] != 'none' and ':' not in now['sched'] and not now['warmup_prefix']
+    return warms_up and now['warmup_epochs'] >= now['epochs']
+
+
+def _mixes(now: Values) -> bool:
+    return bool(now['mixup'] or now['cutmix'] or now['cutmix_minmax'] is not None)
+
+
+SIZES = ('train_size_probs', 'train_size_schedule', 'train_size_schedule_spread', 'train_size_random_mix')
+PARTS = (
+    # The same thing in two ways.
+    Part(('img_size',), ('train_img_sizes', *SIZES), _is_given('img_size')),
+    Part(('lr_base',), ('lr',), _is_given('lr_base')),
+    Part(('lr_base_size',), ('lr',), _is_given('lr_base_size')),
+    Part(('lr_base_scale',), ('lr',), _is_given('lr_base_scale')),
+    Part(('pretrained',), ('initial_checkpoint',), _is_given('pretrained')),
+    Part(('initial_checkpoint',), ('pretrained',), _is_given('initial_checkpoint')),
+    Part(('loss',), ('bce_loss', 'smoothing'), _is_given('loss')),
+    Part(('bce_loss',), ('loss',), _is_given('bce_loss')),
+    Part(('cutmix',), ('cutmix_minmax',), _is_given('cutmix')),
+    Part(('resume',), ('overwrite',), _is_given('resume')),
+    Part(('overwrite',), ('resume',), _is_given('overwrite')),
+    Part(('dataset',), ('data_dir',), lambda now, then: now['dataset'] == 'synthette'),  # which needs none
+    # What belongs to one optimizer, or to one schedule.
+    Part(('opt',), ('opt_kwargs', 'opt_betas', 'opt_eps'), _differs('opt')),
+    Part(
+        ('sched',),
+        ('decay_rate', 'decay_epochs', 'decay_milestones', 'lr_decay_fn', 'lr_stable_timescale'),
+        _differs('sched'),
+    ),
+    # What is nothing by itself.
+    Part(('sched',), ('sched_on_updates',), lambda now, then: now['sched'] == 'plateau'),
+    Part(('model_ema',), ('model_ema_warmup', 'model_ema_force_cpu'), lambda now, then: not now['model_ema']),
+    Part(('torchcompile',), ('torchcompile_mode',), lambda now, then: now['torchcompile'] in (None, 'none')),
+    Part(('train_img_sizes',), SIZES, lambda now, then: now['train_img_sizes'] is None),
+    Part(
+        ('train_img_sizes',),
+        ('train_size_probs',),
+        lambda now, then: len(now['train_size_probs'] or ()) != len(now['train_img_sizes'] or ()),
+    ),
+    Part(('train_img_sizes',), ('train_size_schedule',), lambda now, then: len(now['train_img_sizes'] or ()) < 2),
+    Part(('mixup', 'cutmix', 'cutmix_minmax'), ('mixup_off_epoch',), lambda now, then: not _mixes(now)),
+    # Epochs that lie beyond the last one.
+    Part(('epochs',), ('warmup_epochs',), _no_warm_up_left, lambda name, now, then: now['epochs'] - 1),
+    Part(('epochs',), ('mixup_off_epoch',), lambda now, then: now['mixup_off_epoch'] >= now['epochs'], _scaled),
+    Part(
+        ('epochs',),
+        ('decay_milestones',),
+        lambda now, then: now['sched'] == then['sched'] == 'multistep'
+        and max(now['decay_milestones'], default=0) >= now['epochs'],
+        _scaled,
+    ),
+    Part(
+        ('epochs',),
+        ('decay_epochs',),
+        lambda now, then: now['sched'] in ('step', 'wsd', 'rsqrt') and (now['decay_epochs'] or 0) >= now['epochs'],
+        _scaled,
+    ),
+)
+
+
+def related(names: Collection[str]) -> set[str]:
+    """The options that may give way to these."""
+    return {part for each in PARTS if {*each.of} & {*names} for part in each.names}
+
+
+def resolve(layers: Sequence[Values], defaults: Values) -> tuple[dict[str, Any], list[str]]:
+    """The values of several layers together, and a line on each option that gave way.
+
+    Args:
+        layers: What each layer gives, the lowest first, checked.
+        defaults: The value of every option.
+
+    Returns:
+        `(values that are not left at their default, lines)`.
+    """
+    level, held = dict.fromkeys(defaults, 0), [dict(defaults)]
+    for number, layer in enumerate(layers, 1):
+        level.update(dict.fromkeys(layer, number))
+        held.append({**held[-1], **layer})
+    now = dict(held[-1])
+    changes: dict[str, dict[str, Any]] = {}
+    for part in PARTS:
+        winner = max(part.of, key=lambda name: level[name])
+        for name in part.names:
+            then = held[level[name]]
+            if level[name] < level[winner] and part.gives_way(now, then):
+                value = part.fitted(name, now, then) if part.fitted else defaults[name]
+                if value != now[name]:
+                    changes.setdefault(winner, {})[name] = now[name]
+                    now[name] = value
+    values = {name: now[name] for name in defaults if level[name] or now[name] != defaults[name]}
+    return values, [_line(winner, former, now) for winner, former in changes.items()]
+
+
+def _line(winner: str, former: Values, now: Values) -> str:
+    parts = (f'{name} is {_shown(now[name])} instead of {_shown(value)}' for name, value in former.items())
+    return f'--{winner.replace("_", "-")} {_shown(now[winner])}: {", ".join(parts)}'
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ' '.join(map(_shown, value))
+    if isinstance(value, bool):
+        return 'on' if value else 'off'
+    return 'none' if value in (None, '', {}) else f'{value:g}' if isinstance(value, float) else str(value)

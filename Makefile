@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: bench bench-gpu demo test test-long clean
+.PHONY: bench bench-gpu demo figures test test-long clean
 
 demo: $(VENV)/.installed
 	$(BIN)/imagenette-zoo run mbv2_imagenette mbv2_mish_imagenette -c demo --dataset synthette --epochs 5 --seeds 3 \
@@ -19,6 +19,11 @@ test: $(VENV)/.dev
 
 test-long: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -m long
+
+# docs/claims.md and the picture of README, from the committed trainings.
+figures: $(VENV)/.installed
+	$(BIN)/imagenette-zoo report docs/results/claims-cpu --output docs/claims --markdown docs/claims.md --no-images
+	cp docs/claims/figures/verdicts.png docs/verdicts.png
 
 # As in: make bench DATA=DIR TIMM=CHECKOUT
 DATA ?= $(IMAGENETTE_DIR)

@@ -108,7 +108,7 @@ def notes(content: Numbers) -> list[str]:
     if len(setup['hardware']) > 1:
         lines.append(
             'The runs are from several machines or had several numbers of threads: their times, images/s and memory '
-            'do not compare.'
+            'do not compare. They are left out here; report.json has them.'
         )
     if setup['analysed'] < setup['trainings']:
         lines.append(

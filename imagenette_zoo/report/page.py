@@ -129,6 +129,7 @@ def report_numbers(
         'title': (study and study.title) or (f'Report on {", ".join(ranked)}' if len(ranked) < 4 else 'Report'),
         'setup': setup.numbers(records, ranked),
         'limits': study.limits if study else '',
+        'changes': list(study.changes) if study else [],
         'unfinished': setup.unfinished(records, study),
         'claims': judged,
         'runs': [_run(number, name, each, *styles[name]) for number, (name, each) in enumerate(ranked.items(), 1)],

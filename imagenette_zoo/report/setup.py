@@ -99,6 +99,7 @@ def notes(content: Numbers) -> list[str]:
     """All that a reader must know before believing the numbers."""
     setup = content['setup']
     lines = [content['limits']] if content['limits'] else []
+    lines += [f'{change[:1].upper()}{change[1:]}.' for change in content['changes']]
     missing = content['unfinished']
     if missing:
         more = f' and {len(missing) - 10} more' if len(missing) > 10 else ''

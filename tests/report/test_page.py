@@ -129,6 +129,14 @@ def test_a_training_that_diverged_is_reported_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_changes_of_a_study_are_told(tmp_path: Path, study: Study) -> None:
+    changed = replace(study, changes=('the claim C1 was removed after 4 blocks of its runs were seen',))
+    page = write_report(tmp_path, make_records(), study=changed)
+    line = 'The claim C1 was removed after 4 blocks of its runs were seen.'
+    assert line in text_of(page)
+    assert line in (tmp_path / 'report.md').read_text()
+
+
 def test_many_runs_and_many_classes(tmp_path: Path) -> None:
     classes = tuple(f'class {number}' for number in range(70))
     records = [make_record(f'run{n}', s, 50.0 + n + s / 9, gmacs=1.0 + n) for n in range(14) for s in (1, 2)]

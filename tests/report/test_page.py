@@ -133,7 +133,7 @@ def test_changes_of_a_study_are_told(tmp_path: Path, study: Study) -> None:
     changed = replace(study, changes=('the claim C1 was removed after 4 blocks of its runs were seen',))
     page = write_report(tmp_path, make_records(), study=changed)
     line = 'The claim C1 was removed after 4 blocks of its runs were seen.'
-    assert line in text_of(page)
+    assert line in text_of(page.read_text())
     assert line in (tmp_path / 'report.md').read_text()
 
 

@@ -1,13 +1,13 @@
 """Imagenette zoo: models for timm, and the trainer and benchmark that go with them.
 
-`import imagenette_zoo` registers the zoo's models with timm. Training is loaded when it is first asked for, so that the
-import costs little more than timm's own.
+`import imagenette_zoo` registers the zoo's models with timm: at once where timm is imported, else as soon as it is. All
+else is loaded when it is first asked for, so that a command which needs no model answers at once.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .models import ModelInfo, list_models
+from .utils.after_import import after_import
 from .version import __version__
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .inference.predict import predict
     from .inference.validate import validate
     from .layers.fuse import fuse
+    from .models import ModelInfo, list_models
     from .report.notebook import Study, report, run, study
     from .sharing.export import export
     from .training.result import Result
@@ -26,17 +27,20 @@ __all__ = [
 ]  # fmt: skip
 
 _HOME_OF = {
+    'ModelInfo': 'imagenette_zoo.models',
     'Recipe': 'imagenette_zoo.config.recipe',
     'Result': 'imagenette_zoo.training.result',
     'Study': 'imagenette_zoo.report.notebook',
     'export': 'imagenette_zoo.sharing.export',
     'fuse': 'imagenette_zoo.layers.fuse',
+    'list_models': 'imagenette_zoo.models',
     'predict': 'imagenette_zoo.inference.predict',
     'run': 'imagenette_zoo.report.notebook',
     'train': 'imagenette_zoo.training.trainer',
     'validate': 'imagenette_zoo.inference.validate',
 }
 _CALLABLE = ('report', 'study')  # packages that are functions, too
+after_import('timm', lambda: import_module(f'{__name__}.models'))
 
 
 def __getattr__(name: str) -> Any:

@@ -9,21 +9,18 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-
-from tqdm import tqdm
+from typing import TYPE_CHECKING
 
 from ..config.fields import given_flags
 from ..config.groups import DataOptions
-from ..data import cache
-from ..data.archives import fetch
-from ..data.check import CheckReport, ClassReport, check
 from ..data.constants import SIZES
-from ..data.locate import find_root, resolve_dataset
-from ..models.catalog import list_models
 from ..utils.console import table
 from ..utils.files import to_json
 from ..utils.streams import complain
 from .command import Command
+
+if TYPE_CHECKING:
+    from ..data.check import CheckReport, ClassReport
 
 __all__ = ['DATA', 'LIST', 'cache_command', 'check_command', 'fetch_command']
 
@@ -69,6 +66,9 @@ def _data(args: argparse.Namespace) -> int:
 
 def fetch_command(size: str) -> int:
     """Download Imagenette (`160`, `320` or `full`) into the user cache and say where it is; returns the exit code."""
+    from ..data.archives import fetch
+    from ..data.locate import find_root
+
     root = fetch(size)
     print(f'Imagenette ({size}) is in {root}')
     variable = os.environ.get('IMAGENETTE_DIR')
@@ -84,6 +84,11 @@ def check_command(
     data_dir: str | None = None, dataset: str = '', max_megapixels: float = DataOptions.max_megapixels
 ) -> int:
     """Decode every image, print a table by class; returns 0, or 2 where any image is bad (listed on stderr)."""
+    from tqdm import tqdm
+
+    from ..data.check import check
+    from ..data.locate import resolve_dataset
+
     root = resolve_dataset(dataset, data_dir)
     with tqdm(unit=' images', leave=False, disable=not sys.stderr.isatty()) as bar:
 
@@ -106,6 +111,8 @@ def check_command(
 
 def cache_command(clear: bool) -> int:
     """List the decoded images in the user cache, or remove them; returns the exit code."""
+    from ..data import cache
+
     if clear:
         freed, left = cache.clear()
         also = f"; left {len(left)}: a process is making them, or they are another user's" if left else ''

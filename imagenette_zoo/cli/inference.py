@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import argparse
 
-from tqdm import tqdm
-
 from ..config.fields import add_flags, given_flags
 from ..config.groups import ValidationOptions
+from ..config.uses import PredictOptions
 from ..utils.files import to_json
-from ..utils.memory import keep_freed_memory
 from ..utils.streams import complain
 from .command import Command
 
@@ -28,16 +26,22 @@ def _validate(args: argparse.Namespace) -> int:
 
 
 def _add_predict(parser: argparse.ArgumentParser) -> None:
-    from ..inference.predict import PredictOptions
-
     parser.add_argument('images', nargs='+', metavar='IMAGE', help='an image, a folder, or a glob pattern in quotes')
     parser.add_argument('--json', action='store_true', help='print JSON')
     add_flags(parser, PredictOptions)
 
 
-@keep_freed_memory()
 def _predict(args: argparse.Namespace) -> int:
-    from ..inference.predict import PredictOptions, describe, predict_each
+    from ..utils.memory import keep_freed_memory
+
+    with keep_freed_memory():
+        return _print_predictions(args)
+
+
+def _print_predictions(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from ..inference.predict import describe, predict_each
     from ..utils.console import Console
 
     options, console = PredictOptions(**given_flags(args, PredictOptions)), Console()

@@ -6,28 +6,25 @@ import argparse
 import dataclasses
 
 from ..config.fields import add_flags, given_flags
+from ..config.uses import CheckpointOptions, ExportOptions, UseOptions
 from .command import Command, one_model, positive
 
 __all__ = ['DEMO', 'EXPORT', 'PUBLISH']
 
 
 def _add_export(parser: argparse.ArgumentParser) -> None:
-    from ..sharing.export import ExportOptions
-
     parser.add_argument('run', nargs='?', metavar='MODEL', help='the same as --model')
     add_flags(parser, ExportOptions)
 
 
 def _export(args: argparse.Namespace) -> int:
-    from ..sharing.export import ExportOptions, export_model
+    from ..sharing.export import export_model
 
     export_model(ExportOptions(**one_model(args, given_flags(args, ExportOptions))))
     return 0
 
 
 def _add_publish(parser: argparse.ArgumentParser) -> None:
-    from ..inference.loading import CheckpointOptions
-
     kinds = "a finished run, a model folder, as a run's best/, hf-hub:NAME or a model's name"
     parser.add_argument('source', metavar='MODEL', help=kinds)
     parser.add_argument('repo_id', metavar='REPO_ID', help='OWNER/NAME on the Hugging Face Hub')
@@ -41,7 +38,6 @@ def _add_publish(parser: argparse.ArgumentParser) -> None:
 
 
 def _publish(args: argparse.Namespace) -> int:
-    from ..inference.loading import CheckpointOptions
     from ..sharing.publish import PublishOptions, publish
 
     options = {field.name: getattr(args, field.name) for field in dataclasses.fields(PublishOptions)}
@@ -50,22 +46,18 @@ def _publish(args: argparse.Namespace) -> int:
 
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:
-    from ..inference.loading import UseOptions
-    from ..sharing.demo import DEFAULT
-
     parser.add_argument(
         'models',
         nargs='*',
         metavar='MODEL',
-        help="a run, a model folder, hf-hub:NAME or a model's name; two are shown side by side (default: "
-        f'{" and ".join(DEFAULT)})',
+        help="a run, a model folder, hf-hub:NAME or a model's name; two are shown side by side (default: two of the "
+        'zoo, whose weights come with the package)',
     )
     parser.add_argument('--port', type=positive, metavar='N', help='on this port (default: the first free from 7860)')
     add_flags(parser, UseOptions)
 
 
 def _demo(args: argparse.Namespace) -> int:
-    from ..inference.loading import UseOptions
     from ..sharing.demo import DEFAULT, serve
 
     flags = given_flags(args, UseOptions)

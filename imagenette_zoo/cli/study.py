@@ -10,6 +10,7 @@ from ..config.fields import add_flags, given_flags
 from ..config.groups import CodeOptions
 from ..config.hparams import GOOD_RECIPE
 from ..config.recipe import Recipe
+from ..config.uses import PassesOptions
 from ..errors import UserError
 from .command import Command, one_model, positive
 
@@ -17,14 +18,12 @@ __all__ = ['ANALYSE', 'PASSES', 'REPORT', 'RUN', 'STUDY']
 
 
 def _add_passes(parser: argparse.ArgumentParser) -> None:
-    from ..study.passes import PassesOptions
-
     parser.add_argument('run', nargs='?', metavar='MODEL', help='the same as --model')
     add_flags(parser, PassesOptions)
 
 
 def _passes(args: argparse.Namespace) -> int:
-    from ..study.passes import PassesOptions, compare_passes
+    from ..study.passes import compare_passes
 
     options = PassesOptions(**one_model(args, given_flags(args, PassesOptions)))
     report = compare_passes(options)

@@ -6,12 +6,13 @@ Each group is one `Options` dataclass; `Recipe` (training) and `ValidationOption
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
-
-import torch
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import UserError
 from .fields import Options, option
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ['DATASETS', 'CodeOptions', 'ValidationOptions']
 

@@ -17,8 +17,7 @@ from PIL import Image
 from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import nn
 
-from ..config.fields import option
-from ..config.groups import ArchitectureOptions, DataOptions, InputOptions
+from ..config.groups import DataOptions
 from ..config.recipe import Recipe
 from ..data import pipeline
 from ..data.augment import Normalize
@@ -36,38 +35,8 @@ from ..utils.distributed import World
 from ..utils.modules import import_modules
 
 __all__ = [
-    'CheckpointOptions', 'UseOptions', 'TrainedModel', 'load_trained', 'not_finite', 'open_model', 'run_of',
-    'run_images', 'images_of',
+    'TrainedModel', 'load_trained', 'not_finite', 'open_model', 'run_of', 'run_images', 'images_of',
 ]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class CheckpointOptions(InputOptions, ArchitectureOptions):
-    """Weights"""
-
-    checkpoint: str | None = option(None, "weights for the model: a file, also one of timm's", metavar='PATH')
-    use_ema: bool = option(False, 'take the moving average of the weights from a timm checkpoint')
-
-    def check(self) -> None:
-        super().check()
-        if self.use_ema and not self.checkpoint:
-            raise UserError('--use-ema has no effect without --checkpoint')
-
-
-@dataclass(frozen=True)
-class UseOptions(CheckpointOptions):
-    """Weights"""
-
-    model: str = option(
-        'mbv2_mish_imagenette',
-        "a run's folder or its best/, local-dir:FOLDER, hf-hub:NAME, or the name of a model that has published weights",
-        short=('-m',),
-    )
-
-    @property
-    def pretrained(self) -> bool:
-        """Whether the model is a name without a checkpoint: the weights published under it are meant."""
-        return not self.checkpoint and model_folder(self.model) is None and timm.is_model(self.model)
 
 
 @dataclass(frozen=True)
@@ -189,11 +158,12 @@ def open_model(name: str, options: Any, classes: int | None = None) -> Any:
         if model.pretrained_cfg.get('file'):  # of the weights in the package, like how images are cropped for them
             model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, 'crop_mode': None}
         return model
-    if options.pretrained and timm.is_model(name) and not timm.is_model_pretrained(name):
+    published = timm.is_model(name) if options.pretrained is None else options.pretrained
+    if published and timm.is_model(name) and not timm.is_model_pretrained(name):
         raise UserError(f'--model {name}: no weights are published: give a run, a model folder or --checkpoint FILE')
     if own_function(name) is not None:
         raise UserError(f'--model {name}: has no weights: give a run, a model folder or --checkpoint FILE')
-    if options.pretrained or _is_packaged(name) or name.startswith(('hf-hub:', 'hf_hub:')):
+    if published or _is_packaged(name) or name.startswith(('hf-hub:', 'hf_hub:')):
         model = factory.build_model(name, pretrained=True, num_classes=options.num_classes, **kwargs)
         _check_number(name, options.num_classes, model.pretrained_cfg['num_classes'])
         return model

@@ -16,8 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..config.fields import option
-from ..config.groups import DataOptions
+from ..config.uses import PredictOptions
 from ..data.folders import list_images
 from ..data.images import in_threads, only_size_warnings, prepared
 from ..errors import UserError, cleaned, first_line, require
@@ -27,32 +26,14 @@ from ..utils.files import write_atomic
 from ..utils.process import restore_process
 from ..utils.seeding import restore_generators
 from .gradcam import grad_cam
-from .loading import TrainedModel, UseOptions, load_trained, not_finite
+from .loading import TrainedModel, load_trained, not_finite
 
-__all__ = ['PredictOptions', 'Prediction', 'describe', 'look_at', 'predict', 'predict_each']
+__all__ = ['Prediction', 'describe', 'look_at', 'predict', 'predict_each']
 
 _logger = logging.getLogger(__name__)
 FIGURES = ('.png', '.svg')
 BAR = 20  # characters at 100 %
 MANY = 500  # images from which on kernels are worth compiling, which takes seconds, once
-
-
-@dataclass(frozen=True)
-class PredictOptions(UseOptions):
-    """Prediction"""
-
-    topk: int = option(3, 'classes shown for each image, the most probable first', low=1)
-    save_figure: str | None = option(
-        None,
-        'show where the model sees its class (Grad-CAM): a .png or .svg file, or a folder with a figure for each image',
-        metavar='FILE|DIR',
-    )
-    # Small: eight are no faster on two cores, and a large batch has the kernels of Mish compiled, also for few images.
-    batch_size: int = option(2, 'images a step', low=1, short=('-b',))
-    device: str = option('auto', 'auto (CUDA where there is one), cpu, cuda, cuda:1, mps')
-    max_megapixels: float = option(
-        DataOptions.max_megapixels, 'largest image that is read, in megapixels', low=1, high=2000
-    )
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,10 @@ from PIL import Image
 import imagenette_zoo  # noqa: F401  (registers the models, also where this file runs on its own)
 
 # Absolute: a Space runs a copy of this file, which is in no package.
+from imagenette_zoo.config.uses import UseOptions
 from imagenette_zoo.data.images import LARGEST_UPLOAD, Unfit, forget_other_formats, open_image
 from imagenette_zoo.errors import UserError, first_line, require
-from imagenette_zoo.inference.loading import TrainedModel, UseOptions, load_trained
+from imagenette_zoo.inference.loading import TrainedModel, load_trained
 from imagenette_zoo.inference.predict import look_at
 from imagenette_zoo.utils.modules import import_modules
 

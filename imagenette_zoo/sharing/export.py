@@ -16,21 +16,21 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ..config.fields import option
 from ..config.groups import DataOptions
+from ..config.uses import ExportOptions
 from ..data.folders import evenly
 from ..data.images import Unfit, open_image
 from ..data.synthette import CLASS_NAMES
 from ..data.synthette import draw as draw_image
 from ..errors import UserError, first_line, require
-from ..inference.loading import TrainedModel, UseOptions, images_of, load_trained, run_of
+from ..inference.loading import TrainedModel, images_of, load_trained, run_of
 from ..layers import fuse
 from ..utils import environment
 from ..utils.console import Console
 from ..utils.files import file_stem, to_json, write_atomic
 from ..utils.process import restore_process
 
-__all__ = ['OPSET', 'Exported', 'ExportOptions', 'export', 'export_model']
+__all__ = ['OPSET', 'Exported', 'export', 'export_model']
 
 OPSET = 18  # the lowest that torch's exporter writes without a conversion
 TOLERANCE = 1e-4  # of a logit
@@ -39,19 +39,6 @@ KEY = 'imagenette_zoo'  # what the metadata are called in a file
 
 Images = torch.Tensor
 Network = Callable[[Images], torch.Tensor]
-
-
-@dataclass(frozen=True)
-class ExportOptions(UseOptions):
-    """Export"""
-
-    to: str = option('onnx', 'format', choices=('onnx', 'torch-export', 'torchscript'))
-    output: str | None = option(
-        None, 'the file (default: the name of the run or model, here, with .onnx, .pt2 or .pt)', metavar='FILE'
-    )
-    data_dir: str | None = option(
-        None, "images to check it with (else its run's own, else as in training, else synthette's)", metavar='DIR'
-    )
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,9 @@ from huggingface_hub.utils import (
     validate_repo_id,
 )
 
+from ..config.uses import UseOptions
 from ..errors import UserError, first_line
-from ..inference.loading import UseOptions, load_trained, run_of
+from ..inference.loading import load_trained, run_of
 from ..models.factory import model_config, model_cost, source_args
 from ..models.model_folder import link_model_folder, listed_names, model_folder, read_config, save_model_folder
 from ..report.confusion import confusion_matrix

@@ -13,6 +13,7 @@ import torch
 
 from ..config.groups import ArchitectureOptions, ValidationOptions
 from ..config.recipe import Recipe
+from ..config.uses import PassesOptions
 from ..data.folders import evenly, load_split
 from ..errors import UserError, first_line
 from ..inference.evaluate import evaluate, shift_consistency
@@ -25,7 +26,7 @@ from ..utils.distributed import World, choose_device
 from ..utils.files import write_atomic, write_json
 from ..utils.process import restore_process
 from ..utils.reading import from_json, read_bytes, read_errors, read_json
-from .passes import BlockPasses, PassesOptions, compare_passes
+from .passes import BlockPasses, compare_passes
 
 __all__ = ['FILES', 'TENSORS', 'Analysis', 'analyse', 'finished_run', 'read_analysis']
 

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..config.fields import option
-from ..config.groups import ArchitectureOptions, ComputeOptions, DataOptions, InputOptions, WeightsOptions
+from ..config.uses import PassesOptions
 from ..data.folders import evenly
 from ..errors import UserError, require
 from ..inference.evaluate import evaluate
@@ -24,28 +23,7 @@ from ..utils.distributed import World, choose_device
 from ..utils.files import write_json
 from ..utils.process import restore_process
 
-__all__ = ['BlockPasses', 'PassesOptions', 'PassesReport', 'compare_passes']
-
-
-@dataclass(frozen=True)
-class PassesOptions(ComputeOptions, InputOptions, ArchitectureOptions, WeightsOptions, DataOptions):
-    """Comparison"""
-
-    model: str = option('', "a run's folder or its best/, local-dir:FOLDER, hf-hub:NAME, or a name, as in validation")
-    batch_size: int = option(64, 'images a step', low=1, short=('-b',))
-    images: int = option(1000, 'validation images that are looked at, evenly spread; 0 is all', low=0)
-    results_file: str | None = option(None, 'write the results to this .json file', metavar='FILE')
-    save_figure: str | None = option(None, 'write a heat map to this .png or .svg file', metavar='FILE')
-
-    def check(self) -> None:
-        super().check()
-        for name, ends in (('results_file', ('.json',)), ('save_figure', ('.png', '.svg'))):
-            value = getattr(self, name)
-            flag = '--' + name.replace('_', '-')
-            if value and not value.endswith(ends):
-                raise UserError(f'{flag}: {value!r} must end in {" or ".join(ends)}')
-            if value and not Path(value).absolute().parent.is_dir():
-                raise UserError(f'{flag} {value}: no such folder')
+__all__ = ['BlockPasses', 'PassesReport', 'compare_passes']
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-from tqdm.auto import tqdm
-
 from ..errors import cleaned
 from .streams import silence
 
@@ -27,11 +24,13 @@ def printable(value: Any) -> Any:
         return [printable(item) for item in value]
     if isinstance(value, str):
         return re.sub('[\ud800-\udfff]', '�', cleaned(value))
-    if isinstance(value, np.generic):
-        return printable(value.item())
     if isinstance(value, float):
         return float(f'{value:.10g}') if math.isfinite(value) else None
-    return value
+    if value is None or isinstance(value, int):
+        return value
+    import numpy as np  # here: it and tqdm are slow to import
+
+    return printable(value.item()) if isinstance(value, np.generic) else value
 
 
 def duration(seconds: float) -> str:
@@ -84,6 +83,8 @@ class Console:
         """Prints a line, above the bar where there is one."""
         if self.quiet:
             return
+        from tqdm.auto import tqdm
+
         try:
             tqdm.write(cleaned(text, keep='\n'))
             sys.stdout.flush()
@@ -105,6 +106,8 @@ class Progress:
         self.title = title
         self.steps = steps
         self.log_interval = None if console.live or console.quiet else log_interval
+        from tqdm.auto import tqdm
+
         self.bar: Any = tqdm(
             total=steps,
             initial=done,

@@ -21,8 +21,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 from uuid import uuid4
 
-import filelock
-
 from ..errors import UserError, os_reason
 
 try:
@@ -214,6 +212,8 @@ class ProcessLock:
         if self.path in self.held:
             raise _busy(path)
         if fcntl is None:
+            import filelock
+
             self._file: Any = filelock.FileLock(path)
             try:
                 self._file.acquire(timeout=0)

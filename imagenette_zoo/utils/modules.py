@@ -22,9 +22,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import timm
-from torch import nn
-
 from ..errors import UserError, first_line, nearest
 from .reading import read_bytes, read_errors
 
@@ -168,6 +165,8 @@ def _described(name: str, module: ModuleType) -> UserModule:
 @contextmanager
 def _imports(name: str, label: str) -> Iterator[None]:
     """Surrounds an import: what it raises is one line, and what it registers replaces no model of another module."""
+    import timm  # here: to name an option or a module needs none of it
+
     before = {model: timm.models.model_entrypoint(model) for model in timm.list_models()}
     former = sys.modules.get(name)
     try:
@@ -257,15 +256,21 @@ def resolve(reference: str) -> Any:
         value = getattr(value, attribute)
         if isinstance(value, ModuleType) and own is not None and owner(value.__name__) is not own:
             raise UserError(f'{reference}: is of {value.__name__}, not of {own.label}: name what that defines')
-    if own is None and not (isinstance(value, type) and issubclass(value, nn.Module)):
+    if own is None and not _is_layer(value):
         raise UserError(f'{reference}: is no layer (a class of torch.nn.Module)')
     return value
+
+
+def _is_layer(value: Any) -> bool:
+    from torch import nn
+
+    return isinstance(value, type) and issubclass(value, nn.Module)
 
 
 def is_foreign(value: Any) -> bool:
     """Whether a user's module has this from elsewhere, as `from os import system`; layers may be so."""
     value = getattr(value, 'func', value)  # of a partial function
-    if isinstance(value, type) and issubclass(value, nn.Module):
+    if _is_layer(value):
         return False
     return owner(getattr(value, '__module__', None) or type(value).__module__) is None
 

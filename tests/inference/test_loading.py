@@ -13,13 +13,14 @@ import torch
 import imagenette_zoo as iz
 from imagenette_zoo.cli.main import main
 from imagenette_zoo.config.recipe import Recipe
+from imagenette_zoo.config.uses import PassesOptions, UseOptions
 from imagenette_zoo.data.constants import IMAGENETTE
 from imagenette_zoo.errors import UserError
 from imagenette_zoo.inference import loading
-from imagenette_zoo.inference.loading import UseOptions, load_trained, run_of
+from imagenette_zoo.inference.loading import load_trained, run_of
 from imagenette_zoo.models import factory
 from imagenette_zoo.models.model_folder import save_model_folder
-from imagenette_zoo.study.passes import PassesOptions, compare_passes
+from imagenette_zoo.study.passes import compare_passes
 from imagenette_zoo.training.trainer import train
 from tests.conftest import make_folder
 from tests.hub import Client, Hub

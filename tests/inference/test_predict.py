@@ -18,11 +18,12 @@ from PIL import Image
 import imagenette_zoo as iz
 from imagenette_zoo.cli.main import main
 from imagenette_zoo.config.recipe import Recipe
+from imagenette_zoo.config.uses import PredictOptions
 from imagenette_zoo.data.folders import list_images
 from imagenette_zoo.errors import UserError
 from imagenette_zoo.inference.gradcam import grad_cam
 from imagenette_zoo.inference.loading import TrainedModel, load_trained
-from imagenette_zoo.inference.predict import Prediction, PredictOptions, draw, look_at
+from imagenette_zoo.inference.predict import Prediction, draw, look_at
 from imagenette_zoo.models import factory
 from imagenette_zoo.models.model_folder import save_model_folder
 from tests.conftest import EACH_OF_THE_ZOO

@@ -18,10 +18,11 @@ import torch
 from PIL import EpsImagePlugin, Image, UnidentifiedImageError
 
 from imagenette_zoo.cli.main import main
+from imagenette_zoo.config.uses import UseOptions
 from imagenette_zoo.data import pipeline
 from imagenette_zoo.data.augment import Normalize
 from imagenette_zoo.errors import UserError
-from imagenette_zoo.inference.loading import TrainedModel, UseOptions, load_trained
+from imagenette_zoo.inference.loading import TrainedModel, load_trained
 from imagenette_zoo.models import factory
 from imagenette_zoo.models.model_folder import save_model_folder
 from imagenette_zoo.sharing import demo

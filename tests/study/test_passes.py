@@ -11,11 +11,12 @@ from safetensors.torch import save_file
 
 from imagenette_zoo.cli.main import main
 from imagenette_zoo.config.recipe import Recipe
+from imagenette_zoo.config.uses import PassesOptions
 from imagenette_zoo.data import cache
 from imagenette_zoo.errors import UserError
 from imagenette_zoo.layers import MultiPass
 from imagenette_zoo.study import passes
-from imagenette_zoo.study.passes import PassesOptions, compare_passes
+from imagenette_zoo.study.passes import compare_passes
 from imagenette_zoo.training.trainer import train
 
 MakeRecipe = Callable[..., Recipe]

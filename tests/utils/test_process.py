@@ -14,11 +14,12 @@ import torch
 
 import imagenette_zoo as iz
 from imagenette_zoo.config.recipe import Recipe
-from imagenette_zoo.inference.predict import PredictOptions, predict_each
+from imagenette_zoo.config.uses import PassesOptions, PredictOptions
+from imagenette_zoo.inference.predict import predict_each
 from imagenette_zoo.sharing.publish import PublishOptions, publish
 from imagenette_zoo.study.analysis import analyse
 from imagenette_zoo.study.estimate import seconds_per_epoch
-from imagenette_zoo.study.passes import PassesOptions, compare_passes
+from imagenette_zoo.study.passes import compare_passes
 from imagenette_zoo.study.step_times import image_counts
 from imagenette_zoo.utils import memory
 from imagenette_zoo.utils.console import Console

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-__all__ = ['UserError', 'cleaned', 'first_line', 'os_reason', 'require', 'nearest']
+__all__ = ['Mistakes', 'UserError', 'UserErrors', 'cleaned', 'first_line', 'os_reason', 'require', 'nearest']
 
 
 class UserError(Exception):
@@ -22,7 +23,50 @@ class UserError(Exception):
 
     def _render_traceback_(self) -> list[str]:
         """The lines that IPython shows instead of a traceback."""
-        return [f'error: {self}']
+        return [f'error: {line}' for line in self.lines]
+
+    @property
+    def lines(self) -> list[str]:
+        """Its lines: one, but for `UserErrors`."""
+        return str(self).split('\n')
+
+
+class UserErrors(UserError):
+    """Several errors, a line each, as all the mistakes of a file."""
+
+    def __init__(self, errors: Iterable[UserError]) -> None:
+        Exception.__init__(self, '\n'.join(line for error in errors for line in error.lines))
+
+
+class Mistakes:
+    """Collects errors, so that all the mistakes of a file are said at once.
+
+    Attributes:
+        errors: Those so far.
+    """
+
+    most = 20  # that are shown
+
+    def __init__(self) -> None:
+        self.errors: list[UserError] = []
+
+    @contextmanager
+    def collected(self) -> Iterator[None]:
+        """Keeps the error of the block, if there is one, and goes on after it."""
+        try:
+            yield
+        except UserError as error:
+            self.errors.append(error)
+
+    def check(self) -> None:
+        """Raises `UserError` where there was any, `UserErrors` where there were several."""
+        errors = list({str(error): error for error in self.errors}.values())
+        if len(errors) == 1:
+            raise errors[0]
+        if errors:
+            more = len(errors) - self.most
+            note = [UserError(f'and {more} more')] if more > 0 else []
+            raise UserErrors([*errors[: self.most], *note])
 
 
 JOINERS = '\u200c\u200d'  # some scripts and emoji need them

@@ -9,7 +9,9 @@ from typing import Any
 
 from ..errors import UserError
 
-__all__ = ['Command', 'one_model', 'positive']
+__all__ = ['LOADING', 'Command', 'counted', 'one_model', 'positive']
+
+LOADING = '; loading PyTorch'  # how the first line of a command ends
 
 
 @dataclass(frozen=True)
@@ -21,8 +23,11 @@ class Command:
         help: What it does.
         add_arguments: Adds its arguments to its parser.
         run: Carries it out; returns the exit code.
+        starts: Says in a line what it is about to do, or raises what is wrong about it, before slow packages are
+            imported. None for a command that needs none of them.
         usage: Its positional arguments, as its usage line shows them.
-        imports: Whether it imports the user's own code first, so that it has `--device-modules`.
+        is_log: Whether its standard output tells what it does, so that this line is there, too. Else it is a result,
+            and the line is for a terminal only.
     """
 
     name: str
@@ -30,7 +35,8 @@ class Command:
     add_arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], int]
     usage: str = ''
-    imports: bool = True
+    starts: Callable[[argparse.Namespace], str] | None = None
+    is_log: bool = False
 
 
 def one_model(args: argparse.Namespace, flags: dict[str, Any]) -> dict[str, Any]:
@@ -38,6 +44,11 @@ def one_model(args: argparse.Namespace, flags: dict[str, Any]) -> dict[str, Any]
     if args.run is not None and 'model' in flags:
         raise UserError(f'one model is meant: {args.run} or --model {flags["model"]}?')
     return flags if args.run is None else {'model': args.run, **flags}
+
+
+def counted(number: int, noun: str) -> str:
+    """`'1 seed'`, `'3 seeds'`."""
+    return f'{number} {noun}{"" if number == 1 else "s"}'
 
 
 def positive(text: str) -> int:

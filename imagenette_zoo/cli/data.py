@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
+import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..config.fields import given_flags
 from ..config.groups import DataOptions
+from ..config.zoo_models import MODELS
 from ..data.constants import SIZES
+from ..errors import UserError
 from ..utils.console import table
 from ..utils.files import to_json
 from ..utils.streams import complain
@@ -26,19 +29,42 @@ __all__ = ['DATA', 'LIST', 'cache_command', 'check_command', 'fetch_command']
 
 
 def _add_list(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        'patterns', nargs='*', metavar='PATTERN', help="only names like this one, as in 'mbv2*'; or a part of them"
+    )
+    parser.add_argument('--timm', action='store_true', help="names of all models that timm has, and the zoo's")
     parser.add_argument('--json', action='store_true', help='print JSON')
 
 
 def _list(args: argparse.Namespace) -> int:
-    models = list_models()
+    known: Iterable[str] = MODELS
+    if args.timm:
+        import timm
+
+        known = timm.list_models()
+    patterns = [text if re.search(r'[*?\[]', text) else f'*{text}*' for text in args.patterns or ['*']]
+    names = [name for name in known if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    if not names:
+        also = '' if args.timm else '; --timm looks among all that timm has'
+        raise UserError(f'no model is called like {" or ".join(args.patterns)}{also}')
     if args.json:
-        print(to_json([dataclasses.asdict(model) for model in models], indent=2))
-        return 0
-    rows = [(m.name, f'{m.parameters / 1e6:.2f}', '–' if m.gmacs is None else f'{m.gmacs:.2f}') for m in models]
-    lines = table([('model', 'M parameters', 'GMACs'), *rows]).splitlines()
-    for line, text in zip(lines, ['', *(m.description for m in models)], strict=True):
-        print(f'{line}  {text}'.rstrip())
+        keys = ('name', 'parameters', 'gmacs', 'description')
+        facts = [dict(zip(keys, (name, *MODELS[name]), strict=True)) for name in names if not args.timm]
+        print(to_json(names if args.timm else facts, indent=2))
+    elif args.timm:
+        print('\n'.join(names))
+    else:
+        _print_models(names)
     return 0
+
+
+def _print_models(names: Sequence[str]) -> None:
+    rows = [('model', 'M parameters', 'GMACs')]
+    for name in names:
+        parameters, gmacs, _ = MODELS[name]
+        rows.append((name, f'{parameters / 1e6:.2f}', '–' if gmacs is None else f'{gmacs:.2f}'))
+    for line, text in zip(table(rows).splitlines(), ['', *(MODELS[name][2] for name in names)], strict=True):
+        print(f'{line}  {text}'.rstrip())
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
@@ -164,5 +190,5 @@ def _range(numbers: list[int]) -> str:
     return str(low) if low == high else f'{low}-{high}'
 
 
-LIST = Command('list', 'list the models of the zoo', _add_list, _list, imports=False)
-DATA = Command('data', 'fetch and check the data, list and clear its cache', _add_data, _data, ' ACTION', imports=False)
+LIST = Command('list', 'list the models of the zoo', _add_list, _list, ' [PATTERN…]')
+DATA = Command('data', 'fetch and check the data, list and clear its cache', _add_data, _data, ' ACTION')

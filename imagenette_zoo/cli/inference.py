@@ -9,13 +9,18 @@ from ..config.groups import ValidationOptions
 from ..config.uses import PredictOptions
 from ..utils.files import to_json
 from ..utils.streams import complain
-from .command import Command
+from .command import LOADING, Command
 
 __all__ = ['PREDICT', 'VALIDATE']
 
 
 def _add_validate(parser: argparse.ArgumentParser) -> None:
     add_flags(parser, ValidationOptions)
+
+
+def _validate_starts(args: argparse.Namespace) -> str:
+    options = ValidationOptions(**given_flags(args, ValidationOptions))
+    return f'validate: {", ".join(options.model)}{LOADING}'
 
 
 def _validate(args: argparse.Namespace) -> int:
@@ -29,6 +34,11 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('images', nargs='+', metavar='IMAGE', help='an image, a folder, or a glob pattern in quotes')
     parser.add_argument('--json', action='store_true', help='print JSON')
     add_flags(parser, PredictOptions)
+
+
+def _predict_starts(args: argparse.Namespace) -> str:
+    options = PredictOptions(**given_flags(args, PredictOptions))
+    return f'predict: {", ".join(args.images[:3])}{", …" * (len(args.images) > 3)} by {options.model}{LOADING}'
 
 
 def _predict(args: argparse.Namespace) -> int:
@@ -63,7 +73,12 @@ def _print_predictions(args: argparse.Namespace) -> int:
     return 1 if errors else 0
 
 
-VALIDATE = Command('validate', 'validate one model or several', _add_validate, _validate)
+VALIDATE = Command('validate', 'validate one model or several', _add_validate, _validate, starts=_validate_starts)
 PREDICT = Command(
-    'predict', 'what a trained model takes images for, and where it sees it', _add_predict, _predict, ' IMAGE…'
+    'predict',
+    'what a trained model takes images for, and where it sees it',
+    _add_predict,
+    _predict,
+    ' IMAGE…',
+    _predict_starts,
 )

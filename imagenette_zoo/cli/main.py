@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import os
 import sys
@@ -12,11 +13,12 @@ from ..config.fields import Parser
 from ..errors import UserError
 from ..utils.streams import Output, complain
 from ..version import __version__
-from . import data, inference, new, sharing, study, train
+from . import completion, data, inference, new, runs, sharing, study, train
+from .command import Command
 
-__all__ = ['main', 'train_main', 'validate_main']
+__all__ = ['main', 'make_parser', 'train_main', 'validate_main']
 
-COMMANDS = (  # as the help lists them
+_COMMANDS = (  # as the help lists them
     train.TRAIN,
     inference.VALIDATE,
     study.RUN,
@@ -28,10 +30,13 @@ COMMANDS = (  # as the help lists them
     sharing.EXPORT,
     sharing.PUBLISH,
     sharing.DEMO,
+    runs.RUNS,
     new.NEW,
     data.LIST,
     data.DATA,
+    completion.COMPLETION,
 )
+COMMANDS = {command.name: command for command in _COMMANDS}
 UNUSABLE = (errno.EACCES, errno.ENAMETOOLONG)  # what the system says of a name that no command has looked at
 
 
@@ -53,11 +58,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             output.check()
             return code
     except UserError as error:
-        complain(f'error: {error}')
+        for line in error.lines:
+            complain(f'error: {line}')
         return 2
     except KeyboardInterrupt as request:
-        complain('')
-        complain('interrupted')
+        if not getattr(request, 'explained', False):
+            complain('\ninterrupted')
         return getattr(request, 'exit_code', 130)
     except OSError as error:
         if error.filename is None or error.errno not in UNUSABLE:
@@ -80,22 +86,42 @@ def validate_main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str]) -> int:
+    parser = make_parser(argv)
+    if not argv:
+        parser.print_help()
+        return 2
+    if argv[0] not in COMMANDS:  # a flag, or a mistake
+        parser.parse_args(argv)
+    command = COMMANDS[argv[0]]
+    [subparsers] = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    args = subparsers.choices[argv[0]].parse_args(argv[1:])  # by its own parser, which knows its flags
+    if command.starts is not None:
+        _start(command, args)
+    return command.run(args)
+
+
+def make_parser(argv: Sequence[str] | None = None) -> Parser:
+    """The parser of the command line; of the commands only those in `argv` have their arguments, or all."""
     parser = Parser(prog='imagenette-zoo', description='Train, validate and compare models on Imagenette.')
     parser.add_argument('--version', action='version', version=f'imagenette-zoo {__version__}')
     subparsers = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
-    commands = {command.name: command for command in COMMANDS}
-    for name, command in commands.items():
+    for name, command in COMMANDS.items():
         usage = f'imagenette-zoo {name}{command.usage} [options]'
         own = subparsers.add_parser(name, help=command.help, description=command.help, usage=usage)
-        if name in argv:  # the modules of the others are not loaded
+        if argv is None or name in argv:
             command.add_arguments(own)
-    if argv and argv[0] in commands:  # by its own parser, which knows the nearest names of a wrong flag
-        args = subparsers.choices[argv[0]].parse_args(argv[1:])
-        if commands[argv[0]].imports:
-            from ..utils.modules import import_modules
+    return parser
 
-            primary = os.environ.get('RANK', '0') == '0'
-            import_modules(getattr(args, 'device_modules', ()), complain if primary else None)
-        return commands[argv[0]].run(args)
-    args = parser.parse_args(argv)
-    return commands[args.command].run(args)
+
+def _start(command: Command, args: argparse.Namespace) -> None:
+    """Says what a command does, and then imports what takes seconds: torch and timm, and the user's own code."""
+    assert command.starts is not None
+    line = command.starts(args)
+    primary = os.environ.get('RANK', '0') == '0'
+    if primary and command.is_log:
+        print(line, flush=True)
+    elif primary and sys.stderr.isatty():
+        complain(line)
+    from ..utils.modules import import_modules
+
+    import_modules(getattr(args, 'device_modules', ()), complain if primary else None)

@@ -65,5 +65,5 @@ def _new(args: argparse.Namespace) -> int:
 
 
 NEW = Command(
-    'new', 'write a small file to start an idea of your own from', _add_arguments, _new, ' FILE.py', imports=False
+    'new', 'write a small file to start an idea of your own from', _add_arguments, _new, ' FILE.py'
 )

@@ -7,7 +7,7 @@ import dataclasses
 
 from ..config.fields import add_flags, given_flags
 from ..config.uses import CheckpointOptions, ExportOptions, UseOptions
-from .command import Command, one_model, positive
+from .command import LOADING, Command, one_model, positive
 
 __all__ = ['DEMO', 'EXPORT', 'PUBLISH']
 
@@ -17,10 +17,14 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
     add_flags(parser, ExportOptions)
 
 
+def _export_options(args: argparse.Namespace) -> ExportOptions:
+    return ExportOptions(**one_model(args, given_flags(args, ExportOptions)))
+
+
 def _export(args: argparse.Namespace) -> int:
     from ..sharing.export import export_model
 
-    export_model(ExportOptions(**one_model(args, given_flags(args, ExportOptions))))
+    export_model(_export_options(args))
     return 0
 
 
@@ -72,8 +76,21 @@ EXPORT = Command(
     _add_export,
     _export,
     ' [MODEL]',
+    lambda args: f'export: {_export_options(args).model}{LOADING}',
 )
 PUBLISH = Command(
-    'publish', 'put a trained model on the Hugging Face Hub', _add_publish, _publish, ' MODEL REPO_ID'
+    'publish',
+    'put a trained model on the Hugging Face Hub',
+    _add_publish,
+    _publish,
+    ' MODEL REPO_ID',
+    lambda args: f'publish: {args.source} as {args.repo_id}{LOADING}',
 )
-DEMO = Command('demo', 'a page that classifies your images and shows why', _add_demo, _demo, ' [MODEL…]')
+DEMO = Command(
+    'demo',
+    'a page that classifies your images and shows why',
+    _add_demo,
+    _demo,
+    ' [MODEL…]',
+    lambda args: f'demo: {" and ".join(args.models) or "the models of the zoo"}{LOADING}',
+)

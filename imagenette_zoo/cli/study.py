@@ -12,7 +12,7 @@ from ..config.hparams import GOOD_RECIPE
 from ..config.recipe import Recipe
 from ..config.uses import PassesOptions
 from ..errors import UserError
-from .command import Command, one_model, positive
+from .command import LOADING, Command, counted, one_model, positive
 
 __all__ = ['ANALYSE', 'PASSES', 'REPORT', 'RUN', 'STUDY']
 
@@ -22,10 +22,14 @@ def _add_passes(parser: argparse.ArgumentParser) -> None:
     add_flags(parser, PassesOptions)
 
 
+def _passes_options(args: argparse.Namespace) -> PassesOptions:
+    return PassesOptions(**one_model(args, given_flags(args, PassesOptions)))
+
+
 def _passes(args: argparse.Namespace) -> int:
     from ..study.passes import compare_passes
 
-    options = PassesOptions(**one_model(args, given_flags(args, PassesOptions)))
+    options = _passes_options(args)
     report = compare_passes(options)
     if options.save_figure:
         from ..report.passes import save_passes_figure
@@ -49,7 +53,9 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
         help="of training and validation, what is done included (default: the study's own)",
     )
     parser.add_argument(
-        '--dry-run', action='store_true', help='only print the plan, its estimated hours, and what it can decide'
+        '--dry-run',
+        action='store_true',
+        help='only print the plan, its hours by a few steps of each run that are timed now, and what it can decide',
     )
     parser.add_argument(
         '--ray',
@@ -92,6 +98,17 @@ def _add_study(parser: argparse.ArgumentParser) -> None:
     add_flags(parser, CodeOptions)
 
 
+def _study_starts(args: argparse.Namespace) -> str:
+    from ..study.plan import find_study, read_study
+
+    study = read_study(find_study(args.study))
+    return f'study: {study.title}: {_size(len(study.runs), len(study.seeds))}{LOADING}'
+
+
+def _size(runs: int, seeds: int) -> str:
+    return f'{counted(runs, "run")} with {counted(seeds, "seed")}' + (' each' if runs > 1 else '')
+
+
 def _study(args: argparse.Namespace) -> int:
     from ..report.studies import run_study_file
     from ..study.process import Slot
@@ -123,15 +140,23 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add_flags(parser, Recipe)
 
 
-def _run(args: argparse.Namespace) -> int:
-    from ..report.studies import run_models
-    from ..study.plan import INSTEAD, default_name, parse_vary
-    from ..study.process import Slot
+def _run_starts(args: argparse.Namespace) -> str:
+    from ..study.plan import INSTEAD, parse_vary, plan_models
 
     flags = given_flags(args, Recipe)
     for name, instead in {'model': 'give its name', **INSTEAD}.items():
         if name in flags:
             raise UserError(f'--{name}: not of this command: {instead}')
+    study = plan_models(args.models, Recipe.load(args.config, **flags), args.seeds, parse_vary(args.vary))
+    return f'run: {study.title}: {_size(len(study.runs), args.seeds)} by recipe {args.config}{LOADING}'
+
+
+def _run(args: argparse.Namespace) -> int:
+    from ..report.studies import run_models
+    from ..study.plan import default_name, parse_vary
+    from ..study.process import Slot
+
+    flags = given_flags(args, Recipe)
     vary = parse_vary(args.vary)
     name = flags.get('experiment') or default_name(args.models, vary)
     recipe = Recipe.load(args.config, **flags).varied(experiment=None)
@@ -188,10 +213,33 @@ def _report(args: argparse.Namespace) -> int:
     return 0
 
 
-RUN = Command('run', 'train models with several seeds and report: the one-liner', _add_run, _run, ' MODEL…')
-STUDY = Command('study', 'run what is missing of a study and judge its claims', _add_study, _study, ' FILE')
-ANALYSE = Command(
-    'analyse', "what a finished run's weights do with each image, for a report", _add_analyse, _analyse, ' RUN…'
+RUN = Command(
+    'run', 'train models with several seeds and report: the one-liner', _add_run, _run, ' MODEL…', _run_starts, True
 )
-REPORT = Command('report', 'write the report on a study or on any runs', _add_report, _report, ' PATH…')
-PASSES = Command('passes', 'compare the passes of a MultiPass model', _add_passes, _passes, ' MODEL')
+STUDY = Command(
+    'study', 'run what is missing of a study and judge its claims', _add_study, _study, ' FILE', _study_starts, True
+)
+ANALYSE = Command(
+    'analyse',
+    "what a finished run's weights do with each image, for a report",
+    _add_analyse,
+    _analyse,
+    ' RUN…',
+    lambda args: f'analyse: {", ".join(args.runs)}{LOADING}',
+)
+REPORT = Command(
+    'report',
+    'write the report on a study or on any runs',
+    _add_report,
+    _report,
+    ' PATH…',
+    lambda args: f'report: {", ".join(args.paths)}{LOADING}',
+)
+PASSES = Command(
+    'passes',
+    'compare the passes of a MultiPass model',
+    _add_passes,
+    _passes,
+    ' MODEL',
+    lambda args: f'passes: {_passes_options(args).model}{LOADING}',
+)

@@ -9,7 +9,7 @@ from ..config.fields import add_flags, given_flags
 from ..config.hparams import FLAGSHIP, recipe_names
 from ..config.recipe import Recipe
 from ..errors import UserError
-from .command import Command
+from .command import LOADING, Command, counted
 
 __all__ = ['TRAIN']
 
@@ -28,14 +28,26 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_flags(parser, Recipe)
 
 
+def _starts(args: argparse.Namespace) -> str:
+    flags = given_flags(args, Recipe)
+    if args.from_run is not None:
+        if args.config is not None or 'resume' in flags:
+            raise UserError('--from repeats a run, with flags for what is to differ: leave --config and --resume out')
+        return f'train: repeats {args.from_run}{LOADING}'
+    if args.config is None and 'resume' in flags:
+        return f'train: continues {flags.get("experiment") or flags["resume"]}{LOADING}'
+    name = args.config or (None if 'model' in flags else FLAGSHIP)
+    recipe = Recipe(**flags) if name is None else Recipe.load(name, **flags)
+    how = counted(recipe.epochs, 'epoch') + (f' by recipe {name}' if name else '')
+    return f'train: {recipe.model}, {how}{LOADING}'
+
+
 def _train(args: argparse.Namespace) -> int:
     from ..training.result import read_result
     from ..training.trainer import train
 
     flags = given_flags(args, Recipe)
     if args.from_run is not None:
-        if args.config is not None or 'resume' in flags:
-            raise UserError('--from repeats a run, with flags for what is to differ: leave --config and --resume out')
         then = read_result(Path(args.from_run))
         train(Recipe.load(then.folder / 'args.yaml', **{'experiment': None, **flags}), repeats=then)
         return 0
@@ -43,4 +55,4 @@ def _train(args: argparse.Namespace) -> int:
     return 0
 
 
-TRAIN = Command('train', 'train a model by a recipe', _add_arguments, _train)
+TRAIN = Command('train', 'train a model by a recipe', _add_arguments, _train, starts=_starts, is_log=True)

@@ -17,7 +17,7 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -270,7 +270,14 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **kwargs)
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f'{self.prog}: {message}')
+        raise UserError(f'{self.prog}: {message}; {self.prog} --help says more')
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """As argparse's, but the line for an unknown command names the nearest one, or the one with such a flag."""
+        if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
+            meant = nearest(value, action.choices) or _with_flag(value, action.choices)
+            raise UserError(f'{self.prog}: there is no {action.metavar} {value!r}{meant}; {self.prog} --help lists all')
+        super()._check_value(action, value)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """As argparse's, but the line for an unknown flag names the nearest valid one."""
@@ -284,6 +291,13 @@ class Parser(argparse.ArgumentParser):
         if rest:
             raise UserError(f'unexpected argument {rest[0]!r}; a value follows its option, as in --data-dir {rest[0]}')
         return parsed
+
+
+def _with_flag(name: str, commands: Mapping[str, argparse.ArgumentParser]) -> str:
+    """`'; did you mean …?'` for a command that has a flag of this name, or nothing."""
+    flag = f'--{name}'
+    having = [f'{command} {flag}' for command, parser in commands.items() if flag in parser._option_string_actions]
+    return f'; did you mean {" or ".join(having)}?' if having else ''
 
 
 def literal(text: str) -> Any:

@@ -6,13 +6,13 @@ A wheel has `hparams/` inside the package, a checkout beside it. A name is the f
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ..errors import UserError, nearest
+from ..errors import Mistakes, UserError, nearest
 from ..utils.reading import LARGEST_YAML, PlainLoader, read_errors, read_text, yaml_reason
 from .timm_options import OPTIONS
 
@@ -24,11 +24,19 @@ RECIPES = ('', 'leaderboard')  # folders of hparams/
 OTHER_DEFAULTS = {'channels_last': False, 'decay_epochs': 90, 'device': 'cuda'}  # of timm's script, where ours differ
 
 
-def read_yaml(path: str | Path, known: set[str]) -> dict[str, Any]:
+def read_yaml(
+    path: str | Path, known: set[str], check: Callable[[str, Any], object] | None = None
+) -> dict[str, Any]:
     """The mapping in a YAML file, its keys checked; `-` in a key counts as `_`.
 
+    Args:
+        path: The file.
+        known: The keys that it may have.
+        check: Looks at a key and its value, too.
+
     Raises:
-        UserError: The file can't be read, is no YAML mapping, or has an unknown key.
+        UserError: The file can't be read, is no YAML mapping, or has an unknown key or a wrong value; all of them are
+            said, a line each.
     """
     with read_errors(path, 'a recipe'):
         text = read_text(path, LARGEST_YAML)
@@ -43,17 +51,21 @@ def read_yaml(path: str | Path, known: set[str]) -> dict[str, Any]:
     if not isinstance(loaded, dict) or not all(isinstance(key, str) for key in loaded):
         raise UserError(f'{path}: a recipe is a list of "option: value" lines')
     names = {key: key.replace('-', '_') for key in loaded}
-    unknown = [key for key, name in names.items() if name not in known]
-    if len(unknown) > 1:
-        raise UserError(f'{path}: unknown options {", ".join(map(repr, unknown))}')
-    if unknown:
-        raise UserError(f'{path}: unknown option {unknown[0]!r}{nearest(names[unknown[0]], known)}')
-    values = {}
-    for key, value in loaded.items():
-        name = names[key]
-        if name in values:
-            raise UserError(f'{path}: option {key!r} is given twice')
-        values[name] = value
+    values: dict[str, Any] = {}
+    mistakes = Mistakes()
+    for key, name in names.items():
+        with mistakes.collected():
+            if name not in known:
+                raise UserError(f'{path}: unknown option {key!r}{nearest(name, known)}')
+            if name in values:
+                raise UserError(f'{path}: option {key!r} is given twice')
+            values[name] = loaded[key]
+            if check is not None:
+                try:
+                    check(name, values[name])
+                except UserError as error:
+                    raise UserError(f'{path}: {error}') from None
+    mistakes.check()
     return values
 
 

@@ -415,7 +415,8 @@ class Recipe(
             UserError: There is no such recipe, or an option in it is unknown or wrong.
         """
         path = find_recipe(name)
-        values = without_timms(path, read_yaml(path, cls.names() | OPTIONS.keys()), cls.defaults())
+        values = read_yaml(path, cls.names() | OPTIONS.keys(), cls._check_given)
+        values = without_timms(path, values, cls.defaults())
         modules = values.pop('device_modules', ())
         if path.name != 'args.yaml':  # of a run, which names no code that is to be imported
             values['device_modules'] = find_modules(modules, path.parent)
@@ -425,6 +426,12 @@ class Recipe(
             if overrides:
                 raise
             raise UserError(f'{path}: {error}') from None
+
+    @classmethod
+    def _check_given(cls, name: str, value: Any) -> None:
+        """Looks at a value of a file, which may be of timm's script: an option that it leaves open is not given."""
+        if name not in OPTIONS and value not in (None, ''):
+            cls.check_value(name, value)
 
     def replace(self, **changes: Any) -> Recipe:
         """A copy with some options changed, as a layer above the others."""

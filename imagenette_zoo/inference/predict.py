@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..config.uses import PredictOptions
+from ..config.uses import PredictOptions, UseOptions
 from ..data.folders import list_images
 from ..data.images import in_threads, only_size_warnings, prepared
 from ..errors import UserError, cleaned, first_line, require

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from ..config.fields import literal
 from ..config.hparams import find_modules, find_recipe, shipped
 from ..config.precedence import related
 from ..config.recipe import Recipe
-from ..errors import UserError, first_line, nearest
+from ..errors import Mistakes, UserError, UserErrors, first_line, nearest
 from ..utils.modules import is_reference
 from ..utils.reading import LARGEST_YAML, PlainLoader, read_errors, read_text, yaml_reason
 from .metrics import METRICS, THRESHOLD, TO_AN_ACCURACY
@@ -389,7 +389,8 @@ def read_study(path: str | Path) -> Study:
     """Reads and checks a study file.
 
     Raises:
-        UserError: It can't be read, or something in it is wrong: the line says which line of the file.
+        UserError: It can't be read, or something in it is wrong. All that is wrong is said, each in a line that has
+            the line of the file.
     """
     path = Path(path)
     with read_errors(path, 'a study'):
@@ -407,12 +408,14 @@ class _Reader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.mistakes = Mistakes()
 
     def fail(self, node: Any, reason: object) -> UserError:
-        if not self.path.name:
-            return UserError(f'study: {reason}')
-        line = f':{node.start_mark.line + 1}' if node is not None else ''
-        return UserError(f'{self.path}{line}: {reason}')
+        line = f':{node.start_mark.line + 1}' if self.path.name and node is not None else ''
+        where = f'{self.path}{line}' if self.path.name else 'study'
+        if isinstance(reason, UserErrors):
+            return UserErrors(UserError(f'{where}: {each}') for each in reason.lines)
+        return UserError(f'{where}: {reason}')
 
     def plain(self, node: Any) -> Any:
         try:
@@ -430,11 +433,12 @@ class _Reader:
             if not isinstance(key, yaml.ScalarNode):
                 raise self.fail(key, f'{what}: a name is needed before the colon')
             name = key.value.replace('-', '_') if known is not None else key.value
-            if known is not None and name not in known:
-                raise self.fail(key, f'{what}: unknown {key.value!r}{nearest(name, known)}')
-            if name in entries:
-                raise self.fail(key, f'{what}: {key.value!r} is given twice')
-            entries[name] = (key, value)
+            with self.mistakes.collected():
+                if known is not None and name not in known:
+                    raise self.fail(key, f'{what}: unknown {key.value!r}{nearest(name, known)}')
+                if name in entries:
+                    raise self.fail(key, f'{what}: {key.value!r} is given twice')
+                entries[name] = (key, value)
         return entries
 
     def study(self, root: Any) -> Study:
@@ -443,26 +447,36 @@ class _Reader:
             'runs', 'claims',
         }  # fmt: skip
         parts = self.mapping(root, 'a study', known)
+
+        def part(name: str, read: Callable[[Any], Any], default: Any) -> Any:
+            """A part of the file; its default where there is none or it is wrong, which is said at the end."""
+            with self.mistakes.collected():
+                return read(parts[name][1]) if name in parts else default
+            return default
+
+        base = part('base', self.base, {})
+        options = part('options', self.options, {})
+        if modules := part('device_modules', self.modules, ()):
+            base['device_modules'] = [*base.get('device_modules', ()), *modules]
+        runs: dict[str, StudyRun | None] = part('runs', lambda node: self.runs(node, base, options), {})
         if 'runs' not in parts:
-            raise self.fail(root, 'a study needs runs')
-        base = self.base(parts['base'][1]) if 'base' in parts else {}
-        options = self.options(parts['options'][1]) if 'options' in parts else {}
-        if 'device_modules' in parts:
-            base['device_modules'] = [*base.get('device_modules', ()), *self.modules(parts['device_modules'][1])]
-        runs = {run.name: run for run in self.runs(parts['runs'][1], base, options)}
-        if not runs:
-            raise self.fail(parts['runs'][1], 'a study needs runs')
-        claims = self.claims(parts['claims'][1], runs) if 'claims' in parts else ()
+            self.mistakes.errors.append(self.fail(root, 'a study needs runs'))
+        claims = part('claims', lambda node: self.claims(node, runs), ()) if runs else ()
+        seeds = part('seeds', self.seeds, (1, 2, 3))
+        budget = part('budget', lambda node: self.number(node, 'budget: hours are needed'), None)
+        stages = part('stages', self.stages, STAGES)
+        until_decided = part('until_decided', self.yes, False)
+        self.mistakes.check()
         return Study(
             self.words(parts, 'title') or self.path.stem,
-            runs,
-            self.seeds(parts['seeds'][1]) if 'seeds' in parts else (1, 2, 3),
+            {name: run for name, run in runs.items() if run is not None},
+            seeds,
             claims,
-            self.number(parts['budget'][1], 'budget: hours are needed') if 'budget' in parts else None,
+            budget,
             self.words(parts, 'limits'),
             {**base, **options},
-            self.stages(parts['stages'][1]) if 'stages' in parts else STAGES,
-            self.yes(parts['until_decided'][1]) if 'until_decided' in parts else False,
+            stages,
+            until_decided,
         )
 
     def yes(self, node: Any) -> bool:
@@ -484,7 +498,7 @@ class _Reader:
             file = beside if beside.is_file() else find_recipe(name)
             values = Recipe.load(file).as_dict()
         except UserError as error:
-            raise self.fail(node, f'base: {error}') from None
+            raise self.fail(node, error) from None
         return {key: value for key, value in values.items() if key not in NOT_OF_A_STUDY - {'device_modules'}}
 
     def modules(self, node: Any) -> Sequence[str]:
@@ -500,30 +514,45 @@ class _Reader:
         """Options of a recipe; each is checked by itself, so that an error names its line."""
         values = {}
         for name, (key, value) in self.mapping(node, 'options', Recipe.names()).items():
-            if name in NOT_OF_A_STUDY:
-                raise self.fail(key, f'{key.value}: not of a study; seeds: has the seeds, flags say where it runs')
-            values[name] = self.plain(value)
-            try:
-                Recipe.check_value(name, values[name])
-            except UserError as error:
-                raise self.fail(key, error) from None
+            with self.mistakes.collected():
+                if name in NOT_OF_A_STUDY:
+                    raise self.fail(key, f'{key.value}: not of a study; seeds: has the seeds, flags say where it runs')
+                plain = self.plain(value)
+                try:
+                    Recipe.check_value(name, plain)
+                except UserError as error:
+                    raise self.fail(key, error) from None
+                values[name] = plain
         return values
 
-    def runs(self, node: Any, *layers: dict[str, Any]) -> Iterator[StudyRun]:
-        names: set[str] = set()
+    def runs(self, node: Any, *layers: dict[str, Any]) -> dict[str, StudyRun | None]:
+        """The runs by name; None for one that is wrong."""
+        runs: dict[str, StudyRun | None] = {}
+        wrong = len(self.mistakes.errors)  # in what all have
         for name, (key, value) in self.mapping(node, 'runs').items():
-            for full, changes in self.grid(name, value):
-                if not NAME.fullmatch(full):
-                    raise self.fail(key, f'{full!r}: a run is named by at most 80 letters, digits and . _ + = -')
-                if full in names:
-                    raise self.fail(key, f'there are two runs {full!r}')
-                names.add(full)
-                if len(names) > MOST_RUNS:
-                    raise self.fail(key, f'more than {MOST_RUNS} runs')
-                try:
-                    yield StudyRun(full, Recipe.of(*layers, changes))
-                except UserError as error:
-                    raise self.fail(key, f'{full}: {error}') from None
+            with self.mistakes.collected():
+                runs[name] = None  # until it was read, and where it is wrong
+                before = len(self.mistakes.errors)
+                points = list(self.grid(name, value))
+                del runs[name]
+                if wrong or len(self.mistakes.errors) > before:
+                    runs |= {full: None for full, _ in points}
+                    continue
+                for full, changes in points:
+                    if not NAME.fullmatch(full):
+                        raise self.fail(key, f'{full!r}: a run is named by at most 80 letters, digits and . _ + = -')
+                    if full in runs:
+                        raise self.fail(key, f'there are two runs {full!r}')
+                    runs[full] = None
+                    if len(runs) > MOST_RUNS:
+                        raise self.fail(key, f'more than {MOST_RUNS} runs')
+                    try:
+                        runs[full] = StudyRun(full, Recipe.of(*layers, changes))
+                    except UserError as error:
+                        raise self.fail(key, f'{full}: {error}') from None
+        if not runs:
+            raise self.fail(node, 'a study needs runs')
+        return runs
 
     def grid(self, name: str, node: Any) -> Iterator[tuple[str, dict[str, Any]]]:
         """`(name, overrides)` of one run, or of each point of its grid."""
@@ -548,7 +577,7 @@ class _Reader:
             for axis, key, item in point:
                 pair = yaml.MappingNode(grid[1].tag, [(key, item)], item.start_mark, item.end_mark)
                 changes.update(self.options(pair))
-                words.append(f'{axis}={plain_name(changes[axis])}')
+                words.append(f'{axis}={plain_name(changes.get(axis, item.value))}')
             yield '-'.join(words), changes
 
     def seeds(self, node: Any) -> tuple[int, ...]:
@@ -577,18 +606,19 @@ class _Reader:
             raise self.fail(node, f'stages: the shares sum to {sum(shares):g}: they must sum to 1, the whole level')
         return tuple(zip(blocks, map(float, shares), strict=True))
 
-    def claims(self, node: Any, runs: Mapping[str, StudyRun]) -> tuple[Claim, ...]:
+    def claims(self, node: Any, runs: Collection[str]) -> tuple[Claim, ...]:
         if not isinstance(node, yaml.SequenceNode):
             raise self.fail(node, 'claims: a list is needed, each with claim, metric and order')
         claims: dict[str, Claim] = {}
         for number, item in enumerate(node.value, 1):
-            claim = self.claim(item, number, runs)
-            if claim.name in claims:
-                raise self.fail(item, f'there are two claims {claim.name!r}')
-            claims[claim.name] = claim
+            with self.mistakes.collected():
+                claim = self.claim(item, number, runs)
+                if claim.name in claims:
+                    raise self.fail(item, f'there are two claims {claim.name!r}')
+                claims[claim.name] = claim
         return tuple(claims.values())
 
-    def claim(self, node: Any, number: int, runs: Mapping[str, StudyRun]) -> Claim:
+    def claim(self, node: Any, number: int, runs: Collection[str]) -> Claim:
         known = {'name', 'claim', 'metric', 'order', 'by', 'margin', 'ratio', 'practical', 'fallback'}
         parts = self.mapping(node, 'a claim', known)
         for name in ('claim', 'metric', 'order'):
@@ -640,7 +670,7 @@ class _Reader:
         return value
 
     def order(
-        self, node: Any, order: object, bounds: Mapping[str, float], runs: Mapping[str, StudyRun]
+        self, node: Any, order: object, bounds: Mapping[str, float], runs: Collection[str]
     ) -> Iterator[Comparison]:
         """The comparisons in `a > b > c` or `a <= b`."""
         words = order.split() if isinstance(order, str) else []

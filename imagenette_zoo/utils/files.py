@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import stat
+import struct
 import sys
 import tempfile
 import time
@@ -227,6 +228,28 @@ class ProcessLock:
                 self._file.close()
                 raise _busy(path) from None
         self.held.add(self.path)
+
+    @classmethod
+    def is_held(cls, path: Path) -> bool:
+        """Whether a process holds the lock on a file, asked without taking it."""
+        if not os.path.isfile(path):
+            return False
+        if path.resolve() in cls.held:  # opening the file would give it back
+            return True
+        if fcntl is None or not hasattr(fcntl, 'F_GETLK'):
+            try:
+                cls(path).release()
+            except UserError:
+                return True
+            return False
+        write, none = fcntl.F_WRLCK, fcntl.F_UNLCK
+        # struct flock: Linux has type, whence, start, length, process; the BSDs have the type behind the numbers
+        linux = sys.platform == 'linux'
+        question = struct.pack('hhqqi', write, 0, 0, 0, 0) if linux else struct.pack('qqihh', 0, 0, 0, write, 0)
+        with open(path, 'rb') as file:
+            answer = fcntl.fcntl(file, fcntl.F_GETLK, question)
+        kind = struct.unpack('hhqqi', answer)[0] if linux else struct.unpack('qqihh', answer)[3]
+        return bool(kind != none)
 
     def release(self) -> None:
         """Lets others have it."""

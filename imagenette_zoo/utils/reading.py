@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from ..errors import UserError, first_line, os_reason
+from ..errors import UserError, cleaned, first_line, os_reason
 
 __all__ = [
     'LARGEST_YAML', 'PlainLoader', 'read_errors', 'read_bytes', 'read_text', 'read_json', 'parse_json', 'from_json',
@@ -56,7 +56,10 @@ class GivenTwice(yaml.composer.ComposerError):
 
 def yaml_reason(error: BaseException) -> str:
     """What is wrong with the text of a YAML file, in a few words."""
-    return str(error.problem) if isinstance(error, GivenTwice) else 'not valid YAML'
+    problem = getattr(error, 'problem', None)
+    if isinstance(error, GivenTwice):
+        return str(problem)
+    return 'not valid YAML' + (f': {cleaned(" ".join(str(problem).split()))[:80]}' if problem else '')
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import UserError
 
-__all__ = ['LOADING', 'Command', 'counted', 'one_model', 'positive']
+__all__ = ['LOADING', 'Command', 'one_model', 'positive']
 
 LOADING = '; loading PyTorch'  # how the first line of a command ends
 
@@ -44,11 +44,6 @@ def one_model(args: argparse.Namespace, flags: dict[str, Any]) -> dict[str, Any]
     if args.run is not None and 'model' in flags:
         raise UserError(f'one model is meant: {args.run} or --model {flags["model"]}?')
     return flags if args.run is None else {'model': args.run, **flags}
-
-
-def counted(number: int, noun: str) -> str:
-    """`'1 seed'`, `'3 seeds'`."""
-    return f'{number} {noun}{"" if number == 1 else "s"}'
 
 
 def positive(text: str) -> int:

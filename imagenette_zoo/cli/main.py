@@ -63,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt as request:
         if not getattr(request, 'explained', False):
-            complain('\ninterrupted')
+            complain('')
+            complain('interrupted')
         return getattr(request, 'exit_code', 130)
     except OSError as error:
         if error.filename is None or error.errno not in UNUSABLE:

@@ -146,17 +146,19 @@ def _runs(args: argparse.Namespace) -> int:
     elif not rows:
         print(f'no such runs in {folder}')
     else:
-        print(table([('run', 'model', 'data', 'px', 'epochs', 'seed', 'top-1 %', 'state', 'age'), *map(_cells, rows)]))
+        header = ('run', 'model', 'data', 'px', 'epochs', 'seed', 'top-1 %', 'state', 'age')
+        print(table([header, *(_cells(row, folder) for row in rows)]))
     return 0
 
 
-def _cells(row: RunRow) -> tuple[str, ...]:
+def _cells(row: RunRow, folder: Path) -> tuple[str, ...]:
+    name = os.path.relpath(row.run, folder) if Path(row.run) != folder else row.run
     of_epochs = str(row.epochs) if row.epochs == row.epochs_done else f'{row.epochs_done} of {row.epochs}'
     if row.state == 'damaged':
         of_epochs = ''
     size, seed = ('' if value is None else str(value) for value in (row.img_size, row.seed))
     top1 = '' if row.top1 is None else f'{row.top1:.2f}'
-    return (row.run, row.model, row.data, size, of_epochs, seed, top1, row.state, _age(time.time() - row.changed))
+    return (name, row.model, row.data, size, of_epochs, seed, top1, row.state, _age(time.time() - row.changed))
 
 
 RUNS = Command('runs', 'list the runs in a folder and how far they are', _add_arguments, _runs, ' [DIR]')

@@ -12,7 +12,8 @@ from ..config.hparams import GOOD_RECIPE
 from ..config.recipe import Recipe
 from ..config.uses import PassesOptions
 from ..errors import UserError
-from .command import LOADING, Command, counted, one_model, positive
+from ..utils.console import counted
+from .command import LOADING, Command, one_model, positive
 
 __all__ = ['ANALYSE', 'PASSES', 'REPORT', 'RUN', 'STUDY']
 

@@ -9,7 +9,8 @@ from ..config.fields import add_flags, given_flags
 from ..config.hparams import FLAGSHIP, recipe_names
 from ..config.recipe import Recipe
 from ..errors import UserError
-from .command import LOADING, Command, counted
+from ..utils.console import counted
+from .command import LOADING, Command
 
 __all__ = ['TRAIN']
 

@@ -276,7 +276,8 @@ class Parser(argparse.ArgumentParser):
         """As argparse's, but the line for an unknown command names the nearest one, or the one with such a flag."""
         if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
             meant = nearest(value, action.choices) or _with_flag(value, action.choices)
-            raise UserError(f'{self.prog}: there is no {action.metavar} {value!r}{meant}; {self.prog} --help lists all')
+            known = meant or f'; {self.prog} --help lists all'
+            raise UserError(f'{self.prog}: no {str(action.metavar).lower()} {value!r}{known}')
         super()._check_value(action, value)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]

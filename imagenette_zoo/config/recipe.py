@@ -166,7 +166,7 @@ class AugmentationOptions(Options):
     mixup_prob: float = option(1.0, 'probability of mixup or cutmix', low=0, high=1)
     mixup_switch_prob: float = option(0.5, 'probability of cutmix where both are on', low=0, high=1)
     mixup_mode: str = option('batch', 'what shares one mixing factor', choices=('batch', 'pair', 'elem'))
-    mixup_off_epoch: int = option(0, 'epoch from which there is no mixing; 0 is never', low=0)
+    mixup_off_epoch: int = option(0, 'epochs after which there is no mixing any more; 0 is never', low=0)
     batch_transform: str | None = option(
         None,
         'augmentation of your own, the last of all: a torch.nn.Module called with (images, targets, generator)',

@@ -49,6 +49,9 @@ def dry_run(
         until_decided: Its claims say how many seeds there are.
     """
     check_models(study, console)
+    console.line(
+        f'timing {STEPS} steps of training and of validation of each run on random images, at each of its image sizes'
+    )
     hours: dict[str, float] = {}  # of a seed
     rows: list[tuple[str, ...]] = [('run', 'model', 'px', 'epochs', 'seeds', 'done', 'begun', 'hours a seed', 'to go')]
     total = 0.0

@@ -20,7 +20,7 @@ from typing import Any
 from ..errors import UserError, first_line, require
 from ..training.result import Result
 from ..training.run_folder import RunFolder
-from ..utils.console import Console
+from ..utils.console import Console, counted
 from ..utils.files import write_atomic
 from ..utils.modules import imported_modules
 from ..utils.reading import from_json, parse_json
@@ -28,7 +28,7 @@ from .adaptive import train_until_decided
 from .analysis import FILES
 from .plan import Study, Trial
 from .process import Slot, Trials, check_code, commands, outcome, reason
-from .runner import opened, sigterm_interrupts, state_of
+from .runner import SAY_SECONDS, opened, sigterm_interrupts, state_of
 from .step_times import time_study
 
 __all__ = ['run_on_ray']
@@ -129,18 +129,21 @@ def _collect(ray: Any, chosen: list[Trial], slot: Slot, console: Console) -> Tri
                 trials.done.append(trial)
         elif states[trial.name] != 'done':
             waiting.append(trial)
-    task = ray.remote(max_retries=RETRIES, **_resources(ray))(_train_there)
+    train = ray.remote(max_retries=RETRIES, **_resources(ray))(_train_there)
     there = replace(slot, output=Path(), data_dir=slot.data_dir and str(Path(slot.data_dir).expanduser().absolute()))
-    tasks = {task.remote(trial, there, _packed(trial)): trial for trial in waiting}
+    tasks = {train.remote(trial, there, _packed(trial)): trial for trial in waiting}
     nodes = sum(node['Alive'] for node in ray.nodes())
     console.line(f'{len(chosen)} trainings: {len(trials.done)} done, {len(waiting)} sent to {nodes} nodes')
     with console.progress('trainings', len(chosen), done=len(trials.done)) as progress:
         while tasks:
-            [ready], _ = ray.wait(list(tasks), num_returns=1)
-            trial = tasks.pop(ready)
-            text = _bring_home(ray, ready, trial, slot, trials)
-            progress.bar.update()
-            console.line(f'[{len(trials.done) + len(trials.failed)}/{len(chosen)}] {trial.name}: {text}')
+            ready, _ = ray.wait(list(tasks), num_returns=1, timeout=SAY_SECONDS)
+            if not ready and not console.live:
+                console.line(f'{counted(len(tasks), "training")} under way')
+            for task in ready:
+                trial = tasks.pop(task)
+                text = _bring_home(ray, task, trial, slot, trials)
+                progress.bar.update()
+                console.line(f'[{len(trials.done) + len(trials.failed)}/{len(chosen)}] {trial.name}: {text}')
     return trials
 
 

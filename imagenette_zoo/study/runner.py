@@ -26,7 +26,8 @@ from ..training.interrupts import Stopped
 from ..training.result import Result, read_result
 from ..training.run import check_resumable, make_model
 from ..training.run_folder import RunFolder
-from ..utils.console import Console, duration
+from ..utils.console import Console, counted, duration, in_ipython
+from ..utils.environment import this_command
 from ..utils.files import write_atomic
 from ..utils.modules import import_modules
 from ..utils.seeding import restore_generators
@@ -43,6 +44,7 @@ from .step_times import time_study
 __all__ = ['check_models', 'opened', 'run_study', 'sigterm_interrupts', 'state_of']
 
 POLL_SECONDS = 0.2  # between checks of what runs
+SAY_SECONDS = 60.0  # between lines where there is no terminal
 PATIENCE = 60.0  # seconds that a training gets to save what it has
 BUILD_OPTIONS = ModelOptions.names() | ArchitectureOptions.names()  # that decide what is built
 CLASSES = 10  # of a model that is built only to see whether it can be
@@ -242,6 +244,7 @@ class _Overview:
         self.running: list[Job] = []
         self.total = len(trials)
         self.epochs = {trial.name: trial.recipe.epochs for trial in trials}
+        self.said = time.monotonic()
 
     def run(self) -> Trials:
         self._print_start()
@@ -253,11 +256,17 @@ class _Overview:
                     time.sleep(POLL_SECONDS)
                     for job in list(self.running):
                         self._check(job)
+                    if not self.console.live and time.monotonic() - self.said >= SAY_SECONDS:
+                        self._say_progress()
                     if self.console.live:
                         now = sum(self._epochs_done(name) for name in self.epochs)
                         progress.bar.set_postfix_str(', '.join(job.trial.name for job in self.running))
                         progress.bar.update(now - shown)
                         shown = now
+            except KeyboardInterrupt as request:
+                stopped = request if isinstance(request, Stopped) else Stopped(signal.SIGINT)
+                stopped.message = self._stop()
+                raise stopped from None
             except BaseException:
                 self._stop()
                 raise
@@ -270,6 +279,18 @@ class _Overview:
             f'in {self.slot.output}'
         )
 
+    def _say_progress(self) -> None:
+        """A line on what runs, where no bar shows it."""
+        running = [
+            f'{job.trial.name}: {self._epochs_done(job.trial.name)} of {counted(job.trial.recipe.epochs, "epoch")}'
+            for job in self.running
+        ]
+        self._line(f'{", ".join(running)}{self._left()}')
+
+    def _line(self, text: str) -> None:
+        self.said = time.monotonic()
+        self.console.line(text)
+
     def _fill(self) -> None:
         """Starts trainings while there is room and budget."""
         while self.waiting and len(self.running) < self.slot.jobs:
@@ -280,7 +301,7 @@ class _Overview:
                 return
             number = min(set(range(self.slot.jobs)) - {job.number for job in self.running})
             if not self.console.live:
-                self.console.line(f'started {self.waiting[0].name}{self._left()}')
+                self._line(f'started {self.waiting[0].name}{self._left()}')
             trial = self.waiting.popleft()
             try:
                 self.running.append(self.start(trial, self.slot, number))
@@ -304,7 +325,7 @@ class _Overview:
             self.trials.failed[name] = str(error)
             text = f'FAILED: {error}'
         finished = len(self.trials.done) + len(self.trials.failed)
-        self.console.line(f'[{finished}/{self.total}] {name}: {text}{self._left()}')
+        self._line(f'[{finished}/{self.total}] {name}: {text}{self._left()}')
 
     def _epochs_done(self, name: str) -> int:
         return epochs_done(self.slot.output / name)
@@ -319,11 +340,12 @@ class _Overview:
         left = [(trial.recipe.epochs - self._epochs_done(trial.name)) * rates.get(trial.run, mean) for trial in trials]
         return f'; about {duration(sum(left) / self.slot.jobs)} left' if trials else ''
 
-    def _stop(self) -> None:
-        """Makes the running trainings save and stop."""
+    def _stop(self) -> str:
+        """Makes the running trainings save and stop, and says how to go on."""
         processes = [job.process for job in self.running if job.process is not None]
+        saved = 'Everything is saved.'
         if processes:
-            self.console.line(f'stopping {len(processes)} trainings; the same command goes on with them')
+            self.console.line(f'stopping {counted(len(processes), "training")} after this step; again to stop now')
         for process in processes:
             process.terminate()
         try:
@@ -332,3 +354,9 @@ class _Overview:
         except (KeyboardInterrupt, subprocess.TimeoutExpired):
             for process in processes:
                 process.kill()
+            saved = 'What was saved last stays.'
+        done = f'{len(self.trials.done)} of {counted(self.total, "training")} done'
+        text = f'Stopped with {done}. {saved} Continue with: {this_command()}'
+        if not in_ipython():  # whose caller says how
+            self.console.line(text)
+        return text

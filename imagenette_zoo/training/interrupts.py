@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -33,17 +34,22 @@ class Stopped(KeyboardInterrupt):
         number: The signal.
 
     Attributes:
-        remedy: How the run is continued, where anything of it is saved.
+        message: What is saved, and how the run is continued, where anything of it is.
     """
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
         self.exit_code = 128 + number
-        self.remedy = ''
+        self.message = ''
+
+    @property
+    def explained(self) -> bool:
+        """Whether it was said already what is saved."""
+        return bool(self.message)
 
     def _render_traceback_(self) -> list[str]:
         """The lines that IPython shows instead of a traceback."""
-        return [f'interrupted{self.remedy and f"; to continue: {self.remedy}"}']
+        return [self.message or 'interrupted']
 
 
 class StopSignals:
@@ -51,13 +57,16 @@ class StopSignals:
 
     Use as a context manager around a run. Outside of Python's main thread signals can't be caught: nothing happens.
     Where that thread is busy outside of Python, as in a driver that hangs, a second signal ends the process.
+    A thread answers the first at once, however long the step takes.
 
     Args:
         world: The processes that must stop together.
+        explain: Says what is saved where the process has to be ended.
     """
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, explain: Callable[[], str] = str) -> None:
         self.world = world
+        self.explain = explain
         self.requested: int | None = None
         self._since = 0.0
         self._at_once = False
@@ -74,7 +83,7 @@ class StopSignals:
                 reader, self._writer = os.pipe()
                 os.set_blocking(self._writer, False)
                 self._former_writer = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
-                threading.Thread(target=_watch, args=(reader, self._left), daemon=True).start()
+                threading.Thread(target=self._watch, args=(reader,), daemon=True).start()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -117,24 +126,27 @@ class StopSignals:
         finally:
             self._at_once = False
 
+    def _watch(self, reader: int) -> None:
+        """Answers the first signal; ends the process `PATIENCE` after a second one if the run was not left by then."""
+        since = 0.0
+        with open(reader, 'rb', buffering=0) as signals:
+            while number := int.from_bytes(signals.read(1), 'big'):
+                if number not in (signal.SIGINT, signal.SIGTERM) or (since and _repeated(since)):
+                    continue
+                if not since and not self._at_once and self.world.primary:
+                    if sys.stderr.isatty():  # behind the bar
+                        complain('')
+                    complain('stopping after this step; again to stop now')
+                if since and not self._left.wait(PATIENCE):
+                    kill_workers()
+                    complain(self.explain() or 'interrupted at once: what was saved last stays')
+                    os._exit(128 + number)
+                since = since or time.monotonic()
+
 
 def _repeated(since: float) -> bool:
     """Whether a signal is the one that came at `since` once more: torchrun passes it on."""
     return 'TORCHELASTIC_RUN_ID' in os.environ and time.monotonic() - since < REPEATED
-
-
-def _watch(reader: int, left: threading.Event) -> None:
-    """Ends the process `PATIENCE` after a second signal if the run was not left by then."""
-    since = 0.0
-    with open(reader, 'rb', buffering=0) as signals:
-        while number := int.from_bytes(signals.read(1), 'big'):
-            if number not in (signal.SIGINT, signal.SIGTERM) or (since and _repeated(since)):
-                continue
-            if since and not left.wait(PATIENCE):
-                kill_workers()
-                complain('interrupted at once: what was saved last stays')
-                os._exit(128 + number)
-            since = since or time.monotonic()
 
 
 @contextmanager

@@ -47,7 +47,7 @@ class Meter:
 
     Args:
         position: Where the epoch goes on; it is brought up to date.
-        epoch: Which one it is.
+        epoch: Which one it is; the first is 0, in messages 1.
         world: The processes; all must call `check` and `flush` at the same steps.
         stops: Whether a loss that is not finite is an error.
     """
@@ -93,7 +93,7 @@ class Meter:
         here = first != NEVER
         if self.world.any_rank(here):
             step = first if here else self._step - 1
-            where = f'step {step} of epoch {self.epoch}' if here else f'epoch {self.epoch}, in another process'
+            where = f'step {step + 1} of epoch {self.epoch + 1}' if here else f'epoch {self.epoch + 1}, in another process'
             raise _not_finite(f'the loss became infinite or NaN in {where}', self._rates[step - self._first_step])
 
     def flush(self, learner: Learner) -> None:
@@ -104,7 +104,7 @@ class Meter:
         """
         self.check()
         if self.stops and not learner.is_finite():
-            raise _not_finite(f'weights became infinite or NaN in epoch {self.epoch}', learner.lr)
+            raise _not_finite(f'weights became infinite or NaN in epoch {self.epoch + 1}', learner.lr)
         position = self.position
         position.sums = self.world.gather(self._sums).tolist()
         position.step, position.images, position.skipped = self._step, self.images, self.skipped
@@ -118,7 +118,7 @@ def check_finite(loss: float, epoch: int, lr: float) -> None:
         UserError: It is not finite.
     """
     if not math.isfinite(loss):
-        raise _not_finite(f'the loss became infinite or NaN in the validation of epoch {epoch}', lr)
+        raise _not_finite(f'the loss became infinite or NaN in the validation of epoch {epoch + 1}', lr)
 
 
 def _not_finite(what: str, lr: float) -> UserError:

@@ -30,7 +30,8 @@ class Result:
     Accuracies are in %, times in seconds, memory in MiB. `per_class` belongs to `top1`. `seconds['setup']` is the time
     before the first step (decoding, compiling), `seconds['total']` that of training and validation together.
     `seconds['to_80']` is the total until the end of the validation that first gave 80 % top-1, or None.
-    `code` has the SHA-256 of each module of the user's own.
+    `best_epoch` counts from 0, as timm does: its weights are in `checkpoints/epoch-N/` of that number. `code` has the
+    SHA-256 of each module of the user's own.
     """
 
     model: str
@@ -67,7 +68,7 @@ class Result:
         cells = {
             'model': self.model,
             'top-1 %': f'{self.top1:.2f}',
-            'best top-1 %': f'{self.best_top1:.2f} (epoch {self.best_epoch})',
+            'best top-1 %': f'{self.best_top1:.2f} (epoch {self.best_epoch + 1})',
             'top-5 %': f'{self.top5:.2f}',
             'epochs': str(self.epochs),
             'time': duration(self.seconds['total'] or 0.0),
@@ -138,7 +139,7 @@ def epoch_line(row: dict[str, Any], epochs: int) -> str:
         else ''
     )
     return (
-        f'epoch {row["epoch"]:>{len(str(epochs - 1))}} of {epochs}: {scores}training loss {row["train_loss"]:.3f}, '
+        f'epoch {row["epoch"] + 1:>{len(str(epochs))}} of {epochs}: {scores}training loss {row["train_loss"]:.3f}, '
         f'{row["train_images"] / row["train_seconds"]:.0f} images/s, {duration(row["seconds"])}'
     )
 
@@ -196,7 +197,7 @@ def print_summary(result: Result, console: Console) -> None:
     console.line()
     console.line(table([('class', 'top-1 %'), *((name, f'{top1:.1f}') for name, top1 in result.per_class.items())]))
     console.line()
-    best = f' (best {result.best_top1:.2f} % at epoch {result.best_epoch})' if result.best_top1 > result.top1 else ''
+    best = f' (best {result.best_top1:.2f} % at epoch {result.best_epoch + 1})' if result.best_top1 > result.top1 else ''
     reached = [f'{n} % after {duration(s)}' for n in THRESHOLDS if (s := result.seconds[f'to_{n}']) is not None]
     console.line(
         f'top-1 {result.top1:.2f} %{best}, top-5 {result.top5:.2f} % after {result.epochs} epochs in '

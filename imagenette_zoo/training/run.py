@@ -50,6 +50,7 @@ class Run:
         data_hash: The hash of its images.
         history: A row for each epoch that is done.
         position: Where it is in the next one.
+        saved: How far it is saved, as `progress` says it; nothing before anything is.
         setup_seconds: The time that it took to make it ready: reading, decoding, compiling.
     """
 
@@ -61,6 +62,7 @@ class Run:
     data_hash: str
     history: list[dict[str, Any]] = field(default_factory=list)
     position: Position = field(default_factory=Position)
+    saved: str = ''
     setup_seconds: float = 0.0
 
     @property
@@ -70,9 +72,9 @@ class Run:
 
     @property
     def progress(self) -> str:
-        """How far it is, as `epoch 3, step 2 of 9`."""
-        steps = len(self.data.train_batches)
-        return f'epoch {len(self.history)}' + (f', step {self.position.step} of {steps}' if self.position.step else '')
+        """How far it is, as `epoch 3, step 2 of 9`; the first epoch is 1."""
+        done, step = len(self.history), self.position.step
+        return f'epoch {done + 1}, step {step} of {len(self.data.train_batches)}' if step else f'epoch {done}'
 
     def save(self) -> None:
         """Writes all that the run needs to go on from here; the first process does."""
@@ -86,6 +88,7 @@ class Run:
                 'environment': self.environment(),
             }
             self.folder.save_state(state)
+        self.saved = self.progress
 
     def signature(self) -> dict[str, Any]:
         """The data and the processes: like the recipe, they must be the same when the run is continued."""
@@ -321,6 +324,7 @@ def _resume(run: Run, data: bytes, console: Console) -> None:
             console.line('note: the state is of an earlier version: it has no checksum, threads and versions to check')
         elif changes := environment.changes(state['environment'], run.environment()):
             console.line(f'note: the weights will not be those of a run in one go: {"; ".join(changes)}')
+        run.saved = run.progress
     except (LookupError, RuntimeError, ValueError, TypeError, AttributeError) as error:
         reason = first_line(error)
         raise UserError(f'{run.folder["state.pt"]}: not the state of this run ({reason})') from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import signal
@@ -154,20 +155,20 @@ def _run(run: Run, console: Console) -> Result:
     model_config = factory.model_config(learner.model, run.config, data.train.class_names, model_args, from_scratch)
     reset_peak_memory(learner.world.device)
     tracking = Tracking(recipe, run.folder.path, history, console, learner.world.primary)
-    with StopSignals(learner.world) as stop, tracking:
+    with StopSignals(learner.world, lambda: _stopped_at_once(run)) as stop, tracking:
         try:
             for epoch in range(len(history), learner.epochs):
                 _epoch(epoch, run, stop, model_config, console)
                 tracking.epoch(history[-1])
         except KeyboardInterrupt as request:
             stopped = request if isinstance(request, Stopped) else Stopped(stop.requested or signal.SIGINT)
-            if stopped is request:  # after a step
-                run.save()
-                console.line(f'{request}: stopped at {run.progress}; all of it is saved')
-            if run.begun:
-                stopped.remedy = _continuation(run.folder.path)
-            if stopped.remedy and not in_ipython():  # which shows the exception
-                console.line(f'to continue: {stopped.remedy}')
+            stopped.message = _stopped_at_once(run)
+            if stopped is request and run.begun:  # after a step
+                with contextlib.suppress(KeyboardInterrupt):  # then what was saved before is there
+                    run.save()
+                    stopped.message = f'Stopped after {run.progress}. Everything is saved. {_continuation(run)}'
+            if not in_ipython():  # which shows the exception
+                console.line(stopped.message)
             try:
                 raise stopped from None
             finally:
@@ -179,12 +180,20 @@ def _run(run: Run, console: Console) -> Result:
     return result
 
 
-def _continuation(run: Path) -> str:
+def _stopped_at_once(run: Run) -> str:
+    """How far a run is saved that was not left after a step, and how it is continued."""
+    if run.saved:
+        return f'Stopped at once. All up to {run.saved} is saved. {_continuation(run)}'
+    return 'Stopped before anything was saved. The same command starts again.'
+
+
+def _continuation(run: Run) -> str:
     """What continues a run, as the one who stopped it works."""
+    path = run.folder.path
     if in_ipython():
-        return f'imagenette_zoo.train(resume={str(run)!r})'
+        return f'Continue with: imagenette_zoo.train(resume={str(path)!r})'
     program = 'python train.py' if Path(sys.argv[0]).name == 'train.py' else 'imagenette-zoo train'
-    return f'{program} --resume {shlex.quote(str(run))}'
+    return f'Continue with: {program} --resume {shlex.quote(str(path))}'
 
 
 def _epoch(epoch: int, run: Run, stop: StopSignals, model_config: dict[str, Any], console: Console) -> None:
@@ -228,7 +237,8 @@ def _train_epoch(epoch: int, run: Run, stop: StopSignals, console: Console) -> N
     meter = Meter(position, epoch, world, stops=recipe.nan == 'stop')
     check_every = CHECK_EVERY.get(world.device.type, CHECK_EVERY['cuda'])
     saved = position.step
-    with console.progress(f'epoch {epoch}', len(batches), recipe.log_interval * accumulate, position.step) as progress:
+    log_interval = recipe.log_interval * accumulate
+    with console.progress(f'epoch {epoch + 1}', len(batches), log_interval, position.step) as progress:
         for step, (images, targets) in enumerate(batches, position.step):
             seed_everything(recipe.seed, 'step', epoch, step, world.rank)
             images, targets = learner.transform(*data.transform(images, targets), epoch, step)

@@ -13,7 +13,7 @@ from typing import Any
 from ..errors import cleaned
 from .streams import silence
 
-__all__ = ['printable', 'duration', 'table', 'html_table', 'in_ipython', 'Console', 'Progress']
+__all__ = ['printable', 'counted', 'duration', 'table', 'html_table', 'in_ipython', 'Console', 'Progress']
 
 
 def printable(value: Any) -> Any:
@@ -39,6 +39,11 @@ def duration(seconds: float) -> str:
         return f'{seconds:.1f} s'
     minutes, rest = divmod(round(seconds), 60)
     return f'{minutes} min {rest:02} s' if minutes < 60 else f'{minutes // 60} h {minutes % 60:02} min'
+
+
+def counted(number: int, noun: str) -> str:
+    """`'1 seed'`, `'3 seeds'`."""
+    return f'{number} {noun}{"" if number == 1 else "s"}'
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

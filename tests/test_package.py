@@ -29,7 +29,8 @@ def modules_after(statement: str) -> set[str]:
 @pytest.mark.slow
 def test_import_adds_little_to_timms() -> None:
     """Only our own layers and models, the names of the classes, and what is small: no training and no other library."""
-    added = modules_after('import imagenette_zoo') - modules_after('import timm')
+    assert not {'timm', 'torch', 'numpy'} & modules_after('import imagenette_zoo')
+    added = modules_after('import imagenette_zoo, timm') - modules_after('import timm')
     ours = {name for name in added if name.split('.')[0] == 'imagenette_zoo'}
     assert {'imagenette_zoo.layers', 'imagenette_zoo.models'} <= ours
     parts = {'kernels', 'layers', 'models', 'version', 'data', 'errors', 'utils'}

@@ -83,7 +83,8 @@ class StopSignals:
                 reader, self._writer = os.pipe()
                 os.set_blocking(self._writer, False)
                 self._former_writer = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
-                threading.Thread(target=self._watch, args=(reader,), daemon=True).start()
+                self._watcher = threading.Thread(target=self._watch, args=(reader,), daemon=True)
+                self._watcher.start()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -93,6 +94,7 @@ class StopSignals:
             signal.set_wakeup_fd(self._former_writer)
             self._left.set()
             os.close(self._writer)
+            self._watcher.join(PATIENCE)  # a thread that prints while Python ends would abort it
 
     def _receive(self, number: int, _: FrameType | None) -> None:
         if self.requested is not None and not _repeated(self._since):

@@ -93,7 +93,8 @@ class Meter:
         here = first != NEVER
         if self.world.any_rank(here):
             step = first if here else self._step - 1
-            where = f'step {step + 1} of epoch {self.epoch + 1}' if here else f'epoch {self.epoch + 1}, in another process'
+            epoch = f'epoch {self.epoch + 1}'
+            where = f'step {step + 1} of {epoch}' if here else f'{epoch}, in another process'
             raise _not_finite(f'the loss became infinite or NaN in {where}', self._rates[step - self._first_step])
 
     def flush(self, learner: Learner) -> None:

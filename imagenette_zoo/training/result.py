@@ -197,7 +197,8 @@ def print_summary(result: Result, console: Console) -> None:
     console.line()
     console.line(table([('class', 'top-1 %'), *((name, f'{top1:.1f}') for name, top1 in result.per_class.items())]))
     console.line()
-    best = f' (best {result.best_top1:.2f} % at epoch {result.best_epoch + 1})' if result.best_top1 > result.top1 else ''
+    is_last = result.best_top1 <= result.top1
+    best = '' if is_last else f' (best {result.best_top1:.2f} % at epoch {result.best_epoch + 1})'
     reached = [f'{n} % after {duration(s)}' for n in THRESHOLDS if (s := result.seconds[f'to_{n}']) is not None]
     console.line(
         f'top-1 {result.top1:.2f} %{best}, top-5 {result.top5:.2f} % after {result.epochs} epochs in '

@@ -2,9 +2,10 @@
 
 `runs/NAME/` holds `args.yaml`, `summary.csv` (timm's columns), `metrics.jsonl`, `last/`, `best/` and
 `checkpoints/epoch-N/` (each loads with `timm.create_model('local-dir:…')`), `state.pt`, and `result.json`, which is
-written last: a folder that has one holds a finished run. In files epochs count from 0, as timm's do, in print from 1. `.saved` is there once there was a state, `.lock` is held by
-the process that writes there. `code/` has copies of the user's own modules and their hashes. `tensorboard/` and
-`wandb/` are their own packages' to write, where they track the run.
+written last: a folder that has one holds a finished run. In files epochs count from 0, as timm's do, in print from 1.
+`.saved` is there once there was a state, `.lock` is held by the process that writes there. `code/` has copies of the
+user's own modules and their hashes. `tensorboard/` and `wandb/` are their own packages' to write, where they track the
+run.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from torchvision.models.feature_extraction import create_feature_extractor, get_
 
 import imagenette_zoo
 from imagenette_zoo.layers import BlurPool2d, MaxBlurPool2d, Mish
+from imagenette_zoo.models import catalog
 from imagenette_zoo.models.factory import model_cost, to_device
 from tests.conftest import EACH_OF_THE_ZOO, ZOO
 
@@ -399,6 +400,7 @@ def test_model_cost() -> None:
 @pytest.mark.slow
 def test_list_models() -> None:
     infos = imagenette_zoo.list_models()
+    assert infos == catalog.count_models(), 'python tools/zoo_models.py > imagenette_zoo/config/zoo_models.py'
     assert [info.name for info in infos] == ZOO
     by_name = {info.name: info for info in infos}
     assert by_name['mbv2_imagenette'].parameters == 2_236_682

@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
@@ -36,7 +35,7 @@ from imagenette_zoo.training.run_folder import RunFolder
 from imagenette_zoo.training.trainer import train
 from imagenette_zoo.utils.distributed import World
 from imagenette_zoo.utils.files import ProcessLock
-from tests.conftest import changed, free_port, make_folder, needs_linux
+from tests.conftest import changed, free_port, interrupted, make_folder, needs_linux
 
 ROOT = Path(__file__).parents[2]
 MakeRecipe = Callable[..., Recipe]
@@ -139,7 +138,7 @@ def test_intervals_count_updates(
     intervals = dict(recovery_interval=2, log_interval=2)
     train(recipe(epochs=1, batch_size=4, grad_accum_steps=accumulated, **intervals))
     assert [state['position']['step'] for state in states] == saved
-    assert re.findall(r'^epoch 0 (\d)/6: ', capsys.readouterr().out, re.MULTILINE) == [str(step) for step in shown]
+    assert re.findall(r'^epoch 1 (\d)/6: ', capsys.readouterr().out, re.MULTILINE) == [str(step) for step in shown]
 
 
 # --- Signals ----------------------------------------------------------------------------------------------------------
@@ -166,10 +165,11 @@ def test_a_signal_stops_after_the_step(
         assert main(['train', '-c', str(file)]) == 128 + number
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     run = whole.folder.parent / 'run'
-    output = capsys.readouterr().out
+    output, errors = capsys.readouterr()
+    assert 'interrupted' not in errors
     accumulated = step + 1 + (step + 1) % options.get('grad_accum_steps', 1)
-    assert f'{signal.Signals(number).name}: stopped at epoch 1, step {accumulated} of 6; all of it is saved' in output
-    assert f'to continue: imagenette-zoo train --resume {run}' in output
+    stopped = f'Stopped after epoch 2, step {accumulated} of 6. Everything is saved.'
+    assert f'{stopped} Continue with: imagenette-zoo train --resume {run}\n' in output
     assert main(['train', '--resume', str(run)]) == 0
     assert content(run) == content(whole.folder)
 
@@ -331,7 +331,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, numbers: set[int]) -> None:
 
 def test_a_loss_that_is_no_number_names_its_step(recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
     spoil(monkeypatch, {4})
-    with pytest.raises(UserError, match=r'infinite or NaN in step 1 of epoch 1 at learning rate 0\.005: .*--nan skip'):
+    with pytest.raises(UserError, match=r'infinite or NaN in step 2 of epoch 2 at learning rate 0\.005: .*--nan skip'):
         train(recipe(), quiet=True)
     run = Path(recipe().output) / 'run'
     assert all(tensor.isfinite().all() for tensor in load_file(run / 'last' / 'model.safetensors').values())
@@ -351,7 +351,7 @@ def test_weights_that_are_no_numbers_are_not_saved(recipe: MakeRecipe, monkeypat
 
     with monkeypatch.context() as patch:
         patch.setattr(Learner, 'step', diverge)
-        with pytest.raises(UserError, match='weights became infinite or NaN in epoch 2 at'):
+        with pytest.raises(UserError, match='weights became infinite or NaN in epoch 3 at'):
             train(recipe(**options), quiet=True)
     run = train(recipe(**options, resume='auto'), quiet=True).folder
     assert all(tensor.isfinite().all() for tensor in load_file(run / 'last' / 'model.safetensors').values())
@@ -580,11 +580,44 @@ def test_a_second_signal_ends_a_process_that_hangs_outside_of_python(
     reader, writer = os.pipe()
     os.write(writer, bytes([signal.SIGCHLD, signal.SIGTERM, signal.SIGCHLD, signal.SIGTERM]))
     os.close(writer)
-    event = threading.Event()
+    stop = StopSignals(World(torch.device('cpu')), lambda: 'All up to epoch 1 is saved.')
     if left:
-        event.set()
-    interrupts._watch(reader, event)
+        stop._left.set()
+    stop._watch(reader)
     assert codes == ([] if left else [128 + signal.SIGTERM])
+    lines = ['stopping after this step; again to stop now', *([] if left else ['All up to epoch 1 is saved.'])]
+    assert capsys.readouterr().err.splitlines() == lines
+
+
+@pytest.mark.parametrize('saving', [False, True], ids=['in a step', 'while it is saved'])
+def test_two_signals_say_how_to_go_on(
+    recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], saving: bool
+) -> None:
+    def again() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        if saving:
+            save = RunFolder.save_state
+            calls = iter(range(9))
+            patch.setattr(RunFolder, 'save_state', lambda *args: again() if next(calls) else save(*args))
+        before_step(patch, 4, again if saving else lambda: (again(), again()))
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe())
+    run = Path(recipe().output) / 'run'
+    output, errors = capsys.readouterr()
+    assert f'Stopped at once. All up to epoch 1 is saved. Continue with: imagenette-zoo train --resume {run}' in output
+    assert errors.count('stopping after this step; again to stop now') == 1
+    assert train(resume=str(run), quiet=True).epochs == 2
+
+
+def test_a_signal_before_anything_is_saved_says_so(
+    recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with interrupted(monkeypatch, epoch=0), pytest.raises(KeyboardInterrupt):
+        train(recipe())
+    assert 'Stopped before anything was saved. The same command starts again.' in capsys.readouterr().out
+    assert train(recipe(), quiet=True).epochs == 2
 
 
 @pytest.mark.slow
@@ -726,8 +759,8 @@ def test_two_nodes_without_a_common_disk(two_processes: tuple[Callable[..., Reci
     outputs = finished(*nodes)
     assert content(tmp_path / 'node0' / 'whole') == content(whole)
     assert not (tmp_path / 'node1' / 'whole').exists(), 'one writer'
-    assert 'epoch  0 of 12' in outputs[0]
-    assert 'epoch  0 of 12' not in outputs[1]
+    assert 'epoch  1 of 12' in outputs[0]
+    assert 'epoch  1 of 12' not in outputs[1]
     for rank in (0, 1):
         assert list((tmp_path / f'node{rank}' / 'cache' / 'decoded').glob('*/rows.bin')), 'each decodes for itself'
 
@@ -759,8 +792,7 @@ def test_a_signal_stops_all_processes_together(
         assert agent.poll() is None, agent.communicate()[0]
     agent.terminate()
     output = agent.communicate(timeout=60)[0]
-    assert f'to continue: imagenette-zoo train --resume {run}' in output
-    assert 'all of it is saved' in output
+    assert f'Everything is saved. Continue with: imagenette-zoo train --resume {run}' in output
     finished(torchrun(make(output=str(tmp_path)), tmp_path / 'r.yaml'))
     assert content(run) == content(whole)
 

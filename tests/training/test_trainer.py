@@ -329,7 +329,8 @@ def test_an_interrupted_run_is_resumed_from_the_command_line(
     file.write_text(yaml.safe_dump(changed(started)))
     with interrupted(monkeypatch, epoch=1):
         assert main(['train', '-c', str(file)]) == 130
-    assert f'to continue: imagenette-zoo train --resume {run}\n' in capsys.readouterr().out
+    line = f'Stopped at once. All up to epoch 1 is saved. Continue with: imagenette-zoo train --resume {run}\n'
+    assert line in capsys.readouterr().out
     assert main(['train', *(word.replace('RUNS', started.output).replace('RUN', str(run)) for word in words)]) == 0
     assert (run / 'result.json').exists()
 
@@ -397,7 +398,7 @@ def test_an_interrupted_run_is_resumed_from_a_notebook(recipe: MakeRecipe, monke
     with interrupted(monkeypatch, epoch=1), pytest.raises(KeyboardInterrupt) as stopped:
         train(recipe(), quiet=True)
     [line] = stopped.value._render_traceback_()
-    assert line == f"interrupted; to continue: imagenette_zoo.train(resume='{run}')"
+    assert line == f"Stopped at once. All up to epoch 1 is saved. Continue with: imagenette_zoo.train(resume='{run}')"
     assert train(resume=str(run), quiet=True).epochs == 2
 
 

@@ -56,5 +56,5 @@ def test_ipython_shows_one_line() -> None:
     assert UserError('no such run')._render_traceback_() == ['error: no such run']
     stopped = Stopped(2)
     assert stopped._render_traceback_() == ['interrupted']
-    stopped.remedy = 'go on'
-    assert stopped._render_traceback_() == ['interrupted; to continue: go on']
+    stopped.message = 'go on'
+    assert stopped._render_traceback_() == ['go on']

@@ -1,8 +1,12 @@
 """The commands, Python lines and links of README and docs are ones that work."""
 
 import argparse
+import os
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,3 +72,22 @@ def test_the_python_of_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for text in blocks(ROOT / 'README.md', 'python'):
         exec(compile(text, 'README.md', 'exec'), names)
     assert (tmp_path / 'runs').is_dir()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('dead', ['', '[x](data.md#nope)'])
+def test_the_site_is_built_and_dead_links_are_errors(tmp_path: Path, dead: str) -> None:
+    pytest.importorskip('material')
+    pytest.importorskip('mkdocstrings_handlers.python')
+    for name in ('docs', 'tools', 'imagenette_zoo', 'hparams', 'examples'):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns('__pycache__', '*.safetensors'))
+    for name in ('mkdocs.yml', 'README.md', 'CONTRIBUTING.md', 'CHANGELOG.md', 'CITATION.cff'):
+        shutil.copy(ROOT / name, tmp_path)
+    with open(tmp_path / 'docs' / 'data.md', 'a') as page:
+        page.write(f'\n{dead}\n')
+    environment = {**os.environ, 'NO_MKDOCS_2_WARNING': '1', 'PYTHONPATH': os.pathsep.join([str(tmp_path), *sys.path])}
+    done = subprocess.run(
+        [sys.executable, '-m', 'mkdocs', 'build'], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert (done.returncode == 0) is not bool(dead), done.stderr
+    assert (tmp_path / 'build' / 'site' / 'api.html').exists()

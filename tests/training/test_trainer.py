@@ -700,7 +700,8 @@ def test_checkpoints_that_are_refused(
         'evil.pth': 'refused',
         'seven.pth': 'fc.weight is (7,',
     }.items():
-        expect_error(capsys, ['train', *flags(initial_checkpoint=name)], name, part)
+        if name != 'seven.pth':  # of which a training takes all but the classifier
+            expect_error(capsys, ['train', *flags(initial_checkpoint=name)], name, part)
         expect_error(
             capsys,
             [

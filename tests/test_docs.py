@@ -39,10 +39,9 @@ def commands(page: Path) -> list[list[str]]:
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
 def test_every_command_of_a_page_is_understood(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    known = {command.name: command for command in COMMANDS}
     for name, *words in commands(page):
         parser: argparse.ArgumentParser = Parser(prog=name)
-        known[name].add_arguments(parser)
+        COMMANDS[name].add_arguments(parser)
         try:
             parser.parse_args(words)
         except SystemExit as error:

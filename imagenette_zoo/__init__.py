@@ -39,12 +39,12 @@ _HOME_OF = {
     'train': 'imagenette_zoo.training.trainer',
     'validate': 'imagenette_zoo.inference.validate',
 }
-_CALLABLE = ('report', 'study')  # packages that are functions, too
+_MODULES = ('errors', 'layers', 'models', 'report', 'study')  # the last two are functions, too
 after_import('timm', lambda: import_module(f'{__name__}.models'))
 
 
 def __getattr__(name: str) -> Any:
-    if name in _CALLABLE:
+    if name in _MODULES:
         return import_module(f'{__name__}.{name}')
     if name not in _HOME_OF:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
@@ -52,4 +52,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME_OF, *_CALLABLE})
+    return sorted({*globals(), *_HOME_OF, *_MODULES})

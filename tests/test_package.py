@@ -33,7 +33,7 @@ def test_import_adds_little_to_timms() -> None:
     added = modules_after('import imagenette_zoo, timm') - modules_after('import timm')
     ours = {name for name in added if name.split('.')[0] == 'imagenette_zoo'}
     assert {'imagenette_zoo.layers', 'imagenette_zoo.models'} <= ours
-    parts = {'kernels', 'layers', 'models', 'version', 'data', 'errors', 'utils'}
+    parts = {'config', 'kernels', 'layers', 'models', 'version', 'data', 'errors', 'utils'}
     assert {name.split('.')[1] for name in ours if '.' in name} == parts
     assert {name.split('.')[0] for name in added - ours} <= {'torch'}
     assert len(added - ours) < 10
@@ -45,6 +45,7 @@ def test_training_is_loaded_when_asked_for() -> None:
     with pytest.raises(AttributeError, match='no attribute'):
         _ = imagenette_zoo.trian
     assert 'imagenette_zoo.config.recipe' in modules_after('import imagenette_zoo; imagenette_zoo.Recipe')
+    modules_after('import imagenette_zoo as iz; iz.layers.Mish, iz.errors.UserError, iz.models.FAMILIES')
 
 
 @pytest.mark.parametrize('name', ZOO)

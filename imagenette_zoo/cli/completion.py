@@ -25,8 +25,20 @@ def _completion(args: argparse.Namespace) -> int:
     from .main import make_parser
 
     shtab = require('shtab', f'completion {args.shell}', 'completion')
-    print(shtab.complete(make_parser(), args.shell))
+    parser = make_parser()
+    _show_values(parser)
+    print(shtab.complete(parser, args.shell))
     return 0
+
+
+def _show_values(parser: argparse.ArgumentParser) -> None:
+    """Makes the values of options, which are checked elsewhere, known as choices."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                _show_values(command)
+        else:
+            action.choices = action.choices or getattr(action, 'values', None) or None
 
 
 COMPLETION = Command(

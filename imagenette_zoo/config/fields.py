@@ -356,14 +356,13 @@ def _add_flag(group: Any, field: dataclasses.Field[Any], kind: Any) -> None:
     metavar = '{' + ','.join(named) + '}' if len(named) > 1 else ''.join(named) or meta['metavar']
     kwargs['metavar'] = metavar or {int: 'N', float: 'X'}.get(kind, field.name.upper().replace('_', '-'))
     if kind is dict or typing.get_origin(kind) is dict:
-        group.add_argument(*names, nargs='*', action=_Pairs, **{**kwargs, 'metavar': 'KEY=VALUE'})
+        kwargs |= dict(nargs='*', action=_Pairs, metavar='KEY=VALUE')
     elif typing.get_origin(kind) is tuple:
         action = 'extend' if str in typing.get_args(kind) else 'store'  # names may be given one by one
-        group.add_argument(*names, nargs='+', action=action, **{**kwargs, 'metavar': meta['metavar'] or 'X'})
+        kwargs |= dict(nargs='+', action=action, metavar=meta['metavar'] or 'X')
     elif meta['const'] is not None:
-        group.add_argument(*names, nargs='?', const=meta['const'], **kwargs)
-    else:
-        group.add_argument(*names, **kwargs)
+        kwargs |= dict(nargs='?', const=meta['const'])
+    group.add_argument(*names, **kwargs).values = [*filter(None, meta['choices'] or ())]  # for `completion`
 
 
 def given_flags(namespace: argparse.Namespace, options: type[Options]) -> dict[str, Any]:

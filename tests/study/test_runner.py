@@ -22,13 +22,14 @@ from imagenette_zoo.config.recipe import Recipe
 from imagenette_zoo.errors import UserError
 from imagenette_zoo.report import studies
 from imagenette_zoo.report.studies import report_on
-from imagenette_zoo.study import on_ray
+from imagenette_zoo.study import on_ray, runner
 from imagenette_zoo.study.plan import Trial, dump_study, read_study
 from imagenette_zoo.study.process import Job, Slot, check_code, environment
 from imagenette_zoo.study.records import as_run
 from imagenette_zoo.study.runner import Trials, state_of
 from imagenette_zoo.training.run_folder import RunFolder
 from imagenette_zoo.training.trainer import train
+from imagenette_zoo.utils.console import Console
 from imagenette_zoo.utils.files import ProcessLock
 from imagenette_zoo.utils.modules import import_modules, imported_modules
 from tests.conftest import forget_modules, make_folder
@@ -275,6 +276,59 @@ def test_a_study_that_was_stopped_goes_on(place: Path, folder: Path, number: sig
     [recipe] = [trial.recipe for trial in read_study('rates.yaml').trials() if trial.run == 'slow']
     whole = train(recipe.replace(data_dir=str(folder), output='whole', experiment='slow-seed1'), quiet=True)
     assert weights(place / 'runs' / 'rates') == weights(whole.folder.parent)
+
+
+class Pretended(Job):
+    """A training that takes three looks at it and does nothing; `act` is called at each."""
+
+    act = staticmethod(lambda: None)
+
+    def __init__(self, trial: Trial, slot: Slot, number: int) -> None:
+        self.trial, self.number, self.looks = trial, number, 0
+        self.folder, self.log = slot.output / trial.name, slot.output / 'log'
+
+    def poll(self) -> int | None:
+        self.act()
+        self.looks += 1
+        return 1 if self.looks > 3 else None
+
+
+def overview(place: Path) -> runner._Overview:
+    study = read_study(place / 'rates.yaml')
+    trials = study.trials()
+    states = {trial.name: 'new' for trial in trials}
+    return runner._Overview(study, trials, states, Slot(place), Console(), None, Pretended)
+
+
+def test_without_a_terminal_there_is_a_line_a_minute(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(runner, 'POLL_SECONDS', 0.0)
+    monkeypatch.setattr(runner, 'SAY_SECONDS', 0.0)
+    overview(place).run()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1:5] == ['started slow-seed1', *['slow-seed1: 0 of 2 epochs'] * 3]
+    monkeypatch.setattr(runner, 'SAY_SECONDS', 60.0)
+    overview(place).run()
+    assert 'slow-seed1: 0 of 2 epochs' not in capsys.readouterr().out
+
+
+def test_a_study_that_is_stopped_says_how_it_goes_on(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, 'POLL_SECONDS', 0.0)
+    monkeypatch.setattr(Pretended, 'act', staticmethod(stop))
+    monkeypatch.setattr(sys, 'argv', ['/bin/imagenette-zoo', 'study', 'rates.yaml'])
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        overview(place).run()
+    line = (
+        'Stopped with 0 of 4 trainings done. Everything is saved. Continue with: imagenette-zoo study rates.yaml'
+    )
+    assert capsys.readouterr().out.splitlines()[-1] == line
+    assert stopped.value.message == line  # type: ignore[attr-defined]
 
 
 @pytest.mark.slow

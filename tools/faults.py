@@ -1,4 +1,4 @@
-"""Faults one by one: a small world is copied, one thing in it is broken, a command runs, and all promises are looked at.
+"""Faults one by one: a small world is copied, one thing in it is broken, a command runs, all promises are looked at.
 
 `tools/soak.py faults` runs it; `fault_kinds.py` lists the faults.
 """
@@ -344,11 +344,11 @@ def _lost_or_left(fault: Fault, before: dict[str, Any], root: Path) -> list[str]
     for path in sorted(before.keys() | after.keys()):
         if before.get(path) != after.get(path) and not any(fnmatch.fnmatchcase(path, each) for each in patterns):
             how = 'made' if path not in before else 'lost' if path not in after else 'changed'
-            broken.append(f'{how}: {ascii(path)}')
+            broken.append(f'{how}: {path!a}')
     for folder in ('world', 'cache', 'tmp'):
         for path, _ in _entries(root / folder):
             if LEFTOVER.fullmatch(path.rpartition('/')[2]) and not (folder == 'world' and path in before):
-                broken.append(f'left: {folder}/{ascii(path)}')
+                broken.append(f'left: {folder}/{path!a}')
     for path in after.keys() - before.keys():
         if path.endswith('.json') and after[path][0] == 'file':
             broken += _json_complaint(path, (root / 'world' / path).read_text())
@@ -446,6 +446,8 @@ def faults(seed: int, scratch: Path, only: Sequence[str], each: int | None, jobs
             slot = free.pop()
         try:
             return fault, *inject(fault, scratch / str(slot), source, wanted)
+        except Exception:  # the others go on
+            return fault, Ran(None, '', '', 0, 0), [f'could not be injected: {traceback.format_exc()}']
         finally:
             with lock:
                 free.append(slot)
@@ -466,7 +468,7 @@ def faults(seed: int, scratch: Path, only: Sequence[str], each: int | None, jobs
                 slowest, most = max(slowest, ran.seconds), max(most, ran.mebibytes)
                 for complaint in complaints:
                     broken.append(f'{fault.what} [{" ".join(fault.command)[:120]}]: {complaint}')
-                    print(f'BROKEN {kind}: {ascii(broken[-1])[1:-1]}\n    {ascii(ran.err[-1500:])}', flush=True)
+                    print(f'BROKEN {kind}: {ascii(broken[-1])[1:-1]}\n    {ran.err[-1500:]!a}', flush=True)
         rows.append({
             'kind': kind, 'faults': len(some), **{end: codes[end] for end in (*ENDS.values(), 'otherwise')},
             'slowest, seconds': round(slowest, 1), 'most memory, MiB': round(most), 'broken': broken,

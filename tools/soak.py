@@ -452,7 +452,7 @@ def main() -> int:
             outcome = endure(args.epochs, args.seed, scratch)
     outcome.update(seed=args.seed, seconds=time.perf_counter() - start, versions=versions())
     outcome['hardware'] = hardware(torch.device('cpu'))
-    name = f'{args.what}-some' if args.parsers or args.only or args.each else args.what
+    name = f'{args.what}-some' if args.parsers or args.only else args.what
     file = args.json or args.results_dir / f'{name}.json'
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, outcome)

@@ -205,7 +205,10 @@ def parsers(scratch: Path) -> dict[str, tuple[str, bytes, Callable[[Path], Any]]
         return read_result(path.parent)
 
     def state(path: Path) -> Any:
-        return RunFolder(path.parent).parse_state(path.read_bytes())
+        data = path.read_bytes()
+        values = RunFolder(path.parent).parse_state(data)
+        assert data == run['state.pt'].read_bytes(), 'a damaged state was read'
+        return values
 
     def noise(path: Path) -> Any:
         shutil.copyfile(path, data / 'noisy_imagenette.csv')

@@ -7,7 +7,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 from . import data, machine, models, options, runs
-from .damage import Faults
+from .damage import (
+    ANALYSE,
+    CHECK,
+    EXPORT,
+    PREDICT,
+    PREDICT_JSON,
+    PUBLISH,
+    REPORT,
+    RESUME,
+    STUDY,
+    TRAIN,
+    VALIDATE,
+    Faults,
+)  # fmt: skip
+
+SOUND = (TRAIN, RESUME, PREDICT, PREDICT_JSON, VALIDATE, CHECK, PUBLISH, REPORT, ANALYSE, EXPORT, STUDY)
 
 KINDS: dict[str, Callable[[random.Random, Path], Faults]] = {
     'configs': models.configs,

@@ -86,7 +86,7 @@ def instead(name: str, kind: str) -> Injure:
             '/dev/zero': lambda: path.symlink_to('/dev/zero'),
             '/dev/null': lambda: path.symlink_to('/dev/null'),
             'text': lambda: path.write_text('<html>404 not found</html>\n'),
-            '9 GB of holes': lambda: _holes(path, 9 * 10**9),
+            '1 GB of holes': lambda: _holes(path, 10**9),
             'a pickle that runs code': lambda: path.write_bytes(pickle.dumps(RunsCode())),
         }[kind]()
 
@@ -95,7 +95,7 @@ def instead(name: str, kind: str) -> Injure:
 
 THINGS = (
     'nothing', 'a folder', 'an empty file', 'a fifo', 'a link to nothing', 'a link to itself', '/dev/zero',
-    '/dev/null', 'text', '9 GB of holes', 'a pickle that runs code',
+    '/dev/null', 'text', '1 GB of holes', 'a pickle that runs code',
 )  # fmt: skip
 
 

@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: bench bench-gpu demo test test-long clean
+.PHONY: bench bench-gpu demo docs figures test test-long clean
 
 demo: $(VENV)/.installed
 	$(BIN)/imagenette-zoo run mbv2_imagenette mbv2_mish_imagenette -c demo --dataset synthette --epochs 5 --seeds 3 \
@@ -10,7 +10,7 @@ demo: $(VENV)/.installed
 	@echo
 	@echo 'The demo trained two MobileNetV2s, with ReLU6 and with Mish, from random weights on ten classes of drawn shapes and'
 	@echo 'textures, three seeds each. Open runs/demo/report/report.html. A second "make demo" finds all of it done.'
-	@echo 'Next, on real images: "Train on Imagenette" and "Does an idea work?" in README.md'
+	@echo 'Next, on real images: docs/getting-started.md'
 
 test: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -19,6 +19,17 @@ test: $(VENV)/.dev
 
 test-long: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -m long
+
+# The site in build/site; a dead link or an unknown anchor is an error.
+docs: $(VENV)/.installed
+	$(BIN)/pip install --quiet --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+# docs/claims.md and the pictures of README and docs/studies.md, from the committed trainings.
+figures: $(VENV)/.installed
+	$(BIN)/imagenette-zoo report docs/results/claims-cpu --output docs/claims --markdown docs/claims.md --no-images
+	cp docs/claims/figures/verdicts.png docs/verdicts.png
+	$(BIN)/python tools/figures.py
 
 # As in: make bench DATA=DIR TIMM=CHECKOUT
 DATA ?= $(IMAGENETTE_DIR)

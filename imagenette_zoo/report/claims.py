@@ -11,11 +11,13 @@ from ..study.decisions import Verdict, judge
 from ..study.metrics import metric_of
 from ..study.plan import Study
 from ..study.records import Record, samples_of
+from ..study.sentences import amount, what_is_so
 from ..study.statistics import LEVEL
 from .drawing import Numbers
-from .section import count, interval_numbers, mean_text, signed
+from .forest import Bar, bars
+from .section import count, effect_text, interval_numbers, interval_text, mean_text
 
-__all__ = ['HOW', 'claims_summary', 'describe_claim', 'numbers']
+__all__ = ['HOW', 'claims_summary', 'describe_claims', 'numbers']
 
 SYMBOLS = {'supported': '✓', 'contradicted': '✗', 'equal': '=', 'undecided': '?'}
 _VERDICTS = (
@@ -23,11 +25,11 @@ _VERDICTS = (
     'whatever the spreads of the runs are. Final top-1 must hold for other images, too: the variance between images of '
     'the paired difference is added to that between seeds. It takes three seeds at least. Seeds are looked at in '
     'stages, and each look spends its share of the level. The p-values of all claims are corrected together by '
-    f'Holm’s method: what stays at or below {LEVEL:g} is decided. Chance alone thus decides a claim in one study of '
-    'twenty at most, however many seeds are added. Equal means that the difference is smaller than what matters. All '
-    'else is undecided, which is not the same as no effect. Intervals are those that decided, so they are wider than '
-    'single 95 % intervals. A claim of several comparisons is supported if all hold. Parameters and GMACs are '
-    'counted: no test is needed.'
+    f'Holm’s method: with a p after Holm of {LEVEL:g} or less a claim is decided. Chance alone thus decides a claim in '
+    'one study of twenty at most, however many seeds are added. Equal means that the difference is smaller than what '
+    'matters. All else is undecided, which is not the same as no effect. Intervals are those that decided, so they are '
+    'wider than single 95 % intervals. A claim of several comparisons is supported if all hold. Parameters and GMACs '
+    'are counted: no test is needed.'
 )
 _MORE_SEEDS = (
     'How many more seeds would decide a claim: as many as give the test a power of 80 %, if the difference and the '
@@ -48,12 +50,17 @@ def numbers(study: Study, runs: Mapping[str, Sequence[Record]]) -> list[dict[str
 
 def _claim(verdict: Verdict) -> dict[str, Any]:
     claim = verdict.claim
+    what, more = what_is_so(verdict)
     return {
         'name': claim.name,
         'sentence': claim.sentence,
         'metric': claim.metric,
         'order': claim.order,
+        'note': claim.note,
+        'practical': claim.equal_within,
         'verdict': verdict.verdict,
+        'what_is_so': what,
+        'what_would_decide': more,
         'p': verdict.p,
         'p_adjusted': verdict.p_adjusted,
         'more_seeds': verdict.more_seeds,
@@ -63,7 +70,7 @@ def _claim(verdict: Verdict) -> dict[str, Any]:
 
 
 def _finding(finding: Finding) -> dict[str, Any]:
-    rest = ('low', 'high', 'p', 'holds', 'more_seeds', 'note')
+    rest = ('low', 'high', 'p', 'holds', 'blocks', 'stage', 'counts', 'more_seeds', 'note')
     return {
         **asdict(finding.comparison),
         'larger_mean': interval_numbers(finding.larger) if finding.larger else None,
@@ -74,24 +81,46 @@ def _finding(finding: Finding) -> dict[str, Any]:
 
 
 def claims_summary(content: Numbers) -> str:
-    """How many claims of each verdict."""
-    verdicts = [claim['verdict'] for claim in content['claims']]
-    counts = ', '.join(f'{verdicts.count(verdict)} {verdict}' for verdict in SYMBOLS if verdict in verdicts)
-    return f'{count(len(verdicts), "claim")}: {counts}.'
+    """How many claims, or pairs of runs, are decided."""
+    claims = content['claims']
+    verdicts = [claim['verdict'] for claim in claims]
+    counts = {verdict: verdicts.count(verdict) for verdict in SYMBOLS if verdict in verdicts}
+    words = ', '.join(f'{number} {verdict}' for verdict, number in counts.items() if verdict != 'undecided')
+    decided = f'{len(claims) - counts.get("undecided", 0)} decided{f" ({words})" if words else ""}'
+    undecided = f', {counts["undecided"]} undecided' if 'undecided' in counts else ''
+    pairs = 'pair of runs' if len(claims) == 1 else 'pairs of runs'
+    what = f'{len(claims)} {pairs}' if all(map(_is_pair, claims)) else count(len(claims), 'claim')
+    return f'{what}: {decided}{undecided}.'
 
 
-def describe_claim(claim: Numbers) -> dict[str, Any]:
-    """A claim and its verdict in words: `facts` and each of `findings` are pairs of label and text."""
+def _is_pair(claim: Numbers) -> bool:
+    """Whether it is no sentence of the study's, but only asks which of two runs is above."""
+    finding, *others = claim['findings']
+    return not others and claim['name'] == f'{finding["larger"]}, {finding["smaller"]}'
+
+
+def describe_claims(content: Numbers) -> list[dict[str, Any]]:
+    """The claims and their verdicts in words, decided ones first."""
+    order = list(SYMBOLS)
+    pairs = zip(content['claims'], bars(content['claims']), strict=True)
+    return [_describe(*each) for each in sorted(pairs, key=lambda each: order.index(each[0]['verdict']))]
+
+
+def _describe(claim: Numbers, drawn: Sequence[Bar]) -> dict[str, Any]:
+    """A claim in words: `facts` and each of `findings` are pairs of label and text."""
     metric = claim['metric']
     exact = metric_of(metric).exact
     facts = [
         ('metric', metric_of(metric).meaning),
         ('p after Holm', 'counted, not estimated' if exact else _p(claim['p_adjusted'])),
-        ('what would decide it', _remedy(claim)),
+        ('what would decide it', claim['what_would_decide']),
+        ('note', claim['note']),
     ]
     return {
-        **{name: claim[name] for name in ('name', 'sentence', 'verdict')},
+        **{name: claim[name] for name in ('verdict', 'what_is_so', 'what_would_decide', 'note')},
+        'title': '' if _is_pair(claim) else f'{claim["name"]}: {claim["sentence"]}',
         'symbol': SYMBOLS[claim['verdict']],
+        'bars': drawn,
         'facts': [(label, text) for label, text in facts if text],
         'findings': [_describe_finding(finding, metric) for finding in claim['findings']],
     }
@@ -99,26 +128,6 @@ def describe_claim(claim: Numbers) -> dict[str, Any]:
 
 def _p(p: float) -> str:
     return 'below 0.001' if p < 0.001 else f'{p:.3f}'
-
-
-def _remedy(claim: Numbers) -> str:
-    """How many more seeds would decide an undecided claim."""
-    if claim['verdict'] != 'undecided':
-        return ''
-    findings = claim['findings']
-    if any(finding[mean] is None for finding in findings for mean in ('larger_mean', 'smaller_mean')):
-        return 'it cannot be judged before all of its runs are known'
-    if any(finding['effect'] is None for finding in findings):
-        return 'other numbers: with these it cannot be judged'
-    untested = [finding for finding in findings if finding['low'] is None]
-    if any(finding['more_seeds'] is None for finding in untested):
-        return 'other numbers: the note says why these cannot be tested'
-    if untested:
-        most = max(finding['more_seeds'] for finding in untested)
-        return f'at least {count(most, "more seed")} of each run, before it can be tested at all'
-    if claim['more_seeds'] is None:
-        return f'no number of seeds up to {claim["last_stage"]:,}, if the effect is what it seems'
-    return f'about {count(claim["more_seeds"], "more seed")} of each run, if the effect is what it seems'
 
 
 def _describe_finding(finding: Numbers, metric: str) -> list[tuple[str, str]]:
@@ -132,8 +141,9 @@ def _describe_finding(finding: Numbers, metric: str) -> list[tuple[str, str]]:
                 (finding[which], f'{mean_text(stat, metric)}{metric_of(metric).unit}, {count(stat["count"], "seed")}')
             )
     if finding['effect'] is not None:
-        lines.append(('ratio' if finding['ratio'] else 'difference', _effect(finding, metric)))
-    if finding['low'] is not None and not metric_of(metric).exact:
+        effect = effect_text(finding['effect'], metric, finding['ratio'])
+        lines.append(('ratio' if finding['ratio'] else 'difference', f'{effect}{interval_text(finding, metric)}'))
+    if finding['stage'] is not None:
         lines.append(
             ('p', f'{_p(finding["p"])}, the difference {"as expected" if finding["holds"] else "the other way"}')
         )
@@ -146,21 +156,7 @@ def _expected(finding: Numbers, metric: str) -> str:
     larger, smaller, bound = finding['larger'], finding['smaller'], finding['bound']
     if finding['ratio']:
         return f'{larger} > {bound:g} × {smaller}'
-    known = metric_of(metric)
-    amount = f'{abs(bound) / known.scale:g}{known.difference}'
+    by = amount(abs(bound), metric_of(metric))
     if bound < 0:
-        return f'{larger} ≥ {smaller}, or below it by less than {amount}'
-    return f'{larger} > {smaller}{f" by more than {amount}" if bound else ""}'
-
-
-def _effect(finding: Numbers, metric: str) -> str:
-    """`'+1.23 points, corrected interval +0.50 to +1.96'`."""
-    known = metric_of(metric)
-
-    def write(value: float) -> str:
-        return f'{value:,.3f}' if finding['ratio'] else signed(f'{value / known.scale:+,.{known.decimals}f}')
-
-    effect = f'{write(finding["effect"])}{"" if finding["ratio"] else known.difference}'
-    if finding['low'] is None or known.exact:
-        return effect
-    return f'{effect}, corrected interval {write(finding["low"])} to {write(finding["high"])}'
+        return f'{larger} ≥ {smaller}, or below it by less than {by}'
+    return f'{larger} > {smaller}{f" by more than {by}" if bound else ""}'

@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import UserError, nearest
-from ..study.records import Record
-from .drawing import COLOURS, INK, Numbers, Picture, draw_picture, legend, names, run_label, short, short_label
+from ..study.records import Record, distinct
+from .drawing import INK, Numbers, Picture, draw_picture, legend, names, run_label, short, short_label
 from .section import MOST_CLASSES, Cell, Figure, Section, Table, mean_text, run_cell, stat_of
 
-__all__ = ['class_table', 'compared', 'numbers', 'section']
+__all__ = ['class_table', 'compared', 'numbers', 'pairs', 'section']
+
+MOST_PAIRS = 6  # beside each other; all runs are in the table of classes
 
 
 def numbers(records: Sequence[Record]) -> dict[str, Any]:
@@ -35,18 +37,34 @@ def compared(runs: Mapping[str, Sequence[Record]], compare: tuple[str, str] | No
     return [best, *[name for name in same if runs[name][0].result.model != model], *same][: 2 if same else 1]
 
 
+def pairs(content: Numbers, claims: Sequence[Numbers], asked: bool) -> list[list[str]]:
+    """The pairs of runs beside each other: those that are claimed, decided ones first, unless others are asked for."""
+    known = {run['run'] for run in content['runs']}
+    ordered = sorted(claims, key=lambda claim: claim['verdict'] == 'undecided')
+    found = [[each['larger'], each['smaller']] for claim in ordered for each in claim['findings']]
+    shown = [pair for pair in distinct([sorted(pair) for pair in found]) if known.issuperset(pair)]
+    return shown if shown and not asked else [content['compared']]
+
+
 def section(content: Numbers) -> Section:
     """Top-1 by class of the runs that are compared."""
     by_name = {run['run']: run for run in content['runs']}
-    runs = [by_name[name] for name in content['compared']]
-    classes = [name for name in runs[0]['per_class'] if all(name in run['per_class'] for run in runs)]
-    title = 'Class by class: ' + ' and '.join(map(run_label, runs))
-    if not classes or len(classes) > MOST_CLASSES:
-        reason = f'There are {len(classes)} classes: see report.json.' if classes else 'They share no class.'
-        return Section('classes', title, [reason])
-    caption = 'Mean over seeds; whiskers: 95 % interval, from three seeds on.'
-    picture = _two_runs(runs, classes, 'classes')
-    return Section('classes', title, figures=[Figure(picture, caption, class_table(runs, classes, halves=True))])
+    drawn: list[Figure] = []
+    text = []
+    for pair in content['pairs'][:MOST_PAIRS]:
+        runs = sorted((by_name[name] for name in pair), key=lambda run: run['number'])
+        classes = [name for name in runs[0]['per_class'] if all(name in run['per_class'] for run in runs)]
+        both = ' and '.join(map(run_label, runs))
+        if not classes or len(classes) > MOST_CLASSES:
+            reason = f'they have {len(classes)} classes: see report.json' if classes else 'they share no class'
+            text.append(f'{both}: {reason}.')
+            continue
+        picture = _two_runs(runs, classes, f'classes-{len(drawn) + 1}')
+        caption = f'{both}: mean over seeds; whiskers: 95 % interval, from three seeds on.'
+        drawn.append(Figure(picture, caption, class_table(runs, classes, halves=True)))
+    if len(content['pairs']) > MOST_PAIRS:
+        text.append(f'Of {len(content["pairs"])} pairs that are claimed {MOST_PAIRS} are shown, decided ones first.')
+    return Section('classes', 'Class by class', text, figures=drawn)
 
 
 def class_table(runs: Sequence[Numbers], classes: Sequence[str], halves: bool = False) -> Table:
@@ -80,7 +98,7 @@ def _two_runs(runs: Sequence[Numbers], classes: Sequence[str], name: str) -> Pic
             rows = [row + (index - (len(runs) - 1) / 2) * thick for row in range(len(classes))]
             means = [stat['mean'] for stat in stats]
             hatch = '' if index == 0 else '////'
-            bars.append(axis.barh(rows, means, thick * 0.92, color=COLOURS[index], hatch=hatch, alpha=0.85))
+            bars.append(axis.barh(rows, means, thick * 0.92, color=run['colour'], hatch=hatch, alpha=0.85))
             if run['band'] == 'interval':
                 ends = [(max(stat['low'], 0), min(stat['high'], 100)) for stat in stats]
                 errors = [[m - low, high - m] for m, (low, high) in zip(means, ends, strict=True)]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..study.metrics import COSTS, metric_of
-from .drawing import COLOURS, INK, MOST_LINES, PAPER, Numbers, Picture, draw_picture, legend, names, run_label
+from .drawing import INK, MARKERS, MOST_LINES, PAPER, Numbers, Picture, draw_picture, legend, names, run_label
 from .section import Cell, Figure, Section, Table, metric_cell, run_cell
 
 __all__ = ['HOW', 'fronts', 'section']
@@ -98,16 +98,15 @@ def _cost_picture(runs: Sequence[Numbers], front: Sequence[int], metric: str, la
         for run in shown:
             x, y = points[run['number']]
             on = run['number'] in front
-            colour = COLOURS[0] if on else COLOURS[1]
-            stat = run['metrics']['top1']
+            colour, marker, stat = run['colour'], MARKERS[run['style']], run['metrics']['top1']
             if run['band'] == 'interval':
                 error = [[y - max(stat['low'], 0)], [min(stat['high'], 100) - y]]
                 axis.errorbar(x, y, error, color=colour, linewidth=0.8, capsize=2, alpha=0.6)
-            axis.plot(x, y, 'o' if on else 's', color=colour, markerfacecolor=colour if on else PAPER, markersize=6)
+            axis.plot(x, y, marker, color=colour, markerfacecolor=colour if on else PAPER, markersize=6)
         axis.margins(x=0.12, y=0.12)
         axis.set(xlabel=label, ylabel='validation top-1, %')
         axis.grid(alpha=0.25, linewidth=0.5)
-        handles = [*axis.plot([], [], 'o--', color=COLOURS[0]), *axis.plot([], [], 's', color=COLOURS[1], mfc=PAPER)]
+        handles = [*axis.plot([], [], 'o--', color=INK), *axis.plot([], [], 'o', color=INK, mfc=PAPER)]
         words = ['on the front: nothing cheaper is as good', 'beaten by another run']
         legend(figure, handles, words)
         _number_points(axis, points)

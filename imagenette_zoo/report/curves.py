@@ -7,7 +7,8 @@ from typing import Any
 
 from ..study.records import Record
 from .drawing import (
-    COLOURS,
+    LINES,
+    MARKERS,
     MOST_LINES,
     Numbers,
     Picture,
@@ -16,14 +17,13 @@ from .drawing import (
     legend,
     names,
     run_label,
+    run_styles,
     short_label,
 )  # fmt: skip
 from .section import Cell, Figure, Section, Table, stat_of
 
-__all__ = ['best_curves', 'learning_curves', 'numbers', 'section']
+__all__ = ['best_curves', 'learning_curves', 'numbers', 'panels', 'section']
 
-MARKERS = ('o', 's', '^', 'D', 'v', 'P')
-LINES = ('-', '--', '-.', ':', (0, (6, 1)), (0, (3, 1, 1, 1, 1, 1)))
 LEAST_FOR_A_BAND = 3  # seeds: with two, Student's interval is nine times as wide as they are apart
 MOST_EPOCHS = 25  # in a table
 
@@ -45,15 +45,44 @@ def numbers(records: Sequence[Record]) -> dict[str, Any]:
     return {'band': band, 'curve': curve}
 
 
+def panels(runs: Sequence[str], claims: Sequence[Numbers]) -> list[list[str]]:
+    """The runs of each figure, six at most: those that a claim compares are in one.
+
+    Args:
+        runs: Their names, in the order of the report.
+        claims: Out of a report's contents.
+    """
+    groups: list[set[str]] = []
+
+    def add(wanted: set[str]) -> None:
+        fits = [group for group in groups if len(group | wanted) <= MOST_LINES]
+        if fits:
+            min(fits, key=lambda group: len(wanted - group)).update(wanted)
+        else:
+            groups.append(wanted)
+
+    for claim in claims:
+        pairs = [{each[which] for which in ('larger', 'smaller')} & set(runs) for each in claim['findings']]
+        whole = set().union(*pairs)
+        for wanted in [whole] if len(whole) <= MOST_LINES else pairs:
+            add(wanted)
+    alone = [run for run in runs if not any(run in group for group in groups)]
+    for start in range(0, len(alone), MOST_LINES):
+        add(set(alone[start : start + MOST_LINES]))
+    return [[run for run in runs if run in group] for group in groups if group]
+
+
 def section(content: Numbers) -> Section | None:
     """The curves of all runs, six in a figure."""
-    runs = [run for run in content['runs'] if run['curve']]
-    if not runs:
+    by_name = {run['run']: run for run in content['runs'] if run['curve']}
+    if not by_name:
         return None
-    limits = _limits(runs)
+    limits = _limits(list(by_name.values()))
     drawn: list[Figure] = []
-    for start in range(0, len(runs), MOST_LINES):
-        some = runs[start : start + MOST_LINES]
+    for panel in content['panels']:
+        some = [by_name[name] for name in panel if name in by_name]
+        if not some:
+            continue
         picture = learning_curves(some, f'curves-{len(drawn) + 1}', limits)
         drawn.append(Figure(picture, _band_words(some), _curve_table(some)))
     return Section('curves', 'Learning curves', figures=drawn)
@@ -69,6 +98,9 @@ def _limits(runs: Sequence[Numbers]) -> tuple[float, float]:
 def best_curves(content: Numbers) -> Any:
     """The curves of the best six runs, as a figure of matplotlib's."""
     runs = [run for run in content['runs'] if run['curve']][:MOST_LINES]
+    names = [run['run'] for run in runs]
+    styles = run_styles(names, [names])
+    runs = [{**run, **dict(zip(('colour', 'style'), styles[run['run']], strict=True))} for run in runs]
     return draw_figure(_height(runs), lambda figure: _draw(figure, runs, _limits(runs)))
 
 
@@ -118,16 +150,16 @@ def _height(runs: Sequence[Numbers]) -> float:
 
 def _draw(figure: Any, runs: Sequence[Numbers], limits: tuple[float, float]) -> None:
     axis = figure.add_subplot()
-    for index, run in enumerate(runs):
+    for run in runs:
         rows = run['curve']
         epochs = [row['epoch'] for row in rows]
-        colour = COLOURS[index]
+        colour, style = run['colour'], run['style']
         axis.plot(
             epochs,
             [row['mean'] for row in rows],
             color=colour,
-            linestyle=LINES[index],
-            marker=MARKERS[index],
+            linestyle=LINES[style],
+            marker=MARKERS[style],
             markersize=4,
             markevery=max(1, len(rows) // 8),
         )

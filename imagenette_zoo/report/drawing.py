@@ -18,13 +18,15 @@ from dataclasses import dataclass
 from typing import Any
 
 __all__ = [
-    'COLOURS', 'INK', 'MOST_CELLS', 'MOST_LINES', 'PAPER', 'WIDTH', 'Numbers', 'Picture', 'draw_figure', 'draw_picture',
-    'heat_map', 'legend', 'names', 'run_label', 'short', 'short_label',
+    'COLOURS', 'INK', 'LINES', 'MARKERS', 'MOST_CELLS', 'MOST_LINES', 'PAPER', 'WIDTH', 'Numbers', 'Picture',
+    'draw_figure', 'draw_picture', 'heat_map', 'legend', 'names', 'run_label', 'run_styles', 'short', 'short_label',
 ]  # fmt: skip
 
 WIDTH = 5.0  # inches
 INK, PAPER = '#010203', '#fdfefd'  # a page replaces them by its own colours
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#E69F00', '#CC79A7', '#56B4E9')
+MARKERS = ('o', 's', '^', 'D', 'v', 'P')
+LINES = ('-', '--', '-.', ':', (0, (6, 1)), (0, (3, 1, 1, 1, 1, 1)))
 MOST_LINES = len(COLOURS)
 MOST_CELLS = 40  # classes or blocks, in a heat map
 STYLE = {
@@ -81,6 +83,32 @@ class Picture:
         return f'<svg role="img" aria-labelledby="{self.name}-title" viewBox="{box[1]}">{title}{body}'
 
 
+def run_styles(runs: Sequence[str], panels: Sequence[Sequence[str]]) -> dict[str, tuple[str, int]]:
+    """A colour and the number of a marker and line style for each run, which it has in all figures.
+
+    Runs that share a panel differ in both, as far as there are enough; no two of 36 runs have the same pair of them.
+
+    Args:
+        runs: Their names.
+        panels: The runs of each figure.
+    """
+    mates = {run: {other for panel in panels if run in panel for other in panel} - {run} for run in runs}
+    styles: dict[str, tuple[int, int]] = {}
+
+    def near(run: str, part: int) -> set[int]:
+        return {styles[other][part] for other in mates[run] if other in styles}
+
+    while len(styles) < len(runs):  # Brélaz's order: first the run that has the fewest colours left
+        run = max((run for run in runs if run not in styles), key=lambda run: (len(near(run, 0)), len(mates[run])))
+        known, choices = list(styles.values()), range(MOST_LINES)
+        used = [sum(each[0] == colour for each in known) for colour in choices]
+        taken, marked = near(run, 0), near(run, 1)
+        colour = min(choices, key=lambda colour: (colour in taken, used[colour]))
+        mark = min(choices, key=lambda mark: (mark in marked, (colour, mark) in known, (mark - colour) % MOST_LINES))
+        styles[run] = colour, mark
+    return {run: (COLOURS[styles[run][0]], styles[run][1]) for run in runs}
+
+
 def run_label(run: Numbers) -> str:
     """A run as tables and figures call it."""
     return f'{run["number"]} · {run["run"]}'
@@ -128,17 +156,27 @@ def draw_figure(height: float, draw: Callable[[Any], None]) -> Any:
     return figure
 
 
-def draw_picture(name: str, title: str, height: float, draw: Callable[[Any], None]) -> Picture:
+def draw_picture(name: str, title: str, height: float, draw: Callable[[Any], None], width: float = WIDTH) -> Picture:
     """Draws a figure and saves it, the same way on each machine and at each time."""
     with _style(name):
         from matplotlib.figure import Figure
 
-        figure = Figure((WIDTH, height), layout='constrained', facecolor=PAPER)
+        figure = Figure((width, height), layout='constrained', facecolor=PAPER)
         draw(figure)
         svg, png = io.BytesIO(), io.BytesIO()
         figure.savefig(svg, format='svg', metadata=dict.fromkeys(('Creator', 'Date', 'Format', 'Type')))
         figure.savefig(png, format='png', dpi=150, metadata={'Software': None})
-    return Picture(name, title, svg.getvalue(), png.getvalue())
+    return Picture(name, title, svg.getvalue(), _smaller(png))
+
+
+def _smaller(png: io.BytesIO) -> bytes:
+    """A picture with a palette, which is a third of the size."""
+    from PIL import Image
+
+    smaller = io.BytesIO()
+    palette = Image.open(png).convert('RGB').quantize(256, dither=Image.Dither.NONE)
+    palette.save(smaller, 'PNG', optimize=True)
+    return smaller.getvalue()
 
 
 def legend(figure: Any, handles: Sequence[Any], labels: Sequence[str]) -> None:

@@ -19,14 +19,14 @@ from ..study.plan import Study
 from ..study.records import Record, by_run, sample
 from ..utils.console import printable
 from ..utils.files import write_atomic
-from . import claims, classes, confusion, cost, curves, mistakes, passes, runs, setup
-from .drawing import Numbers, Picture
+from . import claims, classes, confusion, cost, curves, forest, mistakes, passes, runs, setup
+from .drawing import Numbers, Picture, run_styles
 
 __all__ = ['check_packages', 'escape_markdown', 'report_numbers', 'write_report']
 
 TEMPLATES = Path(__file__).parent / 'templates'
 NEEDED = ('matplotlib', 'scipy', 'jinja2')
-OWN_FIGURE = re.compile(rf'((curves|confusion|passes)-\d+|cost-({"|".join(COSTS)})|classes)\.(png|svg)')
+OWN_FIGURE = re.compile(rf'((curves|confusion|passes)-\d+|cost-({"|".join(COSTS)})|classes(-\d+)?|verdicts)\.(png|svg)')
 
 
 def check_packages() -> None:
@@ -81,12 +81,16 @@ def write_report(
         )
         if section
     ]
+    described = claims.describe_claims(content)
     view = {
         'title': content['title'],
         'about': setup.about(content),
         'notes': setup.notes(content),
-        'claims': [claims.describe_claim(claim) for claim in content['claims']],
+        'claims': described,
         'claims_summary': claims.claims_summary(content),
+        'sides': forest.sides(described),
+        'legend': forest.legend_words(described),
+        'at': lambda place: round(150 + 145 * place, 1),
         'sections': sections,
         'how': _how(content),
         'options': setup.options_table(content),
@@ -94,6 +98,7 @@ def write_report(
     markdown = markdown or folder / 'report.md'
     view['figures'] = quote(Path(os.path.relpath(folder / 'figures', markdown.parent)).as_posix())
     pictures = [each.picture for section in sections for each in section.figures if each.picture]
+    pictures += [forest.forest_picture(described, view['claims_summary'])] if described else []
     _write(folder, markdown, content, view, pictures)
     return folder / 'report.html'
 
@@ -117,25 +122,33 @@ def report_numbers(
     if not records:
         raise UserError('nothing to report: no training is finished yet; train first')
     ranked = _ranked(by_run(records))
+    judged = claims.numbers(study, ranked) if study else []
+    panels = curves.panels(list(ranked), judged)
+    styles = run_styles(list(ranked), panels)
     content: dict[str, Any] = {
-        'title': study.title if study else f'Report on {", ".join(ranked)}' if len(ranked) < 4 else 'Report',
+        'title': (study and study.title) or (f'Report on {", ".join(ranked)}' if len(ranked) < 4 else 'Report'),
         'setup': setup.numbers(records, ranked),
         'limits': study.limits if study else '',
+        'changes': list(study.changes) if study else [],
         'unfinished': setup.unfinished(records, study),
-        'claims': claims.numbers(study, ranked) if study else [],
-        'runs': [_run(number, name, each) for number, (name, each) in enumerate(ranked.items(), 1)],
+        'claims': judged,
+        'runs': [_run(number, name, each, *styles[name]) for number, (name, each) in enumerate(ranked.items(), 1)],
+        'panels': panels,
         'compared': classes.compared(ranked, compare),
         'options': setup.options(ranked),
     }
+    content['pairs'] = classes.pairs(content, judged, compare is not None)
     content['front'] = cost.fronts(content)
     return printable(content)
 
 
-def _run(number: int, name: str, records: Sequence[Record]) -> dict[str, Any]:
-    """The numbers of one run, the `number`th by top-1."""
+def _run(number: int, name: str, records: Sequence[Record], colour: str, style: int) -> dict[str, Any]:
+    """The numbers of one run, the `number`th by top-1, and how it is drawn."""
     return {
         'number': number,
         'run': name,
+        'colour': colour,
+        'style': style,
         'model': records[0].result.model,
         'seeds': [record.seed for record in records],
         **runs.numbers(records),
@@ -214,7 +227,18 @@ def _rendered(template: str, view: dict[str, Any], **options: Any) -> str:
     environment = jinja2.Environment(
         loader=loader, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined, **options
     )
+    environment.filters['breakable'] = _breakable
     return environment.get_template(template).render(view)
+
+
+def _breakable(text: str) -> str:
+    """Text for a page, whose longest names may be broken between their words, not only where a line ends."""
+    import markupsafe
+
+    def with_breaks(name: re.Match[str]) -> str:
+        return re.sub(r'(?<=\w)([_=/]+)(?=\w)', r'\1<wbr>', name[0])
+
+    return markupsafe.Markup(re.sub(r'\S{25,}', with_breaks, str(markupsafe.escape(text))))
 
 
 def escape_markdown(value: object) -> object:

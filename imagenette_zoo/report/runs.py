@@ -54,22 +54,27 @@ def section(content: Numbers) -> Section:
 
 
 def _runs_table(content: Numbers) -> Table:
-    """All runs and their metrics; columns of which nothing is known are left out."""
+    """All runs and their metrics; columns of which nothing is known are left out, and times that do not compare."""
     runs = content['runs']
     columns: list[tuple[str, list[Cell]]] = [
         ('run', [run_cell(run) for run in runs]),
         ('seeds', [Cell(str(len(run['seeds'])), len(run['seeds'])) for run in runs]),
         _metric_column(runs, 'top1'),
-        _metric_column(runs, 'best_top1'),
     ]
-    columns += [(f'time to {top1} %', [_reach_cell(run['reach'][str(top1)]) for run in runs]) for top1 in THRESHOLDS]
-    columns.append(('training time', [_time_cell(run['metrics']['train_seconds']) for run in runs]))
+    if any(run['metrics']['best_top1'] != run['metrics']['top1'] for run in runs):
+        columns.append(_metric_column(runs, 'best_top1'))
+    one_machine = len(content['setup']['hardware']) == 1
+    if one_machine:
+        reached = {top1: [_reach_cell(run['reach'][str(top1)]) for run in runs] for top1 in THRESHOLDS}
+        columns += [(f'time to {top1} %', cells) for top1, cells in reached.items()]
+        columns.append(('training time', [_time_cell(run['metrics']['train_seconds']) for run in runs]))
     columns += [
         _metric_column(runs, metric)
         for metric in (
             *('params', 'gmacs', 'images_per_second', 'peak_memory_mib'),
             *('gap', 'shift_consistency', 'calibration_error', 'pass_similarity'),
         )
+        if one_machine or not metric_of(metric).timed
     ]
     known = [(name, cells) for name, cells in columns if any(_says_something(cell) for cell in cells)]
     rows = [list(row) for row in zip(*(cells for _, cells in known), strict=True)]

@@ -12,8 +12,8 @@ from ..study.statistics import Interval, interval
 from .drawing import Numbers, Picture, run_label
 
 __all__ = [
-    'MOST_CLASSES', 'MOST_FIGURES', 'Cell', 'Figure', 'Section', 'Table', 'count', 'interval_numbers', 'listed',
-    'mean_text', 'metric_cell', 'run_cell', 'signed', 'stat_of',
+    'MOST_CLASSES', 'MOST_FIGURES', 'Cell', 'Figure', 'Section', 'Table', 'count', 'effect_text', 'interval_numbers',
+    'interval_text', 'listed', 'mean_text', 'metric_cell', 'run_cell', 'signed', 'stat_of',
 ]  # fmt: skip
 
 MOST_FIGURES = 12  # of a kind; the rest is in report.json
@@ -22,10 +22,11 @@ MOST_CLASSES = 60  # in a table or figure
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell: its text, and what it is sorted by, None where there is nothing."""
+    """A cell: its text, what it is sorted by, None where there is nothing, and the colour of the run that it names."""
 
     text: str
     value: float | str | None = None
+    colour: str = ''
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,23 @@ def signed(text: str) -> str:
     return (text if text.strip('-+0.,') else text.lstrip('-')).replace('-', '−')
 
 
+def effect_text(value: float, metric: str, ratio: bool, *, unit: bool = True) -> str:
+    """A difference or ratio of two runs, `'+1.23 points'`."""
+    known = metric_of(metric)
+    if ratio:
+        return f'{value:,.3f}'
+    return signed(f'{value / known.scale:+,.{known.decimals}f}') + (known.difference if unit else '')
+
+
+def interval_text(finding: Numbers, metric: str) -> str:
+    """`', corrected interval +0.50 to +1.96'`; nothing where there is none, or no need of one."""
+    low, high = (
+        'no end' if finding[end] is None else effect_text(finding[end], metric, finding['ratio'], unit=False)
+        for end in ('low', 'high')
+    )
+    return '' if low == high or metric_of(metric).exact else f', corrected interval {low} to {high}'
+
+
 def mean_text(stat: Numbers | None, metric: str) -> str:
     """`'91.20 ± 0.31'`."""
     if stat is None or stat['mean'] is None:
@@ -130,4 +148,4 @@ def listed(values: Iterable[object]) -> str:
 
 def run_cell(run: Numbers) -> Cell:
     """The header of a run's row."""
-    return Cell(run_label(run), run['run'])
+    return Cell(run_label(run), run['run'], run['colour'])

@@ -99,6 +99,7 @@ def notes(content: Numbers) -> list[str]:
     """All that a reader must know before believing the numbers."""
     setup = content['setup']
     lines = [content['limits']] if content['limits'] else []
+    lines += [f'{change[:1].upper()}{change[1:]}.' for change in content['changes']]
     missing = content['unfinished']
     if missing:
         more = f' and {len(missing) - 10} more' if len(missing) > 10 else ''
@@ -108,7 +109,7 @@ def notes(content: Numbers) -> list[str]:
     if len(setup['hardware']) > 1:
         lines.append(
             'The runs are from several machines or had several numbers of threads: their times, images/s and memory '
-            'do not compare.'
+            'do not compare. They are left out here; report.json has them.'
         )
     if setup['analysed'] < setup['trainings']:
         lines.append(

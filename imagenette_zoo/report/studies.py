@@ -16,7 +16,17 @@ from ..study.estimate import dry_run
 from ..study.on_ray import run_on_ray
 from ..study.plan import Study, find_study, plan_models, read_study
 from ..study.process import Slot, Trials
-from ..study.records import FAILED, Record, as_run, by_run, failures, group_runs, samples_of, study_records
+from ..study.records import (
+    FAILED,
+    Record,
+    as_run,
+    by_run,
+    failures,
+    group_runs,
+    same_hardware,
+    samples_of,
+    study_records,
+)
 from ..study.runner import run_study
 from ..study.sentences import sentence
 from ..study.statistics import interval
@@ -225,19 +235,23 @@ def _print_failures(trials: Trials, slot: Slot, console: Console) -> None:
 
 def summary(records: Sequence[Record]) -> str:
     """A line a run."""
-    return f'{table(summary_rows(records))}\n(mean of the seeds ± 95 % interval)'
+    left_out = '' if same_hardware(records) else '; times are left out: the runs are from unlike machines'
+    return f'{table(summary_rows(records))}\n(mean of the seeds ± 95 % interval{left_out})'
 
 
 def summary_rows(records: Sequence[Record]) -> list[tuple[str, ...]]:
-    """A row a run, after a header."""
-    rows: list[tuple[str, ...]] = [('run', 'seeds', 'top-1 %', 'total', 'images/s', 'M parameters')]
+    """A row a run, after a header; with times where all are from the same hardware."""
+    timed = same_hardware(records)
+    rows: list[tuple[str, ...]] = [
+        ('run', 'seeds', 'top-1 %', *(('total', 'images/s') if timed else ()), 'M parameters')
+    ]
     for run, members in by_run(records).items():
         top1 = interval([record.result.top1 for record in members])
         half = '' if top1.half is None else f' ± {top1.half:.2f}'
         total = sum(record.result.seconds['total'] or 0.0 for record in members) / len(members)
         rate = sum(record.result.images_per_second for record in members) / len(members)
-        size = f'{members[0].result.params / 1e6:.2f}'
-        rows.append((run, str(len(members)), f'{top1.mean:.2f}{half}', duration(total), f'{rate:.0f}', size))
+        times = (duration(total), f'{rate:.0f}') if timed else ()
+        rows.append((run, str(len(members)), f'{top1.mean:.2f}{half}', *times, f'{members[0].result.params / 1e6:.2f}'))
     return rows
 
 
@@ -275,12 +289,12 @@ def report_on(
         UserError: There is no finished run, or one is damaged.
     """
     first = Path(paths[0])
-    study = None
     if len(paths) == 1 and os.path.isfile(first / 'study.yaml'):
         study = as_run(read_study(first / 'study.yaml'), first)
         records = study_records(study, first)
     else:
         records = group_runs(_run_folders(paths))
+        study = Study('', {}, tuple(sorted({record.seed for record in records})))
     if not records:
         raise UserError(f'{first}: no finished run in it')
     beside = len(paths) == 1 and not (first / 'result.json').is_file()
@@ -288,14 +302,14 @@ def report_on(
     page = write_report(
         folder,
         records,
-        study=study and with_pairs(study, records),
+        study=with_pairs(study, records),
         data_dir=data_dir,
         images=images,
         compare=compare,
         markdown=Path(markdown) if markdown else None,
     )
     print(summary(records))
-    if study is not None and (judged := verdicts(study, records)):
+    if judged := verdicts(study, records):
         print(f'\n{judged}')
     print(f'\nreport: {page}')
     return page

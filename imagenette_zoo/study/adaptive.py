@@ -150,7 +150,7 @@ def _option(claim: Claim, test: Test, state: State, usual: Mapping[tuple[str, bo
         if hours:
             found.append(_Option(claim.name, hours, _wanted(following, state)))
     last = test.stages[-1][0]
-    none = Left(f'no number of seeds up to {last} would decide it, if all is as it seems')
+    none = Left(f'{last} seeds would not decide it, if all is as it seems')
     return min(found, key=lambda option: option.hours, default=none)
 
 

@@ -70,7 +70,9 @@ class Finding:
     @property
     def holds(self) -> bool:
         """Whether the difference is as expected, decided or not."""
-        return self.estimate is not None and self.estimate > self.comparison.bound
+        if self.estimate is None:  # beyond all numbers, where one run never reached it
+            return self.counts is not None and self.counts[0] > self.counts[1]
+        return self.estimate > self.comparison.bound
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,8 @@ def look_at(claim: Claim, comparison: Comparison, samples: Samples, stages: Stag
     }
     first, second = (tuple(row) for row in pairs.values.tolist())
     notes = [_lost(metric, run, sample) for run, sample in zip(runs, known, strict=True) if sample.lost]
+    if not blocks and not notes:
+        notes = [f'{" and ".join(runs)} have no seed in common']
     return Looks(
         replace(finding, values=(first, second), blocks=blocks, note='; '.join(notes)),
         bound,

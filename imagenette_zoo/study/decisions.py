@@ -27,7 +27,7 @@ from .comparisons import (
 )
 from .metrics import metric_of
 from .plan import STAGES, STEP_TIME_STAGES, Claim, Comparison, Study
-from .records import Record, by_run
+from .records import Record, by_run, distinct
 from .statistics import LEVEL, claim_p, holm
 
 __all__ = ['Test', 'Verdict', 'all_pairs', 'judge', 'run_tests', 'ways', 'with_pairs']
@@ -105,9 +105,10 @@ def all_pairs(runs: Iterable[str], metric: str = 'top1', practical: float | None
 
 
 def with_pairs(study: Study, records: Iterable[Record]) -> Study:
-    """The study; one without claims asks of each pair of its runs which has the higher top-1."""
+    """The study; one without claims asks of each pair of its runs on the same images which has the higher top-1."""
     runs = by_run(records)
-    if study.claims or not 1 < len(runs) <= MOST_COMPARED:
+    images = distinct([record.result.dataset for each in runs.values() for record in each])
+    if study.claims or not 1 < len(runs) <= MOST_COMPARED or len(images) > 1:
         return study
     ranked = sorted(runs, key=lambda run: -sum(record.result.top1 for record in runs[run]) / len(runs[run]))
     return replace(study, claims=all_pairs(ranked))

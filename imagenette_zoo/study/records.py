@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from .statistics import Sample
 
 __all__ = [
     'CHANGES', 'FAILED', 'STEP_TIMES', 'Record', 'as_run', 'by_run', 'check_recipe', 'code_label', 'distinct',
-    'failures', 'group_runs', 'read_record', 'sample', 'samples_of', 'study_before', 'study_records',
+    'failures', 'group_runs', 'read_record', 'same_hardware', 'sample', 'samples_of', 'study_before', 'study_records',
 ]  # fmt: skip
 
 IN_A_ROW = ('train_loss', 'train_seconds', 'seconds')
@@ -206,7 +207,8 @@ def distinct(values: Sequence[Any]) -> list[Any]:
 def group_runs(folders: Sequence[Path]) -> list[Record]:
     """Finished runs out of any folders, grouped: those that differ only by the seed are seeds of one run.
 
-    A run is named by its model, and by the options in which it differs from the others with that model.
+    A run is named by its folder, without the seed; where its seeds have folders of other names, or other runs the same,
+    by its model, and by the options in which it differs from the others with that model.
 
     Raises:
         UserError: One is not finished or damaged, or two are the same run with the same seed.
@@ -214,7 +216,11 @@ def group_runs(folders: Sequence[Path]) -> list[Record]:
     read = [read_record(folder, '') for folder in folders]
     recipes = [_recipe(record.result) for record in read]
     kinds = distinct(recipes)
-    names = [_name(recipe, kinds) for recipe in kinds]
+    own = [[each.folder for each, recipe in zip(read, recipes, strict=True) if recipe == kind] for kind in kinds]
+    by_options = [_name(kind, kinds) for kind in kinds]
+    names = [_folder_name(each, own) or name for each, name in zip(own, by_options, strict=True)]
+    if len(set(names)) < len(names):  # a folder has the name of another run's model
+        names = by_options
     named = [
         Record(names[kinds.index(recipe)], record.folder, record.result, record.history, record.analysis)
         for record, recipe in zip(read, recipes, strict=True)
@@ -225,6 +231,20 @@ def group_runs(folders: Sequence[Path]) -> list[Record]:
         if other is not record.folder:
             raise UserError(f'{record.folder} and {other}: the same run with the same seed: give one of them')
     return named
+
+
+def _folder_name(folders: Sequence[Path], all_of_them: Sequence[Sequence[Path]]) -> str:
+    """The name that the folders of a run have in common, without the seed, and no other run has; or nothing."""
+
+    def stems(some: Sequence[Path], parts: int) -> set[str]:
+        paths = [Path(*folder.absolute().parts[-parts:]).as_posix() for folder in some]
+        return {re.sub(r'-seed\d+$', '', path) for path in paths}
+
+    for parts in (1, 2):  # the folder's name, else with that of the folder that it is in
+        names = stems(folders, parts)
+        if len(names) == 1 and sum(bool(names & stems(other, parts)) for other in all_of_them) == 1:
+            return names.pop()
+    return ''
 
 
 def _recipe(result: Result) -> dict[str, Any]:
@@ -251,6 +271,11 @@ def _name(recipe: Mapping[str, Any], all_of_them: Sequence[Mapping[str, Any]]) -
     defaults = Recipe().as_dict()
     words = [f'{key}={recipe.get(key)}' for key in differing if recipe.get(key) != defaults.get(key)]
     return ' '.join([model, *words]) if differing else model
+
+
+def same_hardware(records: Iterable[Record]) -> bool:
+    """Whether the times of trainings compare."""
+    return len(distinct([record.result.hardware for record in records])) == 1
 
 
 def by_run(records: Iterable[Record]) -> dict[str, list[Record]]:

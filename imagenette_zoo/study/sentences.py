@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 
-from .comparisons import CONTRADICTED, EQUAL, SUPPORTED, Finding
+from .comparisons import CONTRADICTED, EQUAL, SUPPORTED, UNDECIDED, Finding
 from .decisions import Verdict
 from .metrics import Metric, metric_of
 
-__all__ = ['sentence']
+__all__ = ['amount', 'sentence', 'what_is_so']
+
 
 
 def sentence(verdict: Verdict) -> str:
@@ -17,42 +18,54 @@ def sentence(verdict: Verdict) -> str:
     Args:
         verdict: The verdict.
     """
+    what, more = what_is_so(verdict)
+    if verdict.verdict == UNDECIDED:
+        return f'undecided: {"; ".join(filter(None, (what, more)))}'
+    return what if verdict.verdict == EQUAL else f'{what}: {verdict.verdict}'
+
+
+def what_is_so(verdict: Verdict) -> tuple[str, str]:
+    """What is known, as `'a is 9.4 points above b (6.1 to 12.7)'`, and what would decide an undecided claim.
+
+    Args:
+        verdict: The verdict.
+    """
     metric, words = metric_of(verdict.claim.metric), _Words(verdict)
     if verdict.verdict == SUPPORTED:
-        return f'{" and ".join(map(words.effect, verdict.findings))}: supported'
+        return ' and '.join(map(words.effect, verdict.findings)), ''
     if verdict.verdict == CONTRADICTED:
-        return f'{words.effect(verdict.finding)}: contradicted'
+        return words.effect(verdict.finding), ''
     if verdict.verdict == EQUAL:
         pairs = (f'{words.runs(each)}{words.interval(each)}' for each in verdict.findings)
-        within = _amount(verdict.claim.equal_within or 0.0, metric)
-        return f'{", ".join(pairs)}: equal within {within}{words.of}'
-    return f'undecided: {_open(verdict, words)}'
+        within = amount(verdict.claim.equal_within or 0.0, metric)
+        return f'{", ".join(pairs)}: equal within {within}{words.of}', ''
+    return _open(verdict, words)
 
 
-def _open(verdict: Verdict, words: _Words) -> str:
+def _open(verdict: Verdict, words: _Words) -> tuple[str, str]:
     """What is known of a claim that is undecided, and what would decide it."""
     finding, more = verdict.finding, ''
     if verdict.more_seeds:
-        more = f'; about {verdict.more_seeds} more seed{"s" if verdict.more_seeds > 1 else ""}'
+        more = f'about {verdict.more_seeds} more seed{"s" if verdict.more_seeds > 1 else ""}'
     if finding.stage is None:
         if not any(finding.values):
-            return finding.note or 'nothing is known'
-        need = f'; verdicts need {finding.blocks + verdict.more_seeds} seeds' if verdict.more_seeds else ''
-        return (words.values(finding) if finding.blocks < 3 else f'{words.effect(finding)} so far') + need
+            return finding.note or 'nothing is known', ''
+        need = f'verdicts need {finding.blocks + verdict.more_seeds} seeds' if verdict.more_seeds else ''
+        return words.values(finding) if finding.blocks < 3 else f'{words.effect(finding)} so far', need
     if finding.low is None and finding.high is None:
-        return f'{words.effect(finding)}{more}' if finding.counts else finding.note
+        return (words.effect(finding), more) if finding.counts else (finding.note, '')
     ends = [abs(end) for end in (finding.low, finding.high) if end is not None]
     small = finding.error is not None and finding.estimate is not None and not finding.comparison.ratio
     if small and verdict.claim.two_sided and abs(finding.estimate or 0.0) < (finding.error or 0.0):
         most = f'at most {words.number(max(ends))}{words.unit} either way'
-        return f'no difference seen between {words.runs(finding)}{words.of}, {most}{more}'
-    last = '' if more or finding.note else f'; no number of seeds up to {verdict.last} would decide it'
-    return f'{words.effect(finding)}{more or last}'
+        return f'no difference seen between {words.runs(finding)}{words.of}, {most}', more
+    last = '' if finding.note else f'{verdict.last} seeds would not decide it'
+    return words.effect(finding), more or last
 
 
-def _amount(value: float, metric: Metric) -> str:
+def amount(value: float, metric: Metric) -> str:
     """`'1 point'`."""
-    unit = metric.difference
+    unit, value = metric.difference, value / metric.scale
     return f'{value:g}{unit.removesuffix("s") if value == 1 and unit in (" points", " epochs") else unit}'
 
 
@@ -62,7 +75,8 @@ class _Words:
     def __init__(self, verdict: Verdict) -> None:
         self.metric = metric_of(verdict.claim.metric)
         self.unit = self.metric.difference
-        self.of = '' if verdict.claim.metric == 'top1' else f' in {self.metric.label}'
+        label = self.metric.label.partition(',')[0]  # without its unit
+        self.of = '' if verdict.claim.metric == 'top1' or label in self.unit else f' in {label}'
         shown = [value for each in verdict.findings for value in (each.estimate, each.low, each.high) if value]
         fewer = max(self.metric.decimals - (not self.metric.exact), min(self.metric.decimals, 1))
         lost = any(round(abs(value) / self.metric.scale, fewer) == 0 for value in shown)

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import xml.etree.ElementTree
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,9 +26,8 @@ BROWSER = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', '
 def test_same_input_same_bytes(written: Path, tmp_path: Path, study: Study) -> None:
     write_report(tmp_path, make_records(), study=study)
     files = sorted(path.relative_to(written) for path in written.rglob('*') if path.is_file())
-    assert {'report.html', 'report.md', 'report.json', 'figures/curves-1.svg', 'figures/passes-2.png'} <= set(
-        map(str, files)
-    )
+    drawn = {'figures/curves-1.svg', 'figures/passes-2.png', 'figures/verdicts.png'}
+    assert {'report.html', 'report.md', 'report.json', *drawn} <= set(map(str, files))
     for file in files:
         assert (written / file).read_bytes() == (tmp_path / file).read_bytes(), file
 
@@ -84,6 +84,16 @@ def test_hostile_names_are_only_text(tmp_path: Path) -> None:
     assert columns == [len(re.findall(r'(?<!\\)\|', line)) for line in heads]
 
 
+def test_only_long_names_may_be_broken_and_only_between_words(tmp_path: Path) -> None:
+    records = [
+        make_record(name, 1, 80.0, analysed=False) for name in ('act_layer=mish', 'mbv2_mish_imagenette-lr=0.003')
+    ]
+    page = write_report(tmp_path, records).read_text()
+    assert 'mbv2_<wbr>mish_<wbr>imagenette-lr=<wbr>0.003' in page
+    assert 'act_layer=mish</div>' in page
+    assert 'overflow-wrap: anywhere' not in page
+
+
 def test_page_fetches_nothing(written: Path) -> None:
     page = (written / 'report.html').read_text()
     addresses = re.findall(r'(?:src|href|data|action|poster|srcset)="([^"]*)"', page)
@@ -119,6 +129,14 @@ def test_a_training_that_diverged_is_reported_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_changes_of_a_study_are_told(tmp_path: Path, study: Study) -> None:
+    changed = replace(study, changes=('the claim C1 was removed after 4 blocks of its runs were seen',))
+    page = write_report(tmp_path, make_records(), study=changed)
+    line = 'The claim C1 was removed after 4 blocks of its runs were seen.'
+    assert line in text_of(page.read_text())
+    assert line in (tmp_path / 'report.md').read_text()
+
+
 def test_many_runs_and_many_classes(tmp_path: Path) -> None:
     classes = tuple(f'class {number}' for number in range(70))
     records = [make_record(f'run{n}', s, 50.0 + n + s / 9, gmacs=1.0 + n) for n in range(14) for s in (1, 2)]
@@ -156,7 +174,7 @@ addEventListener('load', () => {
   const table = document.querySelector('#runs table.sortable');
   const heads = [...table.tHead.rows[0].cells];
   const column = heads.findIndex(head => head.textContent === 'time to 80 %');
-  const shown = () => [...table.tBodies[0].rows].map(row => row.cells[0].textContent[0]).join('');
+  const shown = () => [...table.tBodies[0].rows].map(row => row.cells[0].textContent.trim()[0]).join('');
   const state = () => heads[column].getAttribute('aria-sort');
   const found = {start: shown(), state: [state()], sorted: []};
   for (let click = 0; click < 2; click++) {
@@ -169,7 +187,9 @@ addEventListener('load', () => {
   found.overflow = page.scrollWidth - innerWidth;
   found.width = innerWidth;
   found.wide = [...document.querySelectorAll('.scroll')].some(each => each.scrollWidth > each.clientWidth);
-  const widths = [...document.querySelectorAll('svg')].map(each => each.getBoundingClientRect().width);
+  const widths = [...document.querySelectorAll('figure svg')].map(each => each.getBoundingClientRect().width);
+  found.verdicts = document.querySelector('.verdicts').getBoundingClientRect().bottom + scrollY;
+  found.broken = [...document.querySelectorAll('.verdicts *')].some(each => each.scrollWidth > innerWidth);
   found.letter = Math.min(...widths) / 360;
   parent.document.title = JSON.stringify(found);
 });
@@ -179,8 +199,12 @@ addEventListener('load', () => {
 @pytest.mark.skipif(BROWSER is None, reason='there is no Chromium')
 @pytest.mark.parametrize('width', [400, 1400])
 def test_in_a_browser(tmp_path: Path, study: Study, width: int) -> None:
-    """Sorting works, nothing overflows, no errors; in a frame, as Chromium's windows are never narrow."""
+    """Sorting works, nothing overflows, no errors, 14 verdicts are on the first screen of a desk.
+
+    In a frame, as Chromium's windows are never narrow.
+    """
     records = [*make_records(), make_record('x' * 80, 1, 85.0, analysed=False)]
+    study = replace(study, claims=make_claims(*[('top1', 'good', 'bad'), ('train_seconds', 'bad', 'good')] * 7))
     page = write_report(tmp_path, records, study=study).read_text()
     (tmp_path / 'probe.html').write_text(page.replace('</body>', PROBE + '</body>'))
     frame = f'<iframe src="probe.html" style="width:{width}px;height:900px;border:0"></iframe>'
@@ -200,5 +224,7 @@ def test_in_a_browser(tmp_path: Path, study: Study, width: int) -> None:
     assert found['width'] == width
     assert found['overflow'] <= 0
     assert found['wide'] or width > 400
+    assert not found['broken']
+    assert found['verdicts'] <= 900 or width == 400
     assert found['letter'] >= 0.9  # times 9 pixels
     assert [line for line in done.stderr.splitlines() if 'CONSOLE' in line] == []

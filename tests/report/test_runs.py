@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from imagenette_zoo.report.page import write_report
+from imagenette_zoo.report.studies import summary, summary_rows
 from tests.report.records import make_record, make_records, text_of
 
 
@@ -65,3 +66,23 @@ def test_means_in_json_are_over_seeds(tmp_path: Path) -> None:
     assert good['metrics']['top1']['values'] == pytest.approx([90 + seed / 3 for seed in (1, 2, 3)])
     assert bad['curve'][1]['mean'] == pytest.approx(35.5)
     assert bad['per_class']['church']['mean'] == pytest.approx(70.0)
+
+
+def test_times_of_unlike_machines_are_left_out_and_that_is_said_once(tmp_path: Path) -> None:
+    records = make_records(analysed=False)
+    assert {'total', 'images/s'} <= set(summary_rows(records)[0])
+    records[0].result.hardware['threads'] = 1
+    assert not {'total', 'images/s'} & set(summary_rows(records)[0])
+    assert summary(records).count('times are left out') == 1
+    write_report(tmp_path, records)
+    markdown = (tmp_path / 'report.md').read_text()
+    [header] = [line for line in markdown.splitlines() if line.startswith('| run | seeds |')]
+    assert header == '| run | seeds | top-1, % | parameters, M | GMACs |'
+    assert markdown.count('They are left out here') == 1
+    assert json.loads((tmp_path / 'report.json').read_text())['runs'][0]['metrics']['images_per_second']
+
+
+def test_the_best_epoch_has_a_column_where_it_is_not_the_last(tmp_path: Path) -> None:
+    for best in (90.0, 91.5):
+        write_report(tmp_path, [make_record('a', 1, 90.0, best_top1=best, analysed=False)])
+        assert ('best epoch, %' in (tmp_path / 'report.md').read_text()) == (best > 90)

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 
 from imagenette_zoo.errors import UserError
+from imagenette_zoo.report.curves import panels
+from imagenette_zoo.report.drawing import run_styles
 from imagenette_zoo.report.page import report_numbers, write_report
 from imagenette_zoo.report.setup import about
+from imagenette_zoo.study.plan import Study
 from tests.report.records import IMAGES, make_record, make_records
 
 
@@ -79,3 +82,26 @@ def test_confusion_and_passes_are_means_over_seeds(written: Path) -> None:
         '| blocks.1 | kernel 3, kernel 3 | 1–2: 0.250 | 1–2: 0.100 | 1: +3.50, 2: −1.25 |'
         in (written / 'report.md').read_text()
     )
+
+
+def test_a_run_has_one_colour_and_claimed_pairs_share_a_panel() -> None:
+    runs = [f'run{number}' for number in range(13)]
+    compared = [('run0', f'run{number}') for number in range(1, 9)] + [('run9', 'run10'), ('run11', 'run10')]
+    claims = [{'findings': [{'larger': a, 'smaller': b}]} for a, b in compared]
+    found = panels(runs, claims)
+    assert {run for panel in found for run in panel} == set(runs)
+    assert all(any({*pair} <= set(panel) for panel in found) for pair in compared)
+    styles = run_styles(runs, found)
+    for panel in found:
+        assert len(panel) <= 6
+        for part in (0, 1):
+            assert len({styles[run][part] for run in panel}) == len(panel)
+    assert len(set(styles.values())) == len(runs)
+    assert panels(runs, []) == [runs[:6], runs[6:12], runs[12:]]
+
+
+def test_classes_are_of_the_pairs_that_are_claimed(tmp_path: Path, study: Study) -> None:
+    records = [*make_records(analysed=False), make_record('third', 1, 89.0, model='other', analysed=False)]
+    for claimed, expected in ((study, [['bad', 'good']]), (None, [['good', 'third']])):
+        assert report_numbers(records, claimed)['pairs'] == expected
+    assert report_numbers(records, study, ('third', 'bad'))['pairs'] == [['third', 'bad']]

@@ -315,7 +315,7 @@ def test_runs_are_named_by_what_tells_them_apart(tmp_path: Path, recipe: Callabl
     ]  # fmt: skip
     found = group_runs(folders)
     assert {run: [each.seed for each in records] for run, records in by_run(found).items()} == {
-        'test_resnet lr=0.01': [1, 2], 'test_resnet lr=0.5': [1], 'test_resnet lr=0.5 nan=skip': [1], 'test_vit': [1],
+        'test_resnet lr=0.01': [1, 2], 'c': [1], 'e': [1], 'd': [1],
     }  # fmt: skip
     with pytest.raises(UserError, match='the same run with the same seed'):
         group_runs([folders[0], folders[0].parent / '..' / folders[0].parent.name / 'a'])
@@ -326,15 +326,40 @@ def test_runs_are_named_by_what_tells_them_apart(tmp_path: Path, recipe: Callabl
     assert len(by_run(group_runs(folders[:2]))) == 1
 
 
+def write_run(folder: Path, **changes: Any) -> Path:
+    """The files of a run that was never trained."""
+    folder.mkdir(parents=True)
+    result = replace(record([50.0]).result, **changes)
+    (folder / 'result.json').write_text(json.dumps(result.as_json()))
+    (folder / 'metrics.jsonl').write_text('')
+    return folder
+
+
 def test_runs_with_other_code_are_other_runs(tmp_path: Path) -> None:
-    codes: dict[str, dict[str, str]] = {'a': {'idea.py': 'a' * 64}, 'b': {'idea.py': 'b' * 64}, 'c': {}}
-    for name, code in codes.items():
-        (tmp_path / name).mkdir()
-        result = replace(record([50.0]).result, code=code)
-        (tmp_path / name / 'result.json').write_text(json.dumps(result.as_json()))
-        (tmp_path / name / 'metrics.jsonl').write_text('')
-    found = group_runs([tmp_path / name for name in codes])
-    assert [each.run for each in found] == [f'model code=idea.py {letter * 12}' for letter in 'ab'] + ['model']
+    codes: list[dict[str, str]] = [{'idea.py': 'a' * 64}, {'idea.py': 'b' * 64}, {}]
+    folders = [
+        write_run(tmp_path / f'{name}{number}', code=code, seed=seed)
+        for number, code in enumerate(codes)
+        for seed, name in enumerate('xy')
+    ]
+    names = [f'model code=idea.py {letter * 12}' for letter in 'ab'] + ['model']
+    assert [each.run for each in group_runs(folders)] == [name for name in names for _ in range(2)]
+
+
+def test_a_run_has_the_name_of_its_folders_where_they_agree(tmp_path: Path) -> None:
+    ways: list[dict[str, Any]] = [{'recipe': {'lr': lr}} for lr in (0.1, 0.2, 0.3)]
+    folders = {
+        'mish-seed1': {'seed': 1, **ways[0]}, 'mish-seed2': {'seed': 2, **ways[0]}, 'relu': {'seed': 1, **ways[1]},
+        'more/relu-seed3': {'seed': 3, **ways[2]},
+    }  # fmt: skip
+    found = group_runs([write_run(tmp_path / 'runs' / name, **changes) for name, changes in folders.items()])
+    assert [(each.run, each.seed) for each in found] == [
+        ('mish', 1), ('mish', 2), ('runs/relu', 1), ('more/relu', 3),
+    ]  # fmt: skip
+    models: dict[str, dict[str, Any]] = {'1-x': {'model': 'a'}, '2-x': {'model': 'a', 'seed': 2}, 'a': {'model': 'b'}}
+    changes = {name: {**own, 'recipe': {'model': own['model']}} for name, own in models.items()}
+    found = group_runs([write_run(tmp_path / 'own' / name, **each) for name, each in changes.items()])
+    assert [each.run for each in found] == ['a', 'a', 'b'], 'a folder has the name of another model'
 
 
 @pytest.mark.slow

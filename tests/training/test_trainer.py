@@ -74,6 +74,7 @@ def test_a_runs_folder(recipe: MakeRecipe) -> None:
         'code',
     }
     assert saved['dataset'].pop('hash').startswith('content:')
+    assert len(saved['dataset'].pop('files')) == 32
     assert saved['dataset'] == {'name': Path(saved['recipe']['data_dir']).name, 'train': 24, 'val': 12}
     assert set(saved['seconds']) == {'setup', 'total', 'train', 'eval', 'to_80', 'to_85', 'to_90'}
     assert set(saved['per_class']) == {'class0', 'class1', 'class2'}
@@ -95,7 +96,7 @@ def test_a_runs_folder(recipe: MakeRecipe) -> None:
     assert len(kept) == 2
     assert f'epoch-{saved["best_epoch"]}' in kept
     assert same(weights(run, 'best'), weights(run, f'checkpoints/epoch-{saved["best_epoch"]}'))
-    assert [path.name for path in run.rglob('.*')] == ['.lock'], 'temporary files are left'
+    assert sorted(path.name for path in run.rglob('.*')) == ['.lock', '.saved'], 'temporary files are left'
 
 
 @pytest.mark.slow
@@ -698,7 +699,8 @@ def test_checkpoints_that_are_refused(
         'evil.pth': 'refused',
         'seven.pth': 'fc.weight is (7,',
     }.items():
-        expect_error(capsys, ['train', *flags(initial_checkpoint=name)], name, part)
+        if name != 'seven.pth':  # of which a training takes all but the classifier
+            expect_error(capsys, ['train', *flags(initial_checkpoint=name)], name, part)
         expect_error(
             capsys,
             [

@@ -1,0 +1,93 @@
+"""The commands, Python lines and links of README and docs are ones that work."""
+
+import argparse
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from imagenette_zoo.cli.main import COMMANDS
+from imagenette_zoo.config.fields import Parser
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md'))]
+FENCED = re.compile(r'^```(\w*)\n(.*?)^```', re.MULTILINE | re.DOTALL)
+SCRIPTS = {'train.py': ['train'], 'validate.py': ['validate']}
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return [text for kind, text in FENCED.findall(page.read_text()) if kind == language]
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The words after `imagenette-zoo`, of all its commands on a page."""
+    found = []
+    for text in blocks(page, 'bash'):
+        for line in re.sub(r'\\\n\s*', ' ', text).splitlines():
+            words = shlex.split(line, comments=True)
+            if words[:1] == ['imagenette-zoo']:
+                found.append(words[1:])
+            elif words[:1] == ['python'] and words[1] in SCRIPTS:
+                found.append([*SCRIPTS[words[1]], *words[2:]])
+    return found
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+def test_every_command_of_a_page_is_understood(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    known = {command.name: command for command in COMMANDS}
+    for name, *words in commands(page):
+        parser: argparse.ArgumentParser = Parser(prog=name)
+        known[name].add_arguments(parser)
+        try:
+            parser.parse_args(words)
+        except SystemExit as error:
+            pytest.fail(f'{name} {words}: {error} {capsys.readouterr().err}')
+
+
+def anchors(page: Path) -> set[str]:
+    headings = re.findall(r'^#+ (.*)$', FENCED.sub('', page.read_text()), re.MULTILINE)
+    return {re.sub(r'[^\w\- ]', '', heading.lower()).replace(' ', '-') for heading in headings}
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r'\]\(([^)\s]+)\)', FENCED.sub('', page.read_text())):
+        if re.match(r'[a-z]+:', target):
+            continue
+        path, _, anchor = target.partition('#')
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), f'{page.name}: {target}'
+        assert not anchor or anchor in anchors(file), f'{page.name}: {target}'
+
+
+@pytest.mark.slow
+def test_the_python_of_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for text in blocks(ROOT / 'README.md', 'python'):
+        exec(compile(text, 'README.md', 'exec'), names)
+    assert (tmp_path / 'runs').is_dir()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('dead', ['', '[x](data.md#nope)'])
+def test_the_site_is_built_and_dead_links_are_errors(tmp_path: Path, dead: str) -> None:
+    pytest.importorskip('material')
+    pytest.importorskip('mkdocstrings_handlers.python')
+    for name in ('docs', 'tools', 'imagenette_zoo', 'hparams', 'examples'):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns('__pycache__', '*.safetensors'))
+    for name in ('mkdocs.yml', 'README.md', 'CONTRIBUTING.md', 'CHANGELOG.md', 'CITATION.cff'):
+        shutil.copy(ROOT / name, tmp_path)
+    with open(tmp_path / 'docs' / 'data.md', 'a') as page:
+        page.write(f'\n{dead}\n')
+    environment = {**os.environ, 'NO_MKDOCS_2_WARNING': '1', 'PYTHONPATH': os.pathsep.join([str(tmp_path), *sys.path])}
+    done = subprocess.run(
+        [sys.executable, '-m', 'mkdocs', 'build'], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert (done.returncode == 0) is not bool(dead), done.stderr
+    assert (tmp_path / 'build' / 'site' / 'api.html').exists()

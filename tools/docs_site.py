@@ -1,6 +1,7 @@
 """What `make docs` changes on the way from docs/ to the site: README is its first page, files beside docs/ come along.
 
-The pages themselves keep links that work on GitHub. A link to a file outside docs/ leads to a copy; one to a folder there becomes text.
+The pages themselves keep links that work on GitHub. A link to a file outside docs/ leads to a copy; one to a folder
+there becomes text.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
-ABOVE = {'index.md': ROOT / 'README.md', 'CONTRIBUTING.md': ROOT / 'CONTRIBUTING.md', 'CHANGELOG.md': ROOT / 'CHANGELOG.md'}
+ABOVE = {'index.md': ROOT / 'README.md', **{name: ROOT / name for name in ('CONTRIBUTING.md', 'CHANGELOG.md')}}
 LINK = re.compile(r'(!?)\[([^\]]*)\]\((?![a-z]+:)([^)#\s]+)(#[^)\s]*)?\)')
 API = """\
 # API

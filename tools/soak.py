@@ -3,6 +3,7 @@
     python tools/soak.py kill       SIGKILL at random instants, half of them while a file is being written
     python tools/soak.py fuzz       damaged files for every parser (needs hypothesis)
     python tools/soak.py endure     200 epochs: memory, files, threads and disk must not grow
+    python tools/soak.py faults     more than 1,000 faults of many kinds, each in a small world of its own (faults.py)
 
 Exits with 1 where a promise is broken. docs/reliability.md says what is promised.
 """
@@ -29,6 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from faults import LOADED, SERVER, faults
 from PIL import Image
 from safetensors.torch import save
 
@@ -186,6 +188,9 @@ def parsers(scratch: Path) -> dict[str, tuple[str, bytes, Callable[[Path], Any]]
     weights = {'conv.weight': torch.randn(4, 3, 3, 3), 'bn.running_mean': torch.zeros(4)}
     checkpoint, old, archive = io.BytesIO(), io.BytesIO(), io.BytesIO()
     torch.save({'state_dict': weights, 'epoch': 3}, checkpoint)
+    run = RunFolder(scratch / 'saved')
+    run.path.mkdir()
+    run.save_state({'state_dict': weights, 'environment': {'threads': 1}})
     torch.save(weights, old, _use_new_zipfile_serialization=False)
     with tarfile.open(fileobj=archive, mode='w:gz') as tar:
         tar.add(data, 'set')
@@ -200,7 +205,10 @@ def parsers(scratch: Path) -> dict[str, tuple[str, bytes, Callable[[Path], Any]]
         return read_result(path.parent)
 
     def state(path: Path) -> Any:
-        return RunFolder(path.parent).parse_state(path.read_bytes())
+        data = path.read_bytes()
+        values = RunFolder(path.parent).parse_state(data)
+        assert data == run['state.pt'].read_bytes(), 'a damaged state was read'
+        return values
 
     def noise(path: Path) -> Any:
         shutil.copyfile(path, data / 'noisy_imagenette.csv')
@@ -269,7 +277,7 @@ def parsers(scratch: Path) -> dict[str, tuple[str, bytes, Callable[[Path], Any]]
         'safetensors': ('model.safetensors', save(weights), read_weights),
         'torch checkpoint': ('model.pth', checkpoint.getvalue(), read_weights),
         'torch checkpoint, old format': ('old.pth', old.getvalue(), read_weights),
-        'state of a run': ('state.pt', checkpoint.getvalue(), state),
+        'state of a run': ('state.pt', run['state.pt'].read_bytes(), state),
         'JPEG': ('image.jpg', encoded('JPEG', quality=80), both),
         'PNG': ('image.png', encoded('PNG'), both),
         'archive': ('set.tgz', archive.getvalue(), find_root),
@@ -421,12 +429,16 @@ def _footprint(folder: Path) -> dict[str, float]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('what', choices=('kill', 'fuzz', 'endure'))
+    parser.add_argument('what', choices=('kill', 'fuzz', 'endure', 'faults'))
     parser.add_argument('--kills', type=int, default=50, help='of each recipe')
     parser.add_argument('--inputs', type=int, default=10_000, help='of each parser')
     parser.add_argument('--parsers', nargs='+', help='of fuzz')
     parser.add_argument('--epochs', type=int, default=200, help='of endure')
+    parser.add_argument('--only', nargs='+', default=[], metavar='KIND', help='of faults')
+    parser.add_argument('--each', type=int, metavar='N', help='so many of each kind of faults, drawn')
+    parser.add_argument('--jobs', type=int, default=2, help='faults at the same time')
     parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--json', type=Path, metavar='FILE', help='where the result goes (default: in --results-dir)')
     parser.add_argument('--results-dir', type=Path, default=ROOT / 'docs' / 'results' / 'reliability')
     args = parser.parse_args()
     start = time.perf_counter()
@@ -437,19 +449,20 @@ def main() -> int:
             outcome = kill(args.kills, args.seed, scratch)
         elif args.what == 'fuzz':
             outcome = fuzz(args.inputs, args.seed, scratch, args.parsers)
+        elif args.what == 'faults':
+            outcome = faults(args.seed, scratch, args.only, args.each, args.jobs)
         else:
             outcome = endure(args.epochs, args.seed, scratch)
     outcome.update(seed=args.seed, seconds=time.perf_counter() - start, versions=versions())
     outcome['hardware'] = hardware(torch.device('cpu'))
-    args.results_dir.mkdir(parents=True, exist_ok=True)
-    name = f'{args.what}-some' if args.parsers else args.what
-    write_json(args.results_dir / f'{name}.json', outcome)
+    name = f'{args.what}-some' if args.parsers or args.only else args.what
+    file = args.json or args.results_dir / f'{name}.json'
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, outcome)
     print('kept' if outcome['kept'] else 'BROKEN')
     return 0 if outcome['kept'] else 1
 
 
-SERVER: Any = multiprocessing.get_context('forkserver')
-
 if __name__ == '__main__':
-    SERVER.set_forkserver_preload(['imagenette_zoo.cli', 'imagenette_zoo.training.trainer'])
+    SERVER.set_forkserver_preload(LOADED)
     sys.exit(main())

@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -31,7 +30,7 @@ from PIL import Image
 from ..errors import UserError
 from ..utils.environment import available_cores
 from ..utils.files import cache_dir, is_own, to_json, whole_folder, without_others
-from ..utils.reading import parse_json, read_json
+from ..utils.reading import open_regular, parse_json, read_json
 from .folders import ImageSet
 from .images import decoded, image_size
 from .processes import NoProcesses, in_processes, worth_processes
@@ -229,7 +228,7 @@ def _key(images: ImageSet, what: dict[str, Any]) -> str:
 def _open(folder: Path) -> np.ndarray | None:
     """The mapped rows, or None where there is no whole entry of this user's own."""
     try:
-        with (folder / 'meta.json').open('rb') as described, (folder / 'rows.bin').open('rb', buffering=0) as file:
+        with open_regular(folder / 'meta.json') as described, open_regular(folder / 'rows.bin') as file:
             status = os.fstat(file.fileno())
             if not (is_own(status) and is_own(os.fstat(described.fileno()))):
                 return None
@@ -242,7 +241,7 @@ def _open(folder: Path) -> np.ndarray | None:
         return None
 
 
-def _checksum(file: FileIO) -> str:
+def _checksum(file: BinaryIO) -> str:
     """A hash of the CRC-32 of each block of a file, which all cores read: a bit that changed is noticed."""
     if not os.fstat(file.fileno()).st_size:
         return ''

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import os
 import posixpath
 import re
@@ -16,6 +17,7 @@ from pathlib import Path
 from ..config.groups import DataOptions
 from ..errors import UserError, os_reason
 from ..utils.console import printable
+from ..utils.reading import open_regular
 from .constants import IMAGE_EXTENSIONS, IMAGENETTE, NOISE_LEVELS, NOT_THE_USERS
 
 __all__ = [
@@ -300,7 +302,7 @@ def _posix(path: str) -> str:
 def _noisy_labels(csv_path: Path, column: str) -> dict[str, str]:
     """Training image → label."""
     try:
-        with csv_path.open(newline='', encoding='utf-8-sig') as file:
+        with open_regular(csv_path) as raw, io.TextIOWrapper(raw, 'utf-8-sig', newline='') as file:
             reader = csv.DictReader(file)
             missing = [name for name in ('path', column, 'is_valid') if name not in (reader.fieldnames or ())]
             if missing:

@@ -113,9 +113,15 @@ def read_weights(path: Path, use_ema: bool = True) -> dict[str, torch.Tensor]:
     if isinstance(checkpoint, dict):
         keys = (*_EMA_KEYS, *_KEYS) if use_ema else _KEYS
         state = next((checkpoint[key] for key in keys if isinstance(checkpoint.get(key), dict)), checkpoint)
-    if not isinstance(state, dict) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not state or not all(map(_is_weight, state, state.values())):
         raise UserError(f'{path}: holds no weights')
     return clean_state_dict(state)
+
+
+def _is_weight(name: Any, value: Any) -> bool:
+    """Whether it is a named tensor whose values are there, one by one."""
+    plain = isinstance(name, str) and isinstance(value, torch.Tensor)
+    return plain and value.device.type == 'cpu' and value.layout == torch.strided and not value.is_quantized
 
 
 def check_zip(file: Path | io.BytesIO) -> None:

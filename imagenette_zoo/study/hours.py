@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from ..utils.reading import parse_json
+from ..utils.reading import parse_json, read_text
 from .plan import Study
 
 __all__ = ['epoch_seconds', 'hours_spent', 'seconds_per_epoch']
@@ -14,7 +14,7 @@ __all__ = ['epoch_seconds', 'hours_spent', 'seconds_per_epoch']
 def epoch_seconds(folder: Path) -> list[float]:
     """The seconds of each epoch of a training, validation included."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        text = (folder / 'metrics.jsonl').read_text()
+        text = read_text(folder / 'metrics.jsonl')
         return [float(parse_json(line)['seconds']) for line in text.splitlines()]
     return []
 

@@ -24,7 +24,7 @@ from ..utils.console import duration
 from ..utils.environment import available_cores
 from ..utils.files import write_atomic
 from ..utils.modules import imported_modules
-from ..utils.reading import read_bytes, read_errors
+from ..utils.reading import open_regular, read_bytes, read_errors
 from .plan import Trial, differing
 
 __all__ = [
@@ -180,8 +180,8 @@ def _end_with_parent() -> None:
 
 def epochs_done(folder: Path) -> int:
     """How many epochs of a training are done."""
-    with contextlib.suppress(OSError):
-        return (folder / 'metrics.jsonl').read_bytes().count(b'\n')
+    with contextlib.suppress(OSError), open_regular(folder / 'metrics.jsonl') as file:
+        return file.read().count(b'\n')
     return 0
 
 

@@ -30,7 +30,7 @@ from ..models.model_folder import check_zip, link_model_folder, save_model_folde
 from ..models.own import NOTEBOOK, code_of
 from ..utils.files import ProcessLock, to_json, unused, write_atomic, write_errors, write_json
 from ..utils.modules import imported_modules
-from ..utils.reading import read_errors, read_json
+from ..utils.reading import open_regular, read_errors, read_json
 
 __all__ = ['ANALYSIS_FILES', 'resumed_run', 'RunFolder']
 
@@ -247,7 +247,8 @@ class RunFolder:
             UserError: It can't be read, or was removed.
         """
         try:
-            return self['state.pt'].read_bytes()
+            with open_regular(self['state.pt']) as file:
+                return file.read()
         except FileNotFoundError:
             if os.path.exists(self[SAVED]) and not self.finished:
                 raise UserError(

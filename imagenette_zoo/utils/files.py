@@ -31,7 +31,8 @@ except ImportError:  # Windows
 
 __all__ = [
     'cache_dir', 'is_own', 'keep_inductor_private', 'private_folder', 'private_home', 'without_others', 'whole_folder',
-    'ProcessLock', 'write_errors', 'write_atomic', 'to_json', 'write_json', 'sync', 'file_stem', 'unused',
+    'ProcessLock', 'open_at_once', 'write_errors', 'write_atomic', 'to_json', 'write_json', 'sync', 'file_stem',
+    'unused',
 ]  # fmt: skip
 
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
@@ -192,6 +193,11 @@ def _remove_leftovers(target: Path) -> None:
                     shutil.rmtree(path, ignore_errors=True)
 
 
+def open_at_once(path: str, flags: int) -> int:
+    """Opens a file as `open` does, whose `opener` it can be; the other end of a pipe is not waited for."""
+    return os.open(path, flags | getattr(os, 'O_NONBLOCK', 0), 0o666)
+
+
 class ProcessLock:
     """A lock on a file that belongs to this process alone: not to those it forks, and to nobody once it is killed.
 
@@ -221,7 +227,7 @@ class ProcessLock:
             except filelock.Timeout:
                 raise _busy(path) from None
         else:
-            self._file = open(path, 'ab')  # noqa: SIM115  (until the release)
+            self._file = open(path, 'ab', opener=open_at_once)  # noqa: SIM115  (until the release)
             try:
                 fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except (BlockingIOError, PermissionError):

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import math
 import os
+import stat
 import types
 import typing
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import yaml
 
 from ..errors import UserError, cleaned, first_line, os_reason
+from .files import open_at_once
 
 __all__ = [
-    'LARGEST_YAML', 'PlainLoader', 'read_errors', 'read_bytes', 'read_text', 'read_json', 'parse_json', 'from_json',
-    'yaml_reason',
+    'LARGEST_YAML', 'PlainLoader', 'open_regular', 'read_errors', 'read_bytes', 'read_text', 'read_json', 'parse_json',
+    'from_json', 'yaml_reason',
 ]  # fmt: skip
 
 LARGEST_YAML = 2**20  # bytes
@@ -79,14 +82,27 @@ def read_errors(path: str | Path, kind: str, remedy: str = '') -> Iterator[None]
         raise UserError(f'{path}: not {kind} ({first_line(error)}){remedy}') from None
 
 
+def open_regular(path: str | Path) -> BinaryIO:
+    """A regular file, open to be read: a pipe may keep its reader waiting for ever, and a device may be endless.
+
+    Raises:
+        OSError: It can't be read, or is no regular file.
+    """
+    file = open(path, 'rb', opener=open_at_once)  # noqa: SIM115  (the caller's to close)
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, 'it is no regular file', str(path))
+    return file
+
+
 def read_bytes(path: str | Path, most: int = LARGEST_FILE) -> bytes:
-    """The content of a file, which may be endless.
+    """The content of a regular file.
 
     Raises:
         OSError: It can't be read.
         ValueError: It is longer than `most` bytes.
     """
-    with open(path, 'rb') as file:
+    with open_regular(path) as file:
         if os.fstat(file.fileno()).st_size > most or len(data := file.read(most + 1)) > most:
             raise ValueError(f'longer than {most >> 20} MiB')
     return data

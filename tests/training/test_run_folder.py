@@ -190,6 +190,17 @@ def test_a_run_starts_from_one_of_other_classes(
     assert 'the classifier (fc) is new, all else is taken' in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    'wrong',
+    [{1: torch.zeros(2)}, {'a': torch.zeros(2).to_sparse()}, {'a': torch.zeros(2, device='meta')}, {'a': 1.0}],
+    ids=['a number as name', 'sparse', 'without values', 'no tensor'],
+)
+def test_what_is_no_plain_tensor_is_no_weight(tmp_path: Path, wrong: dict[Any, Any]) -> None:
+    torch.save({'state_dict': {'b': torch.zeros(2), **wrong}}, tmp_path / 'w.pth')
+    with pytest.raises(UserError, match='holds no weights'):
+        read_weights(tmp_path / 'w.pth')
+
+
 def test_weights_of_another_model_name_what_disagrees() -> None:
     model = timm.create_model('test_resnet', num_classes=3)
     state = model.state_dict()

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,8 @@ from imagenette_zoo.models.model_folder import read_config
 from imagenette_zoo.study.analysis import read_analysis
 from imagenette_zoo.study.records import read_record
 from imagenette_zoo.training.result import read_result
-from imagenette_zoo.utils.files import write_json
+from imagenette_zoo.training.run_folder import RunFolder
+from imagenette_zoo.utils.files import ProcessLock, write_json
 from imagenette_zoo.utils.reading import from_json, read_bytes, read_errors, read_json
 
 DAMAGED = {
@@ -70,9 +72,19 @@ def test_a_recipe_in_another_encoding_is_one_line(tmp_path: Path) -> None:
         Recipe.load(tmp_path / 'mine.yaml')
 
 
-def test_a_file_without_an_end_is_refused() -> None:
-    with pytest.raises(ValueError, match='longer than 1 MiB'):
-        read_bytes('/dev/zero', 2**20)
+@pytest.mark.skipif(os.name != 'posix', reason='needs named pipes')
+@pytest.mark.timeout(20)
+def test_a_pipe_is_not_waited_for_and_a_device_has_no_end(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / 'state.pt')
+    (tmp_path / 'zero').symlink_to('/dev/zero')
+    for name in ('state.pt', 'zero'):
+        with pytest.raises(OSError, match='it is no regular file'):
+            read_bytes(tmp_path / name)
+    with pytest.raises(UserError, match=r'state\.pt: can.t read: it is no regular file'):
+        RunFolder(tmp_path).read_state()
+    os.mkfifo(tmp_path / '.lock')
+    with pytest.raises(OSError, match='No such device'):
+        ProcessLock(tmp_path / '.lock')
 
 
 def test_what_can_not_be_read_is_one_line(tmp_path: Path) -> None:

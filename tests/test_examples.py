@@ -41,7 +41,7 @@ def test_an_example_is_compared(
 ) -> None:
     small = '-c demo --img-size 32 -b 8 --epochs 1 --warmup-epochs 0 --device cpu --seeds 1 --dry-run'
     assert main([*command(file), *small.split(), '--data-dir', str(folder), '--output', str(tmp_path)]) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1 : 1 + len(names)]] == names
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[3 : 3 + len(names)]] == names
 
 
 def test_activation() -> None:

@@ -38,7 +38,7 @@ from imagenette_zoo.cli.main import main as cli_main
 from imagenette_zoo.training import trainer
 from imagenette_zoo.utils import streams
 
-HANGS = 300  # seconds: no command on so few images takes so long, even on a busy machine
+HANGS = 150  # seconds: no command on so few images takes so long, even on a busy machine
 MEMORY = 3 * 2**30  # bytes that a command may ask for
 RESIDENT = 1200  # MiB that it may use
 LEFTOVER = re.compile(r'.*\.tmp|\..*\.[0-9a-f]{32}|tmp[a-z0-9_]{8}')

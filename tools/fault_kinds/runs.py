@@ -185,7 +185,7 @@ def caches(rng: random.Random, world: Path) -> Faults:
 
     def everywhere(change: Callable[[Path], object], pattern: str) -> Injure:
         def injure(world: Path) -> None:
-            for path in sorted((world.parent / 'cache').glob(pattern)):
+            for path in sorted(world.parent.glob(f'cache/{pattern}')):
                 change(path)
 
         return injure
@@ -205,7 +205,7 @@ def caches(rng: random.Random, world: Path) -> Faults:
         yield Fault(f'kernels: {how}', TRAIN, spoiled, codes=(0,), same=True, parts=('data',))
     rights = {'0777': 0o777, '0000': 0, '0444': 0o444}
     for name, mode in rights.items():
-        for pattern in ('decoded', 'kernels', 'decoded/*', 'kernels/*.so', 'decoded/*/rows.bin', '.'):
+        for pattern in ('decoded', 'kernels', 'decoded/*', 'kernels/*.so', 'decoded/*/rows.bin'):
             yield Fault(
                 f'cache: {pattern} of mode {name}',
                 TRAIN,

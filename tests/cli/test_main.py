@@ -83,7 +83,7 @@ def test_a_mistake_is_one_line_with_the_nearest_that_there_is(
 
 def test_all_mistakes_of_a_file_are_said_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe, study = tmp_path / 'recipe.yaml', tmp_path / 'study.yaml'
-    recipe.write_text('epohcs: 3\nlr: high\nopt: sgd\nbatch_size: 0\n')
+    recipe.write_text('epohcs: 3\nlr: high\nmixup: 0.2\nbatch_size: 0\n')
     assert main(['train', '-c', str(recipe)]) == 2
     assert capsys.readouterr().err.splitlines() == [
         f"error: {recipe}: unknown option 'epohcs'; did you mean epochs?",
@@ -92,13 +92,14 @@ def test_all_mistakes_of_a_file_are_said_at_once(tmp_path: Path, capsys: pytest.
     ]
     study.write_text(
         'budgte: 3\nbase: recipe.yaml\nruns:\n  a: {lr: x}\n  b:\n    grid: {lr: [y, 0.1], epochs: [1, 2]}\n'
+        '  c: {mixup_off_epoch: 2}\n'  # right with its base
         'claims:\n  - {claim: One., metric: top1, order: a > b}\n  - {claim: Two., metric: top9, order: a > a}\n'
     )
     assert main(['study', str(study)]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(': ')[1:3] for line in lines] == [
         [f'{study}:1', 'a study'], *[[f'{study}:2', str(recipe)]] * 3, [f'{study}:4', '--lr'], [f'{study}:6', '--lr'],
-        [f'{study}:8', 'order'], [f'{study}:9', 'metric'],
+        [f'{study}:9', 'order'], [f'{study}:10', 'metric'],
     ]  # fmt: skip
 
 

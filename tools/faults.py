@@ -52,6 +52,7 @@ LOADED = [  # by the commands when they need them, which takes seconds
     'torch.utils.cpp_extension', 'torchvision', 'timm.data', 'fault_kinds',
 ]  # fmt: skip
 SERVER: Any = multiprocessing.get_context('forkserver')
+STARTING = threading.Lock()
 
 TRAIN = (
     'train', '--model', 'test_resnet', '--img-size', '32', '-b', '8', '--epochs', '2', '--warmup-epochs', '0',
@@ -228,7 +229,9 @@ def run_command(
     """Runs a command in `root/world`, in a process of its own with all modules loaded."""
     start = time.monotonic()
     process = SERVER.Process(target=_run_here, args=(list(words), str(root), within))
-    process.start()
+    with STARTING:  # else another thread, as it starts one, may take the exit code of this one away
+        process.start()
+        multiprocessing.process._children.discard(process)  # type: ignore[attr-defined]
     if during is not None:
         during(process, root / 'world')
     process.join(HANGS)

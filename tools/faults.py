@@ -52,6 +52,7 @@ LOADED = [  # by the commands when they need them, which takes seconds
     'torch.utils.cpp_extension', 'torchvision', 'timm.data', 'fault_kinds',
 ]  # fmt: skip
 SERVER: Any = multiprocessing.get_context('forkserver')
+STARTING = threading.Lock()
 
 TRAIN = (
     'train', '--model', 'test_resnet', '--img-size', '32', '-b', '8', '--epochs', '2', '--warmup-epochs', '0',
@@ -228,7 +229,9 @@ def run_command(
     """Runs a command in `root/world`, in a process of its own with all modules loaded."""
     start = time.monotonic()
     process = SERVER.Process(target=_run_here, args=(list(words), str(root), within))
-    process.start()
+    with STARTING:  # else another thread, as it starts one, may take the exit code of this one away
+        process.start()
+        multiprocessing.process._children.discard(process)  # type: ignore[attr-defined]
     if during is not None:
         during(process, root / 'world')
     process.join(HANGS)
@@ -255,8 +258,7 @@ def _run_here(words: list[str], root: str, within: tuple[Callable[[], object], .
         file = os.open(f'{root}/{name}', os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, number)
         os.close(file)
-    sys.stdout = open(1, 'w', closefd=False)  # noqa: SIM115
-    sys.stderr = open(2, 'w', buffering=1, errors='backslashreplace', closefd=False)  # noqa: SIM115
+    standard_streams()
     space = int(_status('VmSize')) * 1024 + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (space, space))
     code = 1
@@ -271,10 +273,11 @@ def _run_here(words: list[str], root: str, within: tuple[Callable[[], object], .
     with contextlib.suppress(OSError):
         os.pwrite(peak, f'{int(_status("VmHWM")) / 1024:.0f}'.encode(), 0)
     try:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
+        sys.stdout.flush()
     except OSError:
         code = 120  # as Python says at its exit
+    with contextlib.suppress(OSError):
+        sys.stderr.flush()
     os._exit(code)
 
 
@@ -283,13 +286,14 @@ def _status(field: str) -> str:
     return next(line.split()[1] for line in lines if line.startswith(field))
 
 
-def open_missing() -> None:
-    """As the import of the command line does, for streams that were closed before it."""
+def standard_streams() -> None:
+    """As a program that starts has them; what is missing is opened as the import of the command line does it."""
     for name, number in (('stdout', 1), ('stderr', 2)):
         try:
-            os.fstat(number)
+            stream = open(number, 'w', errors='backslashreplace', closefd=False)  # noqa: SIM115
         except OSError:
-            setattr(sys, name, None)
+            stream = None
+        setattr(sys, name, stream)
     streams.open_missing()
 
 

@@ -29,7 +29,7 @@ from PIL import Image
 
 from ..errors import UserError
 from ..utils.environment import available_cores
-from ..utils.files import cache_dir, is_own, to_json, whole_folder, without_others
+from ..utils.files import cache_dir, is_own, remove, to_json, whole_folder, without_others
 from ..utils.reading import open_regular, parse_json, read_json
 from .folders import ImageSet
 from .images import decoded, image_size
@@ -276,9 +276,9 @@ def _only_one(folder: Path, watcher: Watcher) -> Iterator[None]:
 def _make(folder: Path, meta: dict[str, Any], paths: Sequence[Path], make: Make, watcher: Watcher) -> None:
     if folder.exists():
         watcher.line(f'{folder}: was damaged or changed by others: made anew')
-        shutil.rmtree(folder, ignore_errors=True)
+        remove(folder)
     for left_over in folder.parent.glob(f'.{folder.name}.*'):  # of a process that was killed; this one has the lock
-        shutil.rmtree(left_over, ignore_errors=True)
+        remove(left_over)
     size = math.prod(meta['shape']) * np.dtype(meta['dtype']).itemsize
     free = shutil.disk_usage(folder.parent).free
     if size > free:
@@ -355,7 +355,7 @@ def _remove_superseded(folder: Path, meta: dict[str, Any]) -> None:
             meta[n] for n in ('host', 'data', 'split', 'what')
         )
         if same and entry.folder != folder:
-            shutil.rmtree(entry.folder, ignore_errors=True)
+            remove(entry.folder)
 
 
 @dataclass(frozen=True)
@@ -414,7 +414,7 @@ def clear() -> tuple[int, Sequence[str]]:
                 continue
             for folder in [home() / name, *home().glob(f'.{name}.*')]:
                 size = sum(path.stat().st_size for path in folder.glob('*'))
-                shutil.rmtree(folder, ignore_errors=True)
+                remove(folder)
                 freed += 0 if folder.exists() else size
             if (home() / name).exists():
                 left.append(name)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import torch.nn as nn
 
-from ..utils.files import is_own, keep_inductor_private, private_home, sync, without_others
+from ..utils.files import is_own, keep_inductor_private, open_at_once, private_home, sync, without_others
 from .checks import check
 
 __all__ = ['LANES', 'are_images', 'are_kernels_for', 'call', 'is_plain', 'triton_kernels']
@@ -165,7 +165,7 @@ def _loaded(path: Path) -> ctypes.CDLL:
 
     The file is opened once, checked and loaded: nobody can exchange it in between.
     """
-    file = os.open(path, os.O_RDONLY | getattr(os, 'O_BINARY', 0) | getattr(os, 'O_NOFOLLOW', 0))
+    file = open_at_once(path, os.O_RDONLY | getattr(os, 'O_BINARY', 0) | getattr(os, 'O_NOFOLLOW', 0))
     try:
         _, size, digest = path.stem.split('-')
         status = os.fstat(file)

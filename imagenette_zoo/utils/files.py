@@ -31,8 +31,8 @@ except ImportError:  # Windows
 
 __all__ = [
     'cache_dir', 'is_own', 'keep_inductor_private', 'private_folder', 'private_home', 'without_others', 'whole_folder',
-    'ProcessLock', 'open_at_once', 'write_errors', 'write_atomic', 'to_json', 'write_json', 'sync', 'file_stem',
-    'unused',
+    'ProcessLock', 'open_at_once', 'remove', 'write_errors', 'write_atomic', 'to_json', 'write_json', 'sync',
+    'file_stem', 'unused',
 ]  # fmt: skip
 
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
@@ -183,6 +183,15 @@ def _rename(temporary: Path, target: Path) -> None:
             temporary.rename(target)
 
 
+def remove(path: Path) -> None:
+    """Removes a folder with all that is in it, or whatever else has its name, as far as that is possible."""
+    with suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:  # a pipe would keep rmtree waiting
+            path.unlink(missing_ok=True)
+
+
 def _remove_leftovers(target: Path) -> None:
     """Removes the folders that processes killed more than a day ago left beside `target`."""
     pattern = re.compile(re.escape(f'.{target.name}.') + '[0-9a-f]{32}')
@@ -190,10 +199,10 @@ def _remove_leftovers(target: Path) -> None:
         if pattern.fullmatch(path.name):
             with suppress(OSError):
                 if time.time() - path.stat().st_mtime > _DAY:
-                    shutil.rmtree(path, ignore_errors=True)
+                    remove(path)
 
 
-def open_at_once(path: str, flags: int) -> int:
+def open_at_once(path: str | Path, flags: int) -> int:
     """Opens a file as `open` does, whose `opener` it can be; the other end of a pipe is not waited for."""
     return os.open(path, flags | getattr(os, 'O_NONBLOCK', 0), 0o666)
 

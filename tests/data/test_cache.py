@@ -290,6 +290,9 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     'half a meta': lambda entry: os.truncate(entry / 'meta.json', 50),
     'a meta of something else': lambda entry: (entry / 'meta.json').write_text('[1, 2]'),
     'nothing': lambda entry: (shutil.rmtree(entry), entry.mkdir()),
+    'a file': lambda entry: (shutil.rmtree(entry), entry.write_bytes(b'')),
+    'a pipe': lambda entry: (shutil.rmtree(entry), os.mkfifo(entry)),
+    'a pipe for rows': lambda entry: ((entry / 'rows.bin').unlink(), os.mkfifo(entry / 'rows.bin')),
 }
 
 

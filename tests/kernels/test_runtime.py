@@ -171,7 +171,7 @@ def test_a_truncated_library_is_made_anew(library: Path) -> None:
 
 
 @needs_compiler
-@pytest.mark.parametrize('change', ['a bit', 'a byte more', 'nothing left', 'another name'])
+@pytest.mark.parametrize('change', ['a bit', 'a byte more', 'nothing left', 'another name', 'a pipe'])
 def test_a_changed_library_is_made_anew(change: str, library: Path, anew: object) -> None:
     data = bytearray(library.read_bytes())
     if change == 'a bit':
@@ -179,6 +179,9 @@ def test_a_changed_library_is_made_anew(change: str, library: Path, anew: object
     library.write_bytes({'a byte more': bytes(data) + b'\0', 'nothing left': b''}.get(change, bytes(data)))
     if change == 'another name':
         library.rename(library.with_name(f'{library.name.split("-")[0]}-.so'))
+    if change == 'a pipe':
+        library.unlink()
+        os.mkfifo(library)
     assert compiled() is anew
     assert list(library.parent.iterdir()) == []
 

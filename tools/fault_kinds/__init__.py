@@ -37,7 +37,7 @@ KINDS: dict[str, Callable[[random.Random, Path], Faults]] = {
     'runs': runs.runs,
     'studies': runs.studies,
     'caches': runs.caches,
-    'streams': machine.standard_streams,
+    'streams': machine.no_streams,
     'disks': machine.disks,
     'rights': machine.rights,
     'memory': machine.memory,

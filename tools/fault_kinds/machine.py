@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from faults import TRAIN, Fault, open_missing
+from faults import TRAIN, Fault, standard_streams
 
 from .damage import (
     ANALYSE,
@@ -47,13 +47,14 @@ def _to(path: str, number: int) -> None:
     file = os.open(path, os.O_WRONLY)
     os.dup2(file, number)
     os.close(file)
+    standard_streams()
 
 
 def closed(*numbers: int) -> None:
     """Standard streams are closed, as by `>&-`."""
     for number in numbers:
         os.close(number)
-    open_missing()
+    standard_streams()
 
 
 def gone(number: int) -> None:
@@ -62,9 +63,10 @@ def gone(number: int) -> None:
     os.close(reading)
     os.dup2(writing, number)
     os.close(writing)
+    standard_streams()
 
 
-def standard_streams(rng: random.Random, world: Path) -> Faults:
+def no_streams(rng: random.Random, world: Path) -> Faults:
     """Standard output and error that are full, closed, or that nobody reads."""
     commands = (
         TRAIN,

@@ -253,5 +253,7 @@ def _noise(data: bytes, rng: random.Random, how: str) -> bytes:
 
 
 def _other_images(world: Path, out: str) -> str:
-    one, other = (json.loads((world / 'runs' / name / 'result.json').read_text())['data'] for name in ('first', 'new'))
+    one, other = (
+        json.loads((world / 'runs' / name / 'result.json').read_text())['dataset']['hash'] for name in ('first', 'new')
+    )
     return 'the exchanged image was not noticed' if one == other else ''

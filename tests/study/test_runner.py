@@ -125,7 +125,8 @@ def test_a_study_is_run_skipped_continued_and_judged(
     assert main([*command, '--dry-run']) == 0
     plan = capsys.readouterr().out
     assert 'rate: The larger rate is better.' in plan
-    assert '1 claim tested together: 2 seeds can decide nothing, 3 are the least; 5 seeds decide a' in plan
+    assert '1 claim tested together' in plan
+    assert '3 are the least that decide' in plan
     assert not (place / 'runs').exists(), 'a plan touches nothing'
 
     assert main([*command, '--only', 'slow']) == 0

@@ -157,7 +157,9 @@ class Study:
         except KeyboardInterrupt:
             if not in_ipython():
                 raise
-            print(f'interrupted: its resume() goes on, or imagenette_zoo.study({str(self.folder)!r})')
+            until = ', until_decided=True' if self.until_decided else ''
+            until += f', budget={self.budget:g}' if self.until_decided and self.budget else ''
+            print(f'interrupted: its resume() goes on, or imagenette_zoo.study({str(self.folder)!r}{until})')
         return self
 
     def _progress(self) -> str:

@@ -13,25 +13,15 @@ from ..config.recipe import Recipe
 from ..errors import UserError, nearest
 from ..study.decisions import MOST_COMPARED, judge, with_pairs
 from ..study.estimate import dry_run
+from ..study.hours import hours_spent
 from ..study.on_ray import run_on_ray
 from ..study.plan import Study, find_study, plan_models, read_study
 from ..study.process import Slot, Trials
-from ..study.records import (
-    FAILED,
-    Record,
-    as_run,
-    by_run,
-    failures,
-    group_runs,
-    same_hardware,
-    samples_of,
-    study_records,
-)
+from ..study.records import Record, as_run, by_run, group_runs, same_hardware, samples_of, study_records
 from ..study.runner import run_study
 from ..study.sentences import sentence
 from ..study.statistics import interval
 from ..utils.console import Console, duration, table
-from ..utils.files import write_json
 from .page import check_packages, write_report
 
 __all__ = [
@@ -139,6 +129,8 @@ def carry_out(
         UserError: A training failed; the report on the others is written.
         KeyboardInterrupt: Ctrl-C or SIGTERM; what was computed is saved.
     """
+    if budget is not None and not (_is_number(budget) and 0 < budget < math.inf):
+        raise UserError(f'budget: {budget!r} is not a number of hours above 0')
     for line in _notes(study):
         console.line(line)
     if until_decided:
@@ -161,9 +153,6 @@ def carry_out(
             console.line(f'the budget of {study.budget:g} h is for one machine: a Ray cluster does all of it')
         hours = (budget or study.budget) if until_decided else None
         trials = run_on_ray(study, slot, console, ray, only=only, budget=hours, until_decided=until_decided)
-    tried = {*trials.failed, *(trial.name for trial in trials.done)}
-    before = {name: why for name, why in failures(slot.output).items() if name not in tried}
-    write_json(slot.output / FAILED, before | trials.failed)
     try:
         _report(study, slot, console)
     except UserError as error:
@@ -171,8 +160,12 @@ def carry_out(
             console.line(f'no report: {error}')
         _print_failures(trials, slot, console)
         raise
-    _print_undecided(trials, hours, console)
+    _print_undecided(trials, hours, hours_spent(as_run(study, slot.output), slot.output), console)
     _print_failures(trials, slot, console)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _notes(study: Study) -> list[str]:
@@ -195,15 +188,15 @@ def _check_decidable(study: Study, only: Sequence[str]) -> None:
         )
 
 
-def _print_undecided(trials: Trials, budget: float | None, console: Console) -> None:
-    """Says which claims get no more trainings, and why."""
+def _print_undecided(trials: Trials, budget: float | None, spent: float, console: Console) -> None:
+    """Says which claims get no more trainings, and why; `spent` hours are done."""
     if trials.undecided:
         within = '' if budget is None else f' within the budget of {budget:g} h'
         console.line(f'\nnot decided{within}:')
         for name, left in trials.undecided.items():
             console.line(f'  {name}: {left.reason}')
     if more := [left.hours for left in trials.undecided.values() if left.hours is not None]:
-        console.line(f'to go on: the same command with --budget {math.ceil(10 * ((budget or 0) + min(more))) / 10:g}')
+        console.line(f'to go on: the same command with --budget {math.ceil(10 * (spent + min(more))) / 10:g}')
 
 
 def _report(study: Study, slot: Slot, console: Console) -> None:

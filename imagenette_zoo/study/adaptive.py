@@ -18,7 +18,7 @@ import numpy as np
 
 from ..utils.console import Console, duration
 from ..utils.files import write_json
-from ..utils.reading import from_json, read_errors, read_json
+from ..utils.reading import from_json, of_kind, read_errors, read_json
 from .comparisons import UNDECIDED, Outlook, Samples
 from .decisions import Test, Verdict, judge, run_tests, ways, with_pairs
 from .hours import hours_spent, seconds_per_epoch
@@ -53,7 +53,7 @@ class State:
     Args:
         study: With its claims.
         samples: The numbers that they are judged by.
-        blocks: How many seeds of each run are done or failed.
+        blocks: How many of its first seeds each run has, done or failed.
         hours: Of a training of each run.
     """
 
@@ -67,9 +67,14 @@ class State:
         """Of what a folder has."""
         runs = by_run(records)
         plan = with_pairs(study, records)
-        lost = {name: len(study.failed.get(name, ())) for name in study.runs}
-        blocks = {name: len(runs.get(name, ())) + lost[name] for name in study.runs}
+        blocks = {name: _without_gap(study, name, runs.get(name, ())) for name in study.runs}
         return cls(plan, samples_of(plan, runs), blocks, costs_of(study, output))
+
+
+def _without_gap(study: Study, run: str, records: Sequence[Record]) -> int:
+    """How many seeds of a run are done or failed, up to the first that is neither."""
+    known = {record.seed for record in records} | study.failed.get(run, frozenset())
+    return next((place for place, seed in enumerate(study.all_seeds) if seed not in known), len(study.all_seeds))
 
 
 def costs_of(study: Study, output: Path) -> dict[str, float]:
@@ -149,8 +154,8 @@ def _option(claim: Claim, test: Test, state: State, usual: Mapping[tuple[str, bo
         }
         if hours:
             found.append(_Option(claim.name, hours, _wanted(following, state)))
-    last = test.stages[-1][0]
-    none = Left(f'{last} seeds would not decide it, if all is as it seems')
+    why = '; '.join(each.finding.note for each in test.looks if each.finding.note and (each.refused or not each.pairs))
+    none = Left(why or f'{test.stages[-1][0]} seeds would not decide it, if all is as it seems')
     return min(found, key=lambda option: option.hours, default=none)
 
 
@@ -193,7 +198,10 @@ class _Rounds:
         if not path.is_file():
             return cls(path)
         with read_errors(path, 'the rounds of a study'):
-            return cls(path, [from_json(Round, values) for values in read_json(path)])
+            rounds = [from_json(Round, values) for values in of_kind(read_json(path), list[Any])]
+            if any(count < 0 for each in rounds for count in each.blocks.values()):
+                raise ValueError('fewer than 0 blocks')
+            return cls(path, rounds)
 
     def add(self, one: Round) -> None:
         self.rounds.append(one)
@@ -209,7 +217,7 @@ def train_until_decided(
         study: The study; each pair of its runs is a claim where it has none.
         output: Its folder.
         console: Where it is printed.
-        train: Trains some of its trials.
+        train: Trains some of its trials; `keep_failure` has those that failed.
         budget: Hours of training and validation, what is done included.
         slots: How many trainings run at the same time.
 
@@ -218,12 +226,13 @@ def train_until_decided(
     """
     study = replace(study, until_decided=True)
     rounds = _Rounds.read(output)
-    total = Trials(failed=failures(output))
+    names = {trial.name for trial in study.trials()}
+    total = Trials(failed={name: why for name, why in failures(output).items() if name in names})
     decided: set[str] = set()
     tried: set[str] = set()
     again = rounds.rounds[-1:]  # it may not be complete
     while True:
-        study = replace(as_run(study, output), failed=_failed_seeds(study, total.failed))
+        study = as_run(study, output)
         records = study_records(study, output)
         state = State.of(study, records, output)
         decided = _print_new(state, decided, console)
@@ -238,19 +247,13 @@ def train_until_decided(
         done = {(record.run, record.seed) for record in records if record.analysis is not None}
         wanted = {(run, seed) for run, count in one.blocks.items() for seed in study.all_seeds[:count]} - done
         trials = [each for each in study.trials() if (each.run, each.seed) in wanted and each.name not in tried]
-        if trials:
+        if trials and left is not None and left <= 0:
+            total.left = {trial.name: f'the budget of {budget:g} h is used up' for trial in trials}
+        elif trials:
             what = ', '.join(one.claims) if one.claims else f'the first {FIRST_BLOCKS} seeds of each run'
             console.line(f'\nround {len(rounds.rounds)}, for {what}: {", ".join(trial.name for trial in trials)}')
             tried.update(trial.name for trial in trials)
             total.add(train(trials))
-
-
-def _failed_seeds(study: Study, failed: Mapping[str, Any]) -> dict[str, frozenset[int]]:
-    seeds: dict[str, set[int]] = {}
-    for trial in study.trials():
-        if trial.name in failed:
-            seeds.setdefault(trial.run, set()).add(trial.seed)
-    return {run: frozenset(each) for run, each in seeds.items()}
 
 
 def _print_new(state: State, before: set[str], console: Console) -> set[str]:

@@ -153,7 +153,7 @@ def judged_as(claim: Claim, samples: Samples, blocks: int) -> Claim:
                 f'{metric_of(claim.metric).label}: of the first {blocks} blocks it was reached {words}, too few: '
                 f'{metric_of(claim.fallback).label} is judged instead'
             )
-            return replace(claim, metric=claim.fallback, comparisons=swapped, note=note)
+            return replace(claim, metric=claim.fallback, comparisons=swapped, practical=None, note=note)
     return claim
 
 
@@ -347,7 +347,8 @@ def blocks_needed(
     latest = looks.latest
     if latest is None or verdict in looks.refused:
         return None
-    if not looks.made and (outlook is None or blocks < 2):
+    no_spread = isinstance(latest, Means) and not latest.variance and not (outlook and outlook.variance)
+    if not looks.made and (outlook is None or blocks < 2 or no_spread):
         return max(blocks, stages[0][0])  # before that nothing is known
     level = {SUPPORTED: levels.low, CONTRADICTED: levels.high, EQUAL: levels.equal}[verdict]
     look = looks.made[-1] if outlook is None else latest

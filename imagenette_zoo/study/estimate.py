@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 
 import torch
@@ -107,7 +108,7 @@ def _print_reach(
     if not claims:
         return
     tested = sum(not metric_of(claim.metric).exact for claim in claims)
-    seems = _as_it_seems(study, slot, left)
+    seems = _as_it_seems(study, slot)
     points = [f'{number} points' for number in POINTS]
     rows: list[tuple[str, ...]] = [('claim', 'metric', 'hours a block', 'blocks', *points, 'as it seems')]
     for claim in claims:
@@ -127,7 +128,7 @@ def _print_reach(
             blocks, cost_text = str(count), f'{cost:.2f}'
             if claim.metric == 'top1' and not claim.comparisons[0].ratio:
                 chances = [_chance(each, count, tested, claim, study) for each in POINTS]
-        rows.append((claim.name, metric.label, cost_text, blocks, *chances, seems.get(claim.name, '')))
+        rows.append((claim.name, metric.label, cost_text, blocks, *chances, seems.get(_subject(claim, study), '')))
     console.line(f'\n{table(rows)}')
     alone = 'if it alone gets the hours that are left' if until_decided else 'with these seeds'
     console.line(
@@ -149,16 +150,25 @@ def _chance(points: int, blocks: int, tested: int, claim: Claim, study: Study) -
     return f'{100 * chance:.0f} %'
 
 
-def _as_it_seems(study: Study, slot: Slot, left: float) -> dict[str, str]:
+def _as_it_seems(study: Study, slot: Slot) -> dict[str | frozenset[str], str]:
     """What is known of the claims by the trainings that are done, in words."""
+    study = replace(study, until_decided=True)  # as if there were as many seeds as it takes
     records = study_records(study, slot.output)
     state = State.of(study, records, slot.output)
     if not records or min(state.blocks.values()) < 2:
         return {}
-    verdicts = {each.claim.name: each.verdict for each in judge(state.study.claims, state.samples, state.study.stages)}
     _, reasons = next_round(state, 0.0)
     words = {name: reason.reason for name, reason in reasons.items()}
-    return {name: words.get(name, '') if verdict == UNDECIDED else verdict for name, verdict in verdicts.items()}
+    verdicts = judge(state.study.claims, state.samples, state.study.stages)
+    return {
+        _subject(each.claim, study): words.get(each.claim.name, '') if each.verdict == UNDECIDED else each.verdict
+        for each in verdicts
+    }
+
+
+def _subject(claim: Claim, study: Study) -> str | frozenset[str]:
+    """What tells a claim from others: its name, or its runs where pairs are judged, whichever comes first."""
+    return claim.name if study.claims else frozenset((claim.comparisons[0].larger, claim.comparisons[0].smaller))
 
 
 @restore_process()

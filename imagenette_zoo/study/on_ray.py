@@ -28,6 +28,7 @@ from .adaptive import train_until_decided
 from .analysis import FILES
 from .plan import Study, Trial
 from .process import Slot, Trials, check_code, commands, outcome, reason
+from .records import keep_failure
 from .runner import SAY_SECONDS, opened, sigterm_interrupts, state_of
 from .step_times import time_study
 
@@ -125,6 +126,7 @@ def _collect(ray: Any, chosen: list[Trial], slot: Slot, console: Console) -> Tri
             code = subprocess.run(commands(trial, slot)[1]).returncode
             if code:
                 trials.failed[trial.name] = 'its analysis failed'
+                keep_failure(slot.output, trial.name, trials.failed[trial.name])
             else:
                 trials.done.append(trial)
         elif states[trial.name] != 'done':
@@ -168,6 +170,7 @@ def _bring_home(ray: Any, ready: Any, trial: Trial, slot: Slot, trials: Trials) 
         text = outcome(folder)
     except (OSError, UserError, ValueError, RecursionError) as error:
         trials.failed[trial.name] = first_line(error)
+        keep_failure(slot.output, trial.name, trials.failed[trial.name])
         return f'FAILED: {first_line(error)}'
     trials.done.append(trial)
     return text

@@ -25,14 +25,15 @@ from .metrics import METRICS, THRESHOLD, TO_AN_ACCURACY
 
 __all__ = [
     'INSTEAD', 'STAGES', 'STEP_TIME_BLOCKS', 'STEP_TIME_STAGES', 'Claim', 'Comparison', 'StepTimes', 'Study',
-    'StudyRun', 'Trial', 'default_name', 'differing', 'dump_study', 'find_study', 'make_study', 'parse_vary',
-    'plain_name', 'plan_models', 'plan_study', 'read_study',
+    'StudyRun', 'Trial', 'default_name', 'differing', 'dump_claim', 'dump_study', 'find_study', 'make_study',
+    'parse_vary', 'plain_name', 'plan_models', 'plan_study', 'read_study',
 ]  # fmt: skip
 
 NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9._+=-]{0,79}')
 OPERATORS = ('>=', '<=', '>', '<')
 NOT_OF_A_STUDY = Recipe.may_differ('around a study')  # it belongs to the one who runs it
 MOST_RUNS = 1000
+SEEDS = 2**32  # a seed is below it
 LONGEST_NAME = 100  # of a folder that nobody chose
 INSTEAD = {  # of an option that is not of a study
     'seed': '--seeds N',
@@ -126,11 +127,15 @@ class StepTimes:
         seconds: Of a step, block by block, by run.
         images: In a step, by run.
         hardware: The machine.
+        options: Of each run, those that decide about it: times of a run that was changed since do not count.
+        code: The SHA-256 of the user's own code, by run.
     """
 
     seconds: dict[str, list[float]]
     images: dict[str, int]
     hardware: dict[str, Any]
+    options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    code: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -169,8 +174,9 @@ class Study:
     @property
     def all_seeds(self) -> tuple[int, ...]:
         """The seeds, and those that may follow them."""
-        further = self.stages[-1][0] - len(self.seeds) if self.until_decided else 0
-        return (*self.seeds, *range(max(self.seeds) + 1, max(self.seeds) + 1 + further))
+        further = max(0, self.stages[-1][0] - len(self.seeds)) if self.until_decided else 0
+        following = (seed % SEEDS for seed in itertools.count(max(self.seeds) + 1))
+        return (*self.seeds, *itertools.islice((seed for seed in following if seed not in self.seeds), further))
 
     def trials(self) -> list[Trial]:
         """All trainings: every run with the first seed, then every run with the second, so that what is done at any
@@ -192,7 +198,7 @@ def dump_study(study: Study) -> str:
         'until_decided': study.until_decided,
         'stages': _dump_stages(study.stages),
         'runs': {run.name: _dump_run(run.recipe.as_dict(), base, defaults) for run in study.runs.values()},
-        'claims': [_dump_claim(claim) for claim in study.claims],
+        'claims': [dump_claim(claim) for claim in study.claims],
     }
     kept = {key: value for key, value in content.items() if value}
     return yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, width=120)
@@ -211,7 +217,8 @@ def differing(values: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str,
     return {name: value for name, value in values.items() if value != others[name] and name not in NOT_OF_A_STUDY}
 
 
-def _dump_claim(claim: Claim) -> dict[str, Any]:
+def dump_claim(claim: Claim) -> dict[str, Any]:
+    """A claim as a study file says it."""
     first = claim.comparisons[0]
     bound = {'ratio': first.bound} if first.ratio else {'by': first.bound} if first.bound > 0 else {}
     bound = {'margin': -first.bound} if first.bound < 0 else bound
@@ -584,7 +591,7 @@ class _Reader:
         value = self.plain(node)
         if _whole(value) and 0 < value <= MOST_RUNS:
             return tuple(range(1, value + 1))
-        if isinstance(value, list) and value and all(_whole(item) and 0 <= item < 2**32 for item in value):
+        if isinstance(value, list) and value and all(_whole(item) and 0 <= item < SEEDS for item in value):
             if len(set(value)) == len(value):
                 return tuple(value)
             raise self.fail(node, 'seeds: one is given twice')
@@ -645,6 +652,8 @@ class _Reader:
             practical = self.number(parts['practical'][1], 'practical: a number above 0 is needed')
             if bounds:
                 raise self.fail(parts['practical'][0], f'practical: {next(iter(bounds))} already says what matters')
+            if metric in METRICS and METRICS[metric].exact:
+                raise self.fail(parts['practical'][0], f'practical: {metric} is counted, not tested: say by or ratio')
         fallback = self.fallback(parts['fallback'][1], metric, bounds) if 'fallback' in parts else None
         value = self.plain(parts['order'][1])
         orders = tuple(value) if isinstance(value, list) else (value,)

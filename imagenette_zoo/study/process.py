@@ -51,6 +51,10 @@ class Slot:
     device: str | None = None
     jobs: int = 1
 
+    def __post_init__(self) -> None:
+        if isinstance(self.jobs, bool) or not isinstance(self.jobs, int) or self.jobs < 1:
+            raise UserError(f'jobs: {self.jobs!r} is not a number of trainings from 1 on')
+
     def flags(self) -> list[str]:
         """The flags of a training that say where it runs."""
         given = {'--data-dir': self.data_dir, '--device': self.device}

@@ -14,15 +14,17 @@ import numpy as np
 from ..config.recipe import Recipe
 from ..errors import UserError
 from ..training.result import Result, read_result
-from ..utils.reading import from_json, parse_json, read_errors, read_json, read_text
-from .analysis import Analysis, read_analysis
+from ..utils.files import write_json
+from ..utils.reading import from_json, of_kind, parse_json, read_errors, read_json, read_text
+from .analysis import FILES, Analysis, read_analysis
 from .metrics import metric_of
-from .plan import StepTimes, Study, Trial, read_study
+from .plan import STEP_TIME_BLOCKS, StepTimes, Study, Trial, differing, read_study
 from .statistics import Sample
 
 __all__ = [
     'CHANGES', 'FAILED', 'STEP_TIMES', 'Record', 'as_run', 'by_run', 'check_recipe', 'code_label', 'distinct',
-    'failures', 'group_runs', 'read_record', 'same_hardware', 'sample', 'samples_of', 'study_before', 'study_records',
+    'decisive_options', 'failures', 'group_runs', 'keep_failure', 'read_record', 'same_hardware', 'sample',
+    'samples_of', 'study_before', 'study_records',
 ]  # fmt: skip
 
 IN_A_ROW = ('train_loss', 'train_seconds', 'seconds')
@@ -153,10 +155,10 @@ def as_run(study: Study, output: Path) -> Study:
     study = replace(study, until_decided=study.until_decided or (before is not None and before.until_decided))
     if (output / CHANGES).is_file():
         with read_errors(output / CHANGES, 'the changes of a study'):
-            study = replace(study, changes=tuple(map(str, read_json(output / CHANGES))))
+            study = replace(study, changes=tuple(of_kind(read_json(output / CHANGES), list[str])))
     if (output / STEP_TIMES).is_file():
         with read_errors(output / STEP_TIMES, 'the step times of a study'):
-            study = replace(study, step_times=from_json(StepTimes, read_json(output / STEP_TIMES)))
+            study = replace(study, step_times=_step_times(study, read_json(output / STEP_TIMES)))
     failed: dict[str, frozenset[int]] = {}
     names = failures(output)
     for trial in study.trials():
@@ -165,12 +167,39 @@ def as_run(study: Study, output: Path) -> Study:
     return replace(study, failed=failed)
 
 
+def _step_times(study: Study, values: Any) -> StepTimes:
+    """The step times in a file, without those of runs that the study has otherwise now."""
+    times = from_json(StepTimes, values)
+    for name, seconds in times.seconds.items():
+        if len(seconds) != STEP_TIME_BLOCKS or min(seconds) <= 0 or times.images.get(name, 0) <= 0:
+            raise ValueError(f'{name}: {STEP_TIME_BLOCKS} times above 0 and a number of images are needed')
+    same = {
+        name: seconds
+        for name, seconds in times.seconds.items()
+        if name in study.runs
+        and times.options.get(name) in (None, decisive_options(study.runs[name].recipe))  # None: of an earlier version
+    }
+    return replace(times, seconds=same)
+
+
+def decisive_options(recipe: Recipe) -> dict[str, Any]:
+    """The options of a recipe that decide about a run, beside the defaults."""
+    return {key: value for key, value in differing(recipe.as_dict(), Recipe().as_dict()).items() if key not in FREE}
+
+
 def failures(output: Path) -> dict[str, str]:
-    """Why trainings of a study failed, by name."""
+    """Why trainings of a study failed, by name; those that are done by now are left out."""
     if not (output / FAILED).is_file():
         return {}
     with read_errors(output / FAILED, 'the failures of a study'):
-        return dict(read_json(output / FAILED))
+        known = of_kind(read_json(output / FAILED), dict[str, str])
+    done = {name for name in known if all((output / name / file).is_file() for file in ('result.json', *FILES))}
+    return {name: why for name, why in known.items() if name not in done}
+
+
+def keep_failure(output: Path, name: str, why: str) -> None:
+    """Writes down at once that a training failed: a study that is stopped then is judged with it, too."""
+    write_json(output / FAILED, failures(output) | {name: why})
 
 
 def study_before(output: Path) -> Study | None:

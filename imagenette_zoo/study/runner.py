@@ -38,7 +38,7 @@ from .hours import hours_spent, seconds_per_epoch
 from .in_process import TrainedHere, needs_this_process
 from .plan import Study, Trial, dump_study
 from .process import Job, Slot, Trials, epochs_done, outcome, reason
-from .records import check_recipe, distinct
+from .records import check_recipe, distinct, keep_failure
 from .step_times import time_study
 
 __all__ = ['check_models', 'opened', 'run_study', 'sigterm_interrupts', 'state_of']
@@ -306,7 +306,7 @@ class _Overview:
             try:
                 self.running.append(self.start(trial, self.slot, number))
             except (OSError, UserError) as error:
-                self.trials.failed[trial.name] = str(error)
+                self._failed(trial.name, error)
                 self.console.line(f'{trial.name}: FAILED: {error}')
 
     def _check(self, job: Job) -> None:
@@ -322,10 +322,14 @@ class _Overview:
             self.trials.done.append(job.trial)
         except (OSError, UserError) as error:
             self.running = [other for other in self.running if other is not job]
-            self.trials.failed[name] = str(error)
+            self._failed(name, error)
             text = f'FAILED: {error}'
         finished = len(self.trials.done) + len(self.trials.failed)
         self._line(f'[{finished}/{self.total}] {name}: {text}{self._left()}')
+
+    def _failed(self, name: str, error: Exception) -> None:
+        self.trials.failed[name] = str(error)
+        keep_failure(self.slot.output, name, str(error))
 
     def _epochs_done(self, name: str) -> int:
         return epochs_done(self.slot.output / name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 
@@ -14,6 +14,7 @@ from ..data.constants import IMAGENETTE
 from ..data.locate import load_splits
 from ..errors import UserError
 from ..models import factory
+from ..models.own import code_of
 from ..training.cuda_graph import WARM_UP_STEPS
 from ..training.learner import Learner
 from ..training.run import make_model
@@ -26,7 +27,7 @@ from ..utils.process import restore_process
 from .metrics import metric_of
 from .plan import STEP_TIME_BLOCKS, StepTimes, Study
 from .process import Slot
-from .records import STEP_TIMES
+from .records import STEP_TIMES, decisive_options
 
 __all__ = ['TimedModel', 'image_counts', 'time_steps', 'time_study']
 
@@ -134,18 +135,22 @@ def time_steps(recipes: Mapping[str, Recipe], data_dir: str | None = None) -> St
 
 
 def time_study(study: Study, slot: Slot, console: Console) -> None:
-    """Times the steps that claims of a study ask for, once; all of them again where a run is missing.
+    """Times the steps that claims of a study ask for, once; all of them again where a run is missing or has changed.
 
     Raises:
         UserError: A step can't be made.
     """
     claims = [claim for claim in study.claims if metric_of(claim.metric).by_steps]
     names = dict.fromkeys(run for claim in claims for each in claim.comparisons for run in (each.larger, each.smaller))
-    missing = [name for name in names if study.step_times is None or name not in study.step_times.seconds]
-    if not missing:
+    code = {name: code_of(study.runs[name].recipe.model) for name in names}
+    known = study.step_times or StepTimes({}, {}, {})
+    if all(name in known.seconds and known.code.get(name, code[name]) == code[name] for name in names):
         return
     console.line(f'timing training steps of {", ".join(names)} in turns, for {", ".join(each.name for each in claims)}')
     recipes = {name: study.runs[name].recipe for name in names}
     if slot.device:
         recipes = {name: recipe.replace(device=slot.device) for name, recipe in recipes.items()}
-    write_json(slot.output / STEP_TIMES, asdict(time_steps(recipes, slot.data_dir)))
+    options = {name: decisive_options(study.runs[name].recipe) for name in names}
+    write_json(
+        slot.output / STEP_TIMES, asdict(replace(time_steps(recipes, slot.data_dir), options=options, code=code))
+    )

@@ -22,7 +22,7 @@ from .files import open_at_once
 
 __all__ = [
     'LARGEST_YAML', 'PlainLoader', 'open_regular', 'read_errors', 'read_bytes', 'read_text', 'read_json', 'parse_json',
-    'from_json', 'yaml_reason',
+    'from_json', 'of_kind', 'yaml_reason',
 ]  # fmt: skip
 
 LARGEST_YAML = 2**20  # bytes
@@ -178,6 +178,17 @@ def from_json(cls: type[T], values: Any, **others: Any) -> T:
         if name in values and not _is_a(values[name], kind):
             raise ValueError(f'{name} is {str(values[name])[:40]!r}')
     return cls(**values, **others)
+
+
+def of_kind(value: Any, kind: Any) -> Any:
+    """A value out of JSON, if it is of a type, as `list[str]`.
+
+    Raises:
+        ValueError: It is of another.
+    """
+    if not _is_a(value, kind):
+        raise ValueError(f'{str(value)[:40]!r} is no {kind}')
+    return value
 
 
 def _is_a(value: Any, kind: Any) -> bool:

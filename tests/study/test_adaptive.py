@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 from imagenette_zoo.config.recipe import Recipe
+from imagenette_zoo.errors import UserError
 from imagenette_zoo.study import adaptive
 from imagenette_zoo.study.adaptive import ROUNDS, Round, State, next_round, train_until_decided
+from imagenette_zoo.study.analysis import FILES
 from imagenette_zoo.study.decisions import judge
 from imagenette_zoo.study.plan import Claim, Comparison, Study, StudyRun, Trial, make_study
 from imagenette_zoo.study.process import Trials
-from imagenette_zoo.study.records import Record
+from imagenette_zoo.study.records import FAILED, Record, failures, keep_failure
 from imagenette_zoo.study.statistics import Sample
 from imagenette_zoo.utils.console import Console
 from tests.report import records
@@ -116,6 +118,7 @@ class Cluster:
     trained: list[str] = field(default_factory=list)
     stop_after: int | None = None
     failing: tuple[str, ...] = ()
+    output: Path = Path()
 
     def train(self, trials: list[Trial]) -> Trials:
         done = Trials()
@@ -125,6 +128,7 @@ class Cluster:
             self.trained.append(trial.name)
             if trial.name in self.failing:
                 done.failed[trial.name] = 'no memory'
+                keep_failure(self.output, trial.name, 'no memory')
                 continue
             seed = trial.recipe.seed
             self.records.append(make_record(trial.run, seed, value(trial.run, seed)))
@@ -133,8 +137,8 @@ class Cluster:
 
 
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
-    cluster = Cluster()
+def cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Cluster:
+    cluster = Cluster(output=tmp_path)
     monkeypatch.setattr(records, 'IMAGES', 1000)
     monkeypatch.setattr(adaptive, 'study_records', lambda study, output: list(cluster.records))
     monkeypatch.setattr(adaptive, 'hours_spent', lambda study, output: float(len(cluster.records)))
@@ -190,6 +194,62 @@ def test_a_training_that_fails_is_tried_once_each_time(tmp_path: Path, cluster: 
     trials = train_until_decided(make(CLAIMS[:1]), tmp_path, Console(quiet=True), cluster.train)
     assert trials.failed == {'a-seed2': 'no memory'}
     assert cluster.trained.count('a-seed2') == 1
+    assert failures(tmp_path) == trials.failed, 'written down at once'
+    cluster.failing = ()
+    again = train_until_decided(make(CLAIMS[:1]), tmp_path, Console(quiet=True), cluster.train)
+    assert again.failed == {}
+
+
+def test_a_failure_that_is_done_by_now_or_of_another_study_is_none(tmp_path: Path, cluster: Cluster) -> None:
+    (tmp_path / FAILED).write_text(json.dumps({'a-seed1': 'killed since', 'z-seed1': 'another'}))
+    (tmp_path / 'a-seed1').mkdir()
+    for name in ('result.json', *FILES):
+        (tmp_path / 'a-seed1' / name).touch()
+    trials = train_until_decided(make(CLAIMS[:1]), tmp_path, Console(quiet=True), cluster.train)
+    assert trials.failed == {}
+    assert failures(tmp_path) == {'z-seed1': 'another'}
+
+
+def test_a_run_that_is_not_judged_better_is_left_with_the_reason() -> None:
+    lost = state(dict.fromkeys(MEANS, 3), CLAIMS[:1])
+    values = [value('b', 0), value('b', 1), None]
+    lost = replace(lost, samples={**lost.samples, ('top1', 'b'): Sample(values)})
+    one, left = next_round(lost, None)
+    assert one is None
+    assert left['b > a'].reason == 'b failed or diverged with seed 2: b is not judged better'
+
+
+def test_two_equal_differences_tell_no_spread_so_the_first_look_is_made() -> None:
+    samples = {('top1', 'a'): Sample([60.0, 61.0]), ('top1', 'b'): Sample([70.0, 71.0])}
+    one, _ = next_round(replace(state(dict.fromkeys(MEANS, 2), CLAIMS[:1]), samples=samples), None)
+    assert one == Round(['b > a'], {'a': 3, 'b': 3, 'c': 2, 'd': 2})
+
+
+def test_seeds_between_others_that_are_missing_are_trained(tmp_path: Path, cluster: Cluster) -> None:
+    """With four seeds of each run two pairs are missing, as after trainings by hand."""
+    for run, seeds in {'a': (1, 2, 3, 5), 'b': (1, 2), 'c': (1, 2), 'd': (1, 2, 4, 5)}.items():
+        cluster.records += [make_record(run, seed, value(run, seed)) for seed in seeds]
+    train_until_decided(make((claim('d', 'a', bound=3.2),)), tmp_path, Console(quiet=True), cluster.train)
+    assert cluster.trained[:2] == ['d-seed3', 'a-seed4']
+
+
+def test_a_budget_that_is_used_up_starts_nothing_also_of_a_round_that_was_begun(
+    tmp_path: Path, cluster: Cluster
+) -> None:
+    cluster.stop_after = 5
+    with pytest.raises(KeyboardInterrupt):
+        train_until_decided(make(), tmp_path, Console(quiet=True), cluster.train, budget=5.0)
+    cluster.stop_after = None
+    trials = train_until_decided(make(), tmp_path, Console(quiet=True), cluster.train, budget=5.0)
+    assert len(cluster.trained) == 5
+    assert trials.left == dict.fromkeys(('b-seed2', 'c-seed2', 'd-seed2'), 'the budget of 5 h is used up')
+
+
+@pytest.mark.parametrize('text', ['{}', '"abc"', '[{}]', '[{"claims": [], "blocks": {"a": -1}}]'])
+def test_damaged_rounds_are_one_line(tmp_path: Path, cluster: Cluster, text: str) -> None:
+    (tmp_path / ROUNDS).write_text(text)
+    with pytest.raises(UserError, match='not the rounds of a study'):
+        train_until_decided(make(), tmp_path, Console(quiet=True), cluster.train)
 
 
 # --- What it is good for ----------------------------------------------------------------------------------------------

@@ -3,14 +3,15 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from imagenette_zoo.errors import UserError
 from imagenette_zoo.study.changes import note_changes
-from imagenette_zoo.study.plan import Study, dump_study, read_study
-from imagenette_zoo.study.records import CHANGES, as_run, study_records
+from imagenette_zoo.study.plan import STEP_TIME_BLOCKS, Claim, Comparison, StepTimes, Study, dump_study, read_study
+from imagenette_zoo.study.records import CHANGES, STEP_TIMES, as_run, study_records
 from imagenette_zoo.utils.console import Console
 
 RESULTS = Path(__file__).parents[2] / 'docs' / 'results' / 'claims-cpu'
@@ -39,16 +40,24 @@ C6 = """\
   - resnet50 > resnet50-constant
   by: 3.0
 """
+AFTER = 'after 4 blocks of its runs were seen'
+SEEDS = 'seeds:\n- 1\n- 2\n- 3\n- 4\n'
 
 
 @pytest.mark.parametrize(
     ('old', 'new', 'line'),
     [
-        (C6, C6.replace('3.0', '2.0'), 'the claim C6 was changed after 4 blocks of its runs were seen: '),
-        (C6, C6.replace('by: 3.0', 'practical: 2'), 'the claim C6 was changed after 4 blocks of its runs were seen: '),
-        ('- name: C6\n', '- name: C66\n', 'the claim C6 was removed after 4 blocks of its runs were seen: '),
-        ('- name: C6\n', '- name: C66\n', 'the claim C66 was added after 4 blocks of its runs were seen: '),
+        (C6, C6.replace('3.0', '2.0'), f'the claim C6 was changed {AFTER} (by 3.0, now 2.0): '),
+        (
+            C6,
+            C6.replace('by: 3.0', 'practical: 2'),
+            f'the claim C6 was changed {AFTER} (by 3.0, now none; practical none, now 2.0): ',
+        ),
+        ('- name: C6\n', '- name: C66\n', f'the claim C6 was removed {AFTER}: '),
+        ('- name: C6\n', '- name: C66\n', f'the claim C66 was added {AFTER}: '),
         ('claims:\n', 'stages: [5]\nclaims:\n', 'the stages were changed from 3 (10%), 4 (15%), '),
+        (SEEDS, 'seeds: [2, 1, 3, 4]\n', 'the seeds were changed from 1, 2, 3, 4 to 2, 1, 3, 4 after 4 '),
+        (SEEDS, 'seeds: [2, 3, 4]\n', 'the seeds were changed from 1, 2, 3, 4 to 2, 3, 4 after 4 '),
     ],
 )
 def test_a_change_after_looks_is_said_and_kept(
@@ -71,8 +80,41 @@ def test_a_change_after_looks_is_said_and_kept(
 
 def test_what_does_not_decide_may_be_changed(tmp_path: Path, seen: Callable[[str, str], Study]) -> None:
     note_changes(seen('MultiPass adds less than a point', 'Passes add less than a point'), tmp_path, Console(True))
-    note_changes(seen('seeds:\n- 1\n- 2\n- 3\n- 4\n', 'seeds: 6\n'), tmp_path, Console(True))
+    note_changes(seen(SEEDS, 'seeds: 6\n'), tmp_path, Console(True))
+    note_changes(seen(SEEDS, 'seeds: 2\n'), tmp_path, Console(True))
+    counted = replace(seen(SEEDS, SEEDS), claims=(claim('params'), *seen(SEEDS, SEEDS).claims))
+    note_changes(counted, tmp_path, Console(True))
+    said = [replace(each, practical=each.equal_within) for each in counted.claims]
+    note_changes(replace(counted, claims=tuple(said)), tmp_path, Console(True))
     assert not (tmp_path / CHANGES).exists()
+
+
+def claim(metric: str, bound: float = 0.5) -> Claim:
+    return Claim(metric, 'So.', metric, ('mish > relu',), (Comparison('mish', 'relu', bound, True),))
+
+
+def test_a_claim_of_a_study_that_had_none_is_added(tmp_path: Path, seen: Callable[[str, str], Study]) -> None:
+    """All pairs were seen."""
+    study = seen(SEEDS, SEEDS)
+    (tmp_path / 'study.yaml').write_text(dump_study(replace(study, claims=())))
+    note_changes(replace(study, claims=(claim('top1'),)), tmp_path, Console(True))
+    (line,) = as_run(study, tmp_path).changes
+    assert line.startswith('the claim top1 was added after 4 blocks')
+
+
+def test_a_claim_on_step_times_is_seen_once_they_are_known(tmp_path: Path, seen: Callable[[str, str], Study]) -> None:
+    for folder in tmp_path.glob('*-seed?'):
+        shutil.rmtree(folder)
+    study = replace(seen(SEEDS, SEEDS), claims=(claim('step_time'),))
+    (tmp_path / 'study.yaml').write_text(dump_study(study))
+    changed = replace(study, claims=(claim('step_time', 2.0),))
+    note_changes(changed, tmp_path, Console(True))
+    assert not (tmp_path / CHANGES).exists()
+    seconds = {run: [0.1] * STEP_TIME_BLOCKS for run in ('mish', 'relu')}
+    (tmp_path / STEP_TIMES).write_text(json.dumps(asdict(StepTimes(seconds, dict.fromkeys(seconds, 8), {}))))
+    note_changes(changed, tmp_path, Console(True))
+    (line,) = as_run(study, tmp_path).changes
+    assert line.startswith('the claim step_time was changed after 10 blocks of its runs were seen (ratio 0.5, now 2.0)')
 
 
 def test_before_the_first_look_all_may_be_changed(tmp_path: Path, seen: Callable[[str, str], Study]) -> None:

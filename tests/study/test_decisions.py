@@ -246,6 +246,7 @@ def test_a_threshold_that_too_few_reach_is_judged_by_the_fallback() -> None:
     assert found.note.startswith(
         'epochs to 50 %: of the first 3 blocks it was reached in 1 by a and in 3 by b, too few'
     )
+    assert verdict(replace(sooner, practical=20.0), epochs).claim.equal_within == 1.0, '20 are epochs, not points'
     flipped = verdict(sooner, {'a': epochs['b'], 'b': epochs['a']})
     assert (flipped.claim.metric, flipped.verdict) == ('top1', 'supported'), 'whichever run it is'
     later = verdict(sooner, {**epochs, 'a': [4.0, 4.1, never, never]})

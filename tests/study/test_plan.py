@@ -184,3 +184,9 @@ def test_a_study_names_code_beside_itself_beside_its_base_or_in_the_current_fold
     file.write_text('device_modules: {a: b}\nruns:\n  a:\n')
     with pytest.raises(UserError, match=r'question\.yaml:1: --device-modules: '):
         read_study(file)
+
+
+@pytest.mark.parametrize('jobs', [0, -1, True, 1.5])
+def test_a_number_of_jobs_from_python_is_checked(tmp_path: Path, jobs: Any) -> None:
+    with pytest.raises(UserError, match='is not a number of trainings from 1 on'):
+        Slot(tmp_path, jobs=jobs)

@@ -126,6 +126,7 @@ def test_a_study_is_run_skipped_continued_and_judged(
     assert main([*command, '--dry-run']) == 0
     plan = capsys.readouterr().out
     assert 'rate: The larger rate is better.' in plan
+    assert '1 claim tested together' in plan
     assert '3 are the least that decide' in plan
     assert not (place / 'runs').exists(), 'a plan touches nothing'
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from imagenette_zoo.config.recipe import Recipe
+from imagenette_zoo.errors import UserError
 from imagenette_zoo.study import step_times
 from imagenette_zoo.study.decisions import judge
-from imagenette_zoo.study.plan import STEP_TIME_BLOCKS, Claim, Comparison, StepTimes, make_study
+from imagenette_zoo.study.plan import STEP_TIME_BLOCKS, Claim, Comparison, StepTimes, StudyRun, make_study
 from imagenette_zoo.study.process import Slot
 from imagenette_zoo.study.records import STEP_TIMES, as_run, samples_of
 from imagenette_zoo.study.sentences import sentence
@@ -45,6 +46,19 @@ def test_steps_are_timed_in_turns_and_judged(monkeypatch: pytest.MonkeyPatch, tm
     before = (tmp_path / STEP_TIMES).read_bytes()
     time_study(timed, Slot(tmp_path), Console(quiet=True))
     assert (tmp_path / STEP_TIMES).read_bytes() == before, 'timed once'
+    runs = {**study.runs, 'small': StudyRun('small', SMALL.replace(batch_size=4))}
+    changed = as_run(replace(study, runs=runs), tmp_path)
+    assert changed.step_times is not None
+    assert list(changed.step_times.seconds) == ['large'], 'those of another recipe do not count'
+    time_study(changed, Slot(tmp_path), Console(quiet=True))
+    timed = as_run(changed, tmp_path)
+    assert timed.step_times is not None
+    assert timed.step_times.images == {'large': 8, 'small': 4}
+    monkeypatch.setattr(step_times, 'code_of', lambda model: {'idea.py': 'a' * 64})
+    time_study(timed, Slot(tmp_path), Console(quiet=True))
+    timed = as_run(changed, tmp_path)
+    assert timed.step_times is not None
+    assert timed.step_times.code['large'] == {'idea.py': 'a' * 64}, 'nor those of other code'
 
 
 def test_each_image_size_of_a_training_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,6 +83,17 @@ def test_a_claim_whose_steps_were_not_timed_says_so(tmp_path: Path) -> None:
     study = replace(make_study('', {'a': SMALL, 'b': SMALL}, (1,)), claims=(claim('b', 'a'),))
     (verdict,) = judge(study.claims, samples_of(study, {}), study.stages)
     assert sentence(verdict) == 'undecided: the steps of b were not timed: the command of the study times them'
-    (tmp_path / STEP_TIMES).write_text(json.dumps({**asdict(StepTimes({}, {}, {})), 'more': 1}))
-    with pytest.raises(Exception, match='not the step times of a study'):
+
+
+@pytest.mark.parametrize(
+    'damage',
+    [{'more': 1}, {'seconds': {'a': [0.1]}}, {'seconds': {'a': [0.0] * STEP_TIME_BLOCKS}}, {'images': {}}],
+)
+def test_damaged_step_times_are_one_line(tmp_path: Path, damage: dict[str, object]) -> None:
+    study = make_study('', {'a': SMALL}, (1,))
+    good = asdict(StepTimes({'a': [0.1] * STEP_TIME_BLOCKS}, {'a': 8}, {}))
+    (tmp_path / STEP_TIMES).write_text(json.dumps(good))
+    assert as_run(study, tmp_path).step_times is not None
+    (tmp_path / STEP_TIMES).write_text(json.dumps({**good, **damage}))
+    with pytest.raises(UserError, match='not the step times of a study'):
         as_run(study, tmp_path)

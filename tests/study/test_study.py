@@ -20,6 +20,7 @@ from imagenette_zoo.study.decisions import judge
 from imagenette_zoo.study.metrics import METRICS, metric_of
 from imagenette_zoo.study.plan import STAGES, Claim, Comparison, Study, dump_study, find_study, make_study, read_study
 from imagenette_zoo.study.records import (
+    CHANGES,
     FAILED,
     Record,
     as_run,
@@ -134,6 +135,7 @@ def test_the_order_that_a_claim_expects(tmp_path: Path, order: str, extra: str, 
         ('title: A question', 'title: &a [*a]', 1, 'not valid YAML'),
         ('title: A question', '- a', 2, 'not valid YAML'),
         ('order: fast > plain', 'order: fast > plain\n    practical: 0', 17, 'practical: a number above 0 is needed'),
+        ('metric: top1', 'metric: params\n    practical: 1', 16, 'practical: params is counted, not tested'),
         ('order: fast > plain', 'by: 3\n    practical: 1\n    order: fast > plain', 17, 'by already says what matters'),
         ('budget: 2', 'stages: 5', 6, 'stages: numbers of blocks are needed, as [5]'),
         ('budget: 2', 'stages: []', 6, 'stages: numbers of blocks are needed, as [5]'),
@@ -456,6 +458,19 @@ def test_the_seeds_that_failed_are_those_that_are_recorded_and_not_done_since(tm
     (tmp_path / 'a-seed2').mkdir()
     (tmp_path / 'a-seed2' / 'result.json').write_text('{}')
     assert as_run(study, tmp_path).failed == {'a': {1}}
-    (tmp_path / FAILED).write_text('[')
-    with pytest.raises(UserError, match='not the failures of a study'):
-        as_run(study, tmp_path)
+    for text in ('[', '[]', '{"a-seed1": 3}', '[["a-seed1", "x"]]'):
+        (tmp_path / FAILED).write_text(text)
+        with pytest.raises(UserError, match='not the failures of a study'):
+            as_run(study, tmp_path)
+    (tmp_path / FAILED).unlink()
+    for text in ('"abc"', '{"a": 1}', '[1]'):
+        (tmp_path / CHANGES).write_text(text)
+        with pytest.raises(UserError, match='not the changes of a study'):
+            as_run(study, tmp_path)
+
+
+def test_seeds_that_follow_are_seeds() -> None:
+    study = replace(make_study('', {'a': Recipe()}, (2**32 - 1, 1)), until_decided=True)
+    assert study.all_seeds[:4] == (2**32 - 1, 1, 0, 2)
+    assert len(study.all_seeds) == len(set(study.all_seeds)) == 20
+    assert all(trial.recipe.seed == trial.seed for trial in study.trials())

@@ -64,6 +64,7 @@ def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(file), f'{page.name}: {target}'
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_python_of_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -73,6 +74,7 @@ def test_the_python_of_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert (tmp_path / 'runs').is_dir()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize('dead', ['', '[x](data.md#nope)'])
 def test_the_site_is_built_and_dead_links_are_errors(tmp_path: Path, dead: str) -> None:

@@ -26,7 +26,7 @@ def main() -> None:
     looks = test.looks[COMPARISON]
     names = looks.finding.comparison.larger, looks.finding.comparison.smaller
     title = f'Top-1 of {names[0]} less that of {names[1]} at each look, with intervals'
-    picture = draw_picture('studies', title, 3.2, lambda figure: _draw(figure, test, looks, names))
+    picture = draw_picture('studies', title, 3.8, lambda figure: _draw(figure, test, looks, names))
     write_atomic(DOCS / 'studies.svg', picture.svg)
 
 
@@ -51,7 +51,7 @@ def _draw(figure: Any, test: Test, looks: Looks, names: tuple[str, str]) -> None
         xticks=range(1, len(differences) + 1),
         ylim=(-30, 30),
     )
-    axis.legend(loc='upper right', fontsize='small')
+    figure.legend(loc='outside lower center', fontsize='small')
 
 
 if __name__ == '__main__':

@@ -39,7 +39,7 @@ from imagenette_zoo.config.recipe import Recipe
 from imagenette_zoo.data.folders import load_split, with_label_noise
 from imagenette_zoo.data.images import image_size, open_image
 from imagenette_zoo.data.locate import find_root
-from imagenette_zoo.errors import UserError
+from imagenette_zoo.errors import UserError, UserErrors
 from imagenette_zoo.models.model_folder import read_config, read_weights
 from imagenette_zoo.study.analysis import FILES, TENSORS, read_analysis
 from imagenette_zoo.study.plan import read_study
@@ -330,7 +330,8 @@ def _fuzz_one(path: Path, sound: bytes, parse: Callable[[Path], Any], inputs: in
             counts['read'] += 1
         except UserError as error:
             counts['refused'] += 1
-            if '\n' in str(error).strip():
+            lines = error.lines if isinstance(error, UserErrors) else [str(error)]
+            if any('\n' in line.strip() for line in lines):
                 raise AssertionError(f'more than a line: {error}') from error
         counts['inputs'] += 1
         counts['slowest, seconds'] = max(counts['slowest, seconds'], time.perf_counter() - start)

@@ -21,7 +21,9 @@ from timm.models._efficientnet_builder import (
     round_channels,
 )
 
-from ..layers import BlurPool2d, MaxBlurPool2d, Mish, MultiPass
+from ..layers.blurpool import BlurPool2d, MaxBlurPool2d  # the package may be half imported: timm's import is ours
+from ..layers.mish import Mish
+from ..layers.multipass import MultiPass
 from .configs import imagenette_cfg, packaged_weights
 
 __all__ = ['MobileNetV2']

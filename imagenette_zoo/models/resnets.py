@@ -14,7 +14,9 @@ import torch.nn as nn
 from timm.models import ResNet, build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, Bottleneck
 
-from ..layers import MaxBlurPool2d, Mish, MultiPass
+from ..layers.blurpool import MaxBlurPool2d  # the package may be half imported: timm's import is ours
+from ..layers.mish import Mish
+from ..layers.multipass import MultiPass
 from .configs import imagenette_cfg
 
 __all__ = ['ZooResNet']

@@ -174,7 +174,7 @@ def _smaller(png: io.BytesIO) -> bytes:
     from PIL import Image
 
     smaller = io.BytesIO()
-    palette = Image.open(png).convert('RGB').quantize(256, dither=Image.Dither.NONE)
+    palette = Image.open(png, formats=['PNG']).convert('RGB').quantize(256, dither=Image.Dither.NONE)
     palette.save(smaller, 'PNG', optimize=True)
     return smaller.getvalue()
 

@@ -20,7 +20,7 @@ RESULTS = Path(__file__).parents[2] / 'docs' / 'results' / 'claims-cpu'
 @pytest.fixture
 def seen(tmp_path: Path) -> Callable[[str, str], Study]:
     """A folder with a study of which four seeds are known; the function gives it with a part of its text replaced."""
-    text = dump_study(read_study(RESULTS / 'study.yaml'))
+    text = dump_study(replace(read_study(RESULTS / 'study.yaml'), until_decided=False))
     (tmp_path / 'study.yaml').write_text(text)
     for folder in RESULTS.glob('*-seed?'):
         (tmp_path / folder.name).mkdir()

@@ -88,6 +88,8 @@ class StopSignals:
         return self
 
     def __exit__(self, *error: object) -> None:
+        if error and error[0] is not None:  # else they wait until cycles of objects are collected
+            kill_workers()
         for number, handler in self._former.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
         if self._writer is not None:

@@ -195,7 +195,7 @@ LARGE = 'p = libc.malloc(9 << 28); libc.memset(p, 1, 9 << 28); libc.free(p)'  # 
 def test_freed_memory_is_kept(code: str) -> None:
     """A second piece of memory of the same size costs no more page faults; without the call it costs them all again."""
     code = (
-        'import ctypes, resource, sys, torch\n'
+        'import ctypes, resource, sys, timm, torch\n'  # as in a training, whose heap has grown
         'from contextlib import nullcontext\n'
         'from imagenette_zoo.utils.memory import keep_freed_memory\n'
         'torch.set_num_threads(1)\n'

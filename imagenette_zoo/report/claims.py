@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from ..study.comparisons import Finding
+from ..study.comparisons import UNDECIDED, Finding
 from ..study.decisions import Verdict, judge
 from ..study.metrics import metric_of
 from ..study.plan import Study
@@ -56,7 +56,7 @@ def _claim(verdict: Verdict) -> dict[str, Any]:
         'sentence': claim.sentence,
         'metric': claim.metric,
         'order': claim.order,
-        'note': claim.note,
+        'note': claim.note or ('' if more or verdict.verdict != UNDECIDED else verdict.finding.note),
         'practical': claim.equal_within,
         'verdict': verdict.verdict,
         'what_is_so': what,

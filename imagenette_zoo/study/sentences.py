@@ -20,7 +20,8 @@ def sentence(verdict: Verdict) -> str:
     """
     what, more = what_is_so(verdict)
     if verdict.verdict == UNDECIDED:
-        return f'undecided: {"; ".join(filter(None, (what, more)))}'
+        note = '' if more or what == verdict.finding.note else verdict.finding.note
+        return f'undecided: {"; ".join(filter(None, (what, more, note)))}'
     return what if verdict.verdict == EQUAL else f'{what}: {verdict.verdict}'
 
 
@@ -92,6 +93,8 @@ class _Words:
     def effect(self, finding: Finding) -> str:
         """`'a is 9.4 points above b (6.1 to 12.7)'`."""
         larger, smaller = finding.comparison.larger, finding.comparison.smaller
+        if self.metric.exact and finding.values[0] == finding.values[1]:
+            return f'{self.runs(finding)} are equal{self.of}'
         if finding.counts is not None:
             more, fewer = finding.counts
             larger, smaller, most = (larger, smaller, more) if more >= fewer else (smaller, larger, fewer)

@@ -186,6 +186,7 @@ def test_a_run_of_which_a_seed_failed_is_not_judged_better() -> None:
     found = judged(claim('top1'), failed, [*b, 1.0])
     assert (found.verdict, found.estimate) == ('undecided', pytest.approx(1.0))
     assert found.note == 'a failed or diverged with seed 6: a is not judged better'
+    assert sentence(found).endswith(f'; {found.note}')
     assert found.more_seeds is None
     assert judged(claim('top1'), [*a, 2.0], [*b, None]).verdict == 'supported', 'the worse one failed'
     assert judged(claim('top1'), b, failed).verdict == 'undecided', 'neither is it found better the other way round'

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from imagenette_zoo.cli import data
 from imagenette_zoo.cli.main import main
+from imagenette_zoo.data import cache
 from imagenette_zoo.utils import files
 from imagenette_zoo.utils.signals import Stopped, sigterm_interrupts
 
@@ -26,9 +26,9 @@ def test_sigterm_leaves_no_half_written_file(tmp_path: Path, monkeypatch: pytest
 def test_a_command_ends_with_143_and_leaves_the_signal_as_it_was(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(data, 'list_models', lambda: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(cache, 'entries', lambda: os.kill(os.getpid(), signal.SIGTERM))
     before = signal.getsignal(signal.SIGTERM)
-    assert main(['list']) == 143
+    assert main(['data', 'cache']) == 143
     assert capsys.readouterr().err.split() == ['interrupted']
     assert signal.getsignal(signal.SIGTERM) == before
 
@@ -52,6 +52,6 @@ def test_the_limits_of_the_system_are_one_line(
     def fail() -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(data, 'list_models', fail)
-    assert main(['list']) == 2
+    monkeypatch.setattr(cache, 'entries', fail)
+    assert main(['data', 'cache']) == 2
     assert capsys.readouterr().err == f'{expected}\n'

@@ -18,6 +18,7 @@ import shutil
 import stat
 import sys
 import tarfile
+import tempfile
 import threading
 import time
 import traceback
@@ -251,6 +252,7 @@ def _run_here(words: list[str], root: str, within: tuple[Callable[[], object], .
     os.chdir(f'{root}/world')
     os.environ.update(IMAGENETTE_ZOO_CACHE=f'{root}/cache', TMPDIR=f'{root}/tmp', HF_HUB_OFFLINE='1')
     os.environ.pop('IMAGENETTE_DIR', None)
+    tempfile.tempdir = None  # as TMPDIR says
     multiprocessing.set_start_method('fork', force=True)  # of data workers, as without the server
     torch.set_num_threads(1)
     peak = os.open(f'{root}/peak', os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -350,7 +352,7 @@ def _lost_or_left(fault: Fault, before: dict[str, Any], root: Path) -> list[str]
             how = 'made' if path not in before else 'lost' if path not in after else 'changed'
             broken.append(f'{how}: {path!a}')
     for folder in ('world', 'cache', 'tmp'):
-        for path, _ in _entries(root / folder):
+        for path, _ in _entries(root / folder) if (root / folder).exists() else ():
             if LEFTOVER.fullmatch(path.rpartition('/')[2]) and not (folder == 'world' and path in before):
                 broken.append(f'left: {folder}/{path!a}')
     for path in after.keys() - before.keys():

@@ -11,6 +11,7 @@ from contextlib import redirect_stdout, suppress
 
 from ..config.fields import Parser
 from ..errors import UserError
+from ..utils.signals import sigterm_interrupts
 from ..utils.streams import Output, complain
 from ..version import __version__
 from . import completion, data, inference, new, runs, sharing, study, train
@@ -37,7 +38,9 @@ _COMMANDS = (  # as the help lists them
     completion.COMPLETION,
 )
 COMMANDS = {command.name: command for command in _COMMANDS}
-UNUSABLE = (errno.EACCES, errno.ENAMETOOLONG)  # what the system says of a name that no command has looked at
+# What the system says of a name that no command has looked at, or of its own limits.
+UNUSABLE = (errno.EACCES, errno.ENAMETOOLONG)
+LIMITS = (errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     done but for a part, as where some of several images can't be read."""
     output = Output(sys.stdout)
     try:
-        with redirect_stdout(output):
+        with sigterm_interrupts(), redirect_stdout(output):
             try:
                 code = _main(sys.argv[1:] if argv is None else argv)
             except OSError as error:
@@ -67,9 +70,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             complain('interrupted')
         return getattr(request, 'exit_code', 130)
     except OSError as error:
-        if error.filename is None or error.errno not in UNUSABLE:
+        if error.errno not in LIMITS and (error.filename is None or error.errno not in UNUSABLE):
             raise
-        complain(f'error: {error.filename}: {error.strerror}')
+        name = 'the system' if error.filename is None else error.filename
+        complain(f'error: {name}: {error.strerror}' + '; raise ulimit -n' * (error.errno == errno.EMFILE))
         return 2
     finally:
         with suppress(OSError):  # not at the exit, which would say so once more

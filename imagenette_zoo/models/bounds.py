@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,8 +20,9 @@ from torch.nn.modules.module import (
 from torch.nn.parameter import is_lazy
 
 from ..errors import UserError, first_line
+from ..utils.reading import open_regular, read_errors
 
-__all__ = ['Header', 'TooLarge', 'check_numbers', 'no_more_than', 'read_header']
+__all__ = ['Header', 'TooLarge', 'check_numbers', 'check_readable', 'no_more_than', 'read_header']
 
 Header = Mapping[str, torch.Tensor]  # tensors of the meta device: shapes alone
 LARGEST_NUMBER = 10_000  # among a model's arguments, if no weight has a larger dimension
@@ -38,13 +40,24 @@ def read_header(path: Path) -> Header:
     Raises:
         UserError: There is no such file, it is truncated, or it is none.
     """
-    if not path.is_file():
-        raise UserError(f'{path}: no such checkpoint file')
+    check_readable(path)
     try:
         with safetensors.safe_open(path, 'pt') as file:
             return {name: torch.empty(file.get_slice(name).get_shape(), device='meta') for name in file.keys()}  # noqa: SIM118
     except Exception as error:  # a damaged file is reported in many ways
         raise UserError(f'{path}: truncated or not a checkpoint ({first_line(error)})') from None
+
+
+def check_readable(path: Path) -> None:
+    """Looks whether there is such a file and it may be read: safetensors says the same of both.
+
+    Raises:
+        UserError: It is missing, or can't be read.
+    """
+    if not os.path.isfile(path):  # Path's own may raise
+        raise UserError(f'{path}: no such checkpoint file')
+    with read_errors(path, 'a checkpoint'), open_regular(path):
+        pass
 
 
 def check_numbers(name: str, config: Mapping[str, Any], header: Header | None) -> None:

@@ -26,7 +26,7 @@ from ..utils.files import sync, write_atomic, write_errors, write_json
 from ..utils.modules import is_reference, owner
 from ..utils.reading import read_errors, read_json
 from . import factory
-from .bounds import check_numbers, no_more_than, read_header
+from .bounds import check_numbers, check_readable, no_more_than, read_header
 from .own import NOTEBOOK, code_of, last_linear, own_function
 
 __all__ = [
@@ -93,8 +93,7 @@ def read_weights(path: Path, use_ema: bool = True) -> dict[str, torch.Tensor]:
     Raises:
         UserError: There is no such file, it is truncated, it is no checkpoint, or it holds more than weights.
     """
-    if not os.path.isfile(path):  # Path's own may raise
-        raise UserError(f'{path}: no such checkpoint file')
+    check_readable(path)
     try:
         if path.suffix == '.safetensors':
             return safetensors.torch.load_file(path)

@@ -24,12 +24,13 @@ from ..utils.console import Console, counted
 from ..utils.files import write_atomic
 from ..utils.modules import imported_modules
 from ..utils.reading import from_json, parse_json
+from ..utils.signals import sigterm_interrupts
 from .adaptive import train_until_decided
 from .analysis import FILES
 from .plan import Study, Trial
 from .process import Slot, Trials, check_code, commands, outcome, reason
 from .records import keep_failure
-from .runner import SAY_SECONDS, opened, sigterm_interrupts, state_of
+from .runner import SAY_SECONDS, opened, state_of
 from .step_times import time_study
 
 __all__ = ['run_on_ray']

@@ -8,7 +8,6 @@ import inspect
 import os
 import signal
 import subprocess
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -22,7 +21,6 @@ from ..config.recipe import ModelOptions, Recipe
 from ..data.locate import resolve_dataset
 from ..errors import UserError, nearest
 from ..models.own import own_function, resolved
-from ..training.interrupts import Stopped
 from ..training.result import Result, read_result
 from ..training.run import check_resumable, make_model
 from ..training.run_folder import RunFolder
@@ -31,6 +29,7 @@ from ..utils.environment import this_command
 from ..utils.files import write_atomic
 from ..utils.modules import import_modules
 from ..utils.seeding import restore_generators
+from ..utils.signals import Stopped, sigterm_interrupts
 from .adaptive import train_until_decided
 from .analysis import FILES
 from .changes import note_changes
@@ -41,7 +40,7 @@ from .process import Job, Slot, Trials, epochs_done, outcome, reason
 from .records import check_recipe, distinct, keep_failure
 from .step_times import time_study
 
-__all__ = ['check_models', 'opened', 'run_study', 'sigterm_interrupts', 'state_of']
+__all__ = ['check_models', 'opened', 'run_study', 'state_of']
 
 POLL_SECONDS = 0.2  # between checks of what runs
 SAY_SECONDS = 60.0  # between lines where there is no terminal
@@ -203,22 +202,6 @@ def _meant(recipe: Recipe, reason: str) -> str:
     with contextlib.suppress(Exception):
         known |= inspect.signature(type(make_model(recipe.replace(model_kwargs={}), CLASSES))).parameters.keys()
     return nearest(unknown, difflib.get_close_matches(unknown, known, 2, 0.7))
-
-
-@contextlib.contextmanager
-def sigterm_interrupts() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # where signals can't be caught
-        yield
-        return
-
-    def stop(number: int, _: object) -> None:
-        raise Stopped(number)
-
-    former = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, former)
 
 
 class _Overview:

@@ -20,36 +20,12 @@ from ..errors import UserError, first_line
 from ..utils.console import in_ipython
 from ..utils.distributed import World
 from ..utils.memory import is_out_of_memory
+from ..utils.signals import Stopped
 from ..utils.streams import complain
 
-__all__ = ['Stopped', 'StopSignals', 'explained']
+__all__ = ['StopSignals', 'explained']
 PATIENCE = 3.0  # seconds in which a second signal is to end a run from within
 REPEATED = 2.0  # seconds within which torchrun passes on the Ctrl-C that a terminal sends to all
-
-
-class Stopped(KeyboardInterrupt):
-    """A run was asked to stop, by Ctrl-C or by SIGTERM.
-
-    Args:
-        number: The signal.
-
-    Attributes:
-        message: What is saved, and how the run is continued, where anything of it is.
-    """
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.exit_code = 128 + number
-        self.message = ''
-
-    @property
-    def explained(self) -> bool:
-        """Whether it was said already what is saved."""
-        return bool(self.message)
-
-    def _render_traceback_(self) -> list[str]:
-        """The lines that IPython shows instead of a traceback."""
-        return [self.message or 'interrupted']
 
 
 class StopSignals:

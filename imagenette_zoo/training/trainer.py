@@ -26,7 +26,8 @@ from ..utils.memory import collect, peak_memory, reset_peak_memory
 from ..utils.modules import import_modules
 from ..utils.process import restore_process
 from ..utils.seeding import seed_everything
-from .interrupts import Stopped, StopSignals, explained
+from ..utils.signals import Stopped
+from .interrupts import StopSignals, explained
 from .meter import Meter, Position, check_finite
 from .result import Result, differences, epoch_line, make_result, print_summary, ranking, read_result
 from .run import Run, check_alike, open_folder, prepare

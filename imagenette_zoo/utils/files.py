@@ -302,7 +302,7 @@ def write_atomic(path: Path, data: bytes) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
-        except OSError:
+        except BaseException:  # Ctrl-C, too
             temporary.unlink(missing_ok=True)
             raise
         sync(path.parent)

@@ -28,13 +28,14 @@ from imagenette_zoo.config.recipe import Recipe
 from imagenette_zoo.errors import UserError
 from imagenette_zoo.models.model_folder import read_weights
 from imagenette_zoo.training import interrupts, run, trainer
-from imagenette_zoo.training.interrupts import Stopped, StopSignals, explained
+from imagenette_zoo.training.interrupts import StopSignals, explained
 from imagenette_zoo.training.learner import Learner
 from imagenette_zoo.training.result import read_result
 from imagenette_zoo.training.run_folder import RunFolder
 from imagenette_zoo.training.trainer import train
 from imagenette_zoo.utils.distributed import World
 from imagenette_zoo.utils.files import ProcessLock
+from imagenette_zoo.utils.signals import Stopped
 from tests.conftest import changed, free_port, interrupted, make_folder, needs_linux
 
 ROOT = Path(__file__).parents[2]

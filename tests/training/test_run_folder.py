@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from imagenette_zoo.errors import UserError
+from imagenette_zoo.models import bounds
 from imagenette_zoo.models.model_folder import load_weights, model_folder, read_weights, save_model_folder
 from imagenette_zoo.training.trainer import train
 from imagenette_zoo.utils.files import file_stem, write_atomic
@@ -188,6 +189,18 @@ def test_a_run_starts_from_one_of_other_classes(
     result = train(recipe(epochs=1, **start))
     assert len(result.per_class) == 5
     assert 'the classifier (fc) is new, all else is taken' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('name', ['x.safetensors', 'x.pth'])
+def test_weights_that_may_not_be_read_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    (tmp_path / name).write_bytes(b'x')
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, 'Permission denied', str(path))
+
+    monkeypatch.setattr(bounds, 'open_regular', refuse)
+    with pytest.raises(UserError, match=r"can't read a checkpoint: Permission denied"):
+        read_weights(tmp_path / name)
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,8 @@ from imagenette_zoo.cli.main import main
 from imagenette_zoo.config.recipe import Recipe
 from imagenette_zoo.errors import UserError
 from imagenette_zoo.training import tracking
-from imagenette_zoo.training.interrupts import Stopped
 from imagenette_zoo.training.trainer import train
+from imagenette_zoo.utils.signals import Stopped
 from tests.conftest import changed
 from tests.training.test_reliability import before_step, content, crash
 

@@ -8,8 +8,8 @@ import pytest
 from imagenette_zoo.errors import UserError
 from imagenette_zoo.inference.predict import Prediction, describe
 from imagenette_zoo.report.page import escape_markdown
-from imagenette_zoo.training.interrupts import Stopped
 from imagenette_zoo.utils.console import Console, html_table, printable, table
+from imagenette_zoo.utils.signals import Stopped
 
 
 def test_a_table_of_html_has_no_markup_of_others() -> None:

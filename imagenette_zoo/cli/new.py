@@ -35,7 +35,7 @@ def {name}_resnet(pretrained: bool = False, **kwargs) -> nn.Module:
     """timm's smallest ResNet with this activation. `kwargs` has num_classes and what else the options ask for."""
     return timm.create_model('resnet10t', act_layer=MyActivation, **kwargs)
 '''
-NEXT = '''\
+NEXT = """\
 {file}: a layer (MyActivation) and a model ({name}_resnet). Three commands to try them:
 
 does it train, in a minute, without any data:
@@ -44,7 +44,7 @@ is the model better than what it is made from:
   imagenette-zoo run resnet10t {name}_resnet --import {file} -c demo --epochs 5
 is the layer better than others in a model of the zoo:
   imagenette-zoo run mbv2_mish_imagenette --vary act_layer=relu6,mish,{name}:MyActivation --import {file} \
--c demo --epochs 5'''
+-c demo --epochs 5"""
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,6 +64,4 @@ def _new(args: argparse.Namespace) -> int:
     return 0
 
 
-NEW = Command(
-    'new', 'write a small file to start an idea of your own from', _add_arguments, _new, ' FILE.py'
-)
+NEW = Command('new', 'write a small file to start an idea of your own from', _add_arguments, _new, ' FILE.py')

@@ -68,9 +68,10 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
 
 
 def _plan(args: argparse.Namespace) -> dict[str, Any]:
+    from ..study.process import Extent
+
     return {
-        'budget': args.budget,
-        'until_decided': args.until_decided,
+        'extent': Extent(getattr(args, 'only', ()), args.budget, args.until_decided),
         'plan_only': args.dry_run,
         'ray': args.ray,
     }
@@ -116,7 +117,7 @@ def _study(args: argparse.Namespace) -> int:
 
     slot = Slot(Path(args.output, Path(args.study).stem), args.data_dir, args.device, args.jobs)
     modules = given_flags(args, CodeOptions).get('device_modules', ())
-    run_study_file(args.study, slot, only=args.only, modules=modules, **_plan(args))
+    run_study_file(args.study, slot, modules=modules, **_plan(args))
     return 0
 
 

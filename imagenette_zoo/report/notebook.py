@@ -19,7 +19,7 @@ from ..study.decisions import Verdict, judge, with_pairs
 from ..study.metrics import METRICS
 from ..study.plan import INSTEAD, default_name, find_study, plain_name, plan_models, plan_study, read_study
 from ..study.plan import Study as Plan
-from ..study.process import Slot
+from ..study.process import WHOLE, Extent, Slot
 from ..study.records import Record, as_run, by_run, samples_of, study_records
 from ..study.sentences import sentence
 from ..training.result import Result
@@ -43,24 +43,13 @@ class Study:
     Args:
         plan: Its runs, seeds and claims.
         slot: Where it is, and how its trainings run.
-        only: Names of its runs; all if none is given.
-        budget: Hours, instead of the plan's own.
-        until_decided: Its claims say how many seeds there are.
+        extent: How much of it is trained.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        slot: Slot,
-        only: Sequence[str] = (),
-        budget: float | None = None,
-        until_decided: bool = False,
-    ) -> None:
+    def __init__(self, plan: Plan, slot: Slot, extent: Extent = WHOLE) -> None:
         self.plan = plan
         self.slot = slot
-        self.only = tuple(only)
-        self.budget = budget
-        self.until_decided = until_decided
+        self.extent = extent
 
     @classmethod
     def open(cls, folder: str | Path) -> Study:
@@ -146,20 +135,13 @@ class Study:
         console = Console(quiet)
         self.__dict__.pop('records', None)
         try:
-            carry_out(
-                self.plan,
-                self.slot,
-                console,
-                only=self.only,
-                budget=self.budget,
-                until_decided=self.until_decided,
-            )
+            carry_out(self.plan, self.slot, console, self.extent)
         except KeyboardInterrupt:
             if not in_ipython():
                 raise
-            until = ', until_decided=True' if self.until_decided else ''
-            until += f', budget={self.budget:g}' if self.until_decided and self.budget else ''
-            print(f'interrupted: its resume() goes on, or imagenette_zoo.study({str(self.folder)!r}{until})')
+            until = ', until_decided=True' if self.extent.until_decided else ''
+            hours = f', budget={self.extent.budget:g}' if self.extent.budget else ''
+            print(f'interrupted: its resume() goes on, or imagenette_zoo.study({str(self.folder)!r}{until}{hours})')
         return self
 
     def _progress(self) -> str:
@@ -214,6 +196,7 @@ def run(
         UserError: Bad input, or a training failed; the others are done.
         KeyboardInterrupt: It was interrupted, outside of IPython. What is done is saved.
     """
+    extent = Extent((), budget, until_decided)
     for name, instead in {**INSTEAD, 'model': 'the first argument', 'seed': 'seeds=N'}.items():
         if name in options:
             raise UserError(f'{name}: not of run: {instead}')
@@ -229,7 +212,7 @@ def run(
     }
     folder = _folder(recipe.output, options.get('experiment'), default_name(list(named), values))
     slot = Slot(folder, recipe.data_dir, options.get('device'), jobs)
-    return Study(replace(plan, runs=runs), slot, (), budget, until_decided).resume(quiet=quiet)
+    return Study(replace(plan, runs=runs), slot, extent).resume(quiet=quiet)
 
 
 def _folder(output: str | Path, experiment: str | None, name: str) -> Path:
@@ -309,6 +292,7 @@ def study(
         UserError: Something in it is wrong, or a training failed; the others are done.
         KeyboardInterrupt: It was interrupted, outside of IPython. What is done is saved.
     """
+    extent = Extent(only, budget, until_decided)
     for name, model in (models or {}).items():
         name_model(model, name)
     if isinstance(source, Mapping):
@@ -321,7 +305,7 @@ def study(
         file = find_study(source)
         plan, folder = read_study(file), Path(output, experiment or Path(source).stem)
     slot = Slot(folder, None if data_dir is None else str(data_dir), device, jobs)
-    return Study(with_modules(plan, device_modules), slot, only, budget, until_decided).resume(quiet=quiet)
+    return Study(with_modules(plan, device_modules), slot, extent).resume(quiet=quiet)
 
 
 def _begun(folder: Path) -> Plan:

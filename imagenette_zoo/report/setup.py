@@ -73,8 +73,8 @@ def about(content: Numbers) -> str:
     return (
         f'{count(setup["runs"], "run")} with {seeds}{" each" if setup["runs"] > 1 else ""} '
         f'({count(setup["trainings"], "training")}) on {data} at {listed(setup["img_sizes"])} px for '
-        f'{listed(setup["epochs"])} epoch{"" if setup["epochs"] == [1] else "s"}, on {listed(map(_machine, setup["hardware"]))}. Versions: {versions}.'
-        f'{_code(setup["code"])}'
+        f'{listed(setup["epochs"])} epoch{"" if setup["epochs"] == [1] else "s"}, '
+        f'on {listed(map(_machine, setup["hardware"]))}. Versions: {versions}.{_code(setup["code"])}'
     )
 
 

@@ -16,7 +16,7 @@ from ..study.estimate import dry_run
 from ..study.hours import hours_spent
 from ..study.on_ray import run_on_ray
 from ..study.plan import Study, find_study, plan_models, read_study
-from ..study.process import Slot, Trials
+from ..study.process import WHOLE, Extent, Slot, Trials
 from ..study.records import Record, as_run, by_run, group_runs, same_hardware, samples_of, study_records
 from ..study.runner import run_study
 from ..study.sentences import sentence
@@ -32,10 +32,8 @@ __all__ = [
 def run_study_file(
     name: str,
     slot: Slot,
+    extent: Extent = WHOLE,
     *,
-    only: Sequence[str] = (),
-    budget: float | None = None,
-    until_decided: bool = False,
     modules: Sequence[str] = (),
     plan_only: bool = False,
     ray: str | None = None,
@@ -45,9 +43,7 @@ def run_study_file(
     Args:
         name: Its file, or the name of one that comes with the package.
         slot: Where and how; the study gets a folder of its name there.
-        only: Names of runs.
-        budget: Hours, instead of the study's own.
-        until_decided: Trains with as many seeds as its claims need to be decided.
+        extent: How much of it.
         modules: Code of the user's own, instead of the study's.
         plan_only: Only prints the plan and its hours.
         ray: The address of a Ray cluster that the trainings are sent to.
@@ -56,19 +52,10 @@ def run_study_file(
         UserError: Something in the file is wrong, or a training failed.
     """
     study = with_modules(read_study(find_study(name)), modules)
-    for run in only:
+    for run in extent.only:
         if run not in study.runs:
             raise UserError(f'--only: {name} has no run {run!r}{nearest(run, study.runs)}')
-    carry_out(
-        study,
-        slot,
-        Console(),
-        only=only,
-        budget=budget,
-        until_decided=until_decided,
-        plan_only=plan_only,
-        ray=ray,
-    )
+    carry_out(study, slot, Console(), extent, plan_only=plan_only, ray=ray)
 
 
 def with_modules(study: Study, modules: Sequence[str]) -> Study:
@@ -85,10 +72,9 @@ def run_models(
     recipe: Recipe,
     seeds: int,
     slot: Slot,
+    extent: Extent = WHOLE,
     *,
     vary: Mapping[str, Sequence[Any]] | None = None,
-    budget: float | None = None,
-    until_decided: bool = False,
     plan_only: bool = False,
     ray: str | None = None,
 ) -> None:
@@ -99,9 +85,8 @@ def run_models(
         recipe: All other options.
         seeds: How many.
         slot: Where and how.
+        extent: How much of it.
         vary: Options and arguments of the models with several values each, as `plan_models` takes them.
-        budget: Hours of training and validation.
-        until_decided: Trains with as many seeds as it takes to tell each pair of runs apart, or equal.
         plan_only: Only prints the plan and its hours.
         ray: The address of a Ray cluster that the trainings are sent to.
 
@@ -109,17 +94,15 @@ def run_models(
         UserError: What is varied can't be, two runs would be the same, or a training failed.
     """
     study = plan_models(models, recipe, seeds, vary)
-    carry_out(study, slot, Console(), budget=budget, until_decided=until_decided, plan_only=plan_only, ray=ray)
+    carry_out(study, slot, Console(), extent, plan_only=plan_only, ray=ray)
 
 
 def carry_out(
     study: Study,
     slot: Slot,
     console: Console,
+    extent: Extent = WHOLE,
     *,
-    only: Sequence[str] = (),
-    budget: float | None = None,
-    until_decided: bool = False,
     plan_only: bool = False,
     ray: str | None = None,
 ) -> None:
@@ -129,30 +112,26 @@ def carry_out(
         UserError: A training failed; the report on the others is written.
         KeyboardInterrupt: Ctrl-C or SIGTERM; what was computed is saved.
     """
-    if budget is not None and not (_is_number(budget) and 0 < budget < math.inf):
-        raise UserError(f'budget: {budget!r} is not a number of hours above 0')
     for line in _notes(study):
         console.line(line)
-    if until_decided:
-        _check_decidable(study, only)
+    if extent.until_decided:
+        _check_decidable(study)
         study = replace(study, until_decided=True)
     study = as_run(study, slot.output)
     if plan_only:
-        dry_run(study, slot, console, only, budget, until_decided=until_decided)
+        dry_run(study, slot, console, extent)
         return
     if ray is not None and slot.jobs > 1:
         raise UserError('--ray: --jobs is for one machine: leave it out')
-    if ray is not None and budget is not None and not until_decided:
+    if ray is not None and extent.budget is not None and not extent.until_decided:
         raise UserError('--ray: --budget goes with --until-decided there: a cluster does all of a study otherwise')
     check_packages()
     if ray is None:
-        hours = budget or study.budget
-        trials = run_study(study, slot, console, only=only, budget=hours, until_decided=until_decided)
+        trials = run_study(study, slot, console, extent)
     else:
-        if study.budget is not None and not until_decided:
+        if study.budget is not None and not extent.until_decided:
             console.line(f'the budget of {study.budget:g} h is for one machine: a Ray cluster does all of it')
-        hours = (budget or study.budget) if until_decided else None
-        trials = run_on_ray(study, slot, console, ray, only=only, budget=hours, until_decided=until_decided)
+        trials = run_on_ray(study, slot, console, ray, extent)
     try:
         _report(study, slot, console)
     except UserError as error:
@@ -160,12 +139,8 @@ def carry_out(
             console.line(f'no report: {error}')
         _print_failures(trials, slot, console)
         raise
-    _print_undecided(trials, hours, hours_spent(as_run(study, slot.output), slot.output), console)
+    _print_undecided(trials, extent.hours(study), hours_spent(as_run(study, slot.output), slot.output), console)
     _print_failures(trials, slot, console)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _notes(study: Study) -> list[str]:
@@ -177,10 +152,8 @@ def _notes(study: Study) -> list[str]:
     return [note if len(names) == len(study.runs) else f'{", ".join(names)}: {note}' for note, names in runs.items()]
 
 
-def _check_decidable(study: Study, only: Sequence[str]) -> None:
+def _check_decidable(study: Study) -> None:
     """Raises `UserError` where there is nothing that trainings could decide."""
-    if only:
-        raise UserError('--until-decided: chooses the runs itself: leave --only out')
     if not study.claims and not 1 < len(study.runs) <= MOST_COMPARED:
         raise UserError(
             f'--until-decided: there are no claims, and pairs are judged of 2 to {MOST_COMPARED} runs, not of '

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib.util import find_spec
 
@@ -19,7 +19,7 @@ from .hours import hours_spent
 from .metrics import metric_of
 from .plan import STEP_TIME_BLOCKS, Claim, Study
 from .power import TOP1_IMAGES, power, top1_spreads
-from .process import Slot, epochs_done
+from .process import WHOLE, Extent, Slot, epochs_done
 from .records import study_records
 from .runner import check_models, state_of
 from .step_times import TimedModel, image_counts
@@ -30,25 +30,16 @@ STEPS = 3
 POINTS = (2, 4, 8)  # of top-1 that a claim may differ by
 
 
-def dry_run(
-    study: Study,
-    slot: Slot,
-    console: Console,
-    only: Sequence[str] = (),
-    budget: float | None = None,
-    *,
-    until_decided: bool = False,
-) -> float:
+def dry_run(study: Study, slot: Slot, console: Console, extent: Extent = WHOLE) -> float:
     """Prints what would be trained, what it would take and what that can decide; returns the hours.
 
     Args:
         study: The study, as its folder has it.
         slot: Where and how.
         console: Where it is printed.
-        only: Names of runs; all if none is given.
-        budget: Hours, instead of the study's own.
-        until_decided: Its claims say how many seeds there are.
+        extent: How much of it.
     """
+    until_decided = extent.until_decided
     check_models(study, console)
     console.line(
         f'timing {STEPS} steps of training and of validation of each run on random images, at each of its image sizes'
@@ -58,7 +49,7 @@ def dry_run(
     total = 0.0
     done = {}
     for name, run in study.runs.items():
-        if only and name not in only:
+        if extent.only and name not in extent.only:
             continue
         trials = [trial for trial in study.trials() if trial.run == name]
         states = [state_of(trial, slot) for trial in trials]
@@ -82,12 +73,12 @@ def dry_run(
     if not until_decided:
         how = 'by a few steps of each on this machine, without set-up'
         console.line(f'\nabout {duration(3600 * total / jobs)} to go, {how}')
-    limit = budget or study.budget
+    limit = extent.hours(study)
     spent = hours_spent(study, slot.output)
     if limit is not None:
         console.line(f'the budget is {limit:g} h of training and validation; {spent:.2f} h of it are done')
     left = math.inf if limit is None else max(0.0, limit - spent)
-    if find_spec('scipy') and not only:
+    if find_spec('scipy') and not extent.only:
         _print_reach(study, slot, console, hours, done, left, until_decided=until_decided)
     return total / jobs
 
@@ -119,7 +110,6 @@ def _print_reach(
         if metric.exact or metric.by_steps:
             blocks, cost_text = ('counted' if metric.exact else f'{STEP_TIME_BLOCKS} of steps'), ''
         else:
-            # alone, a claim gets all that is left
             names = runs if until_decided else study.runs
             most = study.stages[-1][0] if until_decided else len(study.seeds)
             count = next(

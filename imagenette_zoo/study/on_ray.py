@@ -11,7 +11,7 @@ import re
 import socket
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,7 +28,7 @@ from ..utils.signals import sigterm_interrupts
 from .adaptive import train_until_decided
 from .analysis import FILES
 from .plan import Study, Trial
-from .process import Slot, Trials, check_code, commands, outcome, reason
+from .process import WHOLE, Extent, Slot, Trials, check_code, commands, outcome, reason
 from .records import keep_failure
 from .runner import SAY_SECONDS, opened, state_of
 from .step_times import time_study
@@ -44,16 +44,7 @@ RETURNED = (
 CODE = re.compile(r'code/[A-Za-z_]\w*\.(py|json)')  # comes home, too, where a run has some
 
 
-def run_on_ray(
-    study: Study,
-    slot: Slot,
-    console: Console,
-    address: str,
-    *,
-    only: Sequence[str] = (),
-    budget: float | None = None,
-    until_decided: bool = False,
-) -> Trials:
+def run_on_ray(study: Study, slot: Slot, console: Console, address: str, extent: Extent = WHOLE) -> Trials:
     """Trains what is missing of a study on a Ray cluster.
 
     Args:
@@ -62,16 +53,14 @@ def run_on_ray(
             at: each training has a GPU where the cluster has some, else a node's cores.
         console: Where it is printed.
         address: The cluster's, as `ray.init` takes it; `local` starts one on this machine.
-        only: Names of runs; all if none is given.
-        budget: Hours of training and validation that `until_decided` may take.
-        until_decided: Trains what its claims need to be decided, as `train_until_decided` says.
+        extent: How much of it; a budget holds between the rounds of `until_decided` only.
 
     Raises:
         UserError: Ray is missing or there is no cluster; a folder holds something else.
         KeyboardInterrupt: Ctrl-C; what has come home stays.
     """
     ray = require('ray', '--ray', 'ray')
-    with opened(study, slot, console, only) as chosen:
+    with opened(study, slot, console, extent.only) as chosen:
         _probe(address)
         try:
             ray.init(address=address, log_to_driver=False, logging_level='error')
@@ -80,14 +69,14 @@ def run_on_ray(
         try:
             with sigterm_interrupts():
                 time_study(study, slot, console)
-                if not until_decided:
+                if not extent.until_decided:
                     return _collect(ray, chosen, slot, console)
                 return train_until_decided(
                     study,
                     slot.output,
                     console,
                     lambda trials: _collect(ray, trials, slot, console),
-                    budget=budget,
+                    budget=extent.hours(study),
                     slots=_slots(ray),
                 )
         finally:

@@ -204,9 +204,7 @@ def dump_study(study: Study) -> str:
     return yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, width=120)
 
 
-def _dump_run(
-    options: Mapping[str, Any], base: Mapping[str, Any], defaults: Mapping[str, Any]
-) -> dict[str, Any]:
+def _dump_run(options: Mapping[str, Any], base: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """Its own options, with those that would give way to them."""
     own = differing(options, base)
     return own | {name: options[name] for name in sorted(related(own)) if base[name] != defaults[name]}

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
+import math
 import os
 import signal
 import subprocess
 import sys
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,10 +27,11 @@ from ..utils.environment import available_cores
 from ..utils.files import write_atomic
 from ..utils.modules import imported_modules
 from ..utils.reading import open_regular, read_bytes, read_errors
-from .plan import Trial, differing
+from .plan import Study, Trial, differing
 
 __all__ = [
-    'Job', 'Left', 'Slot', 'Trials', 'check_code', 'commands', 'environment', 'epochs_done', 'outcome', 'reason',
+    'WHOLE', 'Extent', 'Job', 'Left', 'Slot', 'Trials', 'check_code', 'commands', 'environment', 'epochs_done',
+    'outcome', 'reason',
 ]  # fmt: skip
 
 PR_SET_PDEATHSIG = 1
@@ -59,6 +62,40 @@ class Slot:
         """The flags of a training that say where it runs."""
         given = {'--data-dir': self.data_dir, '--device': self.device}
         return [word for name, value in given.items() if value for word in (name, value)]
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much of a study is trained.
+
+    Args:
+        only: Names of runs; all if none is given.
+        budget: Hours of training and validation, what is done included, after which no further training is started;
+            the study's own if not given.
+        until_decided: As many seeds as the claims need, those first that are cheapest to decide; else those that the
+            study names.
+
+    Raises:
+        UserError: The budget is no number of hours, or the runs are both named and left to the claims.
+    """
+
+    only: Sequence[str] = ()
+    budget: float | None = None
+    until_decided: bool = False
+
+    def __post_init__(self) -> None:
+        hours = self.budget
+        if hours is not None and not (type(hours) in (int, float) and 0 < hours < math.inf):
+            raise UserError(f'budget: {hours!r} is not a number of hours above 0')
+        if self.until_decided and self.only:
+            raise UserError('--until-decided: chooses the runs itself: leave --only out')
+
+    def hours(self, study: Study) -> float | None:
+        """The budget of a study, None where there is none."""
+        return self.budget or study.budget
+
+
+WHOLE = Extent()
 
 
 @dataclass

@@ -36,7 +36,7 @@ from .changes import note_changes
 from .hours import hours_spent, seconds_per_epoch
 from .in_process import TrainedHere, needs_this_process
 from .plan import Study, Trial, dump_study
-from .process import Job, Slot, Trials, epochs_done, outcome, reason
+from .process import WHOLE, Extent, Job, Slot, Trials, epochs_done, outcome, reason
 from .records import check_recipe, distinct, keep_failure
 from .step_times import time_study
 
@@ -88,30 +88,21 @@ def _data_name(dataset: str, data_dir: str | None, *splits: str) -> str | None:
         return None
 
 
-def run_study(
-    study: Study,
-    slot: Slot,
-    console: Console,
-    *,
-    only: Sequence[str] = (),
-    budget: float | None = None,
-    until_decided: bool = False,
-) -> Trials:
+def run_study(study: Study, slot: Slot, console: Console, extent: Extent = WHOLE) -> Trials:
     """Trains what is missing of a study.
 
     Args:
         study: What is to be trained.
         slot: Where and how.
         console: Where it is printed.
-        only: Names of runs; all if none is given.
-        budget: Hours after which no further training is started.
-        until_decided: Trains what its claims need to be decided, as `train_until_decided` says.
+        extent: How much of it.
 
     Raises:
         UserError: A folder holds something else, or another process runs this study.
         KeyboardInterrupt: Ctrl-C or SIGTERM; what was computed is saved.
     """
-    with opened(study, slot, console, only) as chosen, sigterm_interrupts():
+    budget = extent.hours(study)
+    with opened(study, slot, console, extent.only) as chosen, sigterm_interrupts():
         start = TrainedHere if needs_this_process(study, slot) else Job
 
         def train(trials: list[Trial]) -> Trials:
@@ -119,7 +110,7 @@ def run_study(
             return _Overview(study, trials, states, slot, console, budget, start).run()
 
         time_study(study, slot, console)
-        if until_decided:
+        if extent.until_decided:
             return train_until_decided(study, slot.output, console, train, budget=budget, slots=slot.jobs)
         return train(chosen)
 

@@ -11,7 +11,6 @@ from .metrics import Metric, metric_of
 __all__ = ['amount', 'sentence', 'what_is_so']
 
 
-
 def sentence(verdict: Verdict) -> str:
     """What is so, as `'a is 9.4 points above b (6.1 to 12.7): supported'`.
 

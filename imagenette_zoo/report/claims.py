@@ -13,9 +13,10 @@ from ..study.plan import Study
 from ..study.records import Record, samples_of
 from ..study.sentences import amount, what_is_so
 from ..study.statistics import LEVEL
+from ..utils.console import counted
 from .drawing import Numbers
 from .forest import Bar, bars
-from .section import count, effect_text, interval_numbers, interval_text, mean_text
+from .section import effect_text, interval_numbers, interval_text, mean_text
 
 __all__ = ['HOW', 'claims_summary', 'describe_claims', 'numbers']
 
@@ -89,7 +90,7 @@ def claims_summary(content: Numbers) -> str:
     decided = f'{len(claims) - counts.get("undecided", 0)} decided{f" ({words})" if words else ""}'
     undecided = f', {counts["undecided"]} undecided' if 'undecided' in counts else ''
     pairs = 'pair of runs' if len(claims) == 1 else 'pairs of runs'
-    what = f'{len(claims)} {pairs}' if all(map(_is_pair, claims)) else count(len(claims), 'claim')
+    what = f'{len(claims)} {pairs}' if all(map(_is_pair, claims)) else counted(len(claims), 'claim')
     return f'{what}: {decided}{undecided}.'
 
 
@@ -138,7 +139,7 @@ def _describe_finding(finding: Numbers, metric: str) -> list[tuple[str, str]]:
             lines.append((finding[which], 'nothing is known'))
         else:
             lines.append(
-                (finding[which], f'{mean_text(stat, metric)}{metric_of(metric).unit}, {count(stat["count"], "seed")}')
+                (finding[which], f'{mean_text(stat, metric)}{metric_of(metric).unit}, {counted(stat["count"], "seed")}')
             )
     if finding['effect'] is not None:
         effect = effect_text(finding['effect'], metric, finding['ratio'])

@@ -12,7 +12,7 @@ from ..study.statistics import Interval, interval
 from .drawing import Numbers, Picture, run_label
 
 __all__ = [
-    'MOST_CLASSES', 'MOST_FIGURES', 'Cell', 'Figure', 'Section', 'Table', 'count', 'effect_text', 'interval_numbers',
+    'MOST_CLASSES', 'MOST_FIGURES', 'Cell', 'Figure', 'Section', 'Table', 'effect_text', 'interval_numbers',
     'interval_text', 'listed', 'mean_text', 'metric_cell', 'run_cell', 'signed', 'stat_of',
 ]  # fmt: skip
 
@@ -133,11 +133,6 @@ def mean_text(stat: Numbers | None, metric: str) -> str:
 def metric_cell(stat: Numbers | None, metric: str) -> Cell:
     """A mean with its interval, sorted by the mean."""
     return Cell(mean_text(stat, metric), stat['mean'] if stat else None)
-
-
-def count(number: int, noun: str) -> str:
-    """`'1 seed'`, `'2 seeds'`."""
-    return f'{number:,} {noun}{"" if number == 1 else "s"}'
 
 
 def listed(values: Iterable[object]) -> str:

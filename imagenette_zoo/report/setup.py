@@ -9,8 +9,9 @@ from typing import Any
 from ..config.recipe import Recipe
 from ..study.plan import Study
 from ..study.records import Record, code_label, distinct, options_of
+from ..utils.console import counted
 from .drawing import Numbers
-from .section import Cell, Table, count, listed, run_cell
+from .section import Cell, Table, listed, run_cell
 
 __all__ = ['about', 'notes', 'numbers', 'option_value', 'options', 'options_table', 'unfinished']
 
@@ -62,7 +63,7 @@ def about(content: Numbers) -> str:
     """The trainings, their images and their machines, in words."""
     setup = content['setup']
     each = setup['seeds_each']
-    seeds = count(each[0], 'seed') if len(each) == 1 else f'{each[0]} to {each[-1]} seeds'
+    seeds = counted(each[0], 'seed') if len(each) == 1 else f'{each[0]} to {each[-1]} seeds'
     data = listed(
         f'{one["name"]} ({one["train"]:,} training and {one["val"]:,} validation images)'
         if isinstance(one['train'], int) and isinstance(one['val'], int)
@@ -71,8 +72,8 @@ def about(content: Numbers) -> str:
     )
     versions = ', '.join(f'{name} {"/".join(map(str, known))}' for name, known in setup['versions'].items())
     return (
-        f'{count(setup["runs"], "run")} with {seeds}{" each" if setup["runs"] > 1 else ""} '
-        f'({count(setup["trainings"], "training")}) on {data} at {listed(setup["img_sizes"])} px for '
+        f'{counted(setup["runs"], "run")} with {seeds}{" each" if setup["runs"] > 1 else ""} '
+        f'({counted(setup["trainings"], "training")}) on {data} at {listed(setup["img_sizes"])} px for '
         f'{listed(setup["epochs"])} epoch{"" if setup["epochs"] == [1] else "s"}, '
         f'on {listed(map(_machine, setup["hardware"]))}. Versions: {versions}.{_code(setup["code"])}'
     )
@@ -92,7 +93,7 @@ def _machine(hardware: Numbers) -> str:
     cores = f'{hardware.get("cores")} cores of {hardware.get("cpu")}'
     if hardware.get('gpu'):
         return f'{hardware["gpu"]} with {cores}'
-    return f'{cores}, {count(hardware["threads"], "thread")} a training' if hardware.get('threads') else cores
+    return f'{cores}, {counted(hardware["threads"], "thread")} a training' if hardware.get('threads') else cores
 
 
 def notes(content: Numbers) -> list[str]:
@@ -103,7 +104,7 @@ def notes(content: Numbers) -> list[str]:
     missing = content['unfinished']
     if missing:
         more = f' and {len(missing) - 10} more' if len(missing) > 10 else ''
-        lines.append(f'Not finished yet: {count(len(missing), "training")}: {", ".join(missing[:10])}{more}.')
+        lines.append(f'Not finished yet: {counted(len(missing), "training")}: {", ".join(missing[:10])}{more}.')
     if len(setup['datasets']) > 1:
         lines.append('The runs are on several data sets: their accuracies do not compare.')
     if len(setup['hardware']) > 1:
@@ -113,7 +114,7 @@ def notes(content: Numbers) -> list[str]:
         )
     if setup['analysed'] < setup['trainings']:
         lines.append(
-            f'{count(setup["trainings"] - setup["analysed"], "training")} of {setup["trainings"]} '
+            f'{counted(setup["trainings"] - setup["analysed"], "training")} of {setup["trainings"]} '
             'were not looked at image by image: what that gives is missing for their runs.'
         )
     if setup['seeds_each'][0] == 1:

@@ -137,8 +137,7 @@ def _option(claim: Claim, test: Test, state: State, usual: Mapping[tuple[str, bo
     """The cheapest way to decide a claim, or why there is none."""
     if metric_of(claim.metric).by_steps:
         return Left('its steps are timed once: more of them are no new trainings')
-    runs = dict.fromkeys(run for each in claim.comparisons for run in (each.larger, each.smaller))
-    for run in runs:
+    for run in claim.runs:
         if len(lost := state.study.failed.get(run, ())) >= MOST_FAILED:
             return Left(f'{run} failed with seeds {", ".join(map(str, sorted(lost)))}')
     outlook = Outlook(0.0, usual.get((test.claim.metric, claim.comparisons[0].ratio)))

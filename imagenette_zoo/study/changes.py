@@ -43,12 +43,11 @@ def _changes(before: Study, now: Study, seen: Mapping[str, list[int]]) -> list[s
 
     def blocks(claim: Claim) -> int:
         metric = metric_of(claim.metric)
-        runs = {run for each in claim.comparisons for run in (each.larger, each.smaller)}
         if metric.exact:  # which is not a matter of chance
             return 0
         if metric.by_steps:
-            return STEP_TIME_BLOCKS if runs <= timed.keys() else 0
-        return min(len(seen.get(run, ())) for run in runs)
+            return STEP_TIME_BLOCKS if timed.keys() >= set(claim.runs) else 0
+        return min(len(seen.get(run, ())) for run in claim.runs)
 
     first = before.stages[0][0]
     claims = {claim.name: claim for claim in before.claims}

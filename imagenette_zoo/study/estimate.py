@@ -10,7 +10,7 @@ from importlib.util import find_spec
 import torch
 
 from ..config.recipe import Recipe
-from ..utils.console import Console, duration, table
+from ..utils.console import Console, counted, duration, table
 from ..utils.process import restore_process
 from .adaptive import State, next_round
 from .comparisons import UNDECIDED
@@ -104,13 +104,12 @@ def _print_reach(
     rows: list[tuple[str, ...]] = [('claim', 'metric', 'hours a block', 'blocks', *points, 'as it seems')]
     for claim in claims:
         metric = metric_of(claim.metric)
-        runs = dict.fromkeys(run for each in claim.comparisons for run in (each.larger, each.smaller))
-        cost = sum(hours[run] for run in runs)
+        cost = sum(hours[run] for run in claim.runs)
         chances = ['–'] * len(POINTS)
         if metric.exact or metric.by_steps:
             blocks, cost_text = ('counted' if metric.exact else f'{STEP_TIME_BLOCKS} of steps'), ''
         else:
-            names = runs if until_decided else study.runs
+            names = claim.runs if until_decided else study.runs
             most = study.stages[-1][0] if until_decided else len(study.seeds)
             count = next(
                 (n for n in range(most, 0, -1) if sum(max(0, n - done[run]) * hours[run] for run in names) <= left), 0
@@ -123,9 +122,9 @@ def _print_reach(
     alone = 'if it alone gets the hours that are left' if until_decided else 'with these seeds'
     console.line(
         f'blocks: the seeds that both runs of a claim have, {alone}; {study.stages[0][0]} are the least that decide\n'
-        f'2 points: the chance to decide a true difference in top-1 of 2 points beyond the bound, {tested} '
-        f'{"claim" if study.claims else "pair"}{"s" if tested != 1 else ""} tested together, as spreads of small '
-        'networks on Imagenette are'
+        f'2 points: the chance to decide a true difference in top-1 of 2 points beyond the bound, '
+        f'{counted(tested, "claim" if study.claims else "pair")} tested together, as spreads of small networks on '
+        'Imagenette are'
     )
     if study.claims:
         console.line('\n'.join(f'{claim.name}: {claim.sentence}  [{"; ".join(claim.order)}]' for claim in claims))

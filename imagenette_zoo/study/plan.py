@@ -108,6 +108,11 @@ class Claim:
     note: str = ''
 
     @property
+    def runs(self) -> tuple[str, ...]:
+        """The runs that it compares, each once."""
+        return tuple(dict.fromkeys(run for each in self.comparisons for run in (each.larger, each.smaller)))
+
+    @property
     def two_sided(self) -> bool:
         """Whether it only asks which is larger: then it can be wrong on both sides."""
         return all(each.two_sided for each in self.comparisons)

@@ -362,7 +362,7 @@ def samples_of(study: Study, runs: Mapping[str, Sequence[Record]]) -> dict[tuple
     """
     samples = {}
     for claim in study.claims:
-        for run in {name for each in claim.comparisons for name in (each.larger, each.smaller)}:
+        for run in claim.runs:
             for metric in filter(None, (claim.metric, claim.fallback)):
                 if metric_of(metric).by_steps:
                     numbers = _step_sample(study.step_times, metric, run)

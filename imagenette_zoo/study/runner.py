@@ -247,9 +247,9 @@ class _Overview:
         return self.trials
 
     def _print_start(self) -> None:
-        done, plural = len(self.trials.done), 's' if self.total > 1 else ''
+        done = len(self.trials.done)
         self.console.line(
-            f'{self.total} training{plural}: {done} done, {len(self.waiting)} to do, {self.slot.jobs} at a time; '
+            f'{counted(self.total, "training")}: {done} done, {len(self.waiting)} to do, {self.slot.jobs} at a time; '
             f'in {self.slot.output}'
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from ..utils.console import counted
 from .comparisons import CONTRADICTED, EQUAL, SUPPORTED, UNDECIDED, Finding
 from .decisions import Verdict
 from .metrics import Metric, metric_of
@@ -46,7 +47,7 @@ def _open(verdict: Verdict, words: _Words) -> tuple[str, str]:
     """What is known of a claim that is undecided, and what would decide it."""
     finding, more = verdict.finding, ''
     if verdict.more_seeds:
-        more = f'about {verdict.more_seeds} more seed{"s" if verdict.more_seeds > 1 else ""}'
+        more = f'about {counted(verdict.more_seeds, "more seed")}'
     if finding.stage is None:
         if not any(finding.values):
             return finding.note or 'nothing is known', ''

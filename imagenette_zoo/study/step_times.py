@@ -141,7 +141,7 @@ def time_study(study: Study, slot: Slot, console: Console) -> None:
         UserError: A step can't be made.
     """
     claims = [claim for claim in study.claims if metric_of(claim.metric).by_steps]
-    names = dict.fromkeys(run for claim in claims for each in claim.comparisons for run in (each.larger, each.smaller))
+    names = dict.fromkeys(run for claim in claims for run in claim.runs)
     code = {name: code_of(study.runs[name].recipe.model) for name in names}
     known = study.step_times or StepTimes({}, {}, {})
     if all(name in known.seconds and known.code.get(name, code[name]) == code[name] for name in names):

@@ -43,7 +43,7 @@ def duration(seconds: float) -> str:
 
 def counted(number: int, noun: str) -> str:
     """`'1 seed'`, `'3 seeds'`."""
-    return f'{number} {noun}{"" if number == 1 else "s"}'
+    return f'{number:,} {noun}{"" if number == 1 else "s"}'
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

@@ -1,12 +1,14 @@
-"""The figure of docs/studies.md: one claim of the committed trainings, look by look.
+"""The pages of the committed studies, and the pictures of README and docs/studies.md.
 
 As in: python tools/figures.py
 """
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 from imagenette_zoo.report.drawing import draw_picture
+from imagenette_zoo.report.studies import report_on
 from imagenette_zoo.study.comparisons import Looks
 from imagenette_zoo.study.decisions import Test, run_tests
 from imagenette_zoo.study.plan import read_study
@@ -16,9 +18,24 @@ from imagenette_zoo.utils.files import write_atomic
 
 DOCS = Path(__file__).parents[1] / 'docs'
 CLAIM, COMPARISON = 'C5', 1
+PAGES = {'claims-cpu': 'claims'}  # whose page has another name than its results
 
 
 def main() -> None:
+    for file in sorted((DOCS / 'results').glob('*/study.yaml')):
+        write_page(DOCS, file.parent.name)
+    shutil.copyfile(DOCS / 'claims' / 'figures' / 'verdicts.png', DOCS / 'verdicts.png')
+    _draw_looks()
+
+
+def write_page(docs: Path, name: str) -> None:
+    """The page of a study from its results: `docs/PAGE.md`, and `docs/PAGE/` with its figures."""
+    page = docs / PAGES.get(name, name)
+    report_on([str(docs / 'results' / name)], str(page), images=False, markdown=f'{page}.md')
+
+
+def _draw_looks() -> None:
+    """The figure of docs/studies.md: one claim of the committed trainings, look by look."""
     folder = DOCS / 'results' / 'claims-cpu'
     study = as_run(read_study(folder / 'study.yaml'), folder)
     samples = samples_of(study, by_run(study_records(study, folder)))

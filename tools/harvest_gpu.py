@@ -81,6 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f'error: {error}', file=sys.stderr)
         return 2
     except KeyboardInterrupt as request:
+        print('stopped: what is finished is in the archive; the same command goes on', file=sys.stderr)
         return getattr(request, 'exit_code', 130)
 
 
@@ -210,18 +211,22 @@ class Harvest:
 
     def _words(self, step: Step) -> list[str]:
         args = self.args
+        values = {'data': args.data_dir, 'timm': args.timm_dir, 'root': ROOT, 'speed': self.work / step.name / 'speed'}
+        known = {f'{{{name}}}': str(Path(value).absolute()) for name, value in values.items() if value}
+
+        def filled(text: str) -> str:
+            return re.sub(r'\{\w+\}', lambda match: known.get(match[0], match[0]), text)
+
         if step.study:
-            words = [sys.executable, '-m', 'imagenette_zoo', 'study', str(find_study(step.study)), '--in-process']
+            study = find_study(filled(step.study))
+            words = [sys.executable, '-m', 'imagenette_zoo', 'study', str(study), '--in-process']
             words += ['--jobs', str(step.jobs), '--device', args.device, '--output', str(self.work / step.name)]
             return words + (['--data-dir', str(args.data_dir.absolute())] if args.data_dir else [])
         text = step.command
         if step.benchmark:
             text = 'python {root}/benchmarks/run.py --data-dir {data} --results-dir {speed} '
             text += f'{self.speed} --only {step.benchmark}'
-        values = {'data': args.data_dir, 'timm': args.timm_dir, 'root': ROOT, 'speed': self.work / step.name / 'speed'}
-        known = {f'{{{name}}}': str(Path(value).absolute()) for name, value in values.items() if value}
-        words = [re.sub(r'\{\w+\}', lambda match: known.get(match[0], match[0]), word) for word in shlex.split(text)]
-        return [sys.executable if word == 'python' else word for word in words]
+        return [sys.executable if word == 'python' else filled(word) for word in shlex.split(text)]
 
     def _keep(self, only_new: bool = False) -> None:
         """Writes the archive, or only where it lacks a result."""

@@ -46,7 +46,7 @@ class Workers:
     def of(self, number: int, variables: Mapping[str, str]) -> _Worker:
         """The process of a slot, a new one where there is none with these variables of the environment that goes on."""
         worker = self._workers.get(number)
-        if worker is None or not worker.goes_on or worker.variables != variables:
+        if worker is None or not worker.is_ready() or worker.variables != variables:
             if worker is not None:
                 worker.end()
             worker = self._workers[number] = _Worker(variables)
@@ -60,6 +60,10 @@ class _Worker:
         self.variables = variables
         self.process = start_process(WORKER, variables, subprocess.PIPE, subprocess.PIPE)
         self.goes_on = True
+
+    def is_ready(self) -> bool:
+        """Whether it waits for the next command."""
+        return self.goes_on and self.process.poll() is None
 
     def send(self, words: Sequence[str], log: str) -> None:
         """Asks for a command of `imagenette-zoo`, whose output is appended to a log."""

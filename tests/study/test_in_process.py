@@ -126,8 +126,12 @@ def test_two_at_a_time_have_a_process_each(place: Path, folder: Path, monkeypatc
         while (answer := other.code()) is None:
             time.sleep(0.01)
         assert answer == -signal.SIGKILL
-        assert workers.of(0, other.variables) is not other
-    assert all(each.process.poll() is not None for each in (first, second, other))
+        idle = workers.of(0, other.variables)
+        assert idle is not other
+        idle.process.kill()
+        idle.process.wait()
+        assert workers.of(0, other.variables) is not idle
+    assert all(each.process.poll() is not None for each in (first, second, other, idle))
 
 
 def answers(main_function: str, log: Path) -> list[Any]:

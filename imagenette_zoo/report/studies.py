@@ -166,8 +166,8 @@ def _check_decidable(study: Study) -> None:
 def _print_undecided(trials: Trials, budget: float | None, spent: float, console: Console) -> None:
     """Says which claims get no more trainings, and why; `spent` hours are done."""
     if trials.undecided:
-        within = '' if budget is None else f' within the budget of {budget:g} h'
-        console.line(f'\nnot decided{within}:')
+        of = '' if budget is None else f' ({spent:.2g} of {budget:g} h are spent)'
+        console.line(f'\nnot decided{of}:')
         for name, left in trials.undecided.items():
             console.line(f'  {name}: {left.reason}')
     if more := [left.hours for left in trials.undecided.values() if left.hours is not None]:

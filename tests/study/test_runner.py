@@ -563,6 +563,7 @@ def test_until_decided_on_a_cluster_is_as_on_one_machine(place: Path, folder: Pa
     pytest.importorskip('ray')
     from ray.cluster_utils import Cluster
 
+    (place / 'rates.yaml').write_text(STUDY.format(epochs=6).replace('0.0001', '1e-9'))
     words = ('study', 'rates.yaml', '--data-dir', str(folder), '--until-decided')
     cluster = Cluster(initialize_head=True, head_node_args={'num_cpus': 0, 'include_dashboard': False})
     for _ in range(2):
@@ -571,7 +572,8 @@ def test_until_decided_on_a_cluster_is_as_on_one_machine(place: Path, folder: Pa
         killed = start(*words, '--ray', cluster.address)
         deadline = time.time() + 240
         while not list(place.glob('runs/rates/*/result.json')):
-            assert time.time() < deadline and killed.poll() is None, killed.communicate()[0]
+            assert time.time() < deadline, 'nothing came home'
+            assert killed.poll() is None, killed.communicate()[0]
             time.sleep(0.05)
         killed.kill()
         killed.communicate()

@@ -50,7 +50,7 @@ LOADED = [  # by the commands when they need them, which takes seconds
         'study.analysis', 'study.runner', 'report.studies', 'study.passes',
     )),
     'matplotlib.figure', 'matplotlib.style', 'matplotlib.backends.backend_agg', 'matplotlib.backends.backend_svg',
-    'torch.utils.cpp_extension', 'torchvision', 'timm.data', 'fault_kinds',
+    'torch.utils.cpp_extension', 'torchvision', 'timm.data', 'fault_kinds', 'encodings.utf_8_sig',
 ]  # fmt: skip
 SERVER: Any = multiprocessing.get_context('forkserver')
 STARTING = threading.Lock()
@@ -241,7 +241,8 @@ def run_command(
         process.kill()
         process.join()
     seconds = time.monotonic() - start
-    out, err = ((root / name).read_bytes().decode(errors='backslashreplace') for name in ('stdout', 'stderr'))
+    texts = (path.read_bytes() if path.exists() else b'' for path in (root / 'stdout', root / 'stderr'))
+    out, err = (text.decode(errors='backslashreplace') for text in texts)
     peak = root / 'peak'
     mebibytes = float(peak.read_text() or 0) if peak.exists() else 0.0
     process.close()
@@ -325,7 +326,7 @@ def broken_promises(fault: Fault, ran: Ran, before: dict[str, Any], root: Path) 
         broken.append('exit code 0 with an error')
     if '--json' in fault.command and ran.code in (0, 1) and not fault.blind:
         broken += _json_complaint('standard output', ran.out)
-    broken += _lost_or_left(fault, before, root)
+    broken += _lost_or_left(fault, before, root, killed=ran.code == -9)
     if ran.mebibytes > RESIDENT and not fault.large:
         broken.append(f'{ran.mebibytes:.0f} MiB')
     return broken
@@ -343,7 +344,7 @@ def _no_json(name: str) -> Any:
     raise ValueError(name)
 
 
-def _lost_or_left(fault: Fault, before: dict[str, Any], root: Path) -> list[str]:
+def _lost_or_left(fault: Fault, before: dict[str, Any], root: Path, killed: bool) -> list[str]:
     after = snapshot(root / 'world')
     patterns = (*WRITES.get(fault.command[0], ()), *fault.writes)
     broken = []
@@ -351,7 +352,7 @@ def _lost_or_left(fault: Fault, before: dict[str, Any], root: Path) -> list[str]
         if before.get(path) != after.get(path) and not any(fnmatch.fnmatchcase(path, each) for each in patterns):
             how = 'made' if path not in before else 'lost' if path not in after else 'changed'
             broken.append(f'{how}: {path!a}')
-    for folder in ('world', 'cache', 'tmp'):
+    for folder in () if killed else ('world', 'cache', 'tmp'):
         for path, _ in _entries(root / folder) if (root / folder).exists() else ():
             if LEFTOVER.fullmatch(path.rpartition('/')[2]) and not (folder == 'world' and path in before):
                 broken.append(f'left: {folder}/{path!a}')

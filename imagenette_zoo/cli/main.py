@@ -12,7 +12,7 @@ from contextlib import redirect_stdout, suppress
 from ..config.fields import Parser
 from ..errors import UserError
 from ..utils.signals import sigterm_interrupts
-from ..utils.streams import Output, complain
+from ..utils.streams import Output, brief_leftovers, complain
 from ..version import __version__
 from . import completion, data, inference, new, runs, sharing, study, train
 from .command import Command
@@ -47,8 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """`imagenette-zoo`: runs a command; what the user can mend is one line and exit code 2. Exit code 1 is for what was
     done but for a part, as where some of several images can't be read."""
     output = Output(sys.stdout)
+    signals: list[int] = []
     try:
-        with sigterm_interrupts(), redirect_stdout(output):
+        with sigterm_interrupts() as signals, brief_leftovers(), redirect_stdout(output):
             try:
                 code = _main(sys.argv[1:] if argv is None else argv)
             except OSError as error:
@@ -61,6 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             output.check()
             return code
     except UserError as error:
+        if signals:  # it is what a library made of the interruption
+            complain('interrupted')
+            return 128 + signals[0]
         for line in error.lines:
             complain(f'error: {line}')
         return 2

@@ -1,8 +1,9 @@
 """Which trainings a study needs next: those of the claim that looks cheapest to decide, until all are decided.
 
 Two blocks of everything come first. Then, round by round, one claim gets the blocks of its next stage: the one whose
-verdict would cost the fewest hours, if its runs are as they seem and even odds will do. What is left out is said. Since
-looks are paid for (`statistics.py`), no rule that chooses them can raise the chance of a false verdict.
+verdict would cost the fewest hours, if its runs are as they seem and even odds will do. Where that leaves hours over,
+claims of few blocks are looked at as well, since those may seem hopeless by luck. What is left out is said. Since looks
+are paid for (`statistics.py`), no rule that chooses them can raise the chance of a false verdict.
 
 Rounds are written down before their trainings, so that a study that was stopped takes the same decisions again.
 """
@@ -33,6 +34,7 @@ __all__ = ['FIRST_BLOCKS', 'ROUNDS', 'Round', 'State', 'costs_of', 'next_round',
 
 ROUNDS = 'rounds.json'  # of a study's folder
 FIRST_BLOCKS = 2  # of everything
+SURE_BLOCKS = 5  # from which on a claim is left that seems hopeless
 MOST_FAILED = 2  # seeds of a run: its claims are left, then
 
 Train = Callable[[list[Trial]], Trials]
@@ -104,21 +106,25 @@ def next_round(state: State, left: float | None, slots: int = 1) -> tuple[Round 
         if test is None or test.decided:
             continue
         option = _option(claim, test, state, usual)
+        if isinstance(option, _Option) and left is not None and option.hours > left:
+            option = option.left
         if isinstance(option, Left):
             reasons[claim.name] = option
+            options += _early_look(claim, test, state)
         else:
             options.append(option)
-    options.sort(key=lambda option: option.hours)  # the first of equals is that of the study file
+    options.sort(key=lambda option: (option.early, option.hours))  # the first of equals is that of the study file
     chosen, blocks = [], dict(state.blocks)
     for option in options:
         if left is not None and option.hours > left:
-            reasons[option.claim] = Left(f'needs about {duration(3600 * option.hours)}', option.hours)
+            reasons.setdefault(option.claim, option.left)
             continue
         if sum(blocks.values()) - sum(state.blocks.values()) >= slots:
             break
         further = {name: count for name, count in option.next.items() if count > blocks[name]}
         if further:
             chosen.append(option.claim)
+            reasons.pop(option.claim, None)
             blocks.update(further)
             left = None if left is None else left - option.hours
     return (Round(chosen, blocks) if chosen else None), reasons
@@ -126,36 +132,74 @@ def next_round(state: State, left: float | None, slots: int = 1) -> tuple[Round 
 
 @dataclass(frozen=True)
 class _Option:
-    """A claim that more trainings would decide: the hours of all of them, and the blocks of the next stage."""
+    """A claim that more trainings may decide.
+
+    Args:
+        claim: Its name.
+        hours: Of all trainings that it needs; of an early one of those up to its next stage.
+        next: How many blocks each run has at its next stage.
+        early: It seems hopeless, by few blocks.
+    """
 
     claim: str
     hours: float
     next: dict[str, int]
+    early: bool = False
+
+    @property
+    def left(self) -> Left:
+        return Left(f'needs about {duration(3600 * self.hours)}', self.hours)
 
 
 def _option(claim: Claim, test: Test, state: State, usual: Mapping[tuple[str, bool], float]) -> _Option | Left:
-    """The cheapest way to decide a claim, or why there is none."""
-    if metric_of(claim.metric).by_steps:
-        return Left('its steps are timed once: more of them are no new trainings')
-    for run in claim.runs:
-        if len(lost := state.study.failed.get(run, ())) >= MOST_FAILED:
-            return Left(f'{run} failed with seeds {", ".join(map(str, sorted(lost)))}')
+    """The cheapest way to decide a claim if all is as it seems, or why there is none."""
+    if why := _in_vain(claim, state):
+        return Left(why)
     outlook = Outlook(0.0, usual.get((test.claim.metric, claim.comparisons[0].ratio)))
     blocks = {each.finding.comparison: each.finding.blocks for each in test.looks}
     found = []
     for way in ways(test, outlook):
-        wanted = _wanted(way, state)
-        hours = sum(max(0, count - state.blocks[run]) * state.hours[run] for run, count in wanted.items())
-        following = {
-            each: next(stage for stage, _ in test.stages if stage > blocks[each])
-            for each, count in way.items()
-            if count > blocks[each]
-        }
+        hours = _hours(_wanted(way, state), state)
+        following = {each: _next_stage(test, each) for each, count in way.items() if count > blocks[each]}
         if hours:
             found.append(_Option(claim.name, hours, _wanted(following, state)))
-    why = '; '.join(each.finding.note for each in test.looks if each.finding.note and (each.refused or not each.pairs))
-    none = Left(why or f'{test.stages[-1][0]} seeds would not decide it, if all is as it seems')
+    none = Left(_refusal(test) or f'{test.stages[-1][0]} seeds would not decide it, if all is as it seems')
     return min(found, key=lambda option: option.hours, default=none)
+
+
+def _early_look(claim: Claim, test: Test, state: State) -> list[_Option]:
+    """The next stage of a claim that has few blocks; nothing of one that has more."""
+    few = [each.finding.comparison for each in test.looks if each.finding.blocks < SURE_BLOCKS]
+    wanted = _wanted({each: _next_stage(test, each) for each in few}, state)
+    hours = _hours(wanted, state)
+    if not hours or _in_vain(claim, state) or _refusal(test):
+        return []
+    return [_Option(claim.name, hours, wanted, early=True)]
+
+
+def _in_vain(claim: Claim, state: State) -> str:
+    """Why more trainings would not help a claim whatever they gave; nothing if they may."""
+    if metric_of(claim.metric).by_steps:
+        return 'its steps are timed once: more of them are no new trainings'
+    for run in claim.runs:
+        if len(lost := state.study.failed.get(run, ())) >= MOST_FAILED:
+            return f'{run} failed with seeds {", ".join(map(str, sorted(lost)))}'
+    return ''
+
+
+def _refusal(test: Test) -> str:
+    notes = [each.finding.note for each in test.looks if each.finding.note and (each.refused or not each.pairs)]
+    return '; '.join(notes)
+
+
+def _next_stage(test: Test, comparison: Comparison) -> int:
+    """The blocks of the next look at a comparison, or of the last."""
+    [blocks] = [each.finding.blocks for each in test.looks if each.finding.comparison == comparison]
+    return next((stage for stage, _ in test.stages if stage > blocks), test.stages[-1][0])
+
+
+def _hours(wanted: Mapping[str, int], state: State) -> float:
+    return sum(max(0, count - state.blocks[run]) * state.hours[run] for run, count in wanted.items())
 
 
 def _wanted(blocks: Mapping[Comparison, int], state: State) -> dict[str, int]:

@@ -36,23 +36,46 @@ class Stopped(KeyboardInterrupt):
         return [self.message or 'interrupted']
 
 
+class _Raises:
+    """A signal's handler that raises `Stopped`, and keeps which signals came."""
+
+    def __init__(self) -> None:
+        self.process = os.getpid()
+        self.came: list[int] = []
+
+    def __call__(self, number: int, _: object) -> None:
+        if os.getpid() == self.process:
+            self.came.append(number)
+            raise Stopped(number)
+        if number == signal.SIGINT:  # one that was forked within
+            raise KeyboardInterrupt
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+
 @contextmanager
-def sigterm_interrupts() -> Iterator[None]:
-    """Within the block SIGTERM raises `Stopped`. Outside of Python's main thread signals can't be caught: nothing
-    happens."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
+def sigterm_interrupts() -> Iterator[list[int]]:
+    """Within the block SIGTERM raises `Stopped`, as Ctrl-C does where it would raise `KeyboardInterrupt`.
+
+    Outside of Python's main thread signals can't be caught: nothing happens.
+
+    Yields:
+        The signals that came. What a library makes of the exception may be another one.
+    """
+    handler = signal.getsignal(signal.SIGTERM)
+    if isinstance(handler, _Raises) and handler.process == os.getpid():
+        yield handler.came
         return
-    process = os.getpid()
-
-    def stop(number: int, _: object) -> None:
-        if os.getpid() != process:  # one that was forked within
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        raise Stopped(number)
-
-    former = signal.signal(signal.SIGTERM, stop)
+    handler = _Raises()
+    if threading.current_thread() is not threading.main_thread():
+        yield handler.came
+        return
+    numbers = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        numbers.append(signal.SIGINT)
+    former = {number: signal.signal(number, handler) for number in numbers}
     try:
-        yield
+        yield handler.came
     finally:
-        signal.signal(signal.SIGTERM, former)
+        for number, each in former.items():
+            signal.signal(number, each)

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 from ..errors import UserError, cleaned, os_reason
 
-__all__ = ['Output', 'complain', 'open_missing', 'silence']
+__all__ = ['Output', 'brief_leftovers', 'complain', 'open_missing', 'silence']
 
 
 def open_missing() -> None:
@@ -33,6 +33,18 @@ def complain(line: str) -> None:
     """Prints a line to standard error, where that can be written."""
     with suppress(OSError):
         print(cleaned(line), file=sys.stderr, flush=True)
+
+
+@contextmanager
+def brief_leftovers() -> Iterator[None]:
+    """Within the block an exception that nobody can catch is a line, not a traceback: one in a destructor, or in the
+    start of a thread while a signal is handled."""
+    former = sys.unraisablehook
+    sys.unraisablehook = lambda each: complain(f'warning: ignored: {each.exc_type.__name__}: {each.exc_value}')
+    try:
+        yield
+    finally:
+        sys.unraisablehook = former
 
 
 def silence(stream: TextIO) -> None:

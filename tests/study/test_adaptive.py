@@ -82,9 +82,16 @@ def test_claims_that_the_budget_cannot_decide_are_left_with_the_hours_they_need(
     assert left['d > a'].reason.startswith('needs about ')
 
 
-def test_a_claim_that_no_stage_would_decide_is_left() -> None:
+def test_a_claim_that_no_stage_would_decide_is_left_but_not_by_the_luck_of_few_blocks() -> None:
     near = claim('c', 'a', practical=0.001)
-    _, left = next_round(state(dict.fromkeys(MEANS, 4), (near,)), None)
+    for blocks, following in {2: 3, 3: 4, 4: 5}.items():
+        one, left = next_round(state(dict.fromkeys(MEANS, blocks), (near,)), 11.0)
+        assert (one, left) == (Round([near.name], {'a': following, 'b': blocks, 'c': following, 'd': blocks}), {})
+    one, left = next_round(state(dict.fromkeys(MEANS, 2), (near, *CLAIMS[:1])), 30.0)
+    assert one is not None
+    assert one.claims == ['b > a'], 'those that seem to be decided soon come first'
+    one, left = next_round(state(dict.fromkeys(MEANS, 5), (near,)), None)
+    assert one is None
     assert left[near.name].hours is None
     assert left[near.name].reason.startswith('20 seeds would not decide it')
 

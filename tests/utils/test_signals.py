@@ -9,6 +9,7 @@ import pytest
 
 from imagenette_zoo.cli.main import main
 from imagenette_zoo.data import cache
+from imagenette_zoo.errors import UserError
 from imagenette_zoo.utils import files
 from imagenette_zoo.utils.signals import Stopped, sigterm_interrupts
 
@@ -31,6 +32,28 @@ def test_a_command_ends_with_143_and_leaves_the_signal_as_it_was(
     assert main(['data', 'cache']) == 143
     assert capsys.readouterr().err.split() == ['interrupted']
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_what_a_library_makes_of_a_signal_is_an_interruption(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    def entries() -> None:
+        try:
+            signal.raise_signal(number)
+        except KeyboardInterrupt:
+            raise UserError('model.safetensors: damaged') from None
+
+    monkeypatch.setattr(cache, 'entries', entries)
+    assert main(['data', 'cache']) == 128 + number
+    assert capsys.readouterr().err.split() == ['interrupted']
+
+
+def test_an_interruption_within_another_is_the_same() -> None:
+    with sigterm_interrupts() as signals, sigterm_interrupts(), pytest.raises(Stopped):
+        signal.raise_signal(signal.SIGINT)
+    assert signals == [signal.SIGINT]
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
 
 
 def test_a_process_that_was_forked_within_ends_at_once() -> None:

@@ -10,7 +10,7 @@ import pytest
 from imagenette_zoo.cli.main import main
 from imagenette_zoo.errors import UserError
 from imagenette_zoo.utils.console import Console
-from imagenette_zoo.utils.streams import Output, complain
+from imagenette_zoo.utils.streams import Output, brief_leftovers, complain
 
 needs_full = pytest.mark.skipif(not os.path.exists('/dev/full'), reason='no /dev/full')
 
@@ -70,3 +70,13 @@ def test_closed_streams_are_as_dev_null(closed: str, tmp_path: Path) -> None:
     )
     assert subprocess.run(['sh', '-c', f'exec "$@" {closed}', 'sh', sys.executable, '-c', code]).returncode == 0
     assert (tmp_path / 'file').read_bytes() == b''
+
+
+def test_an_exception_that_nobody_can_catch_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    class Leaves:
+        def __del__(self) -> None:
+            raise KeyError('limbo')
+
+    with brief_leftovers():
+        Leaves()
+    assert capsys.readouterr().err == "warning: ignored: KeyError: 'limbo'\n"

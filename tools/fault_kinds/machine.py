@@ -152,7 +152,10 @@ def disks(rng: random.Random, world: Path) -> Faults:
     for command in (PREDICT, VALIDATE, REPORT, ANALYSE, PUBLISH, EXPORT, (*VALIDATE, '--results-file', 'exported.csv')):
         for most in (3000, 50_000, 1_000_000):
             yield Fault(
-                f'files of at most {most} bytes', command, within=(partial(limited, resource.RLIMIT_FSIZE, most),)
+                f'files of at most {most} bytes',
+                command,
+                within=(partial(limited, resource.RLIMIT_FSIZE, most),),
+                writes=('exported*',),
             )
     if may_mount():
         for _ in range(16):

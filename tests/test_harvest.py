@@ -79,9 +79,9 @@ def test_what_does_not_fit_is_left_with_a_line(
     output = capsys.readouterr().out
     assert 'long: needs 5000 s, 2' in output
     assert 'wrong: FAILED with exit code 1: no GPU here' in output
-    again = visit(tools.gpu, tmp_path, plan, '25s')
-    assert again['steps']['right'] == state['steps']['right']
-    assert [visit['budget'] for visit in again['visits']] == [300, 25]
+    again = visit(tools.gpu, tmp_path, plan, '31s')
+    assert [again['steps'][name] == state['steps'][name] for name in ('right', 'wrong')] == [True, True]
+    assert [visit['budget'] for visit in again['visits']] == [300, 31]
     assert 'wrong: needs 0 s, 1 s are left' in capsys.readouterr().out
     with tarfile.open(tmp_path / 'out' / 'harvest.tar.gz') as tar:
         assert tar.extractfile('logs/right.log').read() == b'7\n'  # type: ignore[union-attr]

@@ -43,7 +43,7 @@ from imagenette_zoo.utils.signals import sigterm_interrupts
 
 ROOT = Path(__file__).parents[1]
 ARCHIVE = 'harvest.tar.gz'
-RESERVE = 24.0  # seconds before the end of the budget at which all steps have ended
+RESERVE = 30.0  # seconds before the end of the budget at which all steps have ended; the start of Python is of it, too
 PATIENCE = 12.0  # of it, or of a step's own time, a step gets to save what it has
 POLL_SECONDS = 0.5
 UNITS = {'': 1, 's': 1, 'm': 60, 'h': 3600}
@@ -153,9 +153,9 @@ class Harvest:
         if known['state'] == 'done':
             return
         if missing := self._missing(step):
-            self._note(step, 'left', f'needs {missing}')
+            self._pass_over(step, f'needs {missing}')
         elif room < max(step.least, PATIENCE):
-            self._note(step, 'left', f'needs {step.least:.0f} s, {max(room, 0):.0f} s are left')
+            self._pass_over(step, f'needs {step.least:.0f} s, {max(room, 0):.0f} s are left')
         else:
             self._say(f'{step.name}: begins')
             start = time.monotonic()
@@ -167,6 +167,12 @@ class Harvest:
                 self._note(step, 'left', 'its time is over: what is finished is kept')
             else:
                 self._note(step, 'failed', f'FAILED with exit code {code}: {_last_line(self._log(step))}')
+
+    def _pass_over(self, step: Step, why: str) -> None:
+        """Leaves a step for another visit; how it failed before stays known."""
+        self._say(f'{step.name}: {why}')
+        if self._of(step)['state'] == 'left':
+            self._of(step)['line'] = why
 
     def _missing(self, step: Step) -> str:
         """The option that a step needs and was not given."""

@@ -135,7 +135,9 @@ def _draw_examples(folder: Path, known: set[str]) -> list[str]:
     return files
 
 
-def _answer(models: dict[str, TrainedModel], error: Callable[[str], Exception]) -> Callable[[str | None, str], tuple[Any, Any]]:
+def _answer(
+    models: dict[str, TrainedModel], error: Callable[[str], Exception]
+) -> Callable[[str | None, str], tuple[Any, Any]]:
     """The function that fills a column, from an uploaded file and the name of a model."""
 
     def answer(path: str | None, name: str) -> tuple[Any, Any]:

@@ -20,8 +20,8 @@ def test_readme_shows_the_verdicts_and_heat_maps_of_today() -> None:
     figures = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(figures)
     made, committed = (
-        np.asarray(Image.open(file).convert('RGB')).astype(float)
+        np.asarray(Image.open(file).convert('RGB').reduce(16)).astype(int)
         for file in (io.BytesIO(figures.front()), ROOT / 'docs' / 'front.png')
     )
     assert made.shape == committed.shape
-    assert np.abs(made - committed).mean() < 2, 'run make figures'
+    assert np.abs(made - committed).max() < 32, 'run make figures'

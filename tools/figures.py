@@ -41,10 +41,8 @@ def front() -> bytes:
     trained = load_trained(MODEL, UseOptions(model=MODEL), torch.device('cpu'))
     pixels = torch.stack([torch.from_numpy(trained.pixels(draw())) for draw in DRAWINGS.values()])
     predictions = look_at(trained, pixels, heat_maps=True)
-    title = '; '.join(f'{each.label} {100 * each.probability:.0f} %, and where the model looked' for each in predictions)
-    column = draw_picture(
-        'front', title, verdicts.height / DPI, lambda figure: _draw_heat_maps(figure, predictions), COLUMN
-    )
+    height = verdicts.height / DPI
+    column = draw_picture('front', 'Heat maps', height, lambda figure: _draw_heat_maps(figure, predictions), COLUMN)
     beside = Image.open(io.BytesIO(column.png)).convert('RGB')
     picture = Image.new('RGB', (int(TEXT * DPI) + beside.width, verdicts.height))
     picture.paste(verdicts, (0, 0))

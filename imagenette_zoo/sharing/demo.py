@@ -1,9 +1,10 @@
 """A page to try models: drop an image, see the classes and, as a heat map, what decided; two models side by side.
 
 `imagenette-zoo demo MODEL…` serves it on loopback. The same file is the `app.py` of a Hugging Face Space, which
-needs beside it `requirements.txt` (imagenette-zoo with its extra `demo`), in its `README.md` `sdk: gradio` and
-`app_file: app.py`, and among its variables `DEMO_MODELS`, as in `hf-hub:me/one hf-hub:me/two`; without it two
-models are shown whose weights come with the package. `DEMO_MODULES` is as `--device-modules`.
+needs beside it `requirements.txt` (imagenette-zoo with its extra `demo`; while that is not on PyPI, `./FILE.whl[demo]`
+and the wheel), in its `README.md` `sdk: gradio` and `app_file: app.py`, and among its variables `DEMO_MODELS`, as in
+`hf-hub:me/one hf-hub:me/two`; without it two models are shown whose weights come with the package. `DEMO_MODULES` is as
+`--device-modules`.
 """
 
 from __future__ import annotations

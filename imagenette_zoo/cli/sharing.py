@@ -58,6 +58,12 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
         'zoo, whose weights come with the package)',
     )
     parser.add_argument('--port', type=positive, metavar='N', help='on this port (default: the first free from 7860)')
+    parser.add_argument(
+        '--host',
+        metavar='ADDRESS',
+        help='the address it listens at: 0.0.0.0 lets other machines in, as a container needs (default: '
+        '$GRADIO_SERVER_NAME, else 127.0.0.1, this machine alone)',
+    )
     add_flags(parser, UseOptions)
 
 
@@ -66,7 +72,7 @@ def _demo(args: argparse.Namespace) -> int:
 
     flags = given_flags(args, UseOptions)
     models = [*args.models, *([flags.pop('model')] if 'model' in flags else [])]
-    serve(models or DEFAULT, args.port, **flags)
+    serve(models or DEFAULT, args.port, args.host, **flags)
     return 0
 
 

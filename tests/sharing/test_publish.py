@@ -326,6 +326,13 @@ def test_a_folder_without_its_run_has_a_card_without_numbers(run: Path, tmp_path
     assert 'Nothing is known of its accuracy' in text
 
 
+@pytest.mark.parametrize('more', [{}, {'device_modules': {'my_idea.py': 'abc'}}])
+def test_the_card_says_how_to_install_what_it_needs(more: dict[str, Any]) -> None:
+    config = {'architecture': 'mbv2_mish_imagenette', 'num_classes': 10, 'pretrained_cfg': {}, **more}
+    text = str(model_card(CardFacts('me/small', config, [], 1, None, 'mit', None)))
+    assert 'While imagenette-zoo is not on PyPI, install its wheel or a checkout: `pip install PATH`.' in text
+
+
 def test_the_card_has_the_figures_of_the_report(run: Path, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
     pytest.importorskip('matplotlib')
     assert '](curves.png)' in written(run, tmp_path / 'out')

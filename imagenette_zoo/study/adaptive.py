@@ -136,7 +136,7 @@ class _Option:
 def _option(claim: Claim, test: Test, state: State, usual: Mapping[tuple[str, bool], float]) -> _Option | Left:
     """The cheapest way to decide a claim, or why there is none."""
     if metric_of(claim.metric).by_steps:
-        return Left('its steps are timed once: more of them are no new trainings')
+        return Left('its steps are timed once, so more trainings do not help')
     for run in claim.runs:
         if len(lost := state.study.failed.get(run, ())) >= MOST_FAILED:
             return Left(f'{run} failed with seeds {", ".join(map(str, sorted(lost)))}')
@@ -154,7 +154,7 @@ def _option(claim: Claim, test: Test, state: State, usual: Mapping[tuple[str, bo
         if hours:
             found.append(_Option(claim.name, hours, _wanted(following, state)))
     why = '; '.join(each.finding.note for each in test.looks if each.finding.note and (each.refused or not each.pairs))
-    none = Left(why or f'{test.stages[-1][0]} seeds would not decide it, if all is as it seems')
+    none = Left(why or f'even {test.stages[-1][0]} seeds would not decide it, as far as can be told now')
     return min(found, key=lambda option: option.hours, default=none)
 
 

@@ -244,7 +244,7 @@ def test_a_postscript_file_that_calls_itself_a_photo(page: str, image: Path, gho
     for name in ('photo.jpg', 'photo.eps'):
         bad = send(page, POSTSCRIPT, name)
         assert not bad['success']
-        said = f'image {name} is not an image that is read (JPEG, PNG, '
+        said = f'image {name} is not an image of a known format (JPEG, PNG, '
         assert bad['output']['error'].startswith(said)
     assert not ghostscript.exists(), ghostscript.read_text()
 

@@ -126,8 +126,8 @@ def test_the_command_line(recipe: MakeRecipe, folder: Path, tmp_path: Path, caps
 @pytest.mark.parametrize(
     ('words', 'expected'),
     [
-        ([], 'say whose passes'),
-        (['resnet18'], 'give --checkpoint or --pretrained'),
+        ([], '--model is needed'),
+        (['resnet18'], 'needs --checkpoint or --pretrained'),
         (['a', '--model', 'b'], 'one model is meant'),
         (['a', '--results-file', 'x.csv'], r'must end in .json'),
         (['resnet18', '--pretrained', '--checkpoint', 'x'], 'give one of them'),

@@ -170,7 +170,7 @@ def test_the_classifier_of_other_classes_is_new(name: str, head: str) -> None:
     three, five = (timm.create_model(name, num_classes=count) for count in (3, 5))
     before = {key: value.clone() for key, value in five.state_dict().items()}
     line = load_weights(five, three.state_dict(), 'x', new_head=True)
-    assert line == f'x: tells other classes apart: the classifier ({head}) is new, all else is taken'
+    assert line == f'x: has other classes, so the classifier ({head}) starts anew'
     for key, value in five.state_dict().items():
         is_head = key.rpartition('.')[0] in head.split(', ')
         assert torch.equal(value, before[key] if is_head else three.state_dict()[key]), key

@@ -169,7 +169,7 @@ def open_model(name: str, options: Any, classes: int | None = None) -> Any:
         return model
     if timm.is_model(name):
         raise UserError(f'--model {name}: is no run folder; a model by its name needs --checkpoint or --pretrained')
-    raise UserError(f'--model {name}: there is no such run folder or model{nearest(name, timm.list_models())}')
+    raise UserError(f'--model {name}: no run, folder or model has this name{nearest(name, timm.list_models())}')
 
 
 def not_finite(name: str) -> UserError:

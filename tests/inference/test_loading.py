@@ -182,8 +182,8 @@ def test_all_kinds_in_one_command(run: Path, ten: Path, elsewhere: Path) -> None
 @pytest.mark.parametrize(
     ('change', 'part'),
     [
-        (None, 'there is no such run folder or model'),
-        ({'label_names': [*'abcdefghij']}, 'its classes (a, …) are not those of'),
+        (None, 'no run, folder or model has this name'),
+        ({'label_names': [*'abcdefghij']}, r'its classes \(a, …\) are not those of'),
         ({'pretrained_cfg': {'mean': 'abc'}}, "its config doesn't say how images are prepared"),
         ({'model_args': {'channel_multiplier': 0.5}}, 'the checkpoint of another model'),
         ({'pretrained_cfg': {'input_size': [1, 32, 32]}}, 'is for images of 1 channels'),
@@ -356,7 +356,7 @@ def test_names_without_weights_say_what_to_give(folder: Path) -> None:
     for name, part in (
         ('mbv2_mish_mp2_imagenette', 'a model by its name needs --checkpoint or --pretrained'),
         ('resnet34', 'a model by its name needs --checkpoint or --pretrained'),
-        ('runs/typo', 'there is no such run folder or model'),
+        ('runs/typo', 'no run, folder or model has this name'),
     ):
         with pytest.raises(UserError, match=part):
             iz.validate(name, folder, workers=0, device='cpu', quiet=True)

@@ -155,7 +155,7 @@ def test_fusing_changes_nothing_but_the_model(recipe: MakeRecipe) -> None:
 @pytest.mark.parametrize(
     ('name', 'part'),
     [
-        ('/nowhere/run', 'there is no such run folder or model'),
+        ('/nowhere/run', 'no run, folder or model has this name'),
         ('resnet5o', 'did you mean resnet50'),
         ('resnet34', 'a model by its name needs --checkpoint or --pretrained'),
         ('local-dir:/nowhere', 'no model folder'),

@@ -486,7 +486,7 @@ def test_a_folder_that_holds_no_model(run: Path, tmp_path: Path, capsys: Any, ch
 
 
 def test_sources_that_are_none(run: Path, tmp_path: Path, capsys: Any) -> None:
-    assert 'no such folder' in refused(capsys, tmp_path / 'missing')
+    assert 'no run, folder or model' in refused(capsys, tmp_path / 'missing')
     assert 'give a run, a model folder or --checkpoint FILE' in refused(capsys, 'mbv2_mish_mp2_imagenette')
     assert 'leave --crop-pct out' in refused(capsys, run, 'me/small', '--crop-pct', '0.9')
 

@@ -305,7 +305,7 @@ def test_images_of_a_run_that_have_gone_are_one_line(
     for words in (['validate', '--model', str(run)], ['passes', f'{run}/last'], ['analyse', str(run)]):
         assert main(words) == 2
         error = capsys.readouterr().err
-        line = f'error: {words[-1]}: the images of this run are not there: data folder {data} does not exist'
+        line = f'error: {words[-1]}: the images of this run are gone: data folder {data} does not exist'
         assert error.startswith(line)
         assert '--data-dir' in error
         assert error.count('\n') == 1

@@ -186,7 +186,7 @@ def test_a_run_is_opened_where_its_model_is_known(options: dict[str, Any], capsy
     assert f'<td>Net</td><td>{result.top1:.2f}</td>' in result._repr_html_()
     image = next(Path(options['data_dir']).rglob('*.png'))
     assert iz.predict(image, result.folder, device='cpu')[0].label in result.per_class
-    with pytest.raises(UserError, match='Grad-CAM needs a feature map, which Net has not'):
+    with pytest.raises(UserError, match='Grad-CAM needs a feature map, and Net has none'):
         iz.predict(image, result.folder, device='cpu', save_figure='seen.png')
     assert iz.export(result.folder, 'torchscript', 'net.pt').difference < 1e-4
     own.NAMED.clear()  # as in another process

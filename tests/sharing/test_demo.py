@@ -129,7 +129,7 @@ def test_models_that_have_no_weights_say_what_to_give() -> None:
         load('mbv2_mish_mp2_imagenette')
     with pytest.raises(UserError, match=r'mbv2_mish_imagenet: no run.*mbv2_mish_imagenette'):
         load('mbv2_mish_imagenet')
-    with pytest.raises(UserError, match=r'runs/none: no run.* no such folder'):
+    with pytest.raises(UserError, match=r'runs/none: no run, folder or model'):
         load('runs/none')
 
 

@@ -128,7 +128,7 @@ def test_the_command_line(recipe: MakeRecipe, folder: Path, tmp_path: Path, caps
     [
         ([], '--model is needed'),
         (['resnet18'], 'needs --checkpoint or --pretrained'),
-        (['a', '--model', 'b'], 'one model is meant'),
+        (['a', '--model', 'b'], 'one model is expected'),
         (['a', '--results-file', 'x.csv'], r'must end in .json'),
         (['resnet18', '--pretrained', '--checkpoint', 'x'], 'give one of them'),
         (['resnet18', '--use-ema'], 'no effect without --checkpoint'),

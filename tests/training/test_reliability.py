@@ -333,7 +333,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, numbers: set[int]) -> None:
 
 def test_a_loss_that_is_no_number_names_its_step(recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
     spoil(monkeypatch, {4})
-    with pytest.raises(UserError, match=r'infinite or NaN in step 2 of epoch 2 at learning rate 0\.005: .*--nan skip'):
+    with pytest.raises(UserError, match=r'infinite or NaN in step 2 of epoch 2 at learning rate 0\.005\. .*--nan skip'):
         train(recipe(), quiet=True)
     run = Path(recipe().output) / 'run'
     assert all(tensor.isfinite().all() for tensor in load_file(run / 'last' / 'model.safetensors').values())

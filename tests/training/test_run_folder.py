@@ -188,7 +188,7 @@ def test_a_run_starts_from_one_of_other_classes(
     start = dict(data_dir=str(other), initial_checkpoint=str(first.folder), experiment='other')
     result = train(recipe(epochs=1, **start))
     assert len(result.per_class) == 5
-    assert 'the classifier (fc) is new, all else is taken' in capsys.readouterr().out
+    assert 'so the classifier (fc) starts anew' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('name', ['x.safetensors', 'x.pth'])

@@ -130,6 +130,11 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument('--seeds', type=positive, default=3, metavar='N', help='trainings of each run (default: 3)')
     parser.add_argument(
+        '--one-look',
+        action='store_true',
+        help='compare the runs once, when all seeds are done: decides more, but no further seeds can follow',
+    )
+    parser.add_argument(
         '--vary',
         nargs='+',
         action='extend',
@@ -149,7 +154,8 @@ def _run_starts(args: argparse.Namespace) -> str:
     for name, instead in {'model': 'give its name', **INSTEAD}.items():
         if name in flags:
             raise UserError(f'--{name}: not of this command: {instead}')
-    study = plan_models(args.models, Recipe.load(args.config, **flags), args.seeds, parse_vary(args.vary))
+    recipe, vary = Recipe.load(args.config, **flags), parse_vary(args.vary)
+    study = plan_models(args.models, recipe, args.seeds, vary, args.one_look)
     return f'run: {study.title}: {_size(len(study.runs), args.seeds)} by recipe {args.config}{LOADING}'
 
 
@@ -163,7 +169,7 @@ def _run(args: argparse.Namespace) -> int:
     name = flags.get('experiment') or default_name(args.models, vary)
     recipe = Recipe.load(args.config, **flags).varied(experiment=None)
     slot = Slot(Path(recipe.output, name), recipe.data_dir, flags.get('device'), args.jobs)
-    run_models(args.models, recipe, args.seeds, slot, vary=vary, **_plan(args))
+    run_models(args.models, recipe, args.seeds, slot, vary=vary, one_look=args.one_look, **_plan(args))
     return 0
 
 

@@ -165,6 +165,7 @@ def run(
     *,
     vary: Mapping[str, Sequence[Any]] | None = None,
     seeds: int = 3,
+    one_look: bool = False,
     config: str | Path = GOOD_RECIPE,
     until_decided: bool = False,
     budget: float | None = None,
@@ -181,6 +182,7 @@ def run(
         models: Names, functions or classes that make a model, or a mapping from the names of the runs to these.
         vary: A run for each value, and for each combination: `{'lr': [1e-3, 3e-3], 'act_layer': ['relu', 'mish']}`.
         seeds: How many trainings each run has.
+        one_look: Compares the runs once, when all seeds are done, which decides more. No seeds can follow.
         config: The recipe.
         until_decided: Trains with as many seeds as it takes to tell each pair of runs apart, or equal.
         budget: Hours of training and validation.
@@ -205,7 +207,7 @@ def run(
     named = _named(models)
     values = {key: _by_name(key, each) for key, each in (vary or {}).items()}
     recipe = Recipe.load(config, **options).varied(experiment=None)
-    plan = plan_models(list(named), recipe, seeds, values)
+    plan = plan_models(list(named), recipe, seeds, values, one_look)
     runs = {
         name: replace(each, recipe=each.recipe.replace(model=named.get(each.recipe.model, each.recipe.model)))
         for name, each in plan.runs.items()

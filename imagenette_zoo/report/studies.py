@@ -75,6 +75,7 @@ def run_models(
     extent: Extent = WHOLE,
     *,
     vary: Mapping[str, Sequence[Any]] | None = None,
+    one_look: bool = False,
     plan_only: bool = False,
     ray: str | None = None,
 ) -> None:
@@ -87,13 +88,14 @@ def run_models(
         slot: Where and how.
         extent: How much of it.
         vary: Options and arguments of the models with several values each, as `plan_models` takes them.
+        one_look: The runs are compared once, when all seeds are done.
         plan_only: Only prints the plan and its hours.
         ray: The address of a Ray cluster that the trainings are sent to.
 
     Raises:
         UserError: What is varied can't be, two runs would be the same, or a training failed.
     """
-    study = plan_models(models, recipe, seeds, vary)
+    study = plan_models(models, recipe, seeds, vary, one_look)
     carry_out(study, slot, Console(), extent, plan_only=plan_only, ray=ray)
 
 

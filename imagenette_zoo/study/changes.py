@@ -67,6 +67,10 @@ def _changes(before: Study, now: Study, seen: Mapping[str, list[int]]) -> list[s
         changes.append(
             f'the seeds were changed from {_listed(known)} to {_listed(kept)} after {most} blocks were seen: {ERROR}'
         )
+    if not claims:  # pairs of runs
+        for name in before.runs:
+            if name not in now.runs and len(seen[name]) >= first:
+                changes.append(f'the run {name} was removed after {len(seen[name])} blocks were seen: {ERROR}')
     for name, count in looks.items():
         if name not in others:
             changes.append(f'the claim {name} was removed after {count} blocks of its runs were seen: {ERROR}')

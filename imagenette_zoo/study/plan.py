@@ -255,7 +255,11 @@ def make_study(title: str, recipes: Mapping[str, Recipe], seeds: tuple[int, ...]
 
 
 def plan_models(
-    models: Sequence[str], recipe: Recipe, seeds: int, vary: Mapping[str, Sequence[Any]] | None = None
+    models: Sequence[str],
+    recipe: Recipe,
+    seeds: int,
+    vary: Mapping[str, Sequence[Any]] | None = None,
+    one_look: bool = False,
 ) -> Study:
     """A study of models, and of options that take several values: each combination is a run, named by what differs.
 
@@ -264,12 +268,15 @@ def plan_models(
         recipe: All other options.
         seeds: How many trainings each run has.
         vary: Values by key: an option of `Recipe` (`model` adds to `models`), else an argument of the model.
+        one_look: The runs are compared once, when all seeds are done, with the whole level.
 
     Raises:
-        UserError: A key or a value can't be varied, or two runs would be the same.
+        UserError: A key or a value can't be varied, two runs would be the same, or the seeds are too few for one look.
     """
     values = {key.replace('-', '_'): list(each) for key, each in (vary or {}).items()}
     models = [*models, *values.pop('model', ())]
+    if one_look and seeds < FEWEST_BLOCKS:
+        raise UserError(f'--one-look: {seeds} seeds decide nothing: give --seeds {FEWEST_BLOCKS} or more')
     if not models:
         raise UserError('no model is named: give one or several, as in imagenette-zoo run resnet18')
     if math.prod(map(len, [models, *values.values()])) > MOST_RUNS:
@@ -296,7 +303,7 @@ def plan_models(
         except UserError as error:
             raise UserError(f'{name}: {error}') from None
     title = ' and '.join(models) + (f': {", ".join(values)}' if values else '')
-    return Study(title, runs, tuple(range(1, seeds + 1)))
+    return Study(title, runs, tuple(range(1, seeds + 1)), stages=((seeds, 1.0),) if one_look else STAGES)
 
 
 def _axis(key: str, values: list[Any]) -> list[Any]:

@@ -16,6 +16,7 @@ import io
 import os
 import shlex
 import shutil
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -244,10 +245,13 @@ class RunFolder:
         """The content of `state.pt`; None where nothing was saved yet.
 
         Raises:
-            UserError: It can't be read, or was removed.
+            UserError: It can't be read, is no archive, or was removed.
         """
         try:
             with open_regular(self['state.pt']) as file:
+                if not zipfile.is_zipfile(file):  # which looks at its end: it may be long
+                    raise self._damaged('it is no archive, or torn')
+                file.seek(0)
                 return file.read()
         except FileNotFoundError:
             if os.path.exists(self[SAVED]) and not self.finished:
@@ -277,11 +281,13 @@ class RunFolder:
                 raise ValueError('its checksum is missing')
             return state
         except Exception as error:  # torch reports a damaged file in many ways
-            reason = first_line(error)[:80]
-            raise UserError(
-                f"{self['state.pt']}: damaged, it can't be resumed from ({reason}): put a copy back, or start again: "
-                f'{self.again}'
-            ) from None
+            raise self._damaged(first_line(error)[:80]) from None
+
+    def _damaged(self, reason: str) -> UserError:
+        return UserError(
+            f"{self['state.pt']}: damaged, it can't be resumed from ({reason}): put a copy back, or start again: "
+            f'{self.again}'
+        )
 
     @property
     def again(self) -> str:

@@ -102,6 +102,15 @@ def test_a_claim_of_a_study_that_had_none_is_added(tmp_path: Path, seen: Callabl
     assert line.startswith('the claim top1 was added after 4 blocks')
 
 
+def test_a_run_of_a_study_without_claims_is_removed(tmp_path: Path, seen: Callable[[str, str], Study]) -> None:
+    study = replace(seen(SEEDS, SEEDS), claims=())
+    (tmp_path / 'study.yaml').write_text(dump_study(study))
+    fewer = replace(study, runs={name: run for name, run in study.runs.items() if name != 'googlenet'})
+    note_changes(fewer, tmp_path, Console(True))
+    (line,) = as_run(fewer, tmp_path).changes
+    assert line.startswith('the run googlenet was removed after 4 blocks were seen')
+
+
 def test_a_claim_on_step_times_is_seen_once_they_are_known(tmp_path: Path, seen: Callable[[str, str], Study]) -> None:
     for folder in tmp_path.glob('*-seed?'):
         shutil.rmtree(folder)

@@ -153,6 +153,16 @@ def test_what_can_not_be_varied_is_one_line(words: tuple[str, ...], line: str) -
     assert '\n' not in str(caught.value)
 
 
+def test_one_look_has_the_whole_level_and_needs_three_seeds(tmp_path: Path) -> None:
+    study = plan_models(['resnet18', 'resnet34'], Recipe(), 3, one_look=True)
+    assert study.stages == ((3, 1.0),)
+    file = tmp_path / 'study.yaml'
+    file.write_text(dump_study(study))
+    assert read_study(file).stages == study.stages, 'more seeds are a change of the stages later'
+    with pytest.raises(UserError, match='--one-look: 2 seeds decide nothing: give --seeds 3 or more'):
+        plan_models(['resnet18'], Recipe(), 2, one_look=True)
+
+
 def test_without_a_model_there_is_no_study() -> None:
     with pytest.raises(UserError, match='no model is named: give one or several'):
         planned('lr=1,2', models=())

@@ -23,6 +23,7 @@ from imagenette_zoo.errors import UserError
 from imagenette_zoo.report import studies
 from imagenette_zoo.report.studies import report_on
 from imagenette_zoo.study import on_ray, runner
+from imagenette_zoo.study.adaptive import ROUNDS
 from imagenette_zoo.study.plan import Trial, dump_study, read_study
 from imagenette_zoo.study.process import Job, Slot, check_code, environment
 from imagenette_zoo.study.records import as_run
@@ -553,6 +554,39 @@ def test_a_cluster_that_loses_a_node(place: Path, folder: Path, idea: Path) -> N
     assert main(['study', 'rates.yaml', '--data-dir', str(folder), '--output', 'here']) == 0
     assert weights(place / 'runs' / 'rates') == weights(place / 'here' / 'rates')
     assert len(weights(place / 'here' / 'rates')) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_until_decided_on_a_cluster_is_as_on_one_machine(place: Path, folder: Path) -> None:
+    """The command is killed while trainings are under way, and goes on to the same rounds, weights and verdict."""
+    pytest.importorskip('ray')
+    from ray.cluster_utils import Cluster
+
+    words = ('study', 'rates.yaml', '--data-dir', str(folder), '--until-decided')
+    cluster = Cluster(initialize_head=True, head_node_args={'num_cpus': 0, 'include_dashboard': False})
+    for _ in range(2):
+        cluster.add_node(num_cpus=1)
+    try:
+        killed = start(*words, '--ray', cluster.address)
+        deadline = time.time() + 240
+        while not list(place.glob('runs/rates/*/result.json')):
+            assert time.time() < deadline and killed.poll() is None, killed.communicate()[0]
+            time.sleep(0.05)
+        killed.kill()
+        killed.communicate()
+        done = weights(place / 'runs' / 'rates')
+        assert 0 < len(done) < 4
+        output = start(*words, '--ray', cluster.address).communicate(timeout=300)[0]
+    finally:
+        cluster.shutdown()
+    assert main([*words, '--jobs', '2', '--output', 'here']) == 0
+    there, here = place / 'runs' / 'rates', place / 'here' / 'rates'
+    assert done.items() <= weights(there).items(), 'what came home is not trained again'
+    assert weights(there) == weights(here)
+    assert (there / ROUNDS).read_bytes() == (here / ROUNDS).read_bytes()
+    assert 'decided: rate: fast is' in output
+    assert len(weights(here)) > 4
 
 
 def _below(node: Any) -> dict[int, str]:

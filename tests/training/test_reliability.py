@@ -535,6 +535,13 @@ def test_a_bit_of_a_state_that_changed_is_noticed(tmp_path: Path) -> None:
             folder.parse_state(bytes(changed_one))
 
 
+def test_a_long_file_that_is_no_state_is_not_read(tmp_path: Path) -> None:
+    with open(tmp_path / 'state.pt', 'wb') as file:
+        file.truncate(2**37)  # nothing but holes, more than there is memory
+    with pytest.raises(UserError, match=r'state\.pt: damaged, .* start again: imagenette-zoo train -c'):
+        RunFolder(tmp_path).read_state()
+
+
 def test_a_state_that_was_removed_is_missed(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     assert folder.read_state() is None, 'nothing was saved yet'

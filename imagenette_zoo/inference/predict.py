@@ -121,7 +121,7 @@ def predict_each(images: Sequence[str | Path], options: PredictOptions, console:
     passed_over: list[str] = []
     paths = list_images(images, passed_over)
     if passed_over:
-        _logger.warning('%d file(s) passed over, as %s: no images', len(passed_over), printable(passed_over[0]))
+        _logger.warning('skipped %d file(s) that are no images, as %s', len(passed_over), printable(passed_over[0]))
     figures = _figure_files(paths, options.save_figure)
     device = choose_device(options.device)
     with restore_generators():  # only here: around the yields the caller would see other generators
@@ -264,7 +264,7 @@ def _figure_files(images: Sequence[Path], output: str | None) -> list[Path]:
         if target.suffix not in FIGURES:
             raise UserError(f'--save-figure: {output!r} must end in {" or ".join(FIGURES)}, or be a folder')
         if len(images) > 1:
-            raise UserError(f'--save-figure {output}: one file for {len(images)} images: give a folder')
+            raise UserError(f'--save-figure {output}: is one file for {len(images)} images: give a folder')
         files = [target]
     else:
         absolute = [Path(os.path.abspath(path)) for path in images]  # without '..'
@@ -287,5 +287,6 @@ def _figure_files(images: Sequence[Path], output: str | None) -> list[Path]:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"--save-figure {output}: can't make {file.parent}: {error.strerror}") from None
+            reason = f"can't make {file.parent} ({error.strerror})"
+            raise UserError(f'--save-figure {output}: {reason}: choose another place') from None
     return files

@@ -385,7 +385,7 @@ def test_files_folders_and_patterns(tmp_path: Path) -> None:
         ({'architecture': 'resnet_none'}, 'a known architecture'),
         ({'architecture': None}, 'a known architecture'),
         ({'num_classes': 4, 'label_names': None}, 'the checkpoint of another model'),
-        ({'pretrained_cfg': {'mean': 'abc'}}, "doesn't tell how images are prepared"),
+        ({'pretrained_cfg': {'mean': 'abc'}}, "doesn't say how images are prepared"),
         ({'pretrained_cfg': {'input_size': [3]}}, 'test_resnet'),
     ],
 )

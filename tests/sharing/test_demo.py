@@ -146,7 +146,7 @@ def test_models_that_have_no_weights_say_what_to_give() -> None:
         load('mbv2_mish_mp2_imagenette')
     with pytest.raises(UserError, match=r'mbv2_mish_imagenet: no run.*mbv2_mish_imagenette'):
         load('mbv2_mish_imagenet')
-    with pytest.raises(UserError, match=r'runs/none: no run.* no such folder'):
+    with pytest.raises(UserError, match=r'runs/none: no run, folder or model'):
         load('runs/none')
 
 
@@ -270,7 +270,7 @@ def test_a_postscript_file_that_calls_itself_a_photo(page: str, image: Path, gho
     for name in ('photo.jpg', 'photo.eps'):
         bad = send(page, POSTSCRIPT, name)
         assert not bad['success']
-        said = f'image {name} is not an image that is read (JPEG, PNG, '
+        said = f'image {name} is not an image of a known format (JPEG, PNG, '
         assert bad['output']['error'].startswith(said)
     assert not ghostscript.exists(), ghostscript.read_text()
 

@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: bench bench-gpu clean demo docs figures harvest-gpu test test-long
+.PHONY: bench bench-gpu demo docs figures harvest-gpu test test-long clean
 
 demo: $(VENV)/.installed
 	$(BIN)/imagenette-zoo run mbv2_imagenette mbv2_mish_imagenette -c demo --dataset synthette --epochs 5 --seeds 3 \

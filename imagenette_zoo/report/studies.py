@@ -128,13 +128,13 @@ def carry_out(
     if ray is not None and slot.in_process:
         raise UserError('--ray: --in-process is for one machine: leave it out')
     if ray is not None and extent.budget is not None and not extent.until_decided:
-        raise UserError('--ray: --budget goes with --until-decided there: a cluster does all of a study otherwise')
+        raise UserError('--ray: --budget works there with --until-decided only: add that, or leave --budget out')
     check_packages()
     if ray is None:
         trials = run_study(study, slot, console, extent)
     else:
         if study.budget is not None and not extent.until_decided:
-            console.line(f'the budget of {study.budget:g} h is for one machine: a Ray cluster does all of it')
+            console.line(f'the budget of {study.budget:g} h is for one machine: a Ray cluster runs all of the study')
         trials = run_on_ray(study, slot, console, ray, extent)
     try:
         _report(study, slot, console)
@@ -160,8 +160,8 @@ def _check_decidable(study: Study) -> None:
     """Raises `UserError` where there is nothing that trainings could decide."""
     if not study.claims and not 1 < len(study.runs) <= MOST_COMPARED:
         raise UserError(
-            f'--until-decided: there are no claims, and pairs are judged of 2 to {MOST_COMPARED} runs, not of '
-            f'{len(study.runs)}: name so many, or write a study file with claims'
+            f'--until-decided: without claims it needs 2 to {MOST_COMPARED} runs, not {len(study.runs)}: name so many, '
+            f'or write a study file with claims'
         )
 
 

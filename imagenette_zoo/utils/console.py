@@ -13,7 +13,7 @@ from typing import Any
 from ..errors import cleaned
 from .streams import silence
 
-__all__ = ['printable', 'counted', 'duration', 'table', 'html_table', 'in_ipython', 'Console', 'Progress']
+__all__ = ['printable', 'counted', 'duration', 'short', 'table', 'html_table', 'in_ipython', 'Console', 'Progress']
 
 
 def printable(value: Any) -> Any:
@@ -44,6 +44,12 @@ def duration(seconds: float) -> str:
 def counted(number: int, noun: str) -> str:
     """`'1 seed'`, `'3 seeds'`."""
     return f'{number:,} {noun}{"" if number == 1 else "s"}'
+
+
+def short(name: str, most: int) -> str:
+    """The two ends of a long name."""
+    half = (most - 1) // 2
+    return name if len(name) <= most else f'{name[: most - 1 - half]}…{name[-half:]}'
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

@@ -11,6 +11,7 @@ import select
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from ..errors import UserError
 from ..models.own import is_of_this_process
@@ -43,32 +44,34 @@ class Workers:
         """Starts a training in the process of its slot."""
         return _TrainedByWorker(trial, slot, number, self)
 
-    def of(self, number: int, variables: Mapping[str, str]) -> _Worker:
-        """The process of a slot, a new one where there is none with these variables of the environment that goes on."""
+    def of(self, number: int, variables: Mapping[str, str], log: Path) -> _Worker:
+        """The process of a slot; where there is none that is ready, with these variables of the environment, a new one,
+        what it has to say at its start in a log."""
         worker = self._workers.get(number)
         if worker is None or not worker.is_ready() or worker.variables != variables:
             if worker is not None:
                 worker.end()
-            worker = self._workers[number] = _Worker(variables)
+            worker = self._workers[number] = _Worker(variables, log)
         return worker
 
 
 class _Worker:
     """A process that carries out a command when it is sent one."""
 
-    def __init__(self, variables: Mapping[str, str]) -> None:
+    def __init__(self, variables: Mapping[str, str], log: Path) -> None:
         self.variables = variables
-        self.process = start_process(WORKER, variables, subprocess.PIPE, subprocess.PIPE)
+        with open(log, 'ab') as file:
+            self.process = start_process(WORKER, variables, subprocess.PIPE, subprocess.PIPE, file)
         self.goes_on = True
 
     def is_ready(self) -> bool:
         """Whether it waits for the next command."""
         return self.goes_on and self.process.poll() is None
 
-    def send(self, words: Sequence[str], log: str) -> None:
+    def send(self, words: Sequence[str], log: Path) -> None:
         """Asks for a command of `imagenette-zoo`, whose output is appended to a log."""
         assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps({'command': words, 'log': log}).encode() + b'\n')
+        self.process.stdin.write(json.dumps({'command': words, 'log': str(log)}).encode() + b'\n')
 
     def code(self) -> int | None:
         """The exit code of that command, or how the process ended; None while it runs."""
@@ -104,9 +107,9 @@ class _TrainedByWorker(Job):
         super().__init__(trial, slot, number)
 
     def _start(self, command: Sequence[str]) -> None:
-        self._worker = self._workers.of(self.number, self._environment)
+        self._worker = self._workers.of(self.number, self._environment, self.log)
         self.process = self._worker.process
-        self._worker.send(command[len(PROGRAM) :], str(self.log))
+        self._worker.send(command[len(PROGRAM) :], self.log)
 
     def _code(self) -> int | None:
         return self._worker.code()

@@ -204,15 +204,19 @@ class Job:
 
 
 def start_process(
-    words: Sequence[str], variables: Mapping[str, str], stdin: int, stdout: int | BinaryIO
+    words: Sequence[str],
+    variables: Mapping[str, str],
+    stdin: int,
+    stdout: int | BinaryIO,
+    stderr: int | BinaryIO = subprocess.STDOUT,
 ) -> subprocess.Popen[bytes]:
-    """Starts a process that ends with this one; its errors go where its output does."""
+    """Starts a process that ends with this one."""
     return subprocess.Popen(
         words,
         bufsize=0,
         stdin=stdin,
         stdout=stdout,
-        stderr=subprocess.STDOUT,
+        stderr=stderr,
         env=variables,
         start_new_session=True,  # Ctrl-C is for the one who runs the study, who passes it on
         preexec_fn=_end_with_parent if LIBC else None,

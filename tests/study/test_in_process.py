@@ -53,8 +53,8 @@ def test_trainings_in_one_process_are_those_of_separate_ones(
     started = []
     begin = in_process._Worker.__init__
 
-    def count(self: Any, variables: Any) -> None:
-        begin(self, variables)
+    def count(self: Any, *arguments: Any) -> None:
+        begin(self, *arguments)
         started.append(self.process)
 
     monkeypatch.setattr(in_process._Worker, '__init__', count)
@@ -99,6 +99,7 @@ def test_two_at_a_time_have_a_process_each(place: Path, folder: Path, monkeypatc
     """Which are told what to do and are kept while that works."""
     fake = (
         'import json, sys\n'
+        'print("a warning", file=sys.stderr)\n'
         'for line in sys.stdin:\n'
         '    words = json.loads(line)["command"]\n'
         '    code = int(words[0])\n'
@@ -107,30 +108,33 @@ def test_two_at_a_time_have_a_process_each(place: Path, folder: Path, monkeypatc
     )
     monkeypatch.setattr(in_process, 'WORKER', (sys.executable, '-c', fake))
 
+    log = place / 'log'
+
     def done(worker: Any, code: int) -> int:
-        worker.send([str(code)], 'log')
+        worker.send([str(code)], log)
         while (answer := worker.code()) is None:
             time.sleep(0.01)
         return int(answer)
 
     with in_process.Workers() as workers:
-        first, second = workers.of(0, os.environ), workers.of(1, os.environ)
+        first, second = workers.of(0, os.environ, log), workers.of(1, os.environ, log)
         assert first is not second
         assert [done(first, 0), done(first, 0), done(second, 2)] == [0, 0, 2]
-        assert workers.of(0, os.environ) is first
-        assert workers.of(1, os.environ) is not second
+        assert workers.of(0, os.environ, log) is first
+        assert workers.of(1, os.environ, log) is not second
         assert second.process.poll() == 0
-        other = workers.of(0, {**os.environ, 'OMP_NUM_THREADS': '7'})
+        other = workers.of(0, {**os.environ, 'OMP_NUM_THREADS': '7'}, log)
         assert other is not first, 'its threads are another number'
         other.process.kill()
         while (answer := other.code()) is None:
             time.sleep(0.01)
         assert answer == -signal.SIGKILL
-        idle = workers.of(0, other.variables)
+        idle = workers.of(0, other.variables, log)
         assert idle is not other
+        assert log.read_text().startswith('a warning'), 'which is no answer'
         idle.process.kill()
         idle.process.wait()
-        assert workers.of(0, other.variables) is not idle
+        assert workers.of(0, other.variables, log) is not idle
     assert all(each.process.poll() is not None for each in (first, second, other, idle))
 
 
@@ -143,18 +147,21 @@ def answers(main_function: str, log: Path) -> list[Any]:
     return list(map(json.loads, done.stdout.splitlines()))
 
 
+@pytest.mark.slow
 def test_a_process_goes_on_while_nothing_fails(tmp_path: Path) -> None:
     log = tmp_path / 'log'
     assert answers('def main(words):\n    print(words)\n    return 0', log) == 2 * [{'code': 0, 'again': True}]
     assert log.read_text() == "['train']\n['train']\n"
 
 
+@pytest.mark.slow
 def test_a_process_that_has_code_of_the_users_own_is_not_used_again(idea: Path, tmp_path: Path) -> None:  # noqa: F811
     run = 'def main(words):\n    import_modules(["my_idea.py"])\n    return 0'
     text = f'from imagenette_zoo.utils.modules import import_modules\n{run}'
     assert answers(text, tmp_path / 'log') == [{'code': 0, 'again': False}]
 
 
+@pytest.mark.slow
 def test_a_mistake_of_the_program_is_a_failure_with_its_traceback(tmp_path: Path) -> None:
     run = 'def main(words):\n    raise ZeroDivisionError("of ours")'
     assert answers(run, tmp_path / 'log') == [{'code': 1, 'again': False}]

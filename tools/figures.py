@@ -49,13 +49,13 @@ def write_page(docs: Path, name: str) -> None:
 
 def front() -> bytes:
     """The verdicts of docs/claims.md beside heat maps."""
-    verdicts = Image.open(DOCS / 'claims' / 'figures' / 'verdicts.png').convert('RGB')
+    verdicts = Image.open(DOCS / 'claims' / 'figures' / 'verdicts.png', formats=['PNG']).convert('RGB')
     trained = load_trained(MODEL, UseOptions(model=MODEL), torch.device('cpu'))
     pixels = torch.stack([torch.from_numpy(trained.pixels(draw())) for draw in DRAWINGS.values()])
     predictions = look_at(trained, pixels, heat_maps=True)
     height = verdicts.height / DPI
     column = draw_picture('front', 'Heat maps', height, lambda figure: _draw_heat_maps(figure, predictions), COLUMN)
-    beside = Image.open(io.BytesIO(column.png)).convert('RGB')
+    beside = Image.open(io.BytesIO(column.png), formats=['PNG']).convert('RGB')
     picture = Image.new('RGB', (int(TEXT * DPI) + beside.width, verdicts.height))
     picture.paste(verdicts, (0, 0))
     picture.paste(beside, (int(TEXT * DPI), 0))

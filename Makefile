@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 
 demo: $(VENV)/.installed
 	$(BIN)/imagenette-zoo run mbv2_imagenette mbv2_mish_imagenette -c demo --dataset synthette --epochs 5 --seeds 3 \
-	    --one-look --experiment demo
+	    --one-look --in-process --experiment demo
 	@echo
 	@echo 'The demo trained two MobileNetV2s, with ReLU6 and with Mish, from random weights on ten classes of drawn shapes and'
 	@echo 'textures, three seeds each. Open runs/demo/report/report.html. A second "make demo" finds all of it done.'

@@ -146,7 +146,7 @@ def _describe_finding(finding: Numbers, metric: str) -> list[tuple[str, str]]:
         if stat is None:
             lines.append((finding[which], 'never reached' if finding['counts'] else 'nothing is known'))
         else:
-            count = counted(stat['count'], 'block of steps' if known.by_steps else 'seed')
+            count = counted(stat['count'], 'block' if known.by_steps else 'seed')
             lines.append((finding[which], f'{mean_text(stat, metric)}{known.unit}, {count}'))
     if finding['effect'] is not None:
         effect = effect_text(finding['effect'], metric, finding['ratio'])

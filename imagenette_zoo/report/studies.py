@@ -194,8 +194,9 @@ def _print_failures(trials: Trials, slot: Slot, console: Console) -> None:
 
 def summary(records: Sequence[Record]) -> str:
     """A line a run."""
+    two = ', of two seeds both values' if any(len(each) == 2 for each in by_run(records).values()) else ''
     left_out = '' if same_hardware(records) else '; times are left out: the runs are from unlike machines'
-    return f'{table(summary_rows(records))}\n(mean of the seeds ± 95 % interval, of two seeds both values{left_out})'
+    return f'{table(summary_rows(records))}\n(mean of the seeds ± 95 % interval{two}{left_out})'
 
 
 def summary_rows(records: Sequence[Record]) -> list[tuple[str, ...]]:

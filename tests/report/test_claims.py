@@ -48,16 +48,19 @@ def test_verdicts_come_first_and_are_those_of_the_statistics(written: Path, stud
 def test_a_verdict_of_an_earlier_look_says_so_everywhere(tmp_path: Path, study: Study) -> None:
     values = {'good': (60.0, 61.0, 60.5, 40.0, 41.0), 'bad': (50.0, 51.1, 50.4, 50.0, 51.0)}
     records = [
-        make_record(run, seed, top1, analysed=False) for run, each in values.items() for seed, top1 in enumerate(each, 1)
+        make_record(run, seed, top1, analysed=False)
+        for run, each in values.items()
+        for seed, top1 in enumerate(each, 1)
     ]
     plan = replace(study, claims=())
-    assert verdicts(plan, records).endswith('good is 10.0 points above bad (9.2 to 10.8): supported, decided after 3 of 5 seeds')
+    so = 'good is 10.0 points above bad (9.2 to 10.8)'
+    assert verdicts(plan, records) == f'{so}: supported, decided after 3 of 5 seeds'
     page = write_report(tmp_path, records, study=with_pairs(plan, records)).read_text()
     assert '<small>after 3 of 5 seeds</small>' in page
     assert 'decided after 3 of 5 seeds' in text_of(page)
     assert 'difference of all 5 seeds +2.00 points' in text_of(page)
     markdown = (tmp_path / 'report.md').read_text()
-    assert 'good is 10.0 points above bad (9.2 to 10.8); after 3 of 5 seeds' in markdown
+    assert f'{so}; after 3 of 5 seeds' in markdown
     assert 'decided: after 3 of 5 seeds' in markdown
 
 

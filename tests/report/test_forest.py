@@ -8,7 +8,8 @@ from imagenette_zoo.report.forest import bars
 
 
 def claim(verdict: str, *findings: dict[str, Any], metric: str = 'top1', practical: float | None = None) -> Any:
-    known = dict(larger='a', smaller='b', bound=0.0, ratio=False, at_most=False, effect=None, low=None, high=None, counts=None)
+    known: dict[str, Any] = dict.fromkeys(('effect', 'low', 'high', 'counts'))
+    known |= dict(larger='a', smaller='b', bound=0.0, ratio=False, at_most=False)
     found = [{**known, 'blocks': 4, **each} for each in findings]
     return {'verdict': verdict, 'metric': metric, 'practical': practical, 'findings': found}
 

@@ -452,10 +452,11 @@ def test_a_ratio_that_is_at_most_so_large_is_told_of_the_run_that_is_claimed() -
     assert same.verdict == 'supported'
     told = same.finding.told
     assert (told.comparison.larger, told.comparison.bound) == ('a', pytest.approx(1.1))
-    assert sentence(same) == f'a is {told.estimate:.2f} times b in step time ({told.low:.2f} to {told.high:.2f}): supported'
+    ends = f'{told.low:.2f} to {told.high:.2f}'
+    assert sentence(same) == f'a is {told.estimate:.2f} times b in step time ({ends}): supported'
     assert 0.98 < (told.low or 0) < (told.estimate or 0) < (told.high or 0) < 1.02
     slower = judged(less, list(150 * noise[0]), list(100 * noise[1]))
-    assert sentence(slower).startswith('a is 1.50 times b in step time (1.4')
+    assert sentence(slower).startswith('a is 1.51 times b in step time (1.50 to 1.52)')
     assert slower.verdict == 'contradicted'
 
 

@@ -28,7 +28,6 @@ docs: $(VENV)/.installed
 # docs/claims.md and the pictures of README and docs/studies.md, from the committed trainings.
 figures: $(VENV)/.installed
 	$(BIN)/imagenette-zoo report docs/results/claims-cpu --output docs/claims --markdown docs/claims.md --no-images
-	cp docs/claims/figures/verdicts.png docs/verdicts.png
 	$(BIN)/python tools/figures.py
 
 # As in: make bench DATA=DIR TIMM=CHECKOUT

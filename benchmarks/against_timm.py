@@ -83,7 +83,7 @@ def train(args: argparse.Namespace) -> None:
         report(f'train-{model}', 'images/s', series, ratios, args)
         spent = {name: memory[f'{model} {name}'] for name in series}
         if not all(map(all, spent.values())):
-            print('memory: this machine does not tell it\n', flush=True)
+            print('memory: cannot be measured on this machine\n', flush=True)
             continue
         ratios = {f'ours / {name}': ratio(spent, 'ours', name) for name in list(series)[1:]}
         report(f'memory-{model}', 'MiB', spent, ratios, args)

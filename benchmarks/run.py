@@ -72,25 +72,25 @@ def main() -> None:
     parser.add_argument('--val-images', type=int, default=0, help='validation images; 0 is all')
     parser.add_argument('--steps', type=int, default=10, help='steps a round')
     parser.add_argument('--skipped', type=int, default=4, help='first batches of a pipeline that are not counted')
-    parser.add_argument('--workers', type=int, default=available_cores(), help="of timm's loader")
-    parser.add_argument('--recipe', type=Path, default=ROOT / 'hparams' / 'mbv2_mish_80.yaml', help='of accuracy')
-    parser.add_argument('--target', type=float, default=80.0, help='of accuracy, %%')
-    parser.add_argument('--order', nargs='+', choices=('timm', 'ours'), default=['timm', 'ours'], help='of accuracy')
-    parser.add_argument('--seeds', type=int, default=3, help='of accuracy and loaders')
-    parser.add_argument('--first-seed', type=int, default=0, help='of accuracy and loaders')
-    parser.add_argument('--epochs', type=int, default=3, help='of loaders')
+    parser.add_argument('--workers', type=int, default=available_cores(), help="workers of timm's loader")
+    parser.add_argument('--recipe', type=Path, default=ROOT / 'hparams' / 'mbv2_mish_80.yaml', help='for accuracy')
+    parser.add_argument('--target', type=float, default=80.0, help='top-1 that accuracy waits for, %%')
+    parser.add_argument('--order', nargs='+', choices=('timm', 'ours'), default=['timm', 'ours'], help='for accuracy')
+    parser.add_argument('--seeds', type=int, default=3, help='for accuracy and loaders')
+    parser.add_argument('--first-seed', type=int, default=0, help='for accuracy and loaders')
+    parser.add_argument('--epochs', type=int, default=3, help='for loaders')
     parser.add_argument('--results-dir', type=Path, default=Path('benchmark-results'))
     args = parser.parse_args()
     if args.device != 'cuda' and args.only == ['recorded']:
         parser.error('recorded: needs --device cuda')
     if args.device != 'cuda' and 'recorded' in args.only:
-        print('recorded: left out, it needs --device cuda')
+        print('recorded is left out: it needs --device cuda')
         args.only.remove('recorded')
     need_timm = NEED_TIMM if 'timm' in args.order else NEED_TIMM - {'accuracy'}
     if args.timm_dir is None and (missing := [name for name in args.only if name in need_timm]):
         parser.error(f'{", ".join(missing)}: give --timm-dir, a checkout of timm')
     if args.timm_dir is not None and not (args.timm_dir / 'timm' / 'version.py').is_file():
-        parser.error(f'--timm-dir {args.timm_dir}: is no checkout of timm')
+        parser.error(f'--timm-dir {args.timm_dir}: is no checkout of timm: git clone https://github.com/huggingface/pytorch-image-models')
     args.files = {}  # what this run has written, by benchmark
     args.load_before = os.getloadavg()
     print(f'{torch.get_num_threads()} threads, load {args.load_before[0]:.2f}', flush=True)

@@ -51,7 +51,7 @@ def test_means_of_seeds_beside_the_record(tool: ModuleType, capsys: pytest.Captu
     found = [json.loads((folder / 'result.json').read_text())['top1'] for folder in folders[:2]]
     mean, spread = statistics.mean(found), statistics.stdev(found)
     assert f'| {mean:.2f} ± {spread:.2f} | 2 of 5 | 58.00 | {mean - 58:+.2f} | 2.24 | 0.02 |' in flagship
-    assert lines[-1] == 'Untouched, among others: 64 px, 20 epochs; 64 px, 80 epochs; 64 px, 200 epochs.'
+    assert lines[-3:] == ['Not tried, among others:', '', '- 64 px: 20, 80, 200 epochs']
 
 
 def test_results_of_another_row_are_refused(tool: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,11 +1,15 @@
 """The package's front: what importing it costs and gives."""
 
 import inspect
+import json
+import os
 import pickle
 import re
 import shutil
 import subprocess
 import sys
+import sysconfig
+import venv
 import zipfile
 from pathlib import Path
 
@@ -13,6 +17,7 @@ import pytest
 import timm
 
 import imagenette_zoo
+from imagenette_zoo.data.drawings import DRAWINGS
 from imagenette_zoo.errors import first_line
 from imagenette_zoo.models import FAMILIES
 from tests.conftest import ZOO
@@ -82,37 +87,60 @@ def test_the_table_of_the_docs_is_that_of_the_models() -> None:
     assert table == [(m.name, m.description, f'{m.parameters / 1e6:.2f}', f'{m.gmacs:.2f}') for m in models]
 
 
+def contents(wheel: Path) -> dict[str, int]:
+    """The files of a wheel but for its own list of them, with their checksums."""
+    with zipfile.ZipFile(wheel) as file:
+        return {info.filename: info.CRC for info in file.infolist() if not info.filename.endswith('/RECORD')}
+
+
+@pytest.mark.long
 @pytest.mark.slow
-def test_a_wheel_has_all_that_is_needed(tmp_path: Path) -> None:
-    """Recipes, studies, templates, the kernels' source and the packaged weights, outside of a checkout."""
-    pytest.importorskip('setuptools', minversion='77')
-    source, place = tmp_path / 'source', tmp_path / 'installed'
-    source.mkdir()
-    for name in ('imagenette_zoo', 'hparams'):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns('__pycache__'))
-    for name in ('setup.cfg', 'pyproject.toml', 'README.md', 'LICENSE'):
-        shutil.copy(ROOT / name, source)
-    pip = [sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-deps', '--no-build-isolation', '-w', str(tmp_path)]
-    subprocess.run([*pip, str(source)], check=True)
-    [wheel] = tmp_path.glob('*.whl')
-    zipfile.ZipFile(wheel).extractall(place)
+def test_wheel_and_sdist_are_whole_and_work_in_an_empty_environment(tmp_path: Path) -> None:
+    """Commands, recipes, studies, templates, kernels and weights, outside of a checkout."""
+    pytest.importorskip('build')
+    source, place = tmp_path / 'source', tmp_path / 'elsewhere'
+    left = shutil.ignore_patterns('.*', '__pycache__', 'build', 'dist', 'runs', '*.egg-info', 'results')
+    shutil.copytree(ROOT, source, symlinks=True, ignore=left)
+    build = [sys.executable, '-m', 'build', '--no-isolation', '--outdir']
+    for outdir, *options in (['of_sdist'], ['of_checkout', '--wheel']):
+        subprocess.run([*build, tmp_path / outdir, *options, source], cwd=tmp_path, check=True, capture_output=True)
+    [wheel] = (tmp_path / 'of_sdist').glob('*.whl')
+    assert contents(wheel) == contents(tmp_path / 'of_checkout' / wheel.name)
+
+    venv.create(tmp_path / 'venv')
+    python = tmp_path / 'venv' / 'bin' / 'python'
+    pip = [sys.executable, '-m', 'pip', '--python', python, 'install', '--quiet', '--no-deps', '--no-index', wheel]
+    subprocess.run(pip, check=True)
+    [site] = (tmp_path / 'venv' / 'lib').glob('python*/site-packages')
+    (site / 'others.pth').write_text(sysconfig.get_path('purelib'))  # torch, timm and all that, not installed anew
+    place.mkdir()
+    DRAWINGS['golf ball']().save(place / 'drawn.png')
+    environment = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
+
+    def run(*command: str | Path) -> str:
+        done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    command = python.with_name('imagenette-zoo')
+    assert 'mbv2_mish_maxblur_imagenette' in run(command, 'list')
+    assert json.loads(run(command, 'predict', 'drawn.png', '--json'))[0]['class'] == 'golf ball'
     code = (
-        'import timm, imagenette_zoo\n'
+        'import imagenette_zoo\n'
         'from importlib import resources\n'
         'from imagenette_zoo.config.hparams import recipe_names, study_names\n'
         'from imagenette_zoo.config.recipe import Recipe\n'
         'print(imagenette_zoo.__file__, len([Recipe.load(name) for name in recipe_names()]), *study_names())\n'
-        'timm.create_model("mbv2_mish_imagenette", pretrained=True)\n'
         'print(len(resources.files("imagenette_zoo.kernels").joinpath("cpu.cpp").read_bytes()))\n'
+        'print(*sorted(file.name for file in resources.files("imagenette_zoo.models.weights").iterdir()))\n'
         'print(*sorted(file.name for file in resources.files("imagenette_zoo.report").joinpath("templates").iterdir()))'
     )
-    script = [sys.executable, '-c', code]
-    done = subprocess.run(script, cwd=place, capture_output=True, text=True, check=True).stdout.splitlines()
-    file, count, *studies = done[0].split()
-    assert file == str(place / 'imagenette_zoo' / '__init__.py')
-    assert int(count) == len(list((ROOT / 'hparams').glob('*.yaml'))) + len(
-        list((ROOT / 'hparams').glob('leaderboard/*.yaml'))
-    )
-    assert set(studies) == {file.stem for file in (ROOT / 'hparams' / 'studies').glob('*.yaml')}
-    assert int(done[1]) == (ROOT / 'imagenette_zoo' / 'kernels' / 'cpu.cpp').stat().st_size
-    assert done[2].split() == ['report.html', 'report.md', 'table.md']
+    first, kernels, weights, templates = run(python, '-c', code).splitlines()
+    file, count, *studies = first.split()
+    assert file == str(site / 'imagenette_zoo' / '__init__.py')
+    hparams = ROOT / 'hparams'
+    assert int(count) == len([*hparams.glob('*.yaml'), *hparams.glob('leaderboard/*.yaml')])
+    assert set(studies) == {file.stem for file in (hparams / 'studies').glob('*.yaml')}
+    assert int(kernels) == (ROOT / 'imagenette_zoo' / 'kernels' / 'cpu.cpp').stat().st_size
+    assert weights.split() == sorted(file.name for file in (ROOT / 'imagenette_zoo' / 'models' / 'weights').iterdir())
+    assert templates.split() == ['report.html', 'report.md', 'table.md']

@@ -1,11 +1,21 @@
-"""The figure of docs/studies.md: one claim of the committed trainings, look by look.
+"""The picture of README, and the figure of docs/studies.md: one claim of the committed trainings, look by look.
+
+README's has the verdicts of docs/claims.md, and beside them heat maps of weights in the package on drawn images.
 
 As in: python tools/figures.py
 """
 
+import io
 from pathlib import Path
 from typing import Any
 
+import torch
+from PIL import Image
+
+from imagenette_zoo.config.uses import UseOptions
+from imagenette_zoo.data.drawings import DRAWINGS
+from imagenette_zoo.inference.loading import load_trained
+from imagenette_zoo.inference.predict import Prediction, look_at, under_heat
 from imagenette_zoo.report.drawing import draw_picture
 from imagenette_zoo.study.comparisons import Looks
 from imagenette_zoo.study.decisions import Test, run_tests
@@ -16,9 +26,44 @@ from imagenette_zoo.utils.files import write_atomic
 
 DOCS = Path(__file__).parents[1] / 'docs'
 CLAIM, COMPARISON = 'C5', 1
+MODEL = 'mbv2_mish_maxblur_imagenette'
+DPI, TEXT, COLUMN = 150, 7.5, 2.1  # inches: of the verdicts without what is compared in numbers, and of the heat maps
 
 
 def main() -> None:
+    write_atomic(DOCS / 'front.png', front())
+    write_atomic(DOCS / 'studies.svg', studies())
+
+
+def front() -> bytes:
+    """The verdicts of docs/claims.md beside heat maps."""
+    verdicts = Image.open(DOCS / 'claims' / 'figures' / 'verdicts.png').convert('RGB')
+    trained = load_trained(MODEL, UseOptions(model=MODEL), torch.device('cpu'))
+    pixels = torch.stack([torch.from_numpy(trained.pixels(draw())) for draw in DRAWINGS.values()])
+    predictions = look_at(trained, pixels, heat_maps=True)
+    height = verdicts.height / DPI
+    column = draw_picture('front', 'Heat maps', height, lambda figure: _draw_heat_maps(figure, predictions), COLUMN)
+    beside = Image.open(io.BytesIO(column.png)).convert('RGB')
+    picture = Image.new('RGB', (int(TEXT * DPI) + beside.width, verdicts.height))
+    picture.paste(verdicts, (0, 0))
+    picture.paste(beside, (int(TEXT * DPI), 0))
+    file = io.BytesIO()
+    picture.quantize(256, dither=Image.Dither.NONE).save(file, 'PNG', optimize=True)
+    return file.getvalue()
+
+
+def _draw_heat_maps(figure: Any, predictions: list[Prediction]) -> None:
+    axes = iter(figure.subplots(2 * len(predictions)))
+    for prediction in predictions:
+        words = f'{prediction.label} {100 * prediction.probability:.0f} %', 'where the model looked'
+        for pixels, text in zip((prediction.seen, under_heat(prediction)), words, strict=True):
+            axis = next(axes)
+            axis.imshow(pixels)
+            axis.set_title(text, weight='bold' if pixels is prediction.seen else 'normal')
+            axis.set_axis_off()
+
+
+def studies() -> bytes:
     folder = DOCS / 'results' / 'claims-cpu'
     study = as_run(read_study(folder / 'study.yaml'), folder)
     samples = samples_of(study, by_run(study_records(study, folder)))
@@ -26,8 +71,7 @@ def main() -> None:
     looks = test.looks[COMPARISON]
     names = looks.finding.comparison.larger, looks.finding.comparison.smaller
     title = f'Top-1 of {names[0]} less that of {names[1]} at each look, with intervals'
-    picture = draw_picture('studies', title, 3.8, lambda figure: _draw(figure, test, looks, names))
-    write_atomic(DOCS / 'studies.svg', picture.svg)
+    return draw_picture('studies', title, 3.8, lambda figure: _draw(figure, test, looks, names)).svg
 
 
 def _draw(figure: Any, test: Test, looks: Looks, names: tuple[str, str]) -> None:

@@ -41,13 +41,15 @@ RECORDS = {
 RUNS = 5
 TEXT = """# Against the Imagenette leaderboard
 
-Written by `python tools/leaderboard.py` from the files in [results/leaderboard](results/leaderboard). The rules are
-those of the [public leaderboard](https://github.com/fastai/imagenette#leaderboard) and one of ours, the last: random
-initial weights, no test-time augmentation, validation size not above training size, the mean of runs with different
-seeds; the weights of the final epoch. Recipes were fixed before these runs; what was tried for them was judged by
-training images that were held out, but for mixup at 20 epochs, which was added after a run without it
-([log.md](log.md)). Images are Imagenette v2 stored as 224×224 JPEGs; the public rows have them in their true aspect
-ratio. A mean ± the standard deviation over its runs.
+Written by `python tools/leaderboard.py` from the files in [results/leaderboard](results/leaderboard).
+
+- The rules are those of the [public leaderboard](https://github.com/fastai/imagenette#leaderboard): random initial
+  weights, no test-time augmentation, validation size not above training size, the mean of runs with different seeds.
+- One rule is ours: the weights are those of the final epoch.
+- Recipes were fixed before these runs. Held-out training images judged the trials before them ([log](log.md)).
+- One change was made later: mixup at 20 epochs was added after a run without it.
+- Images are Imagenette v2 stored as 224×224 JPEGs. The public rows have them in their true aspect ratio.
+- ± is the standard deviation over the runs.
 
 """
 
@@ -95,14 +97,12 @@ def page() -> str:
             key = (runs[0].result.img_size, runs[0].result.recipe['label_noise'])
             touched.add((*key, runs[0].result.epochs))
             lines.append(f'| {" | ".join(_cells(runs, file.stem))} |')
-    missing = [
-        f'{size} px, {epochs} epochs' + (f', {noise} % label noise' if noise else '')
-        for size, noise in RECORDS
-        for epochs in EPOCHS
-        if (size, noise, epochs) not in touched
-    ]
-    untouched = f'Untouched, among others: {"; ".join(missing)}.\n' if missing else ''
-    return TEXT + '\n'.join(lines) + '\n\n' + untouched
+    missing = ''
+    for size, noise in RECORDS:
+        epochs = [str(number) for number in EPOCHS if (size, noise, number) not in touched]
+        if epochs:
+            missing += f'- {size} px{f", {noise} % label noise" if noise else ""}: {", ".join(epochs)} epochs\n'
+    return TEXT + '\n'.join(lines) + (f'\n\nNot tried, among others:\n\n{missing}' if missing else '\n')
 
 
 def _cells(runs: Sequence[Record], row: str) -> Iterator[str]:

@@ -42,7 +42,7 @@ class Command:
 def one_model(args: argparse.Namespace, flags: dict[str, Any]) -> dict[str, Any]:
     """The flags, with the model among them where it was given without a flag."""
     if args.run is not None and 'model' in flags:
-        raise UserError(f'one model is meant: {args.run} or --model {flags["model"]}?')
+        raise UserError(f'{args.run} and --model {flags["model"]}: one model is expected: leave one of them out')
     return flags if args.run is None else {'model': args.run, **flags}
 
 

@@ -30,9 +30,9 @@ __all__ = ['DATA', 'LIST', 'cache_command', 'check_command', 'fetch_command']
 
 def _add_list(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        'patterns', nargs='*', metavar='PATTERN', help="only names like this one, as in 'mbv2*'; or a part of them"
+        'patterns', nargs='*', metavar='PATTERN', help="only names that match or contain this, as in 'mbv2*'"
     )
-    parser.add_argument('--timm', action='store_true', help="names of all models that timm has, and the zoo's")
+    parser.add_argument('--timm', action='store_true', help="names of all of timm's models and of the zoo's")
     parser.add_argument('--json', action='store_true', help='print JSON')
 
 
@@ -45,8 +45,8 @@ def _list(args: argparse.Namespace) -> int:
     patterns = [text if re.search(r'[*?\[]', text) else f'*{text}*' for text in args.patterns or ['*']]
     names = [name for name in known if any(fnmatchcase(name, pattern) for pattern in patterns)]
     if not names:
-        also = '' if args.timm else '; --timm looks among all that timm has'
-        raise UserError(f'no model is called like {" or ".join(args.patterns)}{also}')
+        also = '' if args.timm else '; --timm searches all of timm'
+        raise UserError(f'no model matches {" or ".join(args.patterns)}{also}')
     if args.json:
         keys = ('name', 'parameters', 'gmacs', 'description')
         facts = [dict(zip(keys, (name, *MODELS[name]), strict=True)) for name in names if not args.timm]
@@ -102,7 +102,7 @@ def fetch_command(size: str) -> int:
     if first == root:
         print('imagenette-zoo train finds it there; "imagenette-zoo data check" verifies every image.')
     else:
-        print(f'{first} is what is used without --data-dir; give --data-dir {root} to use and to check this one.')
+        print(f'Without --data-dir {first} is used. Give --data-dir {root} to use or check this one.')
     return 0
 
 
@@ -141,7 +141,7 @@ def cache_command(clear: bool) -> int:
 
     if clear:
         freed, left = cache.clear()
-        also = f"; left {len(left)}: a process is making them, or they are another user's" if left else ''
+        also = f'; kept {len(left)}: another process is writing them, or another user owns them' if left else ''
         print(f'freed {freed / 2**20:.0f} MiB{also}')
         return 0
     entries = cache.entries()

@@ -76,7 +76,7 @@ def _print_predictions(args: argparse.Namespace) -> int:
 VALIDATE = Command('validate', 'validate one model or several', _add_validate, _validate, starts=_validate_starts)
 PREDICT = Command(
     'predict',
-    'what a trained model takes images for, and where it sees it',
+    'classify images with a trained model, and show where it looks',
     _add_predict,
     _predict,
     ' IMAGE…',

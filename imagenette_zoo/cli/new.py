@@ -64,4 +64,4 @@ def _new(args: argparse.Namespace) -> int:
     return 0
 
 
-NEW = Command('new', 'write a small file to start an idea of your own from', _add_arguments, _new, ' FILE.py')
+NEW = Command('new', 'write a small file to start your own idea from', _add_arguments, _new, ' FILE.py')

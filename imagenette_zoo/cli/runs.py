@@ -61,7 +61,7 @@ def list_runs(folder: Path) -> list[RunRow]:
         UserError: There is no such folder.
     """
     if not os.path.isdir(folder):
-        raise UserError(f'{folder}: there is no such folder; imagenette-zoo runs DIR looks elsewhere')
+        raise UserError(f'{folder}: there is no such folder; give another one: imagenette-zoo runs DIR')
     return [_row(each) for each in _run_folders(folder, DEEPEST)]
 
 
@@ -117,17 +117,17 @@ ORDERS: dict[str, Callable[[RunRow], Any]] = {  # the first of them is the defau
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        'folder', nargs='?', default='runs', metavar='DIR', help='where they are, also in folders there (default: runs)'
+        'folder', nargs='?', default='runs', metavar='DIR', help='searched with its subfolders (default: runs)'
     )
     parser.add_argument(
         '--match',
         default='*',
         metavar='PATTERN',
-        help="only runs whose name or model is like this one, as in 'resnet*'",
+        help="only runs whose name or model matches this, as in 'resnet*'",
     )
     parser.add_argument('--state', choices=STATES, help='only these')
     parser.add_argument(
-        '--sort', choices=tuple(ORDERS), default='age', help='by this; the newest or best first (default: age)'
+        '--sort', choices=tuple(ORDERS), default='age', help='order, the newest or best first (default: age)'
     )
     parser.add_argument('--json', action='store_true', help='print JSON')
 

@@ -32,12 +32,12 @@ def _add_publish(parser: argparse.ArgumentParser) -> None:
     kinds = "a finished run, a model folder, as a run's best/, hf-hub:NAME or a model's name"
     parser.add_argument('source', metavar='MODEL', help=kinds)
     parser.add_argument('repo_id', metavar='REPO_ID', help='OWNER/NAME on the Hugging Face Hub')
-    parser.add_argument('--private', action='store_true', help='if the repository is made, make it private')
+    parser.add_argument('--private', action='store_true', help='make the repository private if it is new')
     parser.add_argument('--revision', metavar='BRANCH', help='publish on this branch (default: main)')
     parser.add_argument('--license', metavar='ID', help="the weights' licence (default: what the model's config says)")
     parser.add_argument('--output', metavar='DIR', help='where the folder is written (default: hub/REPO_ID)')
     parser.add_argument('--overwrite', action='store_true', help='replace what the repository has')
-    parser.add_argument('--dry-run', action='store_true', help='write and check the folder, send nothing')
+    parser.add_argument('--dry-run', action='store_true', help='write and check the folder, but send nothing')
     add_flags(parser, CheckpointOptions)
 
 
@@ -57,7 +57,13 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
         help="a run, a model folder, hf-hub:NAME or a model's name; two are shown side by side (default: two of the "
         'zoo, whose weights come with the package)',
     )
-    parser.add_argument('--port', type=positive, metavar='N', help='on this port (default: the first free from 7860)')
+    parser.add_argument('--port', type=positive, metavar='N', help='of the page (default: the first free from 7860)')
+    parser.add_argument(
+        '--host',
+        metavar='ADDRESS',
+        help='the address it listens at: 0.0.0.0 lets other machines in, as a container needs (default: '
+        '$GRADIO_SERVER_NAME, else 127.0.0.1, this machine alone)',
+    )
     add_flags(parser, UseOptions)
 
 
@@ -66,7 +72,7 @@ def _demo(args: argparse.Namespace) -> int:
 
     flags = given_flags(args, UseOptions)
     models = [*args.models, *([flags.pop('model')] if 'model' in flags else [])]
-    serve(models or DEFAULT, args.port, **flags)
+    serve(models or DEFAULT, args.port, args.host, **flags)
     return 0
 
 

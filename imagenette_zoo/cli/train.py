@@ -24,7 +24,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         f'(without it and without --model: {FLAGSHIP})',
     )
     parser.add_argument(
-        '--from', dest='from_run', metavar='RUN', help='repeat a finished run; says what differs; flags override it'
+        '--from', dest='from_run', metavar='RUN', help='repeat a finished run and say what differs; flags override it'
     )
     add_flags(parser, Recipe)
 
@@ -33,7 +33,7 @@ def _starts(args: argparse.Namespace) -> str:
     flags = given_flags(args, Recipe)
     if args.from_run is not None:
         if args.config is not None or 'resume' in flags:
-            raise UserError('--from repeats a run, with flags for what is to differ: leave --config and --resume out')
+            raise UserError('--from repeats a run with its own recipe and your flags: leave --config and --resume out')
         return f'train: repeats {args.from_run}{LOADING}'
     if args.config is None and 'resume' in flags:
         return f'train: continues {flags.get("experiment") or flags["resume"]}{LOADING}'

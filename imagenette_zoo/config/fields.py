@@ -287,7 +287,7 @@ class Parser(argparse.ArgumentParser):
             if word.startswith('-'):
                 name = word.split('=')[0]
                 if meaning := OPTIONS.get(name.lstrip('-').replace('-', '_'), ('', ''))[1]:
-                    raise UserError(f'unknown option {name}: only the script of timm has it ({meaning})')
+                    raise UserError(f"unknown option {name}: only timm's script has it ({meaning}): leave it out")
                 raise UserError(f'unknown option {name}{nearest(name, self._option_string_actions)}')
         if rest:
             raise UserError(f'unexpected argument {rest[0]!r}; a value follows its option, as in --data-dir {rest[0]}')

@@ -31,7 +31,7 @@ class DataOptions(Options):
     )
     dataset: str = option(
         '',
-        'what is trained on: imagenette or any image folder, or synthette, the embedded drawn data set',
+        'data set: imagenette, for any image folder, or synthette, the embedded drawn one',
         choices=('', *DATASETS),
     )
     train_split: str = option(
@@ -178,7 +178,7 @@ class ValidationOptions(ComputeOptions, InputOptions, ArchitectureOptions, Weigh
 
     model: tuple[str, ...] = option(
         (),
-        "what is validated, one or several: a run's folder or its best/, local-dir:FOLDER, hf-hub:NAME, or a "
+        "models to validate, one or several: a run's folder or its best/, local-dir:FOLDER, hf-hub:NAME, or a "
         "model's name (with --checkpoint or --pretrained, if its weights don't come with the package)",
         short=('-m',),
         metavar='MODEL',

@@ -89,7 +89,7 @@ def without_timms(path: str | Path, values: dict[str, Any], defaults: Mapping[st
         if values[name] not in (OPTIONS[name][0], None, '')
     ]
     if asked:
-        raise UserError(f'{path}: only the script of timm can do {"; ".join(asked)}: remove it')
+        raise UserError(f"{path}: only timm's script has {'; '.join(asked)}: remove it")
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     return {
         name: value

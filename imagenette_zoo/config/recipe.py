@@ -274,8 +274,8 @@ class RunOptions(Options):
     overwrite: bool = option(False, 'replace the run that is in the folder', affects='location')
     resume: str | None = option(
         None,
-        'continue an interrupted run: its folder, or without a value the one that --experiment names, which is '
-        'started if there is nothing to continue',
+        'continue the interrupted run in this folder; without a value that of --experiment, which starts if there '
+        'is nothing to continue',
         affects='location',
         const='auto',
         metavar='RUN',
@@ -299,8 +299,7 @@ class RunOptions(Options):
     sync_bn: bool = option(False, 'BatchNorm statistics over all processes (CUDA, under torchrun)')
     cuda_graph: str = option(
         'auto',
-        'record a training step as a CUDA graph, which spares the time of its launches (auto: on one GPU, where it can '
-        'be; none: do not)',
+        'record training steps as CUDA graphs, which saves launch time (auto: on one GPU, where possible; none: never)',
         affects='rounding',
         choices=('auto', 'none'),
     )
@@ -311,7 +310,7 @@ class RunOptions(Options):
             raise UserError('--resume continues a run and --overwrite replaces it: give one of them')
         if self.experiment and (Path(self.experiment).name != self.experiment or self.experiment in ('.', '..')):
             raise UserError(
-                f'--experiment: {self.experiment!r} is not a plain folder name; --output says where it goes'
+                f'--experiment: {self.experiment!r} is not a plain folder name: give the folder above it by --output'
             )
 
 

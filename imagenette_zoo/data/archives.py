@@ -148,8 +148,8 @@ class _Allowance:
         self.size -= size
         self.room -= size
         if self.count < 0 or self.size < 0:
-            what = 'more files' if self.count < 0 else 'more'
-            raise _bomb(self.archive, f'{what} than images can be in it ({name!r} is too much)')
+            what = 'more files' if self.count < 0 else 'more data'
+            raise _bomb(self.archive, f'{what} than its size allows for images (from {name!r} on)')
         if self.room < 0:
             raise UserError(
                 f'archive {self.archive} unpacks to more than the free space in {cache_dir()} ({name!r} no longer '
@@ -159,7 +159,7 @@ class _Allowance:
 
 def _bomb(archive: Path, what: str) -> UserError:
     return UserError(
-        f'archive {archive} unpacks to {what}: nothing was unpacked, get the archive from its publisher, or unpack it '
+        f'archive {archive} unpacks to {what}: nothing was unpacked; get the archive from its publisher, or unpack it '
         'yourself and give the folder'
     )
 
@@ -192,7 +192,7 @@ class _TarBytes:
         data = self.file.read(size)
         self.left -= len(data)
         if self.left < 0:
-            raise _bomb(self.archive, 'more than images can be in it')
+            raise _bomb(self.archive, 'more data than its size allows for images')
         return data
 
 

@@ -195,8 +195,7 @@ def _rows(
                 rows = _open(folder)
     if rows is None:
         raise UserError(
-            f"{folder}: changed while it was made: is something clearing the cache, or is it another user's? Then set "
-            f'IMAGENETTE_ZOO_CACHE to another folder'
+            f'{folder}: was changed by others while it was made: set IMAGENETTE_ZOO_CACHE to another folder'
         )
     with suppress(OSError):
         os.utime(folder)
@@ -275,7 +274,7 @@ def _only_one(folder: Path, watcher: Watcher) -> Iterator[None]:
 
 def _make(folder: Path, meta: dict[str, Any], paths: Sequence[Path], make: Make, watcher: Watcher) -> None:
     if folder.exists():
-        watcher.line(f'{folder}: was damaged or changed by others: made anew')
+        watcher.line(f'{folder}: was damaged or changed by others; the images are decoded again')
         remove(folder)
     for left_over in folder.parent.glob(f'.{folder.name}.*'):  # of a process that was killed; this one has the lock
         remove(left_over)
@@ -338,7 +337,7 @@ def _make_own(path: Path) -> None:
     without_others(path)
     if not is_own(path.stat()):
         raise UserError(
-            f"{path.parent}: what is written there is not this user's own, as decoded images have to be: set "
+            f'{path.parent}: files written there belong to another user, but decoded images must be your own: set '
             f'IMAGENETTE_ZOO_CACHE to a folder on another disk, or use --loader timm, which needs none'
         )
 

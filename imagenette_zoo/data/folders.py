@@ -110,12 +110,12 @@ def load_split(
             drawn = sorted(paths, key=lambda path: hashlib.md5(os.fsencode(path), usedforsecurity=False).digest())
             files[name] = drawn[len(paths) * start // 100 : len(paths) * stop // 100]
         if not any(files.values()):
-            raise UserError(f'{folder}: its classes are too small for {split}{part}: take more per cent')
+            raise UserError(f'{folder}: its classes are too small for {split}{part}: take a larger slice')
     if classes is None:
         empty = [name for name in names if not files[name]]
         if empty and split not in spellings('val'):
             if part:
-                raise UserError(f'class folder {folder / empty[0]} gives {split}{part} no images: take more per cent')
+                raise UserError(f'class folder {folder / empty[0]} has no images in {split}{part}: take a larger slice')
             others = _others(passed_over, f'{folder.name}/{empty[0]}/')
             raise UserError(f'class folder {folder / empty[0]} holds no images{others}: add some or remove the folder')
         classes = names
@@ -207,7 +207,7 @@ def passed_over_line(images: ImageSet) -> str:
         first.setdefault(ending, path)
     named = ', '.join(f'{count:,} {ending} ({first[ending]})' for ending, count in counts.most_common(5))
     more = ', …' if len(counts) > 5 else ''
-    return printable(f'{counts.total():,} file(s) of {images.split} passed over: {named}{more}') if counts else ''  # type: ignore[no-any-return]
+    return printable(f'{counts.total():,} file(s) of {images.split} skipped: {named}{more}') if counts else ''  # type: ignore[no-any-return]
 
 
 def list_images(patterns: Iterable[str | Path], passed_over: list[str] | None = None) -> list[Path]:

@@ -264,7 +264,7 @@ def _say_once(path: str | Path, why: str) -> None:
     if why and not _said[0]:
         _said[0] = 1
         name = printable(str(path))
-        _logger.warning('image %s: its values go %s; others that say no more are scaled by their range, too', name, why)
+        _logger.warning('image %s: its values go %s; other images of unknown range are treated alike', name, why)
 
 
 def _complaint(path: str | Path, error: Exception) -> str:
@@ -273,7 +273,7 @@ def _complaint(path: str | Path, error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         if os.path.getsize(path) == 0:
             return 'is empty (0 bytes): replace or remove it'
-        return f'is not an image that is read ({", ".join(FORMATS)}): convert, replace or remove it'
+        return f'is not an image of a known format ({", ".join(FORMATS)}): convert, replace or remove it'
     if isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError)):
         return f'cannot be read: {os_reason(error)}'
     if isinstance(error, (Image.DecompressionBombWarning, Image.DecompressionBombError)):

@@ -247,8 +247,8 @@ def lost_worker(error: BaseException) -> UserError:
     """The error of a worker that is gone, gives nothing, or has no shared memory."""
     reason = first_line(error)[:120]
     return UserError(
-        f'lost a data worker ({reason}): raise the shared memory of the container (--shm-size), use fewer --workers, '
-        f'which need less memory, or -j 0, which needs no shared one'
+        f'a data worker was lost ({reason}): give the container more shared memory (--shm-size), use fewer --workers, '
+        f'or none (-j 0)'
     )
 
 

@@ -101,7 +101,7 @@ def _root_at(path: Path, what: str, splits: Sequence[str]) -> Path:
         return _root_in(path, what, splits)
     if not archive.name.lower().endswith(ARCHIVE_SUFFIXES):
         raise UserError(
-            f'{what} {archive} is a file and no archive: expected a folder with {_named(splits)}, or one of '
+            f'{what} {archive} is a file but not an archive: expected a folder with {_named(splits)}, or one of '
             f'{", ".join(ARCHIVE_SUFFIXES)}',
         )
     inside = path.relative_to(archive)

@@ -70,7 +70,7 @@ def uses_cache(options: DataOptions, images: ImageSet, img_size: int, console: C
     if options.loader == 'auto' and memory > LARGEST_CACHE:
         console.line(
             f'{len(images):,} images of {images.root / images.split} would take up to {memory / 2**30:.0f} GiB '
-            f'decoded: they are decoded every epoch (--loader cache keeps them all the same)'
+            f'decoded, so they are decoded in every epoch; --loader cache keeps them in any case'
         )
         return False
     return options.loader != 'timm'
@@ -119,10 +119,10 @@ def load_images(recipe: Recipe, world: World) -> tuple[ImageSet, ImageSet]:
     if recipe.num_classes not in (None, classes) and recipe.insists_on('num_classes'):
         raise UserError(
             f'--num-classes {recipe.num_classes} disagrees with the {classes} classes of {train.root}: '
-            f'--num-classes {classes} is theirs'
+            f'give --num-classes {classes}'
         )
     if world.size > len(val):
-        raise UserError(f'{world.size} processes for {len(val)} validation images: start fewer')
+        raise UserError(f'more processes ({world.size}) than validation images ({len(val)}): start fewer')
     return with_label_noise(train, recipe.label_noise), val
 
 
@@ -171,7 +171,7 @@ def train_batches(
     schedule.of_epoch(len(sampler), recipe.batch_size, recipe.seed, 0)  # a timm that lacks it fails now
     missing = _not_batched(recipe, config)
     if missing and recipe.loader == 'cache':
-        raise UserError(f'--loader cache: can not do {missing}: use --loader timm')
+        raise UserError(f'--loader cache: cannot do {missing}: use --loader timm')
     if not missing and uses_cache(recipe, images, stored_size(max(img_sizes)), console):
         stored, sizes = train_size(images, max(img_sizes), console)
         pixels = torch.from_numpy(train_pixels(images, stored, console))

@@ -76,7 +76,7 @@ def in_processes(work: Callable[[int, int], Iterable[object]], items: int, proce
                 left -= report
                 yield report
         if left:
-            raise UserError(f'a process that was to do {left} of {items} images is gone: was there too little memory?')
+            raise UserError(f'a process ended with {left} of {items} images to do: probably memory was full, free some')
     finally:
         for one in started:
             one.kill()

@@ -45,7 +45,7 @@ class SizeSchedule:
         try:
             from timm.data.scheduled_sampler import ScheduledBatchSampler
         except ImportError:
-            raise UserError('--train-img-sizes: this timm does not have it: upgrade timm') from None
+            raise UserError('--train-img-sizes: this version of timm lacks it: pip install -U timm') from None
         sampler = ScheduledBatchSampler(
             range(batches * batch_size),  # type: ignore[arg-type]
             [batch_size] * len(self.sizes),

@@ -42,7 +42,7 @@ def grad_cam(
     features = model.forward_features(images) if hasattr(model, 'forward_features') else images.new_empty(0)
     if not isinstance(features, torch.Tensor) or features.ndim != 4:  # some give a list
         raise UserError(
-            f'Grad-CAM needs a feature map, which {type(model).__name__} has not: take a convolutional network'
+            f'Grad-CAM needs a feature map, and {type(model).__name__} has none: take a convolutional network'
         )
     features = features.clone().requires_grad_()  # a head may overwrite what it is given
     with torch.enable_grad():

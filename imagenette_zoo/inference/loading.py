@@ -124,7 +124,7 @@ def load_trained(
     except UserError as error:
         raise UserError(f'{name}: {error}') from None
     except (TypeError, ValueError, AttributeError, KeyError, AssertionError) as error:  # whatever a config may hold
-        raise UserError(f"{name}: its config doesn't tell how images are prepared ({error})") from None
+        raise UserError(f"{name}: its config doesn't say how images are prepared ({error})") from None
     if reparam:
         model = fuse(model)
     factory.probe(model, name, (3, *config['input_size'][1:]))
@@ -168,13 +168,16 @@ def open_model(name: str, options: Any, classes: int | None = None) -> Any:
         _check_number(name, options.num_classes, model.pretrained_cfg['num_classes'])
         return model
     if timm.is_model(name):
-        raise UserError(f"--model {name}: no run's folder; for its name give --checkpoint or --pretrained")
-    raise UserError(f"--model {name}: no run's folder; no such folder or model{nearest(name, timm.list_models())}")
+        raise UserError(f'--model {name}: is no run folder; a model by its name needs --checkpoint or --pretrained')
+    raise UserError(f'--model {name}: no run, folder or model has this name{nearest(name, timm.list_models())}')
 
 
 def not_finite(name: str) -> UserError:
     """The error of a model whose logits are NaN or infinite though its weights are not."""
-    return UserError(f'{name}: gives no finite numbers: its weights are damaged, or its training diverged')
+    return UserError(
+        f'{name}: gives NaN or infinite numbers, since its weights are damaged or its training diverged: take another '
+        'checkpoint'
+    )
 
 
 def _is_packaged(name: str) -> bool:
@@ -185,7 +188,7 @@ def _is_packaged(name: str) -> bool:
 def _check_number(name: str, asked: int | None, own: int) -> None:
     """Raises `UserError` where a model would get a new, random classifier."""
     if asked not in (None, own):
-        raise UserError(f'--num-classes {asked}: {name} has {own}: leave it out')
+        raise UserError(f'--num-classes {asked}: {name} has {own} classes: leave the option out')
 
 
 def _check_classes(name: str, model: Any, checkpoint: str | None, images: ImageSet) -> None:
@@ -193,13 +196,16 @@ def _check_classes(name: str, model: Any, checkpoint: str | None, images: ImageS
     classes = len(images.classes)
     if model.num_classes != classes:
         raise UserError(
-            f'{name}: has {model.num_classes} classes, {images.root} has {classes}: --data-dir names other data?'
+            f'{name}: has {model.num_classes} classes, {images.root} has {classes}: give the --data-dir of its own data'
         )
     names = None if checkpoint else model.pretrained_cfg.get('label_names')
     if not isinstance(names, list | tuple) or len(names) != classes or list(names) == list(images.class_names):
         return
     if model_folder(name) or tuple(names) == LABEL_NAMES:  # others are as ImageNet's, by which no folder is named
-        raise UserError(f'{name}: tells {names[0]}, … apart, {images.root} has {images.class_names[0]}, …: other data')
+        raise UserError(
+            f'{name}: its classes ({names[0]}, …) are not those of {images.root} ({images.class_names[0]}, …): '
+            'give the --data-dir of its own data'
+        )
 
 
 def _class_names(name: str, model: Any, checkpoint: str | None) -> list[str]:
@@ -207,7 +213,7 @@ def _class_names(name: str, model: Any, checkpoint: str | None) -> list[str]:
     classes tells, else numbers."""
     count = model.num_classes
     if count < 1:
-        raise UserError(f'{name}: has no classifier (num_classes 0): it makes features, and tells no classes apart')
+        raise UserError(f'{name}: has no classifier (num_classes 0), only features: give a model with a classifier')
     # the model's own are those of its published weights
     names = _names_beside(Path(checkpoint)) if checkpoint else model.pretrained_cfg.get('label_names')
     if named := listed_names(names, count, name):
@@ -258,7 +264,7 @@ def run_images(name: str, recipe: Recipe, *splits: str) -> Path:
     except UserError as error:
         if recipe.data_dir is None:
             raise
-        raise UserError(f'{name}: the images of this run are not there: {error}; or --data-dir') from None
+        raise UserError(f'{name}: the images of this run are gone: {error}; or give --data-dir') from None
 
 
 def images_of(models: Sequence[str], options: DataOptions) -> ImageSet:
@@ -292,7 +298,7 @@ def images_of(models: Sequence[str], options: DataOptions) -> ImageSet:
         sources.setdefault((root, val, train.partition('[')[0]), name)  # a slice has all classes
     if len(sources) > 1:
         one, other, *_ = sources.values()
-        raise UserError(f'{one} and {other} are of runs on different images: say which to take: --data-dir')
+        raise UserError(f'{one} and {other} were trained on different images: choose by --data-dir')
     for own_root, val, train in sources:
         return validation_images('', own_root, val, train, options.max_megapixels)
     return validation_images(options.dataset, options.data_dir, val_split, train_split, options.max_megapixels)

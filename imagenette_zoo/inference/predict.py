@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,7 +21,7 @@ from ..config.uses import PredictOptions, UseOptions
 from ..data.folders import list_images
 from ..data.images import in_threads, only_size_warnings, prepared
 from ..errors import UserError, cleaned, first_line, require
-from ..utils.console import Console, printable
+from ..utils.console import Console, printable, short
 from ..utils.distributed import choose_device
 from ..utils.files import write_atomic
 from ..utils.process import restore_process
@@ -28,10 +29,11 @@ from ..utils.seeding import restore_generators
 from .gradcam import grad_cam
 from .loading import TrainedModel, load_trained, not_finite
 
-__all__ = ['Prediction', 'describe', 'look_at', 'predict', 'predict_each']
+__all__ = ['Prediction', 'describe', 'look_at', 'predict', 'predict_each', 'under_heat']
 
 _logger = logging.getLogger(__name__)
 FIGURES = ('.png', '.svg')
+RUNNERS_UP = 4  # in a figure
 BAR = 20  # characters at 100 %
 MANY = 500  # images from which on kernels are worth compiling, which takes seconds, once
 
@@ -119,7 +121,7 @@ def predict_each(images: Sequence[str | Path], options: PredictOptions, console:
     passed_over: list[str] = []
     paths = list_images(images, passed_over)
     if passed_over:
-        _logger.warning('%d file(s) passed over, as %s: no images', len(passed_over), printable(passed_over[0]))
+        _logger.warning('skipped %d file(s) that are no images, as %s', len(passed_over), printable(passed_over[0]))
     figures = _figure_files(paths, options.save_figure)
     device = choose_device(options.device)
     with restore_generators():  # only here: around the yields the caller would see other generators
@@ -204,8 +206,19 @@ def describe(prediction: Prediction) -> str:
     return '\n'.join([cleaned(prediction.image), *lines])
 
 
+def under_heat(prediction: Prediction) -> npt.NDArray[np.uint8]:
+    """The image in grey under its heat map, bright where it spoke for the first class: `(H, W, 3)`, by matplotlib."""
+    import matplotlib
+
+    assert prediction.seen is not None
+    assert prediction.heat is not None
+    grey = prediction.seen.mean(2, keepdims=True)  # so that all colour is the heat map's
+    colours = matplotlib.colormaps['inferno'](prediction.heat, bytes=True)[..., :3]
+    return np.asarray(0.45 * grey + 0.55 * colours).astype(np.uint8)
+
+
 def draw(prediction: Prediction, kind: str) -> bytes:
-    """The image, and beside it the image under its heat map.
+    """The image, and beside it the image under its heat map, with the file's name and the runners-up.
 
     Args:
         prediction: With what was seen.
@@ -221,15 +234,17 @@ def draw(prediction: Prediction, kind: str) -> bytes:
     assert prediction.seen is not None
     with matplotlib.style.context({'text.parse_math': False, 'font.size': 9}, after_reset=True):
         height, width = prediction.seen.shape[:2]
-        figure = Figure((6.2, 3.1 * height / width + 0.45), layout='constrained')
-        plain, under = figure.subplots(1, 2)
-        plain.imshow(prediction.seen)
-        under.imshow(prediction.seen.mean(2), cmap='gray', vmin=0, vmax=255)  # so that all colour is the heat map's
-        under.imshow(prediction.heat, cmap='inferno', alpha=0.55, vmin=0, vmax=1)
-        for axis, title in ((plain, 'what the model sees'), (under, 'what speaks for it (Grad-CAM)')):
+        (first, *others) = (f'{short(printable(name), 48)} {100 * value:.1f} %' for name, value in prediction.top)
+        figure = Figure((6.2, 3.1 * height / width + 0.7), layout='constrained')
+        file_name = short(printable(Path(prediction.image).name), 40)
+        parts = (prediction.seen, file_name), (under_heat(prediction), 'Where the model looked (Grad-CAM)')
+        for axis, (pixels, title) in zip(figure.subplots(1, 2), parts, strict=True):
+            axis.imshow(pixels)
             axis.set_title(title, fontsize=9)
             axis.set_axis_off()
-        figure.suptitle(f'{printable(prediction.label)}  {100 * prediction.probability:.1f} %', fontsize=11)
+        figure.suptitle(first, fontsize=11)
+        if others:
+            figure.supxlabel(textwrap.fill(f'Next: {", ".join(others[:RUNNERS_UP])}', 80), fontsize=9)
         file = io.BytesIO()
         figure.savefig(file, format=kind, dpi=150, metadata={'Software': None} if kind == 'png' else {'Date': None})
     return file.getvalue()
@@ -249,7 +264,7 @@ def _figure_files(images: Sequence[Path], output: str | None) -> list[Path]:
         if target.suffix not in FIGURES:
             raise UserError(f'--save-figure: {output!r} must end in {" or ".join(FIGURES)}, or be a folder')
         if len(images) > 1:
-            raise UserError(f'--save-figure {output}: one file for {len(images)} images: give a folder')
+            raise UserError(f'--save-figure {output}: is one file for {len(images)} images: give a folder')
         files = [target]
     else:
         absolute = [Path(os.path.abspath(path)) for path in images]  # without '..'
@@ -272,5 +287,6 @@ def _figure_files(images: Sequence[Path], output: str | None) -> list[Path]:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"--save-figure {output}: can't make {file.parent}: {error.strerror}") from None
+            reason = f"can't make {file.parent} ({error.strerror})"
+            raise UserError(f'--save-figure {output}: {reason}: choose another place') from None
     return files

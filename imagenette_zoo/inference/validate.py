@@ -92,7 +92,7 @@ def validate(
         names = (str(model),) if isinstance(model, (str, Path)) else tuple(model)
         model = ValidationOptions(model=names, data_dir=str(data_dir) if data_dir else None, **options)
     if not model.model:
-        raise UserError('--model: say what to validate, as in --model runs/NAME')
+        raise UserError('--model is needed: give a run or a model, as in --model runs/NAME')
     if model.results_file and not os.path.isdir(Path(model.results_file).absolute().parent):
         raise UserError(f'--results-file {model.results_file}: no such folder')
     console = Console(quiet)
@@ -197,7 +197,7 @@ def _report(result: Validation, names: list[str]) -> str:
         label = f'{letters[index]} {name}' if letters else name
         rows.append((label, f'{result.per_class[name]:.1f}' if name in result.per_class else '–', *counts))
     title = f'\n{cleaned(f"{result.model} on {result.dataset}")} ({result.images:,} images, {result.img_size} px'
-    title += '; a row counts what the images of a class were taken for)' if letters else ')'
+    title += '; rows: true class, columns: predicted class)' if letters else ')'
     return f'{title}\n{table(rows)}'
 
 

@@ -188,7 +188,7 @@ def input_config(
     for name in ('input_size', 'mean', 'std'):
         if not (isinstance(config[name], (list, tuple)) and len(config[name]) == 3):
             raise UserError(
-                f"its config doesn't tell how images are prepared ({name} is {str(config[name])[:40]}, expected three "
+                f"its config doesn't say how images are prepared ({name} is {str(config[name])[:40]}, expected three "
                 'numbers)'
             )
         config[name] = tuple(config[name])
@@ -201,7 +201,7 @@ def _check_preparation(config: dict[str, Any], size_is_asked_for: bool) -> None:
     sizes = config['input_size'][1:]
     if not all(type(size) is int and size > 0 for size in sizes):
         raise UserError(
-            f"its config doesn't tell how images are prepared (input_size is {str(config['input_size'])[:40]}, "
+            f"its config doesn't say how images are prepared (input_size is {str(config['input_size'])[:40]}, "
             'expected channels and pixels)'
         )
     if max(sizes) > LARGEST_OWN_SIDE and not size_is_asked_for:

@@ -160,7 +160,7 @@ def load_weights(
     model.load_state_dict(state_dict)
     factory.check_weights(model, source)
     heads = ', '.join(sorted({name.rpartition('.')[0] for name in kept}))
-    return heads and f'{source}: tells other classes apart: the classifier ({heads}) is new, all else is taken'
+    return heads and f'{source}: has other classes, so the classifier ({heads}) starts anew'
 
 
 def check_alike(
@@ -252,7 +252,7 @@ def load_folder(folder: Path, **kwargs: Any) -> Any:
     classes, names = config['num_classes'], config.get('label_names')
     if isinstance(names, list) and len(names) != classes:
         raise UserError(
-            f'{folder / "config.json"}: names {len(names)} classes, the head has {classes}: mend label_names there'
+            f'{folder / "config.json"}: names {len(names)} classes, the head has {classes}: correct label_names there'
         )
     given = {name: value for name, value in kwargs.items() if value is not None}
     model_args = {**config.get('model_args', {}), **given, 'num_classes': classes}

@@ -45,7 +45,7 @@ def name_model(function: Callable[..., Any], name: str | None = None) -> str:
     own = str(getattr(getattr(function, 'func', function), '__name__', 'model')).strip('<>')
     if isinstance(function, nn.Module):
         made = type(function).__name__
-        raise UserError(f'model {name or made}: is made already: give the class, or lambda num_classes: {made}(…)')
+        raise UserError(f'model {name or made}: is built already: give the class, or lambda num_classes: {made}(…)')
     if not callable(function) or ':' in (name or own):
         raise UserError(f'model {name or function!r}: a function or class is needed, and a name without a colon')
     if timm.is_model(name or own):
@@ -69,7 +69,7 @@ def own_function(name: str) -> Callable[..., Any] | None:
     if is_reference(name):
         value = resolve(name)
         if owner(name.partition(':')[0]) is None:  # a model folder may name it, too
-            raise UserError(f'model {name}: is a layer: a model is of a file or package of your own')
+            raise UserError(f'model {name}: is a layer: give a model of a file or package of your own')
         if not callable(value):
             raise UserError(f'model {name}: is a {type(value).__name__}, not a function or class that makes a model')
         if is_foreign(value):  # likewise
@@ -126,7 +126,7 @@ def build_own(name: str, function: Callable[..., Any], kwargs: Mapping[str, Any]
     if not isinstance(model, nn.Module):
         raise UserError(f'model {name}: makes a {type(model).__name__}: a torch.nn.Module is needed')
     if model in _made:
-        raise UserError(f'model {name}: is the same each time: it must be made anew, for each training starts from it')
+        raise UserError(f'model {name}: is the same object at each call: build a new one each time')
     _made.add(model)
     return _completed(model, name, kwargs.get('num_classes'))
 

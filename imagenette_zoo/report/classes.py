@@ -7,7 +7,8 @@ from typing import Any
 
 from ..errors import UserError, nearest
 from ..study.records import Record, distinct
-from .drawing import INK, Numbers, Picture, draw_picture, legend, names, run_label, short, short_label
+from ..utils.console import short
+from .drawing import INK, Numbers, Picture, draw_picture, legend, names, run_label, short_label
 from .section import MOST_CLASSES, Cell, Figure, Section, Table, mean_text, run_cell, stat_of
 
 __all__ = ['class_table', 'compared', 'numbers', 'pairs', 'section']

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from ..study.records import Record
-from .drawing import MOST_CELLS, WIDTH, Numbers, Picture, draw_picture, heat_map, names, run_label, short
+from ..utils.console import short
+from .drawing import MOST_CELLS, WIDTH, Numbers, Picture, draw_picture, heat_map, names, run_label
 from .section import MOST_FIGURES, Cell, Figure, Section, Table
 
 __all__ = ['confusion_matrix', 'numbers', 'section']

@@ -17,9 +17,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from ..utils.console import short
+
 __all__ = [
     'COLOURS', 'INK', 'LINES', 'MARKERS', 'MOST_CELLS', 'MOST_LINES', 'PAPER', 'WIDTH', 'Numbers', 'Picture',
-    'draw_figure', 'draw_picture', 'heat_map', 'legend', 'names', 'run_label', 'run_styles', 'short', 'short_label',
+    'draw_figure', 'draw_picture', 'heat_map', 'legend', 'names', 'run_label', 'run_styles', 'short_label',
 ]  # fmt: skip
 
 WIDTH = 5.0  # inches
@@ -122,12 +124,6 @@ def short_label(run: Numbers) -> str:
 def names(runs: Sequence[Numbers]) -> str:
     """Runs in the title of a picture."""
     return ', '.join(map(run_label, runs))
-
-
-def short(name: str, most: int) -> str:
-    """The two ends of a long name."""
-    half = (most - 1) // 2
-    return name if len(name) <= most else f'{name[: most - 1 - half]}…{name[-half:]}'
 
 
 @contextmanager

@@ -141,7 +141,7 @@ class Study:
                 raise
             until = ', until_decided=True' if self.extent.until_decided else ''
             hours = f', budget={self.extent.budget:g}' if self.extent.budget else ''
-            print(f'interrupted: its resume() goes on, or imagenette_zoo.study({str(self.folder)!r}{until}{hours})')
+            print(f'Stopped. Continue with: resume(), or imagenette_zoo.study({str(self.folder)!r}{until}{hours})')
         return self
 
     def _progress(self) -> str:
@@ -201,7 +201,7 @@ def run(
     extent = Extent((), budget, until_decided)
     for name, instead in {**INSTEAD, 'model': 'the first argument', 'seed': 'seeds=N'}.items():
         if name in options:
-            raise UserError(f'{name}: not of run: {instead}')
+            raise UserError(f'run has no {name}: {instead}')
     if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
         raise UserError(f'seeds: {seeds!r} is not a number of trainings from 1 on')
     named = _named(models)

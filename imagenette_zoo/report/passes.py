@@ -13,9 +13,9 @@ import numpy as np
 from ..study.analysis import PASSES_IMAGES
 from ..study.passes import BlockPasses, PassesReport
 from ..study.records import Record
-from ..utils.console import rounded
+from ..utils.console import rounded, short
 from ..utils.files import write_atomic
-from .drawing import MOST_CELLS, Numbers, Picture, draw_picture, heat_map, names, run_label, short
+from .drawing import MOST_CELLS, Numbers, Picture, draw_picture, heat_map, names, run_label
 from .section import MOST_FIGURES, Cell, Figure, Section, Table
 
 __all__ = ['HOW', 'numbers', 'save_passes_figure', 'section']

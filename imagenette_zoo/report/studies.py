@@ -126,13 +126,13 @@ def carry_out(
     if ray is not None and slot.jobs > 1:
         raise UserError('--ray: --jobs is for one machine: leave it out')
     if ray is not None and extent.budget is not None and not extent.until_decided:
-        raise UserError('--ray: --budget goes with --until-decided there: a cluster does all of a study otherwise')
+        raise UserError('--ray: --budget works there with --until-decided only: add that, or leave --budget out')
     check_packages()
     if ray is None:
         trials = run_study(study, slot, console, extent)
     else:
         if study.budget is not None and not extent.until_decided:
-            console.line(f'the budget of {study.budget:g} h is for one machine: a Ray cluster does all of it')
+            console.line(f'the budget of {study.budget:g} h is for one machine: a Ray cluster runs all of the study')
         trials = run_on_ray(study, slot, console, ray, extent)
     try:
         _report(study, slot, console)

@@ -21,6 +21,7 @@ from ..utils.console import duration
 
 __all__ = ['CardFacts', 'Trained', 'model_card', 'read_trained']
 
+INSTALL = 'While imagenette-zoo is not on PyPI, install its wheel or a checkout: `pip install PATH`.'
 UNTOLD = {*Recipe.may_differ('in a repeat'), 'initial_checkpoint'}  # paths of one machine, or decide nothing
 
 
@@ -177,7 +178,7 @@ def _usage(facts: CardFacts) -> Iterator[str]:
     registers = 'import imagenette_zoo  # registers the architecture with timm\n' if ours else ''
     names = facts.config.get('label_names') or facts.config['pretrained_cfg'].get('label_names')
     label = "model.pretrained_cfg['label_names'][index]" if isinstance(names, list) else 'index.item()'
-    needs = 'Needs timm and imagenette-zoo.\n\n' if ours else ''
+    needs = f'Needs timm and imagenette-zoo. {INSTALL}\n\n' if ours else ''
     yield f"""## Use
 
 {needs}```python
@@ -207,7 +208,7 @@ def _usage_with_code(facts: CardFacts, code: Mapping[str, str]) -> str:
     return f"""## Use
 
 Needs imagenette-zoo and code of the author: {shown}. A file is in this repository, a package is to be installed. Read
-the code before you run it.
+the code before you run it. {INSTALL}
 
 ```bash
 hf download {repo} {f'--revision {revision} ' if revision else ''}--local-dir {folder}

@@ -105,7 +105,7 @@ def publish(
             f'set HF_TOKEN; --dry-run needs none'
         )
     if token is not None and not (token.isascii() and token.isprintable()):  # an error would show it in other letters
-        raise UserError(f'{repo_id}: the token has letters that none has: log in anew (hf auth login) or mend HF_TOKEN')
+        raise UserError(f'{repo_id}: the token has odd characters: log in anew (hf auth login) or correct HF_TOKEN')
     output = Path(options.output) if options.output else Path('hub', repo_id)
     import_modules(weights.get('device_modules', ()))
     with tempfile.TemporaryDirectory() as place:
@@ -121,7 +121,7 @@ def publish(
         news = _send(output, files, repo_id, options, str(token))
     console.line(f'{"published" if news else "nothing to do, all of it is there already"}: {where}')
     if any(name.endswith('.py') for name in files):
-        console.line('its card says how it is used, with the code that it needs')
+        console.line('its card says how to use it, with the code that it needs')
     else:
         console.line(f'timm.create_model("hf-hub:{_named(repo_id, options)}", pretrained=True)')
     return output
@@ -261,8 +261,8 @@ def _send(folder: Path, files: list[str], repo_id: str, options: PublishOptions,
     own = not branch or info.sha != api.model_info(repo_id).sha  # else the branch has but what it began with
     if old and own and not options.overwrite:
         raise UserError(
-            f'{repo_id}: is there already, with another {", ".join(old)}: choose another name or --revision BRANCH, or '
-            f'--overwrite (the old ones stay in its history)'
+            f'{repo_id}: has another {", ".join(old)} already: choose another name or --revision BRANCH, or '
+            f'--overwrite (the old files stay in its history)'
         )
     if not old and there.keys() >= set(files):
         return False
@@ -317,8 +317,8 @@ def _reason(error: BaseException, repo_id: str) -> str:
     message = getattr(error, 'server_message', None) or first_line(error)
     if isinstance(error, PermissionError) or status in (401, 403):
         return (
-            f'{constants.ENDPOINT} refuses the token ({status or message}): one is needed that may write to '
-            f'{repo_id.partition("/")[0]}: hf auth login, or HF_TOKEN'
+            f'{constants.ENDPOINT} refuses the token ({status or message}): give one that may write to '
+            f'{repo_id.partition("/")[0]}, by hf auth login or HF_TOKEN'
         )
     if status is not None and status < 500:
         return f'{constants.ENDPOINT} refuses ({status}): {message}'
@@ -326,5 +326,5 @@ def _reason(error: BaseException, repo_id: str) -> str:
         return ' '.join(str(error).split())
     what = f'has trouble ({status}: {message})' if status else f'was not reached or the connection was lost ({message})'
     return (
-        f'{constants.ENDPOINT} {what}: the repository has the whole model or nothing of it; give the same command again'
+        f'{constants.ENDPOINT} {what}. The repository has the whole model or nothing of it. Give the same command again'
     )

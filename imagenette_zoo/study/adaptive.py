@@ -163,7 +163,7 @@ def _option(claim: Claim, test: Test, state: State, usual: Mapping[tuple[str, bo
         following = {each: _next_stage(test, each) for each, count in way.items() if count > blocks[each]}
         if hours:
             found.append(_Option(claim.name, hours, _wanted(following, state)))
-    none = Left(_refusal(test) or f'{test.stages[-1][0]} seeds would not decide it, if all is as it seems')
+    none = Left(_refusal(test) or f'even {test.stages[-1][0]} seeds would not decide it, as far as can be told now')
     return min(found, key=lambda option: option.hours, default=none)
 
 
@@ -180,7 +180,7 @@ def _early_look(claim: Claim, test: Test, state: State) -> list[_Option]:
 def _in_vain(claim: Claim, state: State) -> str:
     """Why more trainings would not help a claim whatever they gave; nothing if they may."""
     if metric_of(claim.metric).by_steps:
-        return 'its steps are timed once: more of them are no new trainings'
+        return 'its steps are timed once, so more trainings do not help'
     for run in claim.runs:
         if len(lost := state.study.failed.get(run, ())) >= MOST_FAILED:
             return f'{run} failed with seeds {", ".join(map(str, sorted(lost)))}'

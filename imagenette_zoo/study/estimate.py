@@ -71,7 +71,7 @@ def dry_run(study: Study, slot: Slot, console: Console, extent: Extent = WHOLE) 
     console.line(table(rows))
     jobs = min(slot.jobs, max(1, torch.cuda.device_count()))  # several on one device take turns
     if not until_decided:
-        how = 'by a few steps of each on this machine, without set-up'
+        how = 'estimated from a few steps of each on this machine, without set-up'
         console.line(f'\nabout {duration(3600 * total / jobs)} to go, {how}')
     limit = extent.hours(study)
     spent = hours_spent(study, slot.output)
@@ -119,12 +119,12 @@ def _print_reach(
                 chances = [_chance(each, count, tested, claim, study) for each in POINTS]
         rows.append((claim.name, metric.label, cost_text, blocks, *chances, seems.get(_subject(claim, study), '')))
     console.line(f'\n{table(rows)}')
-    alone = 'if it alone gets the hours that are left' if until_decided else 'with these seeds'
+    alone = 'if it alone gets all hours left' if until_decided else 'with these seeds'
     console.line(
-        f'blocks: the seeds that both runs of a claim have, {alone}; {study.stages[0][0]} are the least that decide\n'
-        f'2 points: the chance to decide a true difference in top-1 of 2 points beyond the bound, '
-        f'{counted(tested, "claim" if study.claims else "pair")} tested together, as spreads of small networks on '
-        'Imagenette are'
+        f'blocks: seeds that both runs of a claim have, {alone}; a verdict needs at least {study.stages[0][0]}\n'
+        f'2 points: chance to find a true difference in top-1 of 2 points beyond the bound, with '
+        f'{counted(tested, "claim" if study.claims else "pair")} tested together and spreads as small networks have on '
+        'Imagenette'
     )
     if study.claims:
         console.line('\n'.join(f'{claim.name}: {claim.sentence}  [{"; ".join(claim.order)}]' for claim in claims))

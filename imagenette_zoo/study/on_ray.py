@@ -152,7 +152,7 @@ def _bring_home(ray: Any, ready: Any, trial: Trial, slot: Slot, trials: Trials) 
             raise UserError(why)
         folder = slot.output / trial.name
         if missing := [name for name in RETURNED if name not in files]:
-            raise UserError(f'{", ".join(missing)} did not come home: has the node another version of this package?')
+            raise UserError(f'{", ".join(missing)} did not arrive: all nodes need the same version of this package')
         from_json(Result, parse_json(files['result.json'].decode()), folder=folder)  # what is not ours is not written
         for name in [*filter(CODE.fullmatch, files), *RETURNED]:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -76,7 +76,7 @@ def compare_passes(options: PassesOptions, *, quiet: bool = False) -> PassesRepo
         UserError: Bad input, or a model without MultiPass.
     """
     if not options.model:
-        raise UserError('--model: say whose passes, as in --model runs/NAME')
+        raise UserError('--model is needed: give a MultiPass model, as in --model runs/NAME')
     if options.save_figure:
         require('matplotlib', '--save-figure', 'report')
     console = Console(quiet)

@@ -37,7 +37,7 @@ SEEDS = 2**32  # a seed is below it
 LONGEST_NAME = 100  # of a folder that nobody chose
 INSTEAD = {  # of an option that is not of a study
     'seed': '--seeds N',
-    'resume': 'what is there is always continued',
+    'resume': 'trainings in the folder are always continued',
     'overwrite': 'remove the folder',
 }
 # After how many blocks claims are looked at, and the share of the level that each look may spend.
@@ -336,7 +336,7 @@ def check_comparable(study: Study, flag: str) -> None:
     """Raises `UserError` where there is nothing to compare: no claim, and no pair of runs that is judged."""
     if not study.claims and not 1 < len(study.runs) <= MOST_COMPARED:
         raise UserError(
-            f'{flag}: nothing to compare: pairs are judged of 2 to {MOST_COMPARED} runs, not of {len(study.runs)}: '
+            f'{flag}: nothing to compare: without claims it needs 2 to {MOST_COMPARED} runs, not {len(study.runs)}: '
             'name so many, or write a study file with claims'
         )
 
@@ -433,7 +433,7 @@ def plan_study(content: Mapping[str, Any]) -> Study:
     try:
         text = yaml.safe_dump(dict(content), sort_keys=False)
     except yaml.YAMLError as error:
-        raise UserError(f'study: texts, numbers, lists and mappings are needed ({first_line(error)})') from None
+        raise UserError(f'study: only text, numbers, lists and mappings can be given ({first_line(error)})') from None
     return _Reader(Path()).study(yaml.compose(text, PlainLoader))
 
 
@@ -568,7 +568,7 @@ class _Reader:
         for name, (key, value) in self.mapping(node, 'options', Recipe.names()).items():
             with self.mistakes.collected():
                 if name in NOT_OF_A_STUDY:
-                    raise self.fail(key, f'{key.value}: not of a study; seeds: has the seeds, flags say where it runs')
+                    raise self.fail(key, f'{key.value}: is not for study files: use seeds: or a flag of the command')
                 plain = self.plain(value)
                 try:
                     Recipe.check_value(name, plain)
@@ -691,14 +691,14 @@ class _Reader:
             if name in parts
         }
         if len(bounds) > 1:
-            raise self.fail(node, f'{" and ".join(bounds)} exclude each other')
+            raise self.fail(node, f'{" and ".join(bounds)} exclude each other: leave all but one out')
         practical = None
         if 'practical' in parts:
             practical = self.number(parts['practical'][1], 'practical: a number above 0 is needed')
             if bounds:
-                raise self.fail(parts['practical'][0], f'practical: {next(iter(bounds))} already says what matters')
+                raise self.fail(parts['practical'][0], f'practical: {next(iter(bounds))} says the same: leave one out')
             if metric in METRICS and METRICS[metric].exact:
-                raise self.fail(parts['practical'][0], f'practical: {metric} is counted, not tested: say by or ratio')
+                raise self.fail(parts['practical'][0], f'practical: {metric} is counted, not tested: give by or ratio')
         fallback = self.fallback(parts['fallback'][1], metric, bounds) if 'fallback' in parts else None
         value = self.plain(parts['order'][1])
         orders = tuple(value) if isinstance(value, list) else (value,)
@@ -722,7 +722,7 @@ class _Reader:
         if not THRESHOLD.fullmatch(metric) or bounds:
             raise self.fail(node, 'fallback: goes with epochs_to_N or seconds_to_N, without by, margin or ratio')
         if value not in METRICS or METRICS[value].better != 'larger':
-            raise self.fail(node, f'fallback: {value!r} is not a metric of which more is better, as top1')
+            raise self.fail(node, f'fallback: {value!r} is not a metric where more is better, such as top1')
         return value
 
     def order(
@@ -745,7 +745,7 @@ class _Reader:
                 instead = '' if operator == '<=' else ' instead of >='
                 raise self.fail(
                     node,
-                    f'order: {operator} needs a margin: by how much it may be missed; or, with <={instead}, a ratio '
+                    f'order: {operator} needs a margin, the difference that is allowed; or, with <={instead}, a ratio '
                     'above 1: at most so many times',
                 )
             if not loose and 'margin' in bounds:

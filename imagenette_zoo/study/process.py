@@ -243,4 +243,4 @@ def reason(code: int, log: Path) -> str:
             return errors[-1].removeprefix('error: ')
         if lines:
             return lines[-1][:200]
-    return 'no word of it'
+    return 'its log is empty'

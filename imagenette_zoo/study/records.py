@@ -132,7 +132,7 @@ def _check_alike(records: Sequence[Record]) -> None:
             if value != then:
                 raise UserError(
                     f'{record.folder}: was trained with other {what} than {other.folder.name} ({value}, not {then}): '
-                    f'they do not compare: remove one of the two, or start another study (--output)'
+                    f'they cannot be compared: remove one of the two, or start another study (--output)'
                 )
 
 
@@ -212,7 +212,10 @@ def check_recipe(result: Result, trial: Trial) -> None:
     for option, value in _as_trained(trial.recipe, result).items():
         then = result.recipe.get(option, value)
         if then != value and option not in FREE - {'seed'}:
-            raise UserError(f'{result.folder}: was trained with {option} {then}, the study says {value}')
+            raise UserError(
+                f'{result.folder}: was trained with {option} {then}, the study says {value}: correct the study, or '
+                'start another one (--output)'
+            )
 
 
 def _as_trained(recipe: Recipe, result: Result) -> dict[str, Any]:

@@ -169,7 +169,7 @@ class GraphedStep:
             raise
         except RuntimeError as error:
             reason = first_line(error)
-            raise UserError(f'this step can not be recorded ({reason}): --cuda-graph none goes without') from error
+            raise UserError(f'this step cannot be recorded ({reason}): give --cuda-graph none') from error
         finally:
             _set_rates(self.optimizer, kept)
         recorded.loss = loss.detach()

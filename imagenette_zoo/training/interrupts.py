@@ -119,7 +119,7 @@ class StopSignals:
                     complain('stopping after this step; again to stop now')
                 if since and not self._left.wait(PATIENCE):
                     kill_workers()
-                    complain(self.explain() or 'interrupted at once: what was saved last stays')
+                    complain(self.explain() or 'Stopped at once. What was saved last stays.')
                     os._exit(128 + number)
                 since = since or time.monotonic()
 
@@ -143,8 +143,8 @@ def explained(recipe: Recipe, world: World) -> Iterator[None]:
         if 'more than 1 value per channel' not in str(error):
             raise
         raise UserError(
-            f'--batch-size {recipe.batch_size}: BatchNorm has but one number a channel to normalise: more images a '
-            f'batch, or a larger --img-size'
+            f'--batch-size {recipe.batch_size}: BatchNorm needs more than one number a channel: give a larger '
+            f'--batch-size or --img-size'
         ) from error
     except torch._dynamo.exc.TorchDynamoException as error:
         raise UserError(f'--torchcompile {recipe.torchcompile}: {first_line(error)}') from error
@@ -155,7 +155,7 @@ def explained(recipe: Recipe, world: World) -> Iterator[None]:
             raise lost_worker(error) from error
         if world.size > 1 and (isinstance(error, dist.DistError) or 'gloo' in str(error)):
             raise UserError(
-                f'lost another process of the group ({first_line(error)[:120]}); the same command with '
+                f'another process of the group was lost ({first_line(error)[:120]}); the same command with '
                 f'--resume continues from the last checkpoint'
             ) from error
         raise

@@ -135,7 +135,7 @@ class Learner:
                 f'--opt: timm {timm.__version__} has no optimizer {recipe.opt!r}{nearest(recipe.opt, known)}'
             )
         if '_' in name:
-            raise UserError(f'--opt {recipe.opt}: timm looks for what comes after _: register it by a name without one')
+            raise UserError(f'--opt {recipe.opt}: timm reads only the part after _: register it by a name without _')
         one_kernel = timm.optim.get_optimizer_info(name).opt_class in _FUSED and 'foreach' not in kwargs
         if one_kernel and self.world.device.type == 'cuda':
             kwargs.setdefault('fused', True)
@@ -155,7 +155,7 @@ class Learner:
         except (ValueError, AssertionError, TypeError) as error:
             raise UserError(f'--sched {recipe.sched}: {first_line(error)}') from None
         if scheduler is None and recipe.sched != 'none':
-            raise UserError(f'--sched {recipe.sched}: this timm does not have it: upgrade timm')
+            raise UserError(f'--sched {recipe.sched}: this version of timm lacks it: pip install -U timm')
         return scheduler, epochs
 
     @property
@@ -241,8 +241,8 @@ class Learner:
         if self.skipped > self.recipe.nan_limit:
             raise UserError(
                 f'{self.skipped} steps in a row had infinite or NaN gradients at learning rate {self.lr:.3g}, '
-                f'--nan-limit allows {self.recipe.nan_limit}: lower --lr, lengthen the warm-up or set --clip-grad; the '
-                f'last good checkpoint stays'
+                f'--nan-limit allows {self.recipe.nan_limit}. Lower --lr, lengthen the warm-up or set --clip-grad. The '
+                f'last good checkpoint stays.'
             )
 
     def _loss(self, images: torch.Tensor, targets: torch.Tensor, model: nn.Module | None = None) -> torch.Tensor:

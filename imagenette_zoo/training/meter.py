@@ -124,6 +124,6 @@ def check_finite(loss: float, epoch: int, lr: float) -> None:
 
 def _not_finite(what: str, lr: float) -> UserError:
     return UserError(
-        f'{what} at learning rate {lr:.3g}: lower --lr, lengthen the warm-up, set --clip-grad, or leave such steps out '
-        f'with --nan skip; the last good checkpoint stays'
+        f'{what} at learning rate {lr:.3g}. Lower --lr, lengthen the warm-up, set --clip-grad, or skip such steps with '
+        f'--nan skip. The last good checkpoint stays.'
     )

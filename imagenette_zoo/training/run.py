@@ -203,7 +203,7 @@ def open_folder(recipe: Recipe) -> tuple[RunFolder, bytes | None, bool]:
         longer = check_resumable(recipe, folder)
         state = folder.read_state()
         if longer and folder.finished and state is None:
-            raise UserError(f'{folder["state.pt"]}: is not there: {_way_on(recipe, folder)}')
+            raise UserError(f'{folder["state.pt"]}: is not there; {_way_on(recipe, folder)}')
         return folder, state, folder.finished and not longer
     except UserError:
         folder.unlock()
@@ -237,15 +237,15 @@ def check_resumable(recipe: Recipe, folder: RunFolder) -> bool:
     started = folder.recipe()
     if recipe.resume != 'auto' and recipe.experiment not in (None, folder.path.name, started.experiment):
         raise UserError(
-            f'--resume goes on with {folder.path}, in its own folder: leave --experiment {recipe.experiment} out; to '
-            f'start another run from its weights: --initial-checkpoint {folder.path}'
+            f'--resume continues {folder.path} in its own folder: leave --experiment {recipe.experiment} out, or start '
+            f'another run from its weights: --initial-checkpoint {folder.path}'
         )
     folder.check_code(started.model)
     longer = recipe.epochs > started.epochs
     if folder.finished and recipe.resume != 'auto' and not longer:
         raise UserError(
-            f'{folder.path}: this run is finished; there is nothing to resume (to train on: more than --epochs '
-            f'{started.epochs})'
+            f'{folder.path}: this run is finished; there is nothing to resume. To train on, give more than --epochs '
+            f'{started.epochs}'
         )
     for option, value, then in _differing(recipe, started.as_dict(), 'on resume'):
         if option == 'epochs' and longer:
@@ -259,8 +259,8 @@ def check_resumable(recipe: Recipe, folder: RunFolder) -> bool:
         )
     if longer and (what := _planned_by_epochs(recipe)):
         raise UserError(
-            f'{folder.path}: {what} ends after --epochs {started.epochs}, with {recipe.epochs} it would have been '
-            f'another: {_way_on(recipe, folder)}'
+            f'{folder.path}: {what} is made for --epochs {started.epochs}, it cannot be lengthened to {recipe.epochs}; '
+            f'{_way_on(recipe, folder)}'
         )
     return longer
 
@@ -283,7 +283,7 @@ def _way_on(recipe: Recipe, folder: RunFolder) -> str:
     words += ['--initial-checkpoint', folder['last'], '--epochs', recipe.epochs - started.epochs, '--warmup-epochs', 0]
     own = [folder['code'] / name if name.endswith('.py') else name for name in folder.code()]
     words += ['--device-modules', *own] if own else []
-    return f'to train on from its weights: imagenette-zoo train {shlex.join(map(str, words))}'
+    return f'train on from its weights: imagenette-zoo train {shlex.join(map(str, words))}'
 
 
 def _own_name(recipe: Recipe) -> Path:
@@ -302,12 +302,12 @@ def _resume(run: Run, data: bytes, console: Console) -> None:
             if option == 'epochs' and value > other and not _planned_by_epochs(run.recipe):
                 continue
             raise UserError(
-                f'{run.folder["state.pt"]}: of a run with {option} {other}, this one has {value}: put its own back, or '
-                f'start again: {run.folder.again}'
+                f'{run.folder["state.pt"]}: is of a run with {option} {other}, but this one has {value}: put the '
+                f'right file back, or start again: {run.folder.again}'
             )
         for name, value in run.signature().items():
             if state['signature'][name] != value:
-                raise UserError(f'{run.folder.path}: was started with other {name}: it can only go on with the same')
+                raise UserError(f'{run.folder.path}: was started with other {name}: continue it with the same')
         run.history.extend(state['history'])
         if [row['epoch'] for row in run.history] != list(range(len(run.history))):
             raise ValueError('not a row an epoch')
@@ -321,9 +321,9 @@ def _resume(run: Run, data: bytes, console: Console) -> None:
         run.learner.load_state_dict(state['learner'])
         factory.check_weights(run.learner.model, run.folder['state.pt'])
         if 'environment' not in state:
-            console.line('note: the state is of an earlier version: it has no checksum, threads and versions to check')
+            console.line('note: the state is of an earlier version: its checksum, threads and versions are not checked')
         elif changes := environment.changes(state['environment'], run.environment()):
-            console.line(f'note: the weights will not be those of a run in one go: {"; ".join(changes)}')
+            console.line(f'note: the weights will differ from those of an uninterrupted run: {"; ".join(changes)}')
         run.saved = run.progress
     except (LookupError, RuntimeError, ValueError, TypeError, AttributeError) as error:
         reason = first_line(error)

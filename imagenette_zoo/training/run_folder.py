@@ -361,5 +361,5 @@ def _as_yaml(recipe: Recipe) -> bytes:
             yaml.safe_dump(value)
         except yaml.YAMLError:
             shown = ' '.join(str(value).split())[:80]
-            raise UserError(f"{name}: can't write down {shown}: numbers, words, lists and mappings can be") from None
+            raise UserError(f"{name}: {shown} can't be saved in args.yaml: give numbers, text or lists") from None
     return yaml.safe_dump(options, sort_keys=False).encode()

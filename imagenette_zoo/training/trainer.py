@@ -116,7 +116,7 @@ def _start(recipe: Recipe, world: World, console: Console, start: float, repeats
             for line in recipe.notes:
                 console.line(line)
             if recipe.resume and state is None:
-                console.line(f'{folder.path}: nothing is saved yet: from the beginning')
+                console.line(f'{folder.path}: nothing is saved yet; the run starts from the beginning')
             run = prepare(recipe, folder, state, world, console)
             run.setup_seconds = time.perf_counter() - start
             if repeats is not None:

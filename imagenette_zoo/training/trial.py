@@ -77,11 +77,11 @@ def _try_loss(learner: Learner, targets: torch.Tensor) -> None:
             raise UserError(f'{name}: gives {describe(loss)}: expected a scalar, such as the mean over the batch')
         if not loss.isfinite():
             kind = 'random numbers' if logits.any() else 'zeros'
-            raise UserError(f'{name}: is {float(loss.detach())} for logits of {kind}')
+            raise UserError(f'{name}: is {float(loss.detach())} for logits of {kind}: expected a finite number')
         with in_one_line('--loss', str(recipe.loss)):
             gradient = torch.autograd.grad(loss, logits, allow_unused=True)[0] if loss.requires_grad else None
         if gradient is None:
-            raise UserError(f'{name}: has no gradient: it must be made of the logits, by what can be differentiated')
+            raise UserError(f'{name}: has no gradient: compute it from the logits by differentiable operations')
 
 
 @contextmanager
@@ -108,7 +108,7 @@ def _unchanged(name: str, module: nn.Module, remedy: str, buffers: bool = True) 
     yield
     for key, (value, version) in attributes().items():
         if key not in before or before[key][0] is not value or before[key][1] != version:
-            raise UserError(f'{name}: changes its {key} at each call, which a resumed run would not know: {remedy}')
+            raise UserError(f'{name}: changes its {key} at each call, which a resumed run would lose: {remedy}')
 
 
 # --- Resuming ---------------------------------------------------------------------------------------------------------
@@ -141,9 +141,9 @@ def _try_resuming(learner: Learner) -> None:
     if same_weights and same_rates:
         return
     if is_reference(recipe.sched) and not (same_rates and is_own(whole.optimizer)):
-        raise UserError(f'--sched {recipe.sched}: goes on otherwise from its state_dict: keep in it all that changes')
+        raise UserError(f'--sched {recipe.sched}: differs after its state_dict is loaded: keep in it all that changes')
     raise UserError(
-        f'--opt {recipe.opt}: goes on otherwise from its state_dict: keep all that changes in self.state[parameter]'
+        f'--opt {recipe.opt}: differs after its state_dict is loaded: keep all that changes in self.state[parameter]'
     )
 
 
@@ -175,5 +175,5 @@ def _as_saved(name: str, state: Any) -> Any:
         return torch.load(buffer, weights_only=True)
     except Exception as error:  # torch reports what it does not save in many ways
         raise UserError(
-            f'{name}: its state can not be saved ({first_line(error)[:80]}): tensors, numbers and words can'
+            f'{name}: its state can not be saved ({first_line(error)[:80]}): keep tensors, numbers and text only'
         ) from None

@@ -14,7 +14,9 @@ from typing import Any
 from ..errors import cleaned
 from .streams import silence
 
-__all__ = ['printable', 'counted', 'duration', 'rounded', 'table', 'html_table', 'in_ipython', 'Console', 'Progress']
+__all__ = [
+    'printable', 'counted', 'duration', 'rounded', 'short', 'table', 'html_table', 'in_ipython', 'Console', 'Progress',
+]  # fmt: skip
 
 
 def printable(value: Any) -> Any:
@@ -58,6 +60,12 @@ def rounded(value: float, decimals: int, sign: str = '') -> str:
     number = Decimal(f'{value:.12g}').quantize(Decimal(1).scaleb(-decimals), ROUND_HALF_UP)
     text = f'{number:{sign},f}'
     return (text if number else text.lstrip('-')).replace('-', '−')
+
+
+def short(name: str, most: int) -> str:
+    """The two ends of a long name."""
+    half = (most - 1) // 2
+    return name if len(name) <= most else f'{name[: most - 1 - half]}…{name[-half:]}'
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

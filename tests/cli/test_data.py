@@ -36,4 +36,4 @@ def test_all_that_timm_has_can_be_listed(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_no_such_model_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(['list', 'vgg*']) == 2
-    assert capsys.readouterr().err == 'error: no model is called like vgg*; --timm looks among all that timm has\n'
+    assert capsys.readouterr().err == 'error: no model matches vgg*; --timm searches all of timm\n'

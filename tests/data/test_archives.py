@@ -194,7 +194,7 @@ def test_more_files_than_can_be_images_are_refused(tmp_path: Path, cache: Path) 
     with tarfile.open(tmp_path / 'set.tgz', 'w:gz') as tar:
         for number in range(2000):
             tar.addfile(member(f'train/a/{number}.png'))
-    refused(tmp_path / 'set.tgz', cache, 'more files than images can be in it')
+    refused(tmp_path / 'set.tgz', cache, 'more files than its size allows for images')
 
 
 @pytest.mark.parametrize('suffix', ['.tgz', '.zip'])
@@ -211,7 +211,7 @@ def test_an_archive_that_grows_a_thousandfold_is_refused(
                 tar.addfile(info, io.BytesIO(content))
     else:
         zips(archive, ['train/a/0.png', 'val/a/0.png'], content)
-    refused(archive, cache, 'unpacks to more than images can be in it')
+    refused(archive, cache, 'unpacks to more data than its size allows for images')
 
 
 def test_a_header_without_end_is_refused(tmp_path: Path, cache: Path) -> None:
@@ -402,7 +402,7 @@ def test_fetch(
     archive.unlink()
     monkeypatch.setenv('IMAGENETTE_DIR', str(make_imagenette(cache / 'mine')))
     assert data.fetch_command('160') == 0  # no second download
-    assert f'mine is what is used without --data-dir; give --data-dir {root}' in capsys.readouterr().out
+    assert f'mine is used. Give --data-dir {root} to use or check this one.' in capsys.readouterr().out
     shutil.rmtree(root / 'val')
     with pytest.raises(UserError, match='imagenette2-160 exists but does not hold train/ and val/: remove it'):
         archives.fetch('160')

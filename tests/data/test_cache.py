@@ -362,7 +362,7 @@ def test_in_another_users_cache_one_has_a_folder_of_ones_own(images: ImageSet, h
 def test_where_files_are_never_ones_own(images: ImageSet, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on disks that know no users."""
     monkeypatch.setattr(cache, 'is_own', lambda _: False)
-    with pytest.raises(UserError, match=r'own, as decoded images have to be.*IMAGENETTE_ZOO_CACHE.*--loader timm'):
+    with pytest.raises(UserError, match=r'decoded images must be your own.*IMAGENETTE_ZOO_CACHE.*--loader timm'):
         train_pixels(images, 48, QUIET)
     assert names(home) == []
 
@@ -403,8 +403,8 @@ def test_a_training_opens_no_pipe_and_says_what_it_passes_over(
     (data / 'train' / 'class1' / 'a.heic').touch()
     train(recipe(data_dir=str(data), epochs=1, loader=loader))
     printed = capsys.readouterr().out
-    assert 'note: 2 file(s) of train passed over: 1 no regular file (train/class0/pipe.JPEG), 1 .heic' in printed
-    assert 'of val passed over' not in printed
+    assert 'note: 2 file(s) of train skipped: 1 no regular file (train/class0/pipe.JPEG), 1 .heic' in printed
+    assert 'of val skipped' not in printed
 
 
 def test_an_interrupt_leaves_nothing(images: ImageSet, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -452,7 +452,7 @@ def test_processes_tell_what_is_wrong(images: ImageSet, home: Path, monkeypatch:
     with pytest.raises(UserError, match=f'^image {path} '):
         train_pixels(images, 48, QUIET)
     monkeypatch.setattr(image_files, 'decode', lambda path: os.kill(os.getpid(), signal.SIGKILL))
-    with pytest.raises(UserError, match=r'a process that was to do .* is gone'):
+    with pytest.raises(UserError, match=r'a process ended with .* images to do'):
         train_pixels(images, 48, QUIET)
     monkeypatch.setattr(image_files, 'decode', lambda path: {}['wrong'])
     with pytest.raises(RuntimeError, match='KeyError'):
@@ -569,7 +569,7 @@ def test_what_a_killed_process_left_does_not_matter(
     """And what a process is making is not cleared away under it."""
     [half_made] = names(home)
     assert main(['data', 'cache', '--clear']) == 0
-    assert 'left 1: a process is making them' in capsys.readouterr().out
+    assert 'kept 1: another process is writing them' in capsys.readouterr().out
     assert names(home) == [half_made]
     builder.process.kill()
     builder.process.join()
@@ -813,7 +813,7 @@ def test_which_loader_auto_and_timm_take(recipe: MakeRecipe, monkeypatch: pytest
     console = Listener()
     data = prepared(recipe(experiment='c'), console).data
     assert isinstance(data.train_batches, FileBatches)
-    assert 'decoded every epoch (--loader cache keeps them all the same)' in console.lines[0]
+    assert 'decoded in every epoch; --loader cache keeps them in any case' in console.lines[0]
     data = prepared(recipe(loader='cache', experiment='d'), QUIET).data
     assert isinstance(data.train_batches, CachedTrainBatches)
 
@@ -823,5 +823,5 @@ def test_augmentation_that_the_cache_can_not_do_is_one_line(
 ) -> None:
     values = changed(recipe(loader='cache', aa='rand-m9-mstd0.5'))
     assert main(['train', *(f'--{name.replace("_", "-")}={value}' for name, value in values.items())]) == 2
-    assert capsys.readouterr().err == 'error: --loader cache: can not do --aa: use --loader timm\n'
+    assert capsys.readouterr().err == 'error: --loader cache: cannot do --aa: use --loader timm\n'
     assert not (tmp_path / 'runs').exists()

@@ -50,7 +50,7 @@ def test_check_names_what_is_not_read(tmp_path: Path, capsys: pytest.CaptureFixt
     (tmp_path / 'val' / WNIDS[1] / 'a.heic').touch()
     assert data.check_command(str(tmp_path)) == 0
     printed = capsys.readouterr().out
-    assert f'note: 1 file(s) of val passed over: 1 .heic (val/{WNIDS[1]}/a.heic)' in printed
+    assert f'note: 1 file(s) of val skipped: 1 .heic (val/{WNIDS[1]}/a.heic)' in printed
     assert 'Every image decodes.' in printed
 
 

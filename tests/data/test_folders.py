@@ -72,7 +72,7 @@ def test_no_slices(tmp_path: Path, split: str) -> None:
 def test_slices_without_images(tmp_path: Path) -> None:
     make_imagenette(tmp_path)
     touch(tmp_path / 'train' / 'mine' / 'only.png')
-    with pytest.raises(UserError, match=r'mine gives train\[:50%\] no images') as error:
+    with pytest.raises(UserError, match=r'mine has no images in train\[:50%\]') as error:
         folders.load_split(tmp_path, 'train[:50%]')
     assert_one_line(error)
     with pytest.raises(UserError, match=r'its classes are too small for val\[:1%\]') as error:
@@ -209,7 +209,7 @@ def test_only_regular_files_and_links_to_them_are_images(tmp_path: Path) -> None
         'link.JPEG', f'{WNIDS[0]}_0.JPEG', f'{WNIDS[0]}_1.JPEG', 'none.JPEG',
     ]  # fmt: skip
     assert [Path(path).name for path in images.passed_over] == ['pipe.JPEG', 'piped.JPEG']
-    assert '2 file(s) of train passed over: 2 no regular file' in folders.passed_over_line(images)
+    assert '2 file(s) of train skipped: 2 no regular file' in folders.passed_over_line(images)
     assert place / 'pipe.JPEG' not in folders.list_images([place])
 
 
@@ -223,7 +223,7 @@ def test_files_that_are_not_read_are_counted_and_named(tmp_path: Path) -> None:
     images = folders.load_split(tmp_path)
     assert len(images) == 4 + 5
     assert folders.passed_over_line(images) == (
-        f'4 file(s) of train passed over: 2 .heic ({place}/a.heic), 1 in no class folder '
+        f'4 file(s) of train skipped: 2 .heic ({place}/a.heic), 1 in no class folder '
         f'(train/d.jpg), 1 without ending ({place}/c)'
     )
     assert folders.passed_over_line(folders.load_split(tmp_path, 'val')) == ''

@@ -52,7 +52,7 @@ def in_folder(tmp_path: Path, photo: Path, split: str) -> Path:
 
 def assert_said(capsys: pytest.CaptureFixture[str]) -> None:
     [line] = [line for line in capsys.readouterr().err.splitlines() if 'photo.jpg' in line]
-    assert 'is not an image that is read (JPEG, PNG, ' in line
+    assert 'is not an image of a known format (JPEG, PNG, ' in line
     assert line.endswith('convert, replace or remove it')
 
 
@@ -71,7 +71,7 @@ def test_it_is_read_from_no_file(mark: Path, tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(POSTSCRIPT)
     for read in (images.open_image, images.image_size, lambda path: next(images.decoded([path], id))):
-        with pytest.raises(UserError, match=r'is not an image that is read \(JPEG, PNG, .*\): convert, replace'):
+        with pytest.raises(UserError, match=r'is not an image of a known format \(JPEG, PNG, .*\): convert, replace'):
             read(path)
     with pytest.raises(Image.UnidentifiedImageError):
         images.open_file(io.BytesIO(POSTSCRIPT))

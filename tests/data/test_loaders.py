@@ -114,7 +114,7 @@ def test_scheduled_sides_are_the_same_in_all_processes(schedule: str) -> None:
 def test_a_timm_without_scheduled_sizes_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, 'timm.data.scheduled_sampler', None)
     assert sides(SizeSchedule((32,)), 0, 5) == [32] * 5
-    with pytest.raises(UserError, match=r'--train-img-sizes.*upgrade timm'):
+    with pytest.raises(UserError, match=r'--train-img-sizes.*pip install -U timm'):
         sides(SizeSchedule((32, 48)), 0)
 
 
@@ -382,7 +382,7 @@ def no_room(*_: object) -> None:
 def test_a_worker_that_fails_is_one_line(
     two_workers: Callable[..., Iterator[object]], act: Callable[[], object], reason: str
 ) -> None:
-    with pytest.raises(UserError, match=rf'lost a data worker \(.*({reason}).*--shm-size.*-j 0'):
+    with pytest.raises(UserError, match=rf'a data worker was lost \(.*({reason}).*--shm-size.*-j 0'):
         next(two_workers(act))
     loaders.kill_workers()
     assert not multiprocessing.active_children()
@@ -392,5 +392,5 @@ def test_a_machine_without_shared_memory_starts_no_workers(
     two_workers: Callable[..., Iterator[object]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr('shutil.disk_usage', lambda _: SimpleNamespace(free=4096))
-    with pytest.raises(UserError, match=r'lost a data worker \(/dev/shm has less than 128 KiB free\)'):
+    with pytest.raises(UserError, match=r'a data worker was lost \(/dev/shm has less than 128 KiB free\)'):
         next(two_workers(lambda: None))

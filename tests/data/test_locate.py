@@ -65,7 +65,7 @@ def no_train(place: Path) -> None:
         (lambda place: None, 'does not exist'),
         (lambda place: place.mkdir(), 'is empty'),
         (lambda place: (place / 'cats').mkdir(parents=True), r'found: cats'),
-        (lambda place: place.write_text('hello'), 'is a file and no archive'),
+        (lambda place: place.write_text('hello'), 'is a file but not an archive'),
         (two_sets, r'holds 2 data sets \(one, two\)'),
         (no_val, r'no val/'),
         (no_train, r'no train/'),

@@ -182,9 +182,9 @@ def test_all_kinds_in_one_command(run: Path, ten: Path, elsewhere: Path) -> None
 @pytest.mark.parametrize(
     ('change', 'part'),
     [
-        (None, 'no such folder or model'),
-        ({'label_names': [*'abcdefghij']}, 'tells a, … apart'),
-        ({'pretrained_cfg': {'mean': 'abc'}}, "its config doesn't tell how images are prepared"),
+        (None, 'no run, folder or model has this name'),
+        ({'label_names': [*'abcdefghij']}, r'its classes \(a, …\) are not those of'),
+        ({'pretrained_cfg': {'mean': 'abc'}}, "its config doesn't say how images are prepared"),
         ({'model_args': {'channel_multiplier': 0.5}}, 'the checkpoint of another model'),
         ({'pretrained_cfg': {'input_size': [1, 32, 32]}}, 'is for images of 1 channels'),
     ],
@@ -283,7 +283,7 @@ def test_runs_on_other_images_ask_which_are_meant(recipe: MakeRecipe, folder: Pa
     for name in 'cd':
         with pytest.raises(UserError) as error:
             iz.validate([runs['a'], runs[name]], **common)
-        line = f'{runs["a"]} and {runs[name]} are of runs on different images: say which to take: --data-dir'
+        line = f'{runs["a"]} and {runs[name]} were trained on different images: choose by --data-dir'
         assert str(error.value) == line
         assert len(iz.validate([runs['a'], runs[name]], folder, **common)) == 2
     assert len(iz.validate([runs['a'], runs['d']], val_split='train', **common)) == 2, 'a split that is given'
@@ -305,7 +305,7 @@ def test_images_of_a_run_that_have_gone_are_one_line(
     for words in (['validate', '--model', str(run)], ['passes', f'{run}/last'], ['analyse', str(run)]):
         assert main(words) == 2
         error = capsys.readouterr().err
-        line = f'error: {words[-1]}: the images of this run are not there: data folder {data} does not exist'
+        line = f'error: {words[-1]}: the images of this run are gone: data folder {data} does not exist'
         assert error.startswith(line)
         assert '--data-dir' in error
         assert error.count('\n') == 1
@@ -354,9 +354,9 @@ def test_label_names_and_preprocessing_of_a_run_are_used(recipe: MakeRecipe, fol
 
 def test_names_without_weights_say_what_to_give(folder: Path) -> None:
     for name, part in (
-        ('mbv2_mish_mp2_imagenette', 'for its name give --checkpoint or --pretrained'),
-        ('resnet34', 'for its name give --checkpoint or --pretrained'),
-        ('runs/typo', 'no such folder or model'),
+        ('mbv2_mish_mp2_imagenette', 'a model by its name needs --checkpoint or --pretrained'),
+        ('resnet34', 'a model by its name needs --checkpoint or --pretrained'),
+        ('runs/typo', 'no run, folder or model has this name'),
     ):
         with pytest.raises(UserError, match=part):
             iz.validate(name, folder, workers=0, device='cpu', quiet=True)

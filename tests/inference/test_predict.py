@@ -212,6 +212,17 @@ def test_the_figure_shows_the_heat() -> None:
     assert quarter(0.6, 0.3).sum() > 2 * quarter(0.9, 0.8).sum()
 
 
+def test_the_figure_names_the_file_and_the_runners_up() -> None:
+    matplotlib = pytest.importorskip('matplotlib')
+    seen, heat = np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), np.float32)
+    drawn: list[str] = []
+    prediction = Prediction('photos/garden.png', [('ant', 0.5), ('bee', 0.3), ('cow', 0.2)], seen, heat)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(matplotlib.text.Text, 'draw', lambda text, *_: drawn.append(text.get_text()))
+        draw(prediction, 'svg')
+    assert {'ant 50.0 %', 'garden.png', 'Next: bee 30.0 %, cow 20.0 %'} <= set(drawn)
+
+
 @pytest.mark.parametrize('kind', ['png', 'svg'])
 def test_a_class_whose_name_is_no_unicode_is_drawn(kind: str) -> None:
     pytest.importorskip('matplotlib')
@@ -374,7 +385,7 @@ def test_files_folders_and_patterns(tmp_path: Path) -> None:
         ({'architecture': 'resnet_none'}, 'a known architecture'),
         ({'architecture': None}, 'a known architecture'),
         ({'num_classes': 4, 'label_names': None}, 'the checkpoint of another model'),
-        ({'pretrained_cfg': {'mean': 'abc'}}, "doesn't tell how images are prepared"),
+        ({'pretrained_cfg': {'mean': 'abc'}}, "doesn't say how images are prepared"),
         ({'pretrained_cfg': {'input_size': [3]}}, 'test_resnet'),
     ],
 )

@@ -115,7 +115,7 @@ def test_a_plain_module_gets_what_timms_models_have() -> None:
         ('my_idea:MyNet', {'drop_path_rate': 0.1}, 'takes no drop_path_rate: add it as an argument'),
         ('my_idea:MyNet', {'pretrained': True}, 'no weights are published: leave --pretrained out'),
         ('my_idea:not_a_model', {}, 'makes a int: a torch.nn.Module is needed'),
-        ('torch.nn:Linear', {}, 'is a layer: a model is of a file or package of your own'),
+        ('torch.nn:Linear', {}, 'is a layer: give a model of a file or package of your own'),
         ('my_idea:NUMBER', {}, 'is a int, not a function or class that makes a model'),
         ('my_idea:broken', {}, ': ZeroDivisionError: no luck'),
         ('my_idea:MyNett', {}, "my_idea.py has no 'MyNett'; did you mean MyNet"),

@@ -51,7 +51,7 @@ def test_other_classes_are_no_published_weights(folder: Path, capsys: pytest.Cap
     """timm would make a new, random classifier."""
     words = ['--pretrained', '--num-classes', '3', '--data-dir', str(folder)]
     assert main(['validate', '--model', NAME, *words]) == 2
-    assert f'--num-classes 3: {NAME} has 10: leave it out' in capsys.readouterr().err
+    assert f'--num-classes 3: {NAME} has 10 classes: leave the option out' in capsys.readouterr().err
 
 
 def test_which_models_have_weights() -> None:

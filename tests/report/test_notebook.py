@@ -104,7 +104,7 @@ def test_an_interrupted_study_goes_on(
     monkeypatch.setitem(sys.modules, 'IPython', SimpleNamespace(get_ipython=object))
     with interrupted(monkeypatch, epoch=1):
         study = run(models, options)
-    assert "its resume() goes on, or imagenette_zoo.study('runs/mine+resnet-2')" in capsys.readouterr().out
+    assert "Continue with: resume(), or imagenette_zoo.study('runs/mine+resnet-2')" in capsys.readouterr().out
     assert study.records == []
     assert 'mine and resnet: 0 of 2 trainings done' in repr(study)
     assert study.resume(quiet=True) is study
@@ -186,7 +186,7 @@ def test_a_run_is_opened_where_its_model_is_known(options: dict[str, Any], capsy
     assert f'<td>Net</td><td>{result.top1:.2f}</td>' in result._repr_html_()
     image = next(Path(options['data_dir']).rglob('*.png'))
     assert iz.predict(image, result.folder, device='cpu')[0].label in result.per_class
-    with pytest.raises(UserError, match='Grad-CAM needs a feature map, which Net has not'):
+    with pytest.raises(UserError, match='Grad-CAM needs a feature map, and Net has none'):
         iz.predict(image, result.folder, device='cpu', save_figure='seen.png')
     assert iz.export(result.folder, 'torchscript', 'net.pt').difference < 1e-4
     own.NAMED.clear()  # as in another process
@@ -201,15 +201,15 @@ def test_a_run_is_opened_where_its_model_is_known(options: dict[str, Any], capsy
 BAD = [
     (lambda: iz.run({'resnet18': Net}), 'timm has one of this name'),
     (lambda: iz.run([Net, Net]), 'Net: is given twice'),
-    (lambda: iz.run(Net(3)), 'model Net: is made already: give the class'),
+    (lambda: iz.run(Net(3)), 'model Net: is built already: give the class'),
     (lambda: iz.run({'mine': 3}), 'a function or class is needed'),
-    (lambda: iz.run('test_resnet', seed=3), 'seed: not of run: seeds=N'),
+    (lambda: iz.run('test_resnet', seed=3), 'run has no seed: seeds=N'),
     (lambda: iz.run('test_resnet', seeds=0), 'seeds: 0 is not a number of trainings'),
     (lambda: iz.run('test_resnet', vary={'lr': '1,2'}), "vary: lr: '1,2' is not a list"),
     (lambda: iz.run('test_resnet', vary={'act_layer': [nn.SiLU, Net]}), 'is of no file that was imported'),
     (lambda: iz.run(Net, jobs=2), 'jobs=2: Net is of this process'),
     (lambda: iz.study({'runs': {'mine': {'model': Net}}, 'claims': [{'claim': 'x'}]}), 'study: a claim needs metric'),
-    (lambda: iz.study({'runs': {'mine': {'lr': object()}}}), 'study: texts, numbers, lists and mappings are needed'),
+    (lambda: iz.study({'runs': {'mine': {'lr': object()}}}), 'study: only text, numbers, lists and mappings can'),
     (lambda: iz.study('no-such-study'), "no study 'no-such-study'"),
     (lambda: iz.Study.open('nowhere'), 'nowhere/study.yaml'),
 ]
@@ -237,7 +237,7 @@ def test_models_that_a_package_of_the_notebook_registers_are_trained_here(
 
 def test_a_model_must_be_made_anew(options: dict[str, Any]) -> None:
     model = Net(3)
-    with pytest.raises(UserError, match='model mine: is the same each time'):
+    with pytest.raises(UserError, match='model mine: is the same object at each call'):
         run({'mine': lambda num_classes: model}, options)
 
 

@@ -95,10 +95,27 @@ def test_the_heat_lies_where_the_decision_does() -> None:
     found = demo.explain(trained(Corner(), ['dark', 'bright']), pixels)
     assert found.probabilities == pytest.approx({'dark': 0.0, 'bright': 1.0}, abs=1e-6)
     picture = torch.from_numpy(np.array(found.picture)).float()
-    redness = picture[..., 0] - picture[..., 1]
-    assert redness[:20, :20].min() > 100
-    assert redness[32:, 32:].max() == 0
+    assert picture[:20, :20].mean() > 200
+    assert picture[32:, 32:].max() < 5
     assert found.picture.size == (64, 64)
+
+
+def test_the_heat_is_read_on_a_red_photo() -> None:
+    pixels = Image.new('RGB', (64, 64), (40, 0, 0))
+    pixels.paste((255, 0, 0), (0, 0, 24, 24))
+    picture = np.array(demo.explain(trained(Corner(), ['dark', 'bright']), pixels).picture).astype(int)
+    assert picture[10, 10].sum() > 2 * picture[50, 50].sum()
+    assert np.ptp(picture[50, 50]) < 5, 'where it did not look the photo is grey'
+
+
+def test_the_examples_are_of_classes_that_a_model_knows(tmp_path: Path) -> None:
+    names = {'golf ball', 'triangle', 'no such class'}
+    assert [Path(file).stem for file in demo._draw_examples(tmp_path, names)] == ['golf ball', 'triangle']
+    assert [Path(file).stem for file in demo._draw_examples(tmp_path, {'cat'})] == ['golf ball', 'parachute']
+    for file in tmp_path.iterdir():
+        with Image.open(file) as image:
+            assert image.mode == 'RGB'
+            assert min(image.size) >= 200
 
 
 def test_the_probabilities_are_the_models(folders: list[str], image: Path) -> None:
@@ -129,7 +146,7 @@ def test_models_that_have_no_weights_say_what_to_give() -> None:
         load('mbv2_mish_mp2_imagenette')
     with pytest.raises(UserError, match=r'mbv2_mish_imagenet: no run.*mbv2_mish_imagenette'):
         load('mbv2_mish_imagenet')
-    with pytest.raises(UserError, match=r'runs/none: no run.* no such folder'):
+    with pytest.raises(UserError, match=r'runs/none: no run, folder or model'):
         load('runs/none')
 
 
@@ -157,6 +174,14 @@ def test_a_port_that_is_none(folders: list[str], capsys: pytest.CaptureFixture[s
     pytest.importorskip('gradio')
     assert main(['demo', folders[0], '--port', '99999']) == 2
     assert '--port 99999' in capsys.readouterr().err
+
+
+def test_a_host_that_is_none(folders: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip('gradio')
+    for host in ('192.0.2.1', 'no.such.host.invalid', 'é' * 70):
+        assert main(['demo', folders[0], '--host', host]) == 2
+        [line] = capsys.readouterr().err.splitlines()
+        assert line.startswith(f'error: --host {host}: ')
 
 
 def test_a_missing_gradio_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -211,6 +236,7 @@ def page(folders: list[str], ghostscript: Path, tmp_path_factory: pytest.TempPat
             except OSError:
                 time.sleep(0.1)
         yield address
+        assert log.read_text() == f'The page is at {address}. Ctrl-C ends it.\n'
     finally:
         process.terminate()
         process.wait(30)
@@ -223,7 +249,7 @@ def send(page: str, content: bytes, name: str) -> dict[str, Any]:
     with httpx.Client(base_url=page, trust_env=False, timeout=60) as client:
         [path] = client.post('gradio_api/upload', files={'files': (name, content)}).json()
         config = client.get('config').json()
-        [image] = [part['id'] for part in config['components'] if part['props'].get('label') == 'image']
+        [image] = [part['id'] for part in config['components'] if part['props'].get('label') == 'Your image']
         call = next(call for call in config['dependencies'] if [image, 'change'] in map(list, call['targets']))
         choice = next(part for part in config['components'] if part['id'] == call['inputs'][1])
         file = {'path': path, 'orig_name': name, 'meta': {'_type': 'gradio.FileData'}}
@@ -244,14 +270,14 @@ def test_a_postscript_file_that_calls_itself_a_photo(page: str, image: Path, gho
     for name in ('photo.jpg', 'photo.eps'):
         bad = send(page, POSTSCRIPT, name)
         assert not bad['success']
-        said = f'image {name} is not an image that is read (JPEG, PNG, '
+        said = f'image {name} is not an image of a known format (JPEG, PNG, '
         assert bad['output']['error'].startswith(said)
     assert not ghostscript.exists(), ghostscript.read_text()
 
 
 @needs_posix
 def test_nor_does_gradio_open_it_while_the_page_is_served(
-    tmp_path: Path, image: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, image: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     gr = pytest.importorskip('gradio')
     from gradio.data_classes import ImageData
@@ -260,18 +286,25 @@ def test_nor_does_gradio_open_it_while_the_page_is_served(
     monkeypatch.setenv('PATH', path_before(tmp_path))
     monkeypatch.setattr(EpsImagePlugin, 'gs_binary', None)
     (tmp_path / 'photo.jpg').write_bytes(POSTSCRIPT)
-    served = []
+    served: list[object] = []
 
     class Page:
+        local_url = 'http://here/'
+
         def launch(self, **options: object) -> None:
+            assert options['server_name'] == '0.0.0.0'
             upload = gr.Image(type='numpy')
             served.append(upload.preprocess(ImageData(path=str(image))).shape)
             with pytest.raises(UnidentifiedImageError):
                 upload.preprocess(ImageData(path=str(tmp_path / 'photo.jpg')))
 
+        def block_thread(self) -> None:
+            served.append('blocked')
+
     monkeypatch.setattr(demo, 'build', lambda models: Page())
-    demo.serve(['some'])
-    assert served == [(90, 120, 3)]
+    demo.serve(['some'], host='0.0.0.0')
+    assert served == [(90, 120, 3), 'blocked']
+    assert capsys.readouterr().out == 'The page is at http://here/. Ctrl-C ends it.\n'
     assert not started.exists(), started.read_text()
 
 

@@ -188,7 +188,7 @@ def test_a_model_that_no_exporter_takes(
 def test_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     model = str(model_folder(tmp_path / 'm'))
     for words, part in (
-        (['export', model, '--model', 'b'], 'one model is meant'),
+        (['export', model, '--model', 'b'], 'one model is expected'),
         (['export', model, '--to', 'onx'], 'did you mean onnx'),
         (['export', model, '--to', 'torchscript', '--output', str(tmp_path)], 'is a folder'),
         (['export', model, '--to', 'torchscript', '--output', '/nowhere/x.pt'], 'no such folder'),

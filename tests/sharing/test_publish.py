@@ -172,7 +172,7 @@ def test_a_token_is_never_printed(client: Client, hub: Hub, run: Path) -> None:
     hub.broken['POST /api/models/me/small/preupload'] = 'echo'
     assert 'refuses (400): what is Bearer ***?' in one_line(client('publish', str(run), 'me/small'))
     said = client('publish', str(run), 'me/small', token='hf_and\x07bell')  # no HTTP header may have it
-    assert 'the token has letters that none has' in one_line(said)
+    assert 'the token has odd characters' in one_line(said)
     assert 'bell' not in said['out'] + said['err']
 
 
@@ -326,6 +326,13 @@ def test_a_folder_without_its_run_has_a_card_without_numbers(run: Path, tmp_path
     assert 'Nothing is known of its accuracy' in text
 
 
+@pytest.mark.parametrize('more', [{}, {'device_modules': {'my_idea.py': 'abc'}}])
+def test_the_card_says_how_to_install_what_it_needs(more: dict[str, Any]) -> None:
+    config = {'architecture': 'mbv2_mish_imagenette', 'num_classes': 10, 'pretrained_cfg': {}, **more}
+    text = str(model_card(CardFacts('me/small', config, [], 1, None, 'mit', None)))
+    assert 'While imagenette-zoo is not on PyPI, install its wheel or a checkout: `pip install PATH`.' in text
+
+
 def test_the_card_has_the_figures_of_the_report(run: Path, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
     pytest.importorskip('matplotlib')
     assert '](curves.png)' in written(run, tmp_path / 'out')
@@ -468,7 +475,7 @@ def test_an_unfinished_run(copy: Path, capsys: Any) -> None:
         ({'label_names': {'0': 'a', '3': 'b'}}, 'names 2 classes, its classifier has 3'),
         ({'pretrained_cfg': {'label_names': ['a', 'b'], 'input_size': [3, 32, 32]}, 'label_names': None}, 'names 2 cl'),
         ({'pretrained_cfg': {'input_size': ['3', '32', '32']}}, "is for images of '3' channels"),
-        ({'pretrained_cfg': {'input_size': [3, '32', '32']}}, "doesn't tell how images are prepared"),
+        ({'pretrained_cfg': {'input_size': [3, '32', '32']}}, "doesn't say how images are prepared"),
         ({'num_classes': 4, 'label_names': None}, 'another model'),
         ({'model_args': {'channel_multiplier': 0.5}}, 'another model'),
     ],
@@ -486,7 +493,7 @@ def test_a_folder_that_holds_no_model(run: Path, tmp_path: Path, capsys: Any, ch
 
 
 def test_sources_that_are_none(run: Path, tmp_path: Path, capsys: Any) -> None:
-    assert 'no such folder' in refused(capsys, tmp_path / 'missing')
+    assert 'no run, folder or model' in refused(capsys, tmp_path / 'missing')
     assert 'give a run, a model folder or --checkpoint FILE' in refused(capsys, 'mbv2_mish_mp2_imagenette')
     assert 'leave --crop-pct out' in refused(capsys, run, 'me/small', '--crop-pct', '0.9')
 

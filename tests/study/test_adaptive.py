@@ -93,7 +93,7 @@ def test_a_claim_that_no_stage_would_decide_is_left_but_not_by_the_luck_of_few_b
     one, left = next_round(state(dict.fromkeys(MEANS, 5), (near,)), None)
     assert one is None
     assert left[near.name].hours is None
-    assert left[near.name].reason.startswith('20 seeds would not decide it')
+    assert left[near.name].reason.startswith('even 20 seeds would not decide it')
 
 
 def test_failed_seeds_come_on_top_and_a_run_that_fails_again_is_left() -> None:

@@ -126,9 +126,9 @@ def test_the_command_line(recipe: MakeRecipe, folder: Path, tmp_path: Path, caps
 @pytest.mark.parametrize(
     ('words', 'expected'),
     [
-        ([], 'say whose passes'),
-        (['resnet18'], 'give --checkpoint or --pretrained'),
-        (['a', '--model', 'b'], 'one model is meant'),
+        ([], '--model is needed'),
+        (['resnet18'], 'needs --checkpoint or --pretrained'),
+        (['a', '--model', 'b'], 'one model is expected'),
         (['a', '--results-file', 'x.csv'], r'must end in .json'),
         (['resnet18', '--pretrained', '--checkpoint', 'x'], 'give one of them'),
         (['resnet18', '--use-ema'], 'no effect without --checkpoint'),

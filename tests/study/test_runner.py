@@ -128,7 +128,7 @@ def test_a_study_is_run_skipped_continued_and_judged(
     plan = capsys.readouterr().out
     assert 'rate: The larger rate is better.' in plan
     assert '1 claim tested together' in plan
-    assert '3 are the least that decide' in plan
+    assert 'a verdict needs at least 3' in plan
     assert not (place / 'runs').exists(), 'a plan touches nothing'
 
     assert main([*command, '--only', 'slow']) == 0

@@ -449,7 +449,7 @@ def test_an_interrupted_run_of_ones_own_continues_to_the_same_weights(
         ('opt', 'NeedsMore', ['temperature']),
         ('opt', 'RatelessSGD', ['keeps no lr']),
         ('opt', 'NeedsClosure', ['closure']),
-        ('opt', 'Forgetful', ['goes on otherwise', 'self.state[parameter]']),
+        ('opt', 'Forgetful', ['differs after its state_dict', 'self.state[parameter]']),
         ('opt', 'Unsavable', ['its state can not be saved']),
         ('loss', 'HandSGD', ['no class of torch.nn.Module']),
         ('loss', 'TakesArguments', ['made without arguments', 'weight']),
@@ -471,7 +471,7 @@ def test_an_interrupted_run_of_ones_own_continues_to_the_same_weights(
         ('sched', 'HandSGD', ["no class of timm's or torch's schedulers"]),
         ('sched', 'negative', ['gives -3.5 at step 4 of 8']),
         ('sched', 'raising', ['idea_of_training.py:', 'LookupError']),
-        ('sched', 'Stateless', ['goes on otherwise']),
+        ('sched', 'Stateless', ['differs after its state_dict']),
     ],
 )
 def test_bad_ideas_are_one_line(option: str, name: str, parts: list[str]) -> None:
@@ -493,7 +493,7 @@ def test_a_bad_idea_writes_nothing(recipe: MakeRecipe, option: str, name: str) -
 
 
 def test_a_name_that_timm_would_cut_off() -> None:
-    with pytest.raises(UserError, match='timm looks for what comes after _'):
+    with pytest.raises(UserError, match='timm reads only the part after _'):
         trained(opt='hand_sgd')
 
 

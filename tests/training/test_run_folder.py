@@ -170,7 +170,7 @@ def test_the_classifier_of_other_classes_is_new(name: str, head: str) -> None:
     three, five = (timm.create_model(name, num_classes=count) for count in (3, 5))
     before = {key: value.clone() for key, value in five.state_dict().items()}
     line = load_weights(five, three.state_dict(), 'x', new_head=True)
-    assert line == f'x: tells other classes apart: the classifier ({head}) is new, all else is taken'
+    assert line == f'x: has other classes, so the classifier ({head}) starts anew'
     for key, value in five.state_dict().items():
         is_head = key.rpartition('.')[0] in head.split(', ')
         assert torch.equal(value, before[key] if is_head else three.state_dict()[key]), key
@@ -188,7 +188,7 @@ def test_a_run_starts_from_one_of_other_classes(
     start = dict(data_dir=str(other), initial_checkpoint=str(first.folder), experiment='other')
     result = train(recipe(epochs=1, **start))
     assert len(result.per_class) == 5
-    assert 'the classifier (fc) is new, all else is taken' in capsys.readouterr().out
+    assert 'so the classifier (fc) starts anew' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('name', ['x.safetensors', 'x.pth'])

@@ -125,6 +125,8 @@ def carry_out(
         return
     if ray is not None and slot.jobs > 1:
         raise UserError('--ray: --jobs is for one machine: leave it out')
+    if ray is not None and slot.in_process:
+        raise UserError('--ray: --in-process is for one machine: leave it out')
     if ray is not None and extent.budget is not None and not extent.until_decided:
         raise UserError('--ray: --budget works there with --until-decided only: add that, or leave --budget out')
     check_packages()

@@ -161,7 +161,7 @@ def _run_starts(args: argparse.Namespace) -> str:
         if name in flags:
             raise UserError(f'--{name}: not of this command: {instead}')
     recipe, vary = Recipe.load(args.config, **flags), parse_vary(args.vary)
-    study = plan_models(args.models, recipe, args.seeds, vary, args.one_look)
+    study = plan_models(args.models, recipe, args.seeds, vary, args.one_look, args.until_decided)
     return f'run: {study.title}: {_size(len(study.runs), args.seeds)} by recipe {args.config}{LOADING}'
 
 

@@ -61,8 +61,8 @@ def test_the_tree_has_every_file() -> None:
             folder = match[1] + '/'
         elif re.match(r'  \S', line):
             folder = ''
-        if match := re.match(r' +gpu/ ', line):
-            named |= {f'imagenette_zoo/kernels/gpu/{name}' for name in re.findall(r'\w+\.py', line)}
+        if match := re.match(r' +(gpu|at_start)/ ', line):
+            named |= {f'imagenette_zoo/{folder}{match[1]}/{name}' for name in re.findall(r'\w+\.py', line)}
         elif line.startswith('  '):
             named |= {f'imagenette_zoo/{folder}{name}' for name in re.findall(r'\w+\.(?:py|cpp)', line)}
     assert named - {'imagenette_zoo/kernels/cpu.cpp'} == {file for file in FILES if Path(file).name != '__init__.py'}

@@ -14,7 +14,7 @@ from ..errors import UserError
 from ..utils.signals import sigterm_interrupts
 from ..utils.streams import Output, brief_leftovers, complain
 from ..version import __version__
-from . import completion, data, inference, new, runs, sharing, study, train
+from . import completion, data, inference, new, runs, sharing, study, timm_scripts, train
 from .command import Command
 
 __all__ = ['main', 'make_parser', 'train_main', 'validate_main']
@@ -32,6 +32,7 @@ _COMMANDS = (  # as the help lists them
     sharing.PUBLISH,
     sharing.DEMO,
     runs.RUNS,
+    timm_scripts.TIMM,
     new.NEW,
     data.LIST,
     data.DATA,

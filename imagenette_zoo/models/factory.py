@@ -311,6 +311,7 @@ def model_config(
     architecture = saved['architecture']
     if own_function(architecture) is not None:
         saved['model_args'] = model_args  # without timm's own, which it may not take
+    saved.get('model_args', {}).pop('num_classes', None)  # said above; transformers would pass it twice
     if needed := needed_modules(architecture, model_args):
         saved['device_modules'] = needed
     return saved

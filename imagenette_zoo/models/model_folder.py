@@ -274,7 +274,7 @@ def load_folder(folder: Path, **kwargs: Any) -> Any:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The `config.json` of a model folder.
+    """The `config.json` of a model folder; `num_classes` stands in it once.
 
     Raises:
         UserError: It is none, or it would make timm open a file or an address.
@@ -299,6 +299,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             raise ValueError(
                 'a known architecture, num_classes and pretrained_cfg are needed, model_args may name no files'
             )
+    config.get('model_args', {}).pop('num_classes', None)  # which timm 1.0.31 repeats there
     return config
 
 

@@ -20,7 +20,7 @@ from .configs import INPUT_SIZE
 
 __all__ = [
     'NAMED', 'NOTEBOOK', 'as_plain', 'build_own', 'code_of', 'is_of_this_process', 'last_linear', 'name_model',
-    'needed_modules', 'own_function', 'resolved',
+    'needed_modules', 'own_function', 'references', 'resolved',
 ]  # fmt: skip
 
 NAMED: dict[str, Callable[..., Any]] = {}  # models of this process that have no module: a notebook's, by name
@@ -190,15 +190,16 @@ def needed_modules(name: str, args: Mapping[str, Any]) -> dict[str, str]:
     """The user's modules that a model and its arguments are of: file or name, and SHA-256."""
     function = own_function(name)
     modules = [name.partition(':')[0] if is_reference(name) else getattr(function, '__module__', '')]
-    modules += [reference.partition(':')[0] for reference in _references(dict(args))]
+    modules += [reference.partition(':')[0] for reference in references(dict(args))]
     owners = (owner(module) for module in modules)
     return {module.label: module.sha256 for module in owners if module is not None} | _of_this_process(name)
 
 
-def _references(value: Any) -> Iterator[str]:
+def references(value: Any) -> Iterator[str]:
+    """Every `module:attribute` in a value, as the arguments of a model."""
     if isinstance(value, (dict, list, tuple)):
         for item in value.values() if isinstance(value, dict) else value:
-            yield from _references(item)
+            yield from references(item)
     elif is_reference(value):
         yield value
 

@@ -15,11 +15,12 @@ from ..config.groups import OWN_OPTION
 from ..config.recipe import Recipe
 from ..data.constants import FILES_HASH, LABEL_NAMES
 from ..errors import UserError
+from ..models.own import references
 from ..report.page import escape_markdown
 from ..study.records import Record, read_record
 from ..utils.console import duration
 
-__all__ = ['CardFacts', 'Trained', 'model_card', 'read_trained']
+__all__ = ['CardFacts', 'Trained', 'model_card', 'needs_zoo', 'read_trained']
 
 INSTALL = 'While imagenette-zoo is not on PyPI, install its wheel or a checkout: `pip install PATH`.'
 UNTOLD = {*Recipe.may_differ('in a repeat'), 'initial_checkpoint'}  # paths of one machine, or decide nothing
@@ -101,6 +102,11 @@ def read_trained(run: Path, weights: str) -> Trained:
     return Trained(record, epoch, top1, top5, loss, per_class)
 
 
+def needs_zoo(config: Mapping[str, Any]) -> bool:
+    """Whether imagenette-zoo alone can build a model: of its author's code, or with layers by `module:attribute`."""
+    return bool(config.get('device_modules')) or any(references(config.get('model_args')))
+
+
 def model_card(facts: CardFacts) -> ModelCard:
     """The card: metadata in the Hub's form, with the accuracies as its `model-index`, and the text."""
     text = f'---\n{_metadata(facts).to_yaml()}\n---\n\n{_text(facts)}'
@@ -132,7 +138,7 @@ def _metadata(facts: CardFacts) -> ModelCardData:
         library_name='timm',
         license=facts.license,
         pipeline_tag='image-classification',
-        tags=['image-classification', 'timm', 'imagenette-zoo'],
+        tags=['image-classification', 'timm', *([] if needs_zoo(facts.config) else ['transformers']), 'imagenette-zoo'],
         **known,
     )
 
@@ -171,13 +177,14 @@ def _head(facts: CardFacts) -> Iterator[str]:
 
 
 def _usage(facts: CardFacts) -> Iterator[str]:
-    if code := facts.config.get('device_modules'):
-        yield _usage_with_code(facts, code)
+    if needs_zoo(facts.config):
+        yield _usage_with_the_zoo(facts, facts.config.get('device_modules', {}))
         return
     ours = timm.models.model_entrypoint(facts.config['architecture']).__module__.startswith('imagenette_zoo')
     registers = 'import imagenette_zoo  # registers the architecture with timm\n' if ours else ''
     names = facts.config.get('label_names') or facts.config['pretrained_cfg'].get('label_names')
     label = "model.pretrained_cfg['label_names'][index]" if isinstance(names, list) else 'index.item()'
+    repo, _, revision = facts.repo_id.partition('@')
     needs = f'Needs timm and imagenette-zoo. {INSTALL}\n\n' if ours else ''
     yield f"""## Use
 
@@ -196,23 +203,42 @@ probability, index = logits.softmax(1)[0].max(0)
 print({label}, f'{{probability:.1%}}')
 ```
 
-`num_classes=N` gives it a new head to train, `features_only=True` makes a backbone of it."""
+`num_classes=N` gives it a new head to train, `features_only=True` makes a backbone of it.
+
+With transformers ≥ 5:
+
+```python
+{registers}from transformers import pipeline
+
+classify = pipeline('image-classification', model={repo!r}{f', revision={revision!r}' if revision else ''})
+print(classify('image.jpg'))
+```
+
+`AutoModelForImageClassification` and `AutoImageProcessor` load it, too. Images are prepared as above.
+`imagenette-zoo predict` differs for 16-bit images only: it scales them, while here what is above 255 becomes white."""
 
 
-def _usage_with_code(facts: CardFacts, code: Mapping[str, str]) -> str:
-    """How a model is used that needs code of its author's: files that are in the repository, packages that are not."""
+def _usage_with_the_zoo(facts: CardFacts, code: Mapping[str, str]) -> str:
+    """How a model is used that imagenette-zoo alone can build. Of the author's code files are in the repository,
+    packages are not."""
     repo, _, revision = facts.repo_id.partition('@')
     folder = repo.rpartition('/')[2]
-    shown = ', '.join(f'`{name}` (SHA-256 {sha256})' for name, sha256 in code.items())
-    modules = ' '.join(f'{folder}/{name}' if name.endswith('.py') else name for name in code)
+    needs, flags = f'Needs imagenette-zoo. {INSTALL}', ''
+    if code:
+        shown = ', '.join(f'`{name}` (SHA-256 {sha256})' for name, sha256 in code.items())
+        needs = (
+            f'Needs imagenette-zoo and code of the author: {shown}. A file is in this repository, a package is to be '
+            f'installed. Read the code before you run it. {INSTALL}'
+        )
+        modules = ' '.join(f'{folder}/{name}' if name.endswith('.py') else name for name in code)
+        flags = f' --device-modules {modules}'
     return f"""## Use
 
-Needs imagenette-zoo and code of the author: {shown}. A file is in this repository, a package is to be installed. Read
-the code before you run it. {INSTALL}
+{needs}
 
 ```bash
 hf download {repo} {f'--revision {revision} ' if revision else ''}--local-dir {folder}
-imagenette-zoo predict image.jpg --model {folder} --device-modules {modules}
+imagenette-zoo predict image.jpg --model {folder}{flags}
 ```"""
 
 

@@ -32,11 +32,11 @@ from ..report.drawing import MOST_CELLS, Picture
 from ..report.page import report_numbers
 from ..training.run_folder import RunFolder
 from ..utils.console import Console
-from ..utils.files import write_atomic
+from ..utils.files import write_atomic, write_json
 from ..utils.modules import import_modules, imported_modules
 from ..utils.process import restore_process
 from ..version import __version__
-from .card import CardFacts, Trained, model_card, read_trained
+from .card import CardFacts, Trained, model_card, needs_zoo, read_trained
 
 __all__ = ['PublishOptions', 'publish', 'write_folder']
 
@@ -120,8 +120,8 @@ def publish(
     with _one_line(repo_id, str(token), console):
         news = _send(output, files, repo_id, options, str(token))
     console.line(f'{"published" if news else "nothing to do, all of it is there already"}: {where}')
-    if any(name.endswith('.py') for name in files):
-        console.line('its card says how to use it, with the code that it needs')
+    if needs_zoo(read_config(output)):
+        console.line('its card says how to use it')
     else:
         console.line(f'timm.create_model("hf-hub:{_named(repo_id, options)}", pretrained=True)')
     return output
@@ -199,6 +199,7 @@ def write_folder(
     names = config.get('label_names') or model.pretrained_cfg.get('label_names')
     labels = listed_names(names, config['num_classes'], str(folder))
     link_model_folder(folder, output)
+    write_json(output / 'config.json', config)  # an older one is not as transformers takes it
     code = _write_code(folder, config, output)
     pictures = _pictures(trained, console) if trained is not None else []
     for picture in pictures:

@@ -157,7 +157,7 @@ def test_the_demo_takes_every_kind_of_name(
         monkeypatch.setattr('huggingface_hub.constants.HF_HUB_CACHE', str(home / 'hub'))
         monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
     name = KINDS[kind].format(run=run, folder=elsewhere)
-    monkeypatch.setattr(demo, 'serve', lambda names, port, **options: demo.build(names, **options))
+    monkeypatch.setattr(demo, 'serve', lambda names, port, host, **options: demo.build(names, **options))
     name, *words = name.split()
     assert main(['demo', name, *words]) == 0
     assert models[name].class_names == list(IMAGENETTE.values())

@@ -13,9 +13,11 @@ import yaml
 from huggingface_hub import ModelCard
 
 from imagenette_zoo.cli.main import main
+from imagenette_zoo.config.groups import InputOptions
 from imagenette_zoo.config.recipe import Recipe
 from imagenette_zoo.data.constants import FILES_HASH, LABEL_NAMES
-from imagenette_zoo.models.model_folder import load_folder
+from imagenette_zoo.models.factory import build_model, input_config, model_config
+from imagenette_zoo.models.model_folder import load_folder, save_model_folder
 from imagenette_zoo.sharing import publish as module
 from imagenette_zoo.sharing.card import CardFacts, model_card, read_trained
 from imagenette_zoo.training.trainer import train
@@ -377,6 +379,44 @@ def test_code_that_a_model_needs_is_published_with_it(
     forget_modules()
     assert main(command[:-2]) == 2
     assert "this model needs the code in 'my_idea.py'" in capsys.readouterr().err
+
+
+def test_layers_by_name_need_imagenette_zoo_as_the_card_says(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """timm and transformers know no `module:attribute`."""
+    layers = {'aa_layer': 'imagenette_zoo.layers:MaxBlurPool2d'}
+    model = build_model('resnet10t', num_classes=3, **layers)
+    config = model_config(model, input_config(InputOptions(img_size=32), model), ['a', 'b', 'c'], layers)
+    save_model_folder(tmp_path / 'model', config, model.state_dict())
+    text = written(tmp_path / 'model', tmp_path / 'small')
+    assert 'import timm' not in text
+    assert 'transformers' not in text
+    [use] = re.findall('^imagenette-zoo (.*)$', text, re.MULTILINE)
+    monkeypatch.chdir(tmp_path)
+    assert main(use.replace('image.jpg', str(next((folder / 'val' / 'class1').iterdir()))).split()) == 0
+    assert capsys.readouterr().out
+
+
+def test_an_older_folder_is_published_as_transformers_takes_it(copy: Path, tmp_path: Path) -> None:
+    config = json.loads((copy / 'last' / 'config.json').read_text())
+    old = {**config, 'model_args': {**config['model_args'], 'num_classes': 3}}
+    (copy / 'last' / 'config.json').write_text(json.dumps(old))
+    written(copy, tmp_path / 'out')
+    assert json.loads((tmp_path / 'out' / 'config.json').read_text()) == config
+    assert json.loads((copy / 'last' / 'config.json').read_text()) == old
+
+
+@pytest.mark.slow
+def test_the_example_for_transformers_in_the_card_runs(run: Path, tmp_path: Path, folder: Path) -> None:
+    pytest.importorskip('transformers', '5')
+    text = written(run, tmp_path / 'out')
+    code = re.findall(r'```python\n(.*?)```', text, re.DOTALL)[1]
+    for name, path in (('image.jpg', next((folder / 'val' / 'class1').iterdir())), ('me/small', tmp_path / 'out')):
+        code = code.replace(repr(name), repr(str(path)))
+    said: list[Any] = []
+    exec(code, {'print': said.extend})
+    assert {each['label'] for each in said} == {'class0', 'class1', 'class2'}
 
 
 def test_names_in_a_card_are_no_markup(run: Path) -> None:

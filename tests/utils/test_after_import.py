@@ -33,6 +33,21 @@ def test_it_happens_once_after_the_import_and_at_once_where_it_is_imported(
         sys.meta_path[:] = finders
 
 
+def test_several_wait_for_one_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / 'awaited.py').touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    finders, called = [*sys.meta_path], []
+    try:
+        for name in ('first', 'second', 'third'):
+            after_import('awaited', lambda name=name: called.append(name))
+        importlib.import_module('awaited')
+        assert called == ['first', 'second', 'third']
+        assert sys.meta_path == finders
+    finally:
+        sys.modules.pop('awaited', None)
+        sys.meta_path[:] = finders
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     'imports', ['timm, imagenette_zoo', 'imagenette_zoo, timm', 'imagenette_zoo, timm.data', 'imagenette_zoo.models']

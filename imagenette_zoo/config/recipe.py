@@ -61,7 +61,7 @@ class ScheduleLengthOptions(Options):
     )
     grad_accum_steps: int = option(1, 'batches whose gradients one step adds up', low=1)
     label_noise: int = option(
-        0, "percentage of noisy training labels, from the data set's official noisy_imagenette.csv: 0, 1, 5, 25, 50"
+        0, "percentage of noisy training labels, from the data set's official noisy_….csv: 0, 1, 5, 25, 50"
     )
 
     def check(self) -> None:

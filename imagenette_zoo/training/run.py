@@ -14,7 +14,7 @@ import torch
 from ..config.fields import Where
 from ..config.recipe import Recipe
 from ..data import pipeline
-from ..data.folders import ImageSet, passed_over_line
+from ..data.folders import ImageSet, passed_over_line, unlabelled_line
 from ..data.pipeline import Data
 from ..errors import UserError, first_line
 from ..models import factory
@@ -127,7 +127,8 @@ def prepare(recipe: Recipe, folder: RunFolder, state: bytes | None, world: World
         check_resumable(recipe, folder)
     if shared := len(set(train_images.paths) & set(val_images.paths)):
         console.line(f'note: {shared:,} of the {len(val_images):,} validation images are training images, too')
-    for line in dict.fromkeys(map(passed_over_line, (train_images, val_images))):
+    left_out = (passed_over_line(train_images), passed_over_line(val_images), unlabelled_line(train_images.root))
+    for line in dict.fromkeys(left_out):
         if line:
             console.line(f'note: {line}')
     seed_everything(recipe.seed, 'model')

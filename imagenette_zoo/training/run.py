@@ -27,12 +27,13 @@ from ..utils.files import file_stem, unused
 from ..utils.seeding import seed_everything
 from .compilation import resolve
 from .learner import Learner
+from .loss import class_weights
 from .meter import Position
 from .run_folder import RunFolder, resumed_run
 from .tracking import check_trackers
 from .trial import try_own
 
-__all__ = ['Run', 'prepare', 'open_folder', 'check_resumable', 'make_model']
+__all__ = ['Run', 'as_retried', 'prepare', 'open_folder', 'check_resumable', 'make_model']
 
 NUMBERS = ('train_loss', 'lr', 'train_images', 'train_seconds', 'seconds', 'peak_memory_mib')  # in an epoch's row
 
@@ -144,7 +145,8 @@ def prepare(recipe: Recipe, folder: RunFolder, state: bytes | None, world: World
         factory.probe(model, recipe.model, shape)
     own = resolve(recipe, model, len(train_images), world.device, console)
     updates = -(-len(data.train_batches) // recipe.grad_accum_steps)
-    learner = Learner(own, model, world, updates, console.line)
+    weights = class_weights(recipe, train_images.targets, len(train_images.classes))
+    learner = Learner(own, model, world, updates, console.line, weights)
     try_own(learner, data.train_batches.size, shapes or [config['input_size']])
     if own.torchcompile:
         _compile(recipe, learner, config, console)
@@ -201,7 +203,7 @@ def open_folder(recipe: Recipe) -> tuple[RunFolder, bytes | None, bool]:
         return folder, None, False
     folder.lock()
     try:
-        longer = check_resumable(recipe, folder)
+        longer = check_resumable(as_retried(recipe, folder), folder)
         state = folder.read_state()
         if longer and folder.finished and state is None:
             raise UserError(f'{folder["state.pt"]}: is not there; {_way_on(recipe, folder)}')
@@ -209,6 +211,14 @@ def open_folder(recipe: Recipe) -> tuple[RunFolder, bytes | None, bool]:
     except UserError:
         folder.unlock()
         raise
+
+
+def as_retried(recipe: Recipe, folder: RunFolder) -> Recipe:
+    """The recipe with the smaller batch that `--retry` has left the run with that it continues."""
+    if not (recipe.retry and recipe.resume and folder.started):
+        return recipe
+    then = folder.recipe()
+    return recipe.retried(then.batch_size, then.grad_accum_steps)
 
 
 def check_alike(recipe: Recipe, first: Mapping[str, Any]) -> None:

@@ -203,7 +203,7 @@ def open_folder(recipe: Recipe) -> tuple[RunFolder, bytes | None, bool]:
         return folder, None, False
     folder.lock()
     try:
-        longer = check_resumable(as_retried(recipe, folder), folder)
+        longer = check_resumable(recipe, folder)
         state = folder.read_state()
         if longer and folder.finished and state is None:
             raise UserError(f'{folder["state.pt"]}: is not there; {_way_on(recipe, folder)}')
@@ -246,6 +246,7 @@ def check_resumable(recipe: Recipe, folder: RunFolder) -> bool:
         UserError: It can't: it is finished, or it was started with other options.
     """
     started = folder.recipe()
+    recipe = recipe.retried(started.batch_size, started.grad_accum_steps)
     if recipe.resume != 'auto' and recipe.experiment not in (None, folder.path.name, started.experiment):
         raise UserError(
             f'--resume continues {folder.path} in its own folder: leave --experiment {recipe.experiment} out, or start '

@@ -27,6 +27,8 @@ from imagenette_zoo.data.pipeline import load_images
 from imagenette_zoo.errors import UserError
 from imagenette_zoo.models import factory
 from imagenette_zoo.models.model_folder import load_folder, save_model_folder
+from imagenette_zoo.study.plan import Trial
+from imagenette_zoo.study.records import check_recipe
 from imagenette_zoo.training import learner, trainer
 from imagenette_zoo.training.learner import learning_rate
 from imagenette_zoo.training.loss import class_weights, loss_function
@@ -981,6 +983,9 @@ def test_full_memory_is_tried_again_with_a_smaller_batch(
     (result.folder / 'result.json').unlink()
     again = {**options, 'experiment': result.folder.name, 'resume': 'auto'}
     assert train(recipe(**again), quiet=True).recipe['batch_size'] == 2, 'the command of the run continues it'
+    check_recipe(result, Trial('run', recipe(**options), 42))
+    with pytest.raises(UserError, match='was trained with batch_size 2, the study says 8'):
+        check_recipe(result, Trial('run', recipe(**{**options, 'retry': False}), 42))
     with pytest.raises(UserError, match='was started with batch_size 2, not 8'):
         train(recipe(**{**again, 'retry': False}), quiet=True)
 

@@ -2,11 +2,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: bench bench-gpu demo docs figures test test-long clean
+.PHONY: bench bench-gpu demo docs figures harvest-gpu test test-long clean
 
 demo: $(VENV)/.installed
 	$(BIN)/imagenette-zoo run mbv2_imagenette mbv2_mish_imagenette -c demo --dataset synthette --epochs 5 --seeds 3 \
-	    --one-look --experiment demo
+	    --one-look --in-process --experiment demo
 	@echo
 	@echo 'The demo trained two MobileNetV2s, with ReLU6 and with Mish, from random weights on ten classes of drawn shapes and'
 	@echo 'textures, three seeds each. Open runs/demo/report/report.html. A second "make demo" finds all of it done.'
@@ -25,9 +25,8 @@ docs: $(VENV)/.installed
 	$(BIN)/pip install --quiet --editable '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
-# docs/claims.md and the pictures of README and docs/studies.md, from the committed trainings.
+# The pages of the committed studies, as docs/claims.md, and the pictures of README and docs/studies.md.
 figures: $(VENV)/.installed
-	$(BIN)/imagenette-zoo report docs/results/claims-cpu --output docs/claims --markdown docs/claims.md --no-images
 	$(BIN)/python tools/figures.py
 
 # As in: make bench DATA=DIR TIMM=CHECKOUT
@@ -41,6 +40,13 @@ bench-gpu: $(VENV)/.installed
 	$(BENCH_GPU) --only machine decode pipeline loop recorded fused --images 0 --steps 50 $(ARGS)
 	$(BENCH_GPU) --only accuracy --recipe hparams/seresnet18d_90.yaml --target 90 --order ours --seeds 1 --first-seed 42 $(ARGS)
 	$(BENCH_GPU) --only train validate --timm-dir $(TIMM) --rounds 1 --images 4800 $(ARGS)
+
+# A GPU for a quarter of an hour, as in: make harvest-gpu DATA=DIR BUDGET=12m OUT=DIR; FROM=ARCHIVE goes on elsewhere.
+BUDGET ?= 12m
+OUT ?= runs
+harvest-gpu: $(VENV)/.dev
+	$(BIN)/python tools/harvest_gpu.py --data-dir $(DATA) --budget $(BUDGET) --output $(OUT) \
+	    $(if $(FROM),--archive $(FROM)) $(if $(TIMM),--timm-dir $(TIMM)) $(ARGS)
 
 $(VENV)/.installed: setup.cfg pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -1,4 +1,6 @@
-"""The picture of README, and the figure of docs/studies.md: one claim of the committed trainings, look by look.
+"""The pages of the committed studies, and the pictures of README and docs/studies.md.
+
+That of docs/studies.md shows one claim of the committed trainings, look by look.
 
 README's has the verdicts of docs/claims.md, and beside them heat maps of weights in the package on drawn images.
 
@@ -17,6 +19,7 @@ from imagenette_zoo.data.drawings import DRAWINGS
 from imagenette_zoo.inference.loading import load_trained
 from imagenette_zoo.inference.predict import Prediction, look_at, under_heat
 from imagenette_zoo.report.drawing import draw_picture
+from imagenette_zoo.report.studies import report_on
 from imagenette_zoo.study.comparisons import Looks
 from imagenette_zoo.study.decisions import Test, run_tests
 from imagenette_zoo.study.plan import read_study
@@ -25,25 +28,34 @@ from imagenette_zoo.study.statistics import LEVEL, Means
 from imagenette_zoo.utils.files import write_atomic
 
 DOCS = Path(__file__).parents[1] / 'docs'
+PAGES = {'claims-cpu': 'claims'}  # whose page has another name than its results
 CLAIM, COMPARISON = 'C5', 1
 MODEL = 'mbv2_mish_maxblur_imagenette'
 DPI, TEXT, COLUMN = 150, 7.5, 2.1  # inches: of the verdicts without what is compared in numbers, and of the heat maps
 
 
 def main() -> None:
+    for file in sorted((DOCS / 'results').glob('*/study.yaml')):
+        write_page(DOCS, file.parent.name)
     write_atomic(DOCS / 'front.png', front())
     write_atomic(DOCS / 'studies.svg', studies())
 
 
+def write_page(docs: Path, name: str) -> None:
+    """The page of a study from its results: `docs/PAGE.md`, and `docs/PAGE/` with its figures."""
+    page = docs / PAGES.get(name, name)
+    report_on([str(docs / 'results' / name)], str(page), images=False, markdown=f'{page}.md')
+
+
 def front() -> bytes:
     """The verdicts of docs/claims.md beside heat maps."""
-    verdicts = Image.open(DOCS / 'claims' / 'figures' / 'verdicts.png').convert('RGB')
+    verdicts = Image.open(DOCS / 'claims' / 'figures' / 'verdicts.png', formats=['PNG']).convert('RGB')
     trained = load_trained(MODEL, UseOptions(model=MODEL), torch.device('cpu'))
     pixels = torch.stack([torch.from_numpy(trained.pixels(draw())) for draw in DRAWINGS.values()])
     predictions = look_at(trained, pixels, heat_maps=True)
     height = verdicts.height / DPI
     column = draw_picture('front', 'Heat maps', height, lambda figure: _draw_heat_maps(figure, predictions), COLUMN)
-    beside = Image.open(io.BytesIO(column.png)).convert('RGB')
+    beside = Image.open(io.BytesIO(column.png), formats=['PNG']).convert('RGB')
     picture = Image.new('RGB', (int(TEXT * DPI) + beside.width, verdicts.height))
     picture.paste(verdicts, (0, 0))
     picture.paste(beside, (int(TEXT * DPI), 0))

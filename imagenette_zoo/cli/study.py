@@ -43,6 +43,12 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
     """The arguments that `study` and `run` have in common."""
     parser.add_argument('--jobs', type=positive, default=1, metavar='N', help='trainings at the same time (default: 1)')
     parser.add_argument(
+        '--in-process',
+        action='store_true',
+        help='train one after the other in a process (--jobs: in N of them), which starts once; the results are the '
+        'same; with code of your own each training has a process, as without it',
+    )
+    parser.add_argument(
         '--until-decided',
         action='store_true',
         help='train with as many seeds as the claims need (run: each pair), those first that are cheapest to decide',
@@ -115,7 +121,7 @@ def _study(args: argparse.Namespace) -> int:
     from ..report.studies import run_study_file
     from ..study.process import Slot
 
-    slot = Slot(Path(args.output, Path(args.study).stem), args.data_dir, args.device, args.jobs)
+    slot = Slot(Path(args.output, Path(args.study).stem), args.data_dir, args.device, args.jobs, args.in_process)
     modules = given_flags(args, CodeOptions).get('device_modules', ())
     run_study_file(args.study, slot, modules=modules, **_plan(args))
     return 0
@@ -155,7 +161,7 @@ def _run_starts(args: argparse.Namespace) -> str:
         if name in flags:
             raise UserError(f'--{name}: not of this command: {instead}')
     recipe, vary = Recipe.load(args.config, **flags), parse_vary(args.vary)
-    study = plan_models(args.models, recipe, args.seeds, vary, args.one_look)
+    study = plan_models(args.models, recipe, args.seeds, vary, args.one_look, args.until_decided)
     return f'run: {study.title}: {_size(len(study.runs), args.seeds)} by recipe {args.config}{LOADING}'
 
 
@@ -168,7 +174,7 @@ def _run(args: argparse.Namespace) -> int:
     vary = parse_vary(args.vary)
     name = flags.get('experiment') or default_name(args.models, vary)
     recipe = Recipe.load(args.config, **flags).varied(experiment=None)
-    slot = Slot(Path(recipe.output, name), recipe.data_dir, flags.get('device'), args.jobs)
+    slot = Slot(Path(recipe.output, name), recipe.data_dir, flags.get('device'), args.jobs, args.in_process)
     run_models(args.models, recipe, args.seeds, slot, vary=vary, one_look=args.one_look, **_plan(args))
     return 0
 

@@ -28,7 +28,7 @@ from ..utils.files import cache_dir, whole_folder
 from .constants import FAMILY
 from .folders import holds_splits
 
-__all__ = ['ARCHIVE_SUFFIXES', 'fetch', 'unpacked']
+__all__ = ['ARCHIVE_SUFFIXES', 'extract', 'fetch', 'unpacked']
 
 ARCHIVE_SUFFIXES = ('.tgz', '.tar.gz', '.tar', '.zip')
 # What an archive may unpack to. Photos don't get smaller by packing; flat drawings do.
@@ -105,7 +105,7 @@ def unpacked(archive: Path, check: Callable[[Path], object]) -> Path:
     target = cache_dir() / f'archive-{md5}'
     if not os.path.isdir(target):
         with whole_folder(target) as folder:
-            _extract(archive, folder)
+            extract(archive, folder)
             check(folder)
     return target
 
@@ -118,8 +118,12 @@ def _md5(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _extract(archive: Path, folder: Path) -> None:
-    """Write an archive's plain files and folders below `folder`; refuse everything else, and more than is plausible."""
+def extract(archive: Path, folder: Path) -> None:
+    """Writes an archive's plain files and folders below `folder`.
+
+    Raises:
+        UserError: It is damaged, holds anything else, or more than is plausible; what was written stays.
+    """
     allowance = _Allowance(archive, shutil.disk_usage(folder).free)
     try:
         if archive.name.lower().endswith('.zip'):

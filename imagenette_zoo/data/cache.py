@@ -162,6 +162,9 @@ def _digest_row(path: Path) -> np.ndarray:
     return np.frombuffer(hashlib.blake2b(data, digest_size=DIGEST).digest(), np.uint8)
 
 
+# The state of the rows that this process has read whole, by folder: the next training need not do so again.
+_checked: dict[Path, tuple[Any, ...]] = {}
+
 # Makes the rows of some files, in order, in so many threads.
 Make = Callable[[Sequence[Path], int], Iterable[np.ndarray]]
 
@@ -233,8 +236,11 @@ def _open(folder: Path) -> np.ndarray | None:
                 return None
             meta = parse_json(described.read().decode())
             shape, dtype = tuple(meta['shape']), np.dtype(meta['dtype'])
-            if status.st_size != math.prod(shape) * dtype.itemsize or _checksum(file) != meta['checksum']:
+            now = status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, meta['checksum']
+            whole = status.st_size == math.prod(shape) * dtype.itemsize
+            if not whole or (_checked.get(folder) != now and _checksum(file) != meta['checksum']):
                 return None
+            _checked[folder] = now
             return np.memmap(file, dtype, 'c', shape=shape)  # 'c': private, so that torch may take it for writable
     except (OSError, ValueError, KeyError, TypeError):
         return None

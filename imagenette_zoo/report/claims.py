@@ -11,7 +11,7 @@ from ..study.decisions import Verdict, judge
 from ..study.metrics import metric_of
 from ..study.plan import Study
 from ..study.records import Record, samples_of
-from ..study.sentences import amount, what_is_so
+from ..study.sentences import amount, look, what_is_so
 from ..study.statistics import LEVEL
 from ..utils.console import counted
 from .drawing import Numbers
@@ -61,6 +61,7 @@ def _claim(verdict: Verdict) -> dict[str, Any]:
         'practical': claim.equal_within,
         'verdict': verdict.verdict,
         'what_is_so': what,
+        'look': look(verdict),
         'what_would_decide': more,
         'p': verdict.p,
         'p_adjusted': verdict.p_adjusted,
@@ -71,13 +72,17 @@ def _claim(verdict: Verdict) -> dict[str, Any]:
 
 
 def _finding(finding: Finding) -> dict[str, Any]:
-    rest = ('low', 'high', 'p', 'holds', 'blocks', 'stage', 'counts', 'more_seeds', 'note')
+    """A comparison as it is spoken of; `at_most` where the ratio is expected to be below its bound."""
+    rest = ('low', 'high', 'of_all', 'p', 'blocks', 'stage', 'counts', 'more_seeds', 'note')
+    told = finding.told
     return {
-        **asdict(finding.comparison),
-        'larger_mean': interval_numbers(finding.larger) if finding.larger else None,
-        'smaller_mean': interval_numbers(finding.smaller) if finding.smaller else None,
-        'effect': finding.estimate,
-        **{name: getattr(finding, name) for name in rest},
+        **asdict(told.comparison),
+        'at_most': finding.comparison.at_most,
+        'holds': finding.holds,
+        'larger_mean': interval_numbers(told.larger) if told.larger else None,
+        'smaller_mean': interval_numbers(told.smaller) if told.smaller else None,
+        'effect': told.estimate,
+        **{name: getattr(told, name) for name in rest},
     }
 
 
@@ -114,11 +119,13 @@ def _describe(claim: Numbers, drawn: Sequence[Bar]) -> dict[str, Any]:
     facts = [
         ('metric', metric_of(metric).meaning),
         ('p after Holm', 'counted, not estimated' if exact else _p(claim['p_adjusted'])),
+        ('undecided' if claim['verdict'] == UNDECIDED else 'decided', claim['look'] and f'after {claim["look"]}'),
         ('what would decide it', claim['what_would_decide']),
         ('note', claim['note']),
     ]
     return {
-        **{name: claim[name] for name in ('verdict', 'what_is_so', 'what_would_decide', 'note')},
+        **{name: claim[name] for name in ('verdict', 'what_is_so', 'note')},
+        'aside': '; '.join(filter(None, [claim['look'] and f'after {claim["look"]}', claim['what_would_decide']])),
         'title': '' if _is_pair(claim) else f'{claim["name"]}: {claim["sentence"]}',
         'symbol': SYMBOLS[claim['verdict']],
         'bars': drawn,
@@ -132,18 +139,21 @@ def _p(p: float) -> str:
 
 
 def _describe_finding(finding: Numbers, metric: str) -> list[tuple[str, str]]:
+    known, what = metric_of(metric), 'ratio' if finding['ratio'] else 'difference'
     lines = [('expected', _expected(finding, metric))]
     for which in ('larger', 'smaller'):
         stat = finding[f'{which}_mean']
         if stat is None:
-            lines.append((finding[which], 'nothing is known'))
+            lines.append((finding[which], 'never reached' if finding['counts'] else 'nothing is known'))
         else:
-            lines.append(
-                (finding[which], f'{mean_text(stat, metric)}{metric_of(metric).unit}, {counted(stat["count"], "seed")}')
-            )
+            count = counted(stat['count'], 'block' if known.by_steps else 'seed')
+            lines.append((finding[which], f'{mean_text(stat, metric)}{known.unit}, {count}'))
     if finding['effect'] is not None:
         effect = effect_text(finding['effect'], metric, finding['ratio'])
-        lines.append(('ratio' if finding['ratio'] else 'difference', f'{effect}{interval_text(finding, metric)}'))
+        lines.append((what, f'{effect}{interval_text(finding, metric)}'))
+        of_all = '' if finding['of_all'] is None else effect_text(finding['of_all'], metric, finding['ratio'])
+        if of_all not in ('', effect):
+            lines.append((f'{what} of all {finding["blocks"]} seeds', of_all))
     if finding['stage'] is not None:
         lines.append(
             ('p', f'{_p(finding["p"])}, the difference {"as expected" if finding["holds"] else "the other way"}')
@@ -156,7 +166,7 @@ def _describe_finding(finding: Numbers, metric: str) -> list[tuple[str, str]]:
 def _expected(finding: Numbers, metric: str) -> str:
     larger, smaller, bound = finding['larger'], finding['smaller'], finding['bound']
     if finding['ratio']:
-        return f'{larger} > {bound:g} × {smaller}'
+        return f'{larger} {"≤" if finding["at_most"] else ">"} {bound:g} × {smaller}'
     by = amount(abs(bound), metric_of(metric))
     if bound < 0:
         return f'{larger} ≥ {smaller}, or below it by less than {by}'

@@ -17,7 +17,7 @@ from typing import Any
 
 from ..study.metrics import metric_of
 from .drawing import INK, Numbers, Picture, draw_picture
-from .section import effect_text, interval_text, signed
+from .section import effect_text, interval_text
 
 __all__ = ['Bar', 'bars', 'forest_picture', 'legend_words', 'sides']
 
@@ -81,8 +81,9 @@ def _unit(claim: Numbers) -> tuple[str, bool]:
 
 
 def _distance(finding: Numbers, value: float) -> float:
-    """From the bound, of logarithms for a ratio."""
-    return math.log(value / finding['bound']) if finding['ratio'] else value - finding['bound']
+    """From the bound, of logarithms for a ratio, upwards where that was claimed."""
+    side = -1 if finding['at_most'] else 1
+    return side * (math.log(value / finding['bound']) if finding['ratio'] else value - finding['bound'])
 
 
 def _reach(claims: Sequence[Numbers]) -> float:
@@ -112,12 +113,13 @@ def _bar(claim: Numbers, finding: Numbers, reach: float) -> Bar:
     if finding['counts'] and not known:
         more, fewer = finding['counts']
         step = min(0.1, 0.95 / max(more, fewer, 1))
-        rings = tuple(step * place for place in (*range(-fewer, 0), *range(1, more + 1)))
-        effect = f'larger in {more} of {finding["blocks"]} blocks'
+        left, right = (more, fewer) if finding['at_most'] else (fewer, more)
+        rings = tuple(step * place for place in (*range(-left, 0), *range(1, right + 1)))
+        effect = f'larger in {more} of {finding["blocks"]} blocks' if more or fewer else 'neither first'
     drawn = known and (finding['low'] is not None or finding['high'] is not None)
     low, high = (
         sign * math.inf if finding[end] is None else _distance(finding, finding[end]) / reach
-        for sign, end in ((-1, 'low'), (1, 'high'))
+        for sign, end in zip((-1, 1), ('high', 'low') if finding['at_most'] else ('low', 'high'), strict=True)
     )
     meaning = f'{label}: {effect or "nothing is known"}{interval_text(finding, metric) if drawn else ""}'
     no_effect = 1.0 if ratio else 0.0
@@ -141,10 +143,12 @@ def _bar(claim: Numbers, finding: Numbers, reach: float) -> Bar:
 def _ticks(metric: str, finding: Numbers, reach: float) -> tuple[str, str, str]:
     known, bound = metric_of(metric), finding['bound']
     if finding['ratio']:
-        left, middle, right = (f'{bound * math.exp(side * reach):.3g}' for side in (-1, 0, 1))
+        ends = (1, 0, -1) if finding['at_most'] else (-1, 0, 1)
+        left, middle, right = (f'{bound * math.exp(side * reach):.3g}' for side in ends)
         return left, middle, f'{right} times'
     left, middle, right = (
-        signed(f'{(bound + side * reach) / known.scale:+.3g}' if bound + side * reach else '0') for side in (-1, 0, 1)
+        f'{(bound + side * reach) / known.scale:+.3g}'.replace('-', '−') if bound + side * reach else '0'
+        for side in (-1, 0, 1)
     )
     return left, middle, f'{right}{known.difference}'
 
@@ -208,13 +212,13 @@ class _Row:
         self.weight, most = ('normal', 60) if claim['verdict'] == 'undecided' else ('bold', 54)
         self.what_is_so = textwrap.wrap(re.sub(r'\(\S+ to \S+\)', _unbroken, claim['what_is_so']), most)
         self.title = [textwrap.shorten(claim['title'], 70, placeholder=' …')] * bool(claim['title'])
-        self.remedy = textwrap.wrap(claim['what_would_decide'], 18)
+        self.aside = textwrap.wrap(claim['aside'], 18)
         self.labels = []
         for bar in claim['bars']:
             effect = re.sub('.*', _unbroken, bar.effect)
             self.labels.append(textwrap.wrap(f'{bar.label} {effect}', 36, break_on_hyphens=False))
         self.lanes = [max(BAR, LINE * len(lines)) for lines in self.labels]
-        texts = max(len(self.what_is_so) + len(self.title), 1 + len(self.remedy))
+        texts = max(len(self.what_is_so) + len(self.title), 1 + len(self.aside))
         self.height = max(LINE * texts, sum(self.lanes), sum(self.lanes[:-1]) + BAR + 0.15) + 0.1
 
     def draw(self, axis: Any, top: float) -> None:
@@ -225,7 +229,7 @@ class _Row:
                 axis.text(x, y + LINE * (number + 0.75), text, fontsize=size, **style)
 
         write(0.05, top, [f'{claim["symbol"]} {claim["verdict"]}'], 9, color=colour, weight='bold')
-        write(0.05, top + LINE, self.remedy, 7.5, alpha=0.75)
+        write(0.05, top + LINE, self.aside, 7.5, alpha=0.75)
         write(TEXT, top, self.what_is_so, 9, weight=self.weight)
         write(TEXT, top + LINE * len(self.what_is_so), self.title, 8, alpha=0.75)
         lane = top

@@ -207,7 +207,7 @@ def run(
     named = _named(models)
     values = {key: _by_name(key, each) for key, each in (vary or {}).items()}
     recipe = Recipe.load(config, **options).varied(experiment=None)
-    plan = plan_models(list(named), recipe, seeds, values, one_look)
+    plan = plan_models(list(named), recipe, seeds, values, one_look, until_decided)
     runs = {
         name: replace(each, recipe=each.recipe.replace(model=named.get(each.recipe.model, each.recipe.model)))
         for name, each in plan.runs.items()

@@ -176,8 +176,8 @@ def _how(content: Numbers) -> list[tuple[str, str]]:
         (
             'Means and intervals',
             'A number is the mean over the seeds of a run; ± is half of the 95 % interval of that mean '
-            "(Student's t). With one seed there is no interval. An interval says how well the mean is known, not how "
-            'far apart two seeds may be.',
+            "(Student's t). With one seed there is no interval; of two both values are shown. An interval says how "
+            'well the mean is known, not how far apart two seeds may be.',
         )
     ]
     if content['claims']:

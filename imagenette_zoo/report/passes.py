@@ -13,10 +13,10 @@ import numpy as np
 from ..study.analysis import PASSES_IMAGES
 from ..study.passes import BlockPasses, PassesReport
 from ..study.records import Record
-from ..utils.console import short
+from ..utils.console import rounded, short
 from ..utils.files import write_atomic
 from .drawing import MOST_CELLS, Numbers, Picture, draw_picture, heat_map, names, run_label
-from .section import MOST_FIGURES, Cell, Figure, Section, Table, signed
+from .section import MOST_FIGURES, Cell, Figure, Section, Table
 
 __all__ = ['HOW', 'numbers', 'save_passes_figure', 'section']
 
@@ -77,7 +77,7 @@ def _passes_table(passes: Numbers) -> Table:
         size = range(len(block['kinds']))
         pairs = [(a, b) for a in size for b in size if a < b]
         cells = [', '.join(f'{a + 1}–{b + 1}: {block[key][a][b]:.3f}' for a, b in pairs) for key in ('cka', 'cosine')]
-        lost = ', '.join(f'{number}: {signed(f"{value:+.2f}")}' for number, value in enumerate(block['top1_lost'], 1))
+        lost = ', '.join(f'{number}: {rounded(value, 2, "+")}' for number, value in enumerate(block['top1_lost'], 1))
         rows.append([Cell(block['name']), Cell(', '.join(block['kinds'])), *map(Cell, cells), Cell(lost)])
     header = ['block', 'passes', 'CKA of each pair', 'cosine of each pair', 'points lost without each pass']
     return Table('Passes of each block, mean over seeds', header, rows)

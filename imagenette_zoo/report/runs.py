@@ -90,7 +90,11 @@ def _runs_table(content: Numbers) -> Table:
     rows = [list(row) for row in zip(*(cells for _, cells in known), strict=True)]
     header = [name for name, _ in known]
     return Table(
-        'All runs, mean over their seeds ± half of the 95 % interval', header, rows, True, header.index('top-1, %')
+        'All runs, mean over their seeds ± half of the 95 % interval; of two seeds both values',
+        header,
+        rows,
+        True,
+        header.index('top-1, %'),
     )
 
 

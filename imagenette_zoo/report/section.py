@@ -9,11 +9,12 @@ from typing import Any
 
 from ..study.metrics import metric_of
 from ..study.statistics import Interval, interval
+from ..utils.console import rounded
 from .drawing import Numbers, Picture, run_label
 
 __all__ = [
     'MOST_CLASSES', 'MOST_FIGURES', 'Cell', 'Figure', 'Section', 'Table', 'effect_text', 'interval_numbers',
-    'interval_text', 'listed', 'mean_text', 'metric_cell', 'run_cell', 'signed', 'stat_of',
+    'interval_text', 'listed', 'mean_text', 'metric_cell', 'run_cell', 'stat_of',
 ]  # fmt: skip
 
 MOST_FIGURES = 12  # of a kind; the rest is in report.json
@@ -86,31 +87,26 @@ def stat_of(values: Sequence[float | None]) -> dict[str, Any] | None:
     known = [float(value) for value in values if value is not None and math.isfinite(value)]
     if not known or len(known) < len(values):
         return None
-    return {**interval_numbers(interval(known)), 'values': known}
+    return interval_numbers(interval(known))
 
 
 def interval_numbers(bounds: Interval) -> dict[str, Any]:
     """A mean with its interval, fit for JSON."""
-    return {name: getattr(bounds, name) for name in ('mean', 'low', 'high', 'half', 'count')}
+    return {name: getattr(bounds, name) for name in ('mean', 'low', 'high', 'half', 'count', 'values')}
 
 
 def _number_text(value: float, metric: str) -> str:
     """`'2.237'` for 2,236,682 parameters."""
     known = metric_of(metric)
-    return signed(f'{value / known.scale:,.{known.decimals}f}')
-
-
-def signed(text: str) -> str:
-    """A number with a true minus sign, and without one before zero."""
-    return (text if text.strip('-+0.,') else text.lstrip('-')).replace('-', '−')
+    return rounded(value / known.scale, known.decimals)
 
 
 def effect_text(value: float, metric: str, ratio: bool, *, unit: bool = True) -> str:
     """A difference or ratio of two runs, `'+1.23 points'`."""
     known = metric_of(metric)
     if ratio:
-        return f'{value:,.3f}'
-    return signed(f'{value / known.scale:+,.{known.decimals}f}') + (known.difference if unit else '')
+        return rounded(value, 3)
+    return rounded(value / known.scale, known.decimals, '+') + (known.difference if unit else '')
 
 
 def interval_text(finding: Numbers, metric: str) -> str:
@@ -123,10 +119,12 @@ def interval_text(finding: Numbers, metric: str) -> str:
 
 
 def mean_text(stat: Numbers | None, metric: str) -> str:
-    """`'91.20 ± 0.31'`."""
+    """`'91.20 ± 0.31'`, of two seeds `'91.05, 91.35'`: an interval by two is too wide to tell anything."""
     if stat is None or stat['mean'] is None:
         return '–'
     chance = stat['half'] is not None and not metric_of(metric).exact
+    if chance and stat['count'] == 2:
+        return ', '.join(_number_text(value, metric) for value in stat['values'])
     return _number_text(stat['mean'], metric) + (f' ± {_number_text(stat["half"], metric)}' if chance else '')
 
 

@@ -11,18 +11,18 @@ from typing import Any
 
 from ..config.recipe import Recipe
 from ..errors import UserError, nearest
-from ..study.decisions import MOST_COMPARED, judge, with_pairs
+from ..study.decisions import judge, with_pairs
 from ..study.estimate import dry_run
 from ..study.hours import hours_spent
 from ..study.on_ray import run_on_ray
-from ..study.plan import Study, find_study, plan_models, read_study
+from ..study.plan import Study, check_comparable, find_study, plan_models, read_study
 from ..study.process import WHOLE, Extent, Slot, Trials
 from ..study.records import Record, as_run, by_run, group_runs, same_hardware, samples_of, study_records
 from ..study.runner import run_study
 from ..study.sentences import sentence
-from ..study.statistics import interval
 from ..utils.console import Console, duration, table
 from .page import check_packages, write_report
+from .section import mean_text, stat_of
 
 __all__ = [
     'carry_out', 'report_on', 'run_models', 'run_study_file', 'summary', 'summary_rows', 'verdicts', 'with_modules',
@@ -95,7 +95,7 @@ def run_models(
     Raises:
         UserError: What is varied can't be, two runs would be the same, or a training failed.
     """
-    study = plan_models(models, recipe, seeds, vary, one_look)
+    study = plan_models(models, recipe, seeds, vary, one_look, extent.until_decided)
     carry_out(study, slot, Console(), extent, plan_only=plan_only, ray=ray)
 
 
@@ -117,7 +117,7 @@ def carry_out(
     for line in _notes(study):
         console.line(line)
     if extent.until_decided:
-        _check_decidable(study)
+        check_comparable(study, '--until-decided')
         study = replace(study, until_decided=True)
     study = as_run(study, slot.output)
     if plan_only:
@@ -125,6 +125,8 @@ def carry_out(
         return
     if ray is not None and slot.jobs > 1:
         raise UserError('--ray: --jobs is for one machine: leave it out')
+    if ray is not None and slot.in_process:
+        raise UserError('--ray: --in-process is for one machine: leave it out')
     if ray is not None and extent.budget is not None and not extent.until_decided:
         raise UserError('--ray: --budget works there with --until-decided only: add that, or leave --budget out')
     check_packages()
@@ -152,15 +154,6 @@ def _notes(study: Study) -> list[str]:
         for note in run.recipe.notes:
             runs.setdefault(note, []).append(run.name)
     return [note if len(names) == len(study.runs) else f'{", ".join(names)}: {note}' for note, names in runs.items()]
-
-
-def _check_decidable(study: Study) -> None:
-    """Raises `UserError` where there is nothing that trainings could decide."""
-    if not study.claims and not 1 < len(study.runs) <= MOST_COMPARED:
-        raise UserError(
-            f'--until-decided: without claims it needs 2 to {MOST_COMPARED} runs, not {len(study.runs)}: name so many, '
-            f'or write a study file with claims'
-        )
 
 
 def _print_undecided(trials: Trials, budget: float | None, spent: float, console: Console) -> None:
@@ -203,8 +196,9 @@ def _print_failures(trials: Trials, slot: Slot, console: Console) -> None:
 
 def summary(records: Sequence[Record]) -> str:
     """A line a run."""
+    two = ', of two seeds both values' if any(len(each) == 2 for each in by_run(records).values()) else ''
     left_out = '' if same_hardware(records) else '; times are left out: the runs are from unlike machines'
-    return f'{table(summary_rows(records))}\n(mean of the seeds ± 95 % interval{left_out})'
+    return f'{table(summary_rows(records))}\n(mean of the seeds ± 95 % interval{two}{left_out})'
 
 
 def summary_rows(records: Sequence[Record]) -> list[tuple[str, ...]]:
@@ -214,12 +208,11 @@ def summary_rows(records: Sequence[Record]) -> list[tuple[str, ...]]:
         ('run', 'seeds', 'top-1 %', *(('total', 'images/s') if timed else ()), 'M parameters')
     ]
     for run, members in by_run(records).items():
-        top1 = interval([record.result.top1 for record in members])
-        half = '' if top1.half is None else f' ± {top1.half:.2f}'
+        top1 = mean_text(stat_of([record.result.top1 for record in members]), 'top1')
         total = sum(record.result.seconds['total'] or 0.0 for record in members) / len(members)
         rate = sum(record.result.images_per_second for record in members) / len(members)
         times = (duration(total), f'{rate:.0f}') if timed else ()
-        rows.append((run, str(len(members)), f'{top1.mean:.2f}{half}', *times, f'{members[0].result.params / 1e6:.2f}'))
+        rows.append((run, str(len(members)), top1, *times, f'{members[0].result.params / 1e6:.2f}'))
     return rows
 
 

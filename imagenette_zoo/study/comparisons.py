@@ -23,6 +23,10 @@ Stages: TypeAlias = Sequence[tuple[int, float]]
 
 SUPPORTED, CONTRADICTED, EQUAL, UNDECIDED = 'supported', 'contradicted', 'equal', 'undecided'
 DEVIATIONS = 0.84  # 80 % of normal numbers are below their mean and so many deviations
+NO_SPREAD = (
+    'no test: the difference is the same in all blocks, so its spread is not known: are the seeds used, or is the task '
+    'too easy?'
+)
 USUAL = 3.0  # degrees of freedom of a usual variance beside that of few blocks; of top-1 2.91 were found
 
 
@@ -46,6 +50,7 @@ class Finding:
         spread: The standard deviation of the difference between blocks, of logarithms for a ratio.
         error: The standard error of that difference.
         counts: In how many blocks the difference was above and below the bound, where only that counts.
+        of_all: The estimate of all blocks.
         more_seeds: How many further seeds of both would decide it, with a probability of 80 % if all is as it seems;
             None where it is decided, or no stage would.
         note: What to know about it.
@@ -64,6 +69,7 @@ class Finding:
     spread: float | None = None
     error: float | None = None
     counts: tuple[int, int] | None = None
+    of_all: float | None = None
     more_seeds: int | None = None
     note: str = ''
 
@@ -73,6 +79,32 @@ class Finding:
         if self.estimate is None:  # beyond all numbers, where one run never reached it
             return self.counts is not None and self.counts[0] > self.counts[1]
         return self.estimate > self.comparison.bound
+
+    @property
+    def shown(self) -> list[tuple[float, ...]]:
+        """The numbers of both in the blocks that the estimate is of."""
+        return [values[: self.stage] for values in self.values]
+
+    @property
+    def told(self) -> Finding:
+        """As it is spoken of: of a ratio that is at most so large the other way round."""
+        if not self.comparison.at_most:
+            return self
+        names = Comparison(self.comparison.smaller, self.comparison.larger, 1 / self.comparison.bound, ratio=True)
+        values = (self.estimate, self.high, self.low, self.of_all)
+        estimate, low, high, of_all = (None if each is None else 1 / each for each in values)
+        return replace(
+            self,
+            comparison=names,
+            larger=self.smaller,
+            smaller=self.larger,
+            values=self.values[::-1],
+            estimate=estimate,
+            low=low,
+            high=high,
+            of_all=of_all,
+            counts=self.counts and self.counts[::-1],
+        )
 
 
 @dataclass(frozen=True)
@@ -279,26 +311,30 @@ def finding_of(looks: Looks, verdict: str, levels: Levels, claim: Claim, stages:
         low_level, high_level, index = levels.equal, levels.equal, looks.best(EQUAL)
     elif held or against:
         index = looks.best(CONTRADICTED if against and (verdict == CONTRADICTED or not held) else SUPPORTED)
-    look = looks.made[index] if looks.made else looks.pairs.first(finding.blocks)
+    whole = looks.pairs.first(finding.blocks)
+    look = looks.made[index] if looks.made else whole
     low, high, notes = -math.inf, math.inf, [finding.note]
     if looks.made:
         low, high = look.bounds(low_level * looks.shares[index], high_level * looks.shares[index])
-    if isinstance(look, Signs):
+    if isinstance(look, Signs) and not look.differences:
+        notes.append('a lower threshold would tell more')
+    elif isinstance(look, Signs):
         decisive = bool(looks.made) and sign_p(len(look.differences), 0) <= low_level * looks.shares[index]
         notes.append(_reached(finding, look.blocks, decisive))
     elif looks.made and not look.variance:
-        notes.append('the blocks do not differ: no test')
+        notes.append(NO_SPREAD)
     if finding.blocks > stages[-1][0]:
         notes.append(f'blocks after the last stage, {stages[-1][0]}, do not count')
     side = SUPPORTED if look.estimate > looks.bound else CONTRADICTED
     needed = None if held or against or verdict == EQUAL else blocks_needed(looks, side, levels, stages)
     back = math.exp if finding.comparison.ratio else float
-    ends = [back(each) if math.isfinite(each) else None for each in (look.estimate, low, high)]
+    ends = [back(each) if math.isfinite(each) else None for each in (look.estimate, low, high, whole.estimate)]
     return replace(
         finding,
         estimate=ends[0],
         low=ends[1],
         high=ends[2],
+        of_all=ends[3],
         p=min(1.0, (2 if claim.two_sided else 1) * looks.least(side)),
         stage=look.blocks if looks.made else None,
         spread=math.sqrt(look.variance) if isinstance(look, Means) and look.blocks > 1 else None,

@@ -26,13 +26,11 @@ from .comparisons import (
     look_at,
 )
 from .metrics import metric_of
-from .plan import STAGES, STEP_TIME_STAGES, Claim, Comparison, Study
+from .plan import MOST_COMPARED, STAGES, STEP_TIME_STAGES, Claim, Comparison, Study
 from .records import Record, by_run, distinct
 from .statistics import LEVEL, claim_p, holm
 
 __all__ = ['Test', 'Verdict', 'all_pairs', 'judge', 'run_tests', 'ways', 'with_pairs']
-
-MOST_COMPARED = 6  # runs, each pair of which is judged
 
 
 @dataclass(frozen=True)

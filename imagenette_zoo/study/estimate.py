@@ -14,10 +14,10 @@ from ..utils.console import Console, counted, duration, table
 from ..utils.process import restore_process
 from .adaptive import State, next_round
 from .comparisons import UNDECIDED
-from .decisions import MOST_COMPARED, all_pairs, judge
+from .decisions import all_pairs, judge
 from .hours import hours_spent
 from .metrics import metric_of
-from .plan import STEP_TIME_BLOCKS, Claim, Study
+from .plan import MOST_COMPARED, STEP_TIME_BLOCKS, Claim, Study
 from .power import TOP1_IMAGES, power, top1_spreads
 from .process import WHOLE, Extent, Slot, epochs_done
 from .records import study_records
@@ -45,7 +45,7 @@ def dry_run(study: Study, slot: Slot, console: Console, extent: Extent = WHOLE) 
         f'timing {STEPS} steps of training and of validation of each run on random images, at each of its image sizes'
     )
     hours: dict[str, float] = {}  # of a seed
-    rows: list[tuple[str, ...]] = [('run', 'model', 'px', 'epochs', 'seeds', 'done', 'begun', 'hours a seed', 'to go')]
+    rows: list[tuple[str, ...]] = [('run', 'model', 'px', 'epochs', 'seeds', 'done', 'begun', 'time a seed', 'to go')]
     total = 0.0
     done = {}
     for name, run in study.runs.items():
@@ -65,8 +65,8 @@ def dry_run(study: Study, slot: Slot, console: Console, extent: Extent = WHOLE) 
         total += epochs * seconds / 3600
         size = '-'.join(map(str, recipe.train_img_sizes or (recipe.img_size or 'own',)))
         seeds = 'open' if until_decided else str(len(study.seeds))
-        to_go = '' if until_decided else f'{epochs * seconds / 3600:.2f}'
-        shown = (str(done[name]), str(states.count('begun')), f'{hours[name]:.2f}', to_go)
+        to_go = '' if until_decided else duration(epochs * seconds)
+        shown = (str(done[name]), str(states.count('begun')), duration(3600 * hours[name]), to_go)
         rows.append((name, recipe.model, size, str(recipe.epochs), seeds, *shown))
     console.line(table(rows))
     jobs = min(slot.jobs, max(1, torch.cuda.device_count()))  # several on one device take turns
@@ -76,7 +76,7 @@ def dry_run(study: Study, slot: Slot, console: Console, extent: Extent = WHOLE) 
     limit = extent.hours(study)
     spent = hours_spent(study, slot.output)
     if limit is not None:
-        console.line(f'the budget is {limit:g} h of training and validation; {spent:.2f} h of it are done')
+        console.line(f'the budget is {limit:g} h of training and validation; {duration(3600 * spent)} of it are done')
     left = math.inf if limit is None else max(0.0, limit - spent)
     if find_spec('scipy') and not extent.only:
         _print_reach(study, slot, console, hours, done, left, until_decided=until_decided)
@@ -101,7 +101,7 @@ def _print_reach(
     tested = sum(not metric_of(claim.metric).exact for claim in claims)
     seems = _as_it_seems(study, slot)
     points = [f'{number} points' for number in POINTS]
-    rows: list[tuple[str, ...]] = [('claim', 'metric', 'hours a block', 'blocks', *points, 'as it seems')]
+    rows: list[tuple[str, ...]] = [('claim', 'metric', 'time a block', 'blocks', *points, 'as it seems')]
     for claim in claims:
         metric = metric_of(claim.metric)
         cost = sum(hours[run] for run in claim.runs)
@@ -114,7 +114,7 @@ def _print_reach(
             count = next(
                 (n for n in range(most, 0, -1) if sum(max(0, n - done[run]) * hours[run] for run in names) <= left), 0
             )
-            blocks, cost_text = str(count), f'{cost:.2f}'
+            blocks, cost_text = str(count), duration(3600 * cost)
             if claim.metric == 'top1' and not claim.comparisons[0].ratio:
                 chances = [_chance(each, count, tested, claim, study) for each in POINTS]
         rows.append((claim.name, metric.label, cost_text, blocks, *chances, seems.get(_subject(claim, study), '')))

@@ -24,9 +24,9 @@ from ..utils.reading import LARGEST_YAML, PlainLoader, read_errors, read_text, y
 from .metrics import METRICS, THRESHOLD, TO_AN_ACCURACY
 
 __all__ = [
-    'INSTEAD', 'STAGES', 'STEP_TIME_BLOCKS', 'STEP_TIME_STAGES', 'Claim', 'Comparison', 'StepTimes', 'Study',
-    'StudyRun', 'Trial', 'default_name', 'differing', 'dump_claim', 'dump_study', 'find_study', 'make_study',
-    'parse_vary', 'plain_name', 'plan_models', 'plan_study', 'read_study',
+    'INSTEAD', 'MOST_COMPARED', 'STAGES', 'STEP_TIME_BLOCKS', 'STEP_TIME_STAGES', 'Claim', 'Comparison', 'StepTimes',
+    'Study', 'StudyRun', 'Trial', 'check_comparable', 'default_name', 'differing', 'dump_claim', 'dump_study',
+    'find_study', 'make_study', 'parse_vary', 'plain_name', 'plan_models', 'plan_study', 'read_study',
 ]  # fmt: skip
 
 NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9._+=-]{0,79}')
@@ -44,6 +44,7 @@ INSTEAD = {  # of an option that is not of a study
 STAGES = ((3, 0.10), (4, 0.15), (5, 0.15), (6, 0.15), (8, 0.12), (10, 0.11), (13, 0.09), (16, 0.07), (20, 0.06))
 STEP_TIME_BLOCKS = 10
 STEP_TIME_STAGES = ((STEP_TIME_BLOCKS, 1.0),)  # of a claim on step times: one look, since all is timed at once
+MOST_COMPARED = 6  # runs, each pair of which is judged
 FEWEST_BLOCKS = 3  # of a stage: from two the spread is not known
 PRACTICAL = {'top1': 1.0}  # the difference that matters, where a claim does not say
 
@@ -77,7 +78,10 @@ class Trial:
 
 @dataclass(frozen=True)
 class Comparison:
-    """`larger` is expected to exceed `smaller` by more than `bound` (a difference, or a ratio of the two)."""
+    """`larger` is expected to exceed `smaller` by more than `bound` (a difference, or a ratio of the two).
+
+    With a ratio below 1 `smaller` is expected to be at most so many times as large: it is what is spoken of then.
+    """
 
     larger: str
     smaller: str
@@ -88,6 +92,11 @@ class Comparison:
     def two_sided(self) -> bool:
         """Whether it only asks which is larger."""
         return self.bound == (1 if self.ratio else 0)
+
+    @property
+    def at_most(self) -> bool:
+        """Whether it says that `smaller` is at most so many times `larger`."""
+        return self.ratio and self.bound < 1
 
 
 @dataclass(frozen=True)
@@ -225,10 +234,17 @@ def dump_claim(claim: Claim) -> dict[str, Any]:
     first = claim.comparisons[0]
     bound = {'ratio': first.bound} if first.ratio else {'by': first.bound} if first.bound > 0 else {}
     bound = {'margin': -first.bound} if first.bound < 0 else bound
+    if first.ratio and '<=' in claim.order[0]:
+        bound = {'ratio': _ten_digits(1 / first.bound)}
     return {
         'name': claim.name, 'claim': claim.sentence, 'metric': claim.metric, 'order': list(claim.order), **bound,
         **{key: value for key in ('practical', 'fallback') if (value := getattr(claim, key))},
     }  # fmt: skip
+
+
+def _ten_digits(value: float) -> float:
+    """Of a ratio, so that the same one comes of dividing by it twice."""
+    return float(f'{value:.10g}')
 
 
 def _dump_stages(stages: tuple[tuple[int, float], ...]) -> list[int] | dict[int, float] | None:
@@ -260,6 +276,7 @@ def plan_models(
     seeds: int,
     vary: Mapping[str, Sequence[Any]] | None = None,
     one_look: bool = False,
+    until_decided: bool = False,
 ) -> Study:
     """A study of models, and of options that take several values: each combination is a run, named by what differs.
 
@@ -269,10 +286,15 @@ def plan_models(
         seeds: How many trainings each run has.
         vary: Values by key: an option of `Recipe` (`model` adds to `models`), else an argument of the model.
         one_look: The runs are compared once, when all seeds are done, with the whole level.
+        until_decided: Trainings go on after `seeds`.
 
     Raises:
-        UserError: A key or a value can't be varied, two runs would be the same, or the seeds are too few for one look.
+        UserError: A key or a value can't be varied, two runs would be the same, or one look can't compare the runs.
     """
+    if one_look and until_decided:
+        raise UserError(
+            '--one-look and --until-decided exclude each other: the one compares once, the other looks until it knows'
+        )
     values = {key.replace('-', '_'): list(each) for key, each in (vary or {}).items()}
     models = [*models, *values.pop('model', ())]
     if one_look and seeds < FEWEST_BLOCKS:
@@ -303,7 +325,20 @@ def plan_models(
         except UserError as error:
             raise UserError(f'{name}: {error}') from None
     title = ' and '.join(models) + (f': {", ".join(values)}' if values else '')
-    return Study(title, runs, tuple(range(1, seeds + 1)), stages=((seeds, 1.0),) if one_look else STAGES)
+    stages = ((seeds, 1.0),) if one_look else STAGES
+    study = Study(title, runs, tuple(range(1, seeds + 1)), stages=stages, until_decided=until_decided)
+    if one_look:
+        check_comparable(study, '--one-look')
+    return study
+
+
+def check_comparable(study: Study, flag: str) -> None:
+    """Raises `UserError` where there is nothing to compare: no claim, and no pair of runs that is judged."""
+    if not study.claims and not 1 < len(study.runs) <= MOST_COMPARED:
+        raise UserError(
+            f'{flag}: nothing to compare: without claims it needs 2 to {MOST_COMPARED} runs, not {len(study.runs)}: '
+            'name so many, or write a study file with claims'
+        )
 
 
 def _axis(key: str, values: list[Any]) -> list[Any]:
@@ -671,6 +706,8 @@ class _Reader:
         if not orders:
             raise self.fail(parts['order'][1], 'order: at least one is needed')
         comparisons = [part for order in orders for part in self.order(parts['order'][1], order, bounds, runs)]
+        if len({each.bound for each in comparisons}) > 1:
+            raise self.fail(parts['order'][1], 'order: with a ratio all are <=, or none is')
         return Claim(
             self.words(parts, 'name') or f'claim {number}',
             sentence,
@@ -713,14 +750,24 @@ class _Reader:
             if left == right:
                 raise self.fail(node, f'order: {left!r} is compared with itself')
             loose = operator.endswith('=')
-            if loose and 'margin' not in bounds:
-                raise self.fail(node, f'order: {operator} needs a margin, the difference that is allowed')
+            ratio = bounds.get('ratio')
+            if loose and 'margin' not in bounds and not (ratio and operator == '<='):
+                instead = '' if operator == '<=' else ' instead of >='
+                raise self.fail(
+                    node,
+                    f'order: {operator} needs a margin, the difference that is allowed; or, with <={instead}, a ratio '
+                    'above 1: at most so many times',
+                )
             if not loose and 'margin' in bounds:
                 raise self.fail(node, f'order: a margin goes with >= and <=, not with {operator}')
             larger, smaller = (left, right) if operator.startswith('>') else (right, left)
-            ratio = 'ratio' in bounds
-            bound = bounds.get('ratio', bounds.get('by', 0.0)) if not loose else -bounds['margin']
-            yield Comparison(larger, smaller, bound, ratio)
+            if loose and ratio:
+                if _ten_digits(ratio) <= 1:
+                    raise self.fail(node, f'order: <= needs a ratio above 1, at most so many times, not {ratio:g}')
+                bound = 1 / _ten_digits(ratio)
+            else:
+                bound = -bounds['margin'] if loose else ratio or bounds.get('by', 0.0)
+            yield Comparison(larger, smaller, bound, ratio is not None)
 
     def number(self, node: Any, needed: str) -> float:
         value = self.plain(node)

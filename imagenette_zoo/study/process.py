@@ -11,10 +11,10 @@ import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 import yaml
@@ -30,10 +30,11 @@ from ..utils.reading import open_regular, read_bytes, read_errors
 from .plan import Study, Trial, differing
 
 __all__ = [
-    'WHOLE', 'Extent', 'Job', 'Left', 'Slot', 'Trials', 'check_code', 'commands', 'environment', 'epochs_done',
-    'outcome', 'reason',
+    'PROGRAM', 'WHOLE', 'Extent', 'Job', 'Left', 'Slot', 'Trials', 'check_code', 'commands', 'environment',
+    'epochs_done', 'outcome', 'reason', 'start_process',
 ]  # fmt: skip
 
+PROGRAM = (sys.executable, '-m', 'imagenette_zoo')
 PR_SET_PDEATHSIG = 1
 LIBC: Any = ctypes.CDLL(None) if sys.platform == 'linux' else None
 
@@ -47,12 +48,14 @@ class Slot:
         data_dir: As `--data-dir`.
         device: As `--device`.
         jobs: How many run at the same time.
+        in_process: Whether a process trains one after the other.
     """
 
     output: Path
     data_dir: str | None = None
     device: str | None = None
     jobs: int = 1
+    in_process: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.jobs, bool) or not isinstance(self.jobs, int) or self.jobs < 1:
@@ -137,12 +140,11 @@ def commands(trial: Trial, slot: Slot) -> list[list[str]]:
     given = {flag: str(getattr(trial.recipe, name)) for flag, name in of_data.items() if trial.recipe.insists_on(name)}
     words = [word for pair in given.items() for word in pair]
     words += ['--seed', str(trial.seed), '--output', str(slot.output), '--experiment', trial.name, '--resume']
-    program = [sys.executable, '-m', 'imagenette_zoo']
     modules = trial.recipe.device_modules
     flags = [*slot.flags(), *(['--device-modules', *modules] if modules else [])]
     return [
-        [*program, 'train', '-c', str(recipe), *words, *flags],
-        [*program, 'analyse', str(slot.output / trial.name), *flags],
+        [*PROGRAM, 'train', '-c', str(recipe), *words, *flags],
+        [*PROGRAM, 'analyse', str(slot.output / trial.name), *flags],
     ]
 
 
@@ -174,33 +176,51 @@ class Job:
         self.folder = slot.output / trial.name
         self.log = slot.output / 'logs' / f'{trial.name}.log'
         self.log.parent.mkdir(parents=True, exist_ok=True)
+        self.log.write_bytes(b'')
         self._commands = deque(commands(trial, slot))
         self._environment = environment(slot.jobs, number, slot.device or trial.recipe.device)
-        self._mode = 'wb'
-        self._start()
+        self._start_next()
 
-    def _start(self) -> None:
+    def _start_next(self) -> None:
         check_code()
-        with open(self.log, self._mode) as log:
-            self.process = subprocess.Popen(
-                self._commands.popleft(),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=self._environment,
-                start_new_session=True,  # Ctrl-C is for the one who runs the study, who passes it on
-                preexec_fn=_end_with_parent if LIBC else None,
-            )
-        self._mode = 'ab'
+        self._start(self._commands.popleft())
+
+    def _start(self, command: Sequence[str]) -> None:
+        with open(self.log, 'ab') as log:
+            self.process = start_process(command, self._environment, subprocess.DEVNULL, log)
+
+    def _code(self) -> int | None:
+        """The exit code of the command that was started last; None while it runs."""
+        assert self.process is not None
+        return self.process.poll()
 
     def poll(self) -> int | None:
         """None while it runs, then its exit code."""
-        assert self.process is not None
-        code = self.process.poll()
+        code = self._code()
         if code == 0 and self._commands:
-            self._start()
+            self._start_next()
             return None
         return code
+
+
+def start_process(
+    words: Sequence[str],
+    variables: Mapping[str, str],
+    stdin: int,
+    stdout: int | BinaryIO,
+    stderr: int | BinaryIO = subprocess.STDOUT,
+) -> subprocess.Popen[bytes]:
+    """Starts a process that ends with this one."""
+    return subprocess.Popen(
+        words,
+        bufsize=0,
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        env=variables,
+        start_new_session=True,  # Ctrl-C is for the one who runs the study, who passes it on
+        preexec_fn=_end_with_parent if LIBC else None,
+    )
 
 
 def environment(jobs: int, number: int, device: str = 'auto') -> dict[str, str]:

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import timm
@@ -34,7 +34,7 @@ from .adaptive import train_until_decided
 from .analysis import FILES
 from .changes import note_changes
 from .hours import hours_spent, seconds_per_epoch
-from .in_process import TrainedHere, needs_this_process
+from .in_process import TrainedHere, Workers, needs_this_process
 from .plan import Study, Trial, dump_study
 from .process import WHOLE, Extent, Job, Slot, Trials, epochs_done, outcome, reason
 from .records import check_recipe, distinct, keep_failure
@@ -102,8 +102,10 @@ def run_study(study: Study, slot: Slot, console: Console, extent: Extent = WHOLE
         KeyboardInterrupt: Ctrl-C or SIGTERM; what was computed is saved.
     """
     budget = extent.hours(study)
-    with opened(study, slot, console, extent.only) as chosen, sigterm_interrupts():
-        start = TrainedHere if needs_this_process(study, slot) else Job
+    with opened(study, slot, console, extent.only) as chosen, sigterm_interrupts(), Workers() as workers:
+        start: Callable[[Trial, Slot, int], Job] = workers.start if slot.in_process else Job
+        if needs_this_process(study, slot):
+            start = TrainedHere
 
         def train(trials: list[Trial]) -> Trials:
             states = {trial.name: state_of(trial, slot) for trial in trials}
@@ -206,7 +208,7 @@ class _Overview:
         slot: Slot,
         console: Console,
         budget: float | None,
-        start: type[Job],
+        start: Callable[[Trial, Slot, int], Job],
     ) -> None:
         self.study = study
         self.slot = slot

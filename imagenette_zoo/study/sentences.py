@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 
-from ..utils.console import counted
+from ..utils.console import counted, rounded
 from .comparisons import CONTRADICTED, EQUAL, SUPPORTED, UNDECIDED, Finding
 from .decisions import Verdict
 from .metrics import Metric, metric_of
 
-__all__ = ['amount', 'sentence', 'what_is_so']
+__all__ = ['amount', 'look', 'sentence', 'what_is_so']
 
 
 def sentence(verdict: Verdict) -> str:
@@ -19,10 +19,24 @@ def sentence(verdict: Verdict) -> str:
         verdict: The verdict.
     """
     what, more = what_is_so(verdict)
+    after = f' after {seen}' if (seen := look(verdict)) else ''
     if verdict.verdict == UNDECIDED:
         note = '' if more or what == verdict.finding.note else verdict.finding.note
-        return f'undecided: {"; ".join(filter(None, (what, more, note)))}'
-    return what if verdict.verdict == EQUAL else f'{what}: {verdict.verdict}'
+        return f'undecided{after}: {"; ".join(filter(None, (what, more, note)))}'
+    so = what if verdict.verdict == EQUAL else f'{what}: {verdict.verdict}'
+    return so + (after and f', decided{after}')
+
+
+def look(verdict: Verdict) -> str:
+    """The look that is told where there are more seeds by now, as `'3 of 5 seeds'`; else nothing.
+
+    Args:
+        verdict: The verdict.
+    """
+    findings = verdict.findings if verdict.verdict in (SUPPORTED, EQUAL) else (verdict.finding,)
+    if all(each.stage in (None, each.blocks) for each in findings):
+        return ''
+    return f'{" and ".join(dict.fromkeys(f"{each.stage} of {each.blocks}" for each in findings))} seeds'
 
 
 def what_is_so(verdict: Verdict) -> tuple[str, str]:
@@ -33,9 +47,9 @@ def what_is_so(verdict: Verdict) -> tuple[str, str]:
     """
     metric, words = metric_of(verdict.claim.metric), _Words(verdict)
     if verdict.verdict == SUPPORTED:
-        return ' and '.join(map(words.effect, verdict.findings)), ''
+        return ' and '.join(words.effect(each.told) for each in verdict.findings), ''
     if verdict.verdict == CONTRADICTED:
-        return words.effect(verdict.finding), ''
+        return words.effect(verdict.finding.told), ''
     if verdict.verdict == EQUAL:
         pairs = (f'{words.runs(each)}{words.interval(each)}' for each in verdict.findings)
         within = amount(verdict.claim.equal_within or 0.0, metric)
@@ -45,14 +59,17 @@ def what_is_so(verdict: Verdict) -> tuple[str, str]:
 
 def _open(verdict: Verdict, words: _Words) -> tuple[str, str]:
     """What is known of a claim that is undecided, and what would decide it."""
-    finding, more = verdict.finding, ''
+    finding, more = verdict.finding.told, ''
     if verdict.more_seeds:
         more = f'about {counted(verdict.more_seeds, "more seed")}'
     if finding.stage is None:
         if not any(finding.values):
             return finding.note or 'nothing is known', ''
         need = f'verdicts need {finding.blocks + verdict.more_seeds} seeds' if verdict.more_seeds else ''
-        return words.values(finding) if finding.blocks < 3 else f'{words.effect(finding)} so far', need
+        few = finding.blocks < 3 and not words.unreached(finding)
+        return words.values(finding) if few else f'{words.effect(finding)} so far', need
+    if finding.spread == 0:
+        return words.constant(finding), ''
     if finding.low is None and finding.high is None:
         return (words.effect(finding), more) if finding.counts else (finding.note, '')
     ends = [abs(end) for end in (finding.low, finding.high) if end is not None]
@@ -87,14 +104,26 @@ class _Words:
         return f'{finding.comparison.larger} and {finding.comparison.smaller}'
 
     def number(self, value: float) -> str:
-        text = f'{value / self.metric.scale:,.{self.decimals}f}'
-        return (text if text.strip('-0.,') else text.lstrip('-')).replace('-', '−')
+        return rounded(value / self.metric.scale, self.decimals)
+
+    def seeds(self, finding: Finding) -> str:
+        """`'5 seeds'`: those that the estimate is of."""
+        return counted(finding.stage or finding.blocks, 'block' if self.metric.by_steps else 'seed')
+
+    def unreached(self, finding: Finding) -> bool:
+        """Whether neither run ever reached the threshold."""
+        return self.metric.reached and not any(math.isfinite(each) for values in finding.shown for each in values)
 
     def effect(self, finding: Finding) -> str:
         """`'a is 9.4 points above b (6.1 to 12.7)'`."""
         larger, smaller = finding.comparison.larger, finding.comparison.smaller
         if self.metric.exact and finding.values[0] == finding.values[1]:
             return f'{self.runs(finding)} are equal{self.of}'
+        threshold = self.metric.label.rpartition(' to ')[2]  # of what is reached
+        if self.unreached(finding):
+            return f'neither {larger} nor {smaller} reached {threshold} in {self.seeds(finding)}'
+        if finding.counts == (0, 0):
+            return f'neither {larger} nor {smaller} was first to {threshold} in {self.seeds(finding)}'
         if finding.counts is not None:
             more, fewer = finding.counts
             larger, smaller, most = (larger, smaller, more) if more >= fewer else (smaller, larger, fewer)
@@ -102,11 +131,14 @@ class _Words:
             return f'{smaller} needs fewer {self.metric.label} than {larger} in {most} of {blocks} blocks'
         estimate = finding.estimate or 0.0
         if finding.comparison.ratio:
-            return f'{larger} is {estimate:.2f} times {smaller}{self.of}{self.interval(finding)}'
+            return f'{larger} is {rounded(estimate, 2)} times {smaller}{self.of}{self.interval(finding)}'
         flipped = estimate < 0
         if flipped:
             larger, smaller = smaller, larger
-        how = f'{larger} is {self.number(abs(estimate))}{self.unit} above {smaller}{self.of}'
+        difference = f'{self.number(abs(estimate))}{self.unit}'
+        how = f'{larger} is {difference} above {smaller}{self.of}'
+        if self.metric.reached:
+            how = f'{smaller} reaches {threshold} {difference} sooner than {larger}'
         return how + self.interval(finding, flipped=flipped)
 
     def interval(self, finding: Finding, *, flipped: bool = False) -> str:
@@ -117,7 +149,7 @@ class _Words:
             return ''
         if flipped:
             low, high = -high, -low
-        first, last = (f'{each:.2f}' if finding.comparison.ratio else self.number(each) for each in (low, high))
+        first, last = (rounded(each, 2) if finding.comparison.ratio else self.number(each) for each in (low, high))
         if math.isinf(low) or math.isinf(high):
             return f' (at most {last})' if math.isinf(low) else f' (at least {first})'
         return f' ({first} to {last})'
@@ -130,5 +162,19 @@ class _Words:
         )
         return ', '.join(parts) + self.of
 
+    def constant(self, finding: Finding) -> str:
+        """`'in all 5 seeds a has 100.00 % and b 90.00 %'`: runs whose difference is always the same."""
+        first, second = finding.comparison.larger, finding.comparison.smaller
+        lows, highs = ([self._value(end(values)) for values in finding.shown] for end in (min, max))
+        if lows != highs:
+            parts = zip((first, second), lows, highs, strict=True)
+            ranges = ', '.join(f'{run} {low} to {high}{self.metric.unit}' for run, low, high in parts)
+            return f'{self.effect(finding)} in all {self.seeds(finding)} ({ranges})'
+        values = f'{lows[0]}{self.metric.unit}', f'{lows[1]}{self.metric.unit}'
+        runs = f'{first} and {second} have {values[0]}'
+        if values[0] != values[1]:
+            runs = f'{first} has {values[0]} and {second} {values[1]}'
+        return f'in all {self.seeds(finding)} {runs}{self.of}'
+
     def _value(self, value: float) -> str:
-        return self.number(value) if math.isfinite(value) else 'never'
+        return rounded(value / self.metric.scale, self.metric.decimals) if math.isfinite(value) else 'never'

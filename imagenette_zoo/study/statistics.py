@@ -94,12 +94,17 @@ class Sample:
 
 @dataclass(frozen=True)
 class Interval:
-    """The mean of some numbers with its 95 % interval (t), None where there is only one."""
+    """The mean of some numbers with its 95 % interval (t), None where there is only one, and the numbers."""
 
     mean: float
     low: float | None
     high: float | None
-    count: int
+    values: tuple[float, ...]
+
+    @property
+    def count(self) -> int:
+        """How many they are."""
+        return len(self.values)
 
     @property
     def half(self) -> float | None:
@@ -109,11 +114,11 @@ class Interval:
 
 def interval(values: Sequence[float]) -> Interval:
     """The mean of some numbers and its 95 % interval, Student's, not corrected for anything."""
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return Interval(mean, None, None, len(values))
+    mean, known = float(np.mean(values)), tuple(map(float, values))
+    if len(known) < 2:
+        return Interval(mean, None, None, known)
     half = float(half_width(LEVEL / 2, _variance(np.asarray(values, dtype=float)), len(values)))
-    return Interval(mean, mean - half, mean + half, len(values))
+    return Interval(mean, mean - half, mean + half, known)
 
 
 def _special() -> Any:

@@ -8,12 +8,15 @@ import re
 import sys
 import time
 from collections.abc import Sequence
+from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
 from ..errors import cleaned
 from .streams import silence
 
-__all__ = ['printable', 'counted', 'duration', 'short', 'table', 'html_table', 'in_ipython', 'Console', 'Progress']
+__all__ = [
+    'printable', 'counted', 'duration', 'rounded', 'short', 'table', 'html_table', 'in_ipython', 'Console', 'Progress',
+]  # fmt: skip
 
 
 def printable(value: Any) -> Any:
@@ -44,6 +47,19 @@ def duration(seconds: float) -> str:
 def counted(number: int, noun: str) -> str:
     """`'1 seed'`, `'3 seeds'`."""
     return f'{number:,} {noun}{"" if number == 1 else "s"}'
+
+
+def rounded(value: float, decimals: int, sign: str = '') -> str:
+    """`'3.1'` of 3.05: a number to be read, half rounded up, with a true minus sign and none before zero.
+
+    Args:
+        value: A finite number; what is beyond its twelve leading digits does not count.
+        decimals: How many are shown.
+        sign: `+` shows that, too.
+    """
+    number = Decimal(f'{value:.12g}').quantize(Decimal(1).scaleb(-decimals), ROUND_HALF_UP)
+    text = f'{number:{sign},f}'
+    return (text if number else text.lstrip('-')).replace('-', '−')
 
 
 def short(name: str, most: int) -> str:

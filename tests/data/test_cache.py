@@ -308,6 +308,24 @@ def test_a_torn_entry_is_made_anew(images: ImageSet, decodes: list[str], home: P
     assert names(home) == [name]
 
 
+def test_rows_are_read_whole_once_a_process(images: ImageSet, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    checksum = cache._checksum
+
+    def count(file: Any) -> str:
+        read.append(file.name)
+        return checksum(file)
+
+    monkeypatch.setattr(cache, '_checksum', count)
+    before = train_pixels(images, 48, QUIET)
+    assert len(read) == 2, 'when they are written, and when they are mapped'
+    assert np.array_equal(train_pixels(images, 48, QUIET), before)
+    assert len(read) == 2
+    os.utime(home / names(home)[0] / 'rows.bin')
+    train_pixels(images, 48, QUIET)
+    assert len(read) == 3, 'they may have changed'
+
+
 FOREIGN: dict[str, Any] = {
     'rows that all may write': lambda entry: (entry / 'rows.bin').chmod(0o666),
     'a meta that the group may write': lambda entry: (entry / 'meta.json').chmod(0o664),

@@ -402,7 +402,7 @@ def test_bad_model_folders(
 def test_folders_without_a_model(tmp_path: Path, image: str, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / 'm').mkdir()
     (tmp_path / 'm' / 'model.safetensors').touch()
-    for name, part in ((tmp_path / 'm', 'no config.json'), ('resnet5o', 'did you mean'), ('test_none', 'no such')):
+    for name, part in ((tmp_path / 'm', 'no config.json'), ('resnet5o', 'did you mean'), ('test_none', 'no run')):
         assert main(['predict', image, '-m', str(name)]) == 2
         assert part in capsys.readouterr().err
     headless = timm.create_model('test_resnet', num_classes=0)

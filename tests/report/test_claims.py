@@ -41,8 +41,27 @@ def test_verdicts_come_first_and_are_those_of_the_statistics(written: Path, stud
     assert effect.high is not None
     for text in (text_of(page), (written / 'report.md').read_text()):
         assert f'{effect.estimate:+.2f} points, corrected interval {effect.low:+.2f} to {effect.high:+.2f}' in text
-        assert 'the blocks do not differ: no test' in text
+        assert 'no test: the difference is the same in all blocks' in text
         assert re.search(r'good:? 90\.56 ± 2\.39 %, 3 seeds', text)
+
+
+def test_a_verdict_of_an_earlier_look_says_so_everywhere(tmp_path: Path, study: Study) -> None:
+    values = {'good': (60.0, 61.0, 60.5, 40.0, 41.0), 'bad': (50.0, 51.1, 50.4, 50.0, 51.0)}
+    records = [
+        make_record(run, seed, top1, analysed=False)
+        for run, each in values.items()
+        for seed, top1 in enumerate(each, 1)
+    ]
+    plan = replace(study, claims=())
+    so = 'good is 10.0 points above bad (9.2 to 10.8)'
+    assert verdicts(plan, records) == f'{so}: supported, decided after 3 of 5 seeds'
+    page = write_report(tmp_path, records, study=with_pairs(plan, records)).read_text()
+    assert '<small>after 3 of 5 seeds</small>' in page
+    assert 'decided after 3 of 5 seeds' in text_of(page)
+    assert 'difference of all 5 seeds +2.00 points' in text_of(page)
+    markdown = (tmp_path / 'report.md').read_text()
+    assert f'{so}; after 3 of 5 seeds' in markdown
+    assert 'decided: after 3 of 5 seeds' in markdown
 
 
 def test_more_seeds_are_asked_for_where_they_would_decide(tmp_path: Path, study: Study) -> None:

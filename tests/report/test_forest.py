@@ -8,7 +8,8 @@ from imagenette_zoo.report.forest import bars
 
 
 def claim(verdict: str, *findings: dict[str, Any], metric: str = 'top1', practical: float | None = None) -> Any:
-    known = dict(larger='a', smaller='b', bound=0.0, ratio=False, effect=None, low=None, high=None, counts=None)
+    known: dict[str, Any] = dict.fromkeys(('effect', 'low', 'high', 'counts'))
+    known |= dict(larger='a', smaller='b', bound=0.0, ratio=False, at_most=False)
     found = [{**known, 'blocks': 4, **each} for each in findings]
     return {'verdict': verdict, 'metric': metric, 'practical': practical, 'findings': found}
 
@@ -39,12 +40,26 @@ def test_the_bound_is_in_the_middle_and_right_of_it_is_what_was_claimed() -> Non
     assert second.ticks == ('0.75', '1.5', '3 times')
 
 
+def test_a_ratio_that_is_at_most_so_large_has_what_was_claimed_on_the_right() -> None:
+    less = dict(bound=1.1, ratio=True, at_most=True, effect=1.0, low=0.99, high=1.05)
+    [[bar]] = bars([claim('supported', less, metric='step_time')])
+    assert (bar.label, bar.effect) == ('a / b', '1.000')
+    assert bar.low is not None
+    assert bar.point is not None
+    assert bar.high is not None
+    assert 0 < bar.low < bar.point < bar.high
+    assert bar.ticks == ('1.32', '1.1', '0.917 times')
+    assert 'corrected interval 0.990 to 1.050; bound 1.100' in bar.meaning
+
+
 def test_what_has_no_interval_is_drawn_without() -> None:
     untested = claim('undecided', dict(effect=2.0))
     open_end = claim('supported', dict(effect=1.0, low=0.5), metric='epochs_to_50')
     first = claim('undecided', dict(counts=(3, 1)), metric='epochs_to_50')
     unknown = claim('undecided', {}, metric='loss')
-    [[point], [half], [rings], [nothing]] = bars([untested, open_end, first, unknown])
+    neither = claim('undecided', dict(counts=(0, 0)), metric='epochs_to_50')
+    [[point], [half], [rings], [nothing], [never]] = bars([untested, open_end, first, unknown, neither])
+    assert never.effect == 'neither first'
     assert point.point is not None
     assert point.low is None
     assert half.high == 1.0

@@ -60,6 +60,17 @@ def test_what_is_not_a_number_is_left_out(tmp_path: Path) -> None:
     assert 'GMACs |' not in (tmp_path / 'report.md').read_text()
 
 
+def test_of_two_seeds_both_values_are_shown(tmp_path: Path) -> None:
+    records = [make_record('a', seed, top1, analysed=False) for seed, top1 in ((1, 20.25), (2, 28.5))]
+    text = summary(records)
+    assert '20.25, 28.50' in text
+    assert text.endswith('(mean of the seeds ± 95 % interval, of two seeds both values)')
+    page = write_report(tmp_path, records).read_text()
+    assert '20.25, 28.50' in text_of(page)
+    assert 'of two seeds both values' in text_of(page)
+    assert 'both values' not in summary([*records, make_record('a', 3, 25.0, analysed=False)])
+
+
 def test_means_in_json_are_over_seeds(tmp_path: Path) -> None:
     write_report(tmp_path, make_records(analysed=False))
     good, bad = json.loads((tmp_path / 'report.json').read_text())['runs']

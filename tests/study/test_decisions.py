@@ -263,6 +263,13 @@ def test_ties_decide_nothing() -> None:
     some = judged(claim('seconds_to_80'), [NEVER] * 6, [5.0] * 3 + [NEVER] * 3, ((6, 1.0),))
     assert some.p == pytest.approx(2 / 2**3)
     assert 'reached in 0 by a and in 3 by b' in some.note
+    assert sentence(judged(claim('epochs_to_60'), [NEVER] * 4, [NEVER] * 4)) == (
+        'undecided: neither a nor b reached 60 % in 4 seeds; a lower threshold would tell more'
+    )
+    two = judged(claim('epochs_to_60'), [NEVER] * 2, [NEVER] * 2)
+    assert sentence(two) == 'undecided: neither a nor b reached 60 % in 2 seeds so far; verdicts need 3 seeds'
+    tied = judged(claim('epochs_to_60'), [NEVER, 3.0, NEVER], [NEVER, 3.0, NEVER])
+    assert sentence(tied).startswith('undecided: neither a nor b was first to 60 % in 3 seeds; of 3 blocks it was ')
 
 
 def test_times_of_unlike_machines_are_refused_by_name() -> None:
@@ -316,8 +323,26 @@ def test_what_can_not_be_judged_is_undecided_and_says_why() -> None:
     assert sentence(judge([claim()], {('loss', 'b'): Sample([1.0])})[0]) == 'undecided: nothing is known of a'
     assert judge([claim('gmacs')], {})[0].verdict == 'undecided'
     assert judged(claim(ratio=True, bound=2.0), [1.0, 0.0, 2.0], [1.0] * 3).note == 'a ratio needs numbers above 0'
-    assert judged(claim(), [1.0] * 4, [2.0] * 4).note == 'the blocks do not differ: no test'
     assert judge([], {}) == []
+
+
+@pytest.mark.parametrize(
+    ('a', 'b', 'said'),
+    [
+        ([100.0] * 5, [100.0] * 5, 'in all 5 seeds a and b have 100.00 %'),
+        ([100.0] * 5, [90.0] * 5, 'in all 5 seeds a has 100.00 % and b 90.00 %'),
+        ([80.0, 81.0, 82.0], [78.0, 79.0, 80.0],
+         'a is 2.0 points above b in all 3 seeds (a 80.00 to 82.00 %, b 78.00 to 80.00 %)'),
+    ],
+)  # fmt: skip
+def test_blocks_without_spread_are_told_with_the_reason_why_there_is_no_test(a: Values, b: Values, said: str) -> None:
+    found = judged(claim('top1'), a, b)
+    assert sentence(found) == (
+        f'undecided: {said}; no test: the difference is the same in all blocks, so its spread is not known: are the '
+        'seeds used, or is the task too easy?'
+    )
+    later = judged(claim('top1'), [*a, *a, 70.0], [*b, *b, 20.0], ((len(a), 1.0),))
+    assert sentence(later).startswith(f'undecided after {len(a)} of {2 * len(a) + 1} seeds: {said}; no test: ')
 
 
 # --- Images -----------------------------------------------------------------------------------------------------------
@@ -400,6 +425,44 @@ def test_a_verdict_says_what_is_so() -> None:
     assert sentence(slower).startswith('a is 2.01 times b in training time (1.9')
     loss = judged(claim('loss'), *paired(-0.5, 4, 0.02))
     assert sentence(loss).startswith('b is 0.50 above a in loss (0.')
+    late, soon = [3.1, 3.2, 3.3, 3.25], [1.2, 1.3, 1.45, 1.4]
+    assert sentence(judged(claim('epochs_to_60'), late, soon)).startswith('b reaches 60 % 1.9 epochs sooner than a (1.')
+    assert sentence(judged(claim('epochs_to_60'), soon, late)).startswith('a reaches 60 % 1.9 epochs sooner than b (1.')
+
+
+def test_a_verdict_of_fewer_seeds_than_there_are_names_its_look() -> None:
+    a, b = [60.0, 61.0, 60.5, 40.0, 41.0], [50.0, 51.1, 50.4, 50.0, 51.0]
+    found = judged(claim('top1'), a, b)
+    assert sentence(found) == 'a is 10.0 points above b (9.2 to 10.8): supported, decided after 3 of 5 seeds'
+    assert found.finding.of_all == pytest.approx(2.0)
+    assert 'after' not in sentence(judged(claim('top1'), a[:3], b[:3]))
+    close = paired(0.1, 7, 0.3)
+    equal = judged(claim('top1'), *close, ((6, 1.0),))
+    assert sentence(equal).endswith(': equal within 1 point, decided after 6 of 7 seeds')
+    assert sentence(judged(claim(), *paired(0.6, 7, 1.0))).startswith('undecided after 6 of 7 seeds: a is ')
+    pairs: list[tuple[Values, Values]] = [(a, b), paired(1.0, 4)]
+    assert sentence(of_pairs(pairs, stages=((3, 0.5), (4, 0.5)))[0]).endswith('decided after 3 of 5 and 4 of 4 seeds')
+
+
+def test_a_ratio_that_is_at_most_so_large_is_told_of_the_run_that_is_claimed() -> None:
+    """`a <= b` with a ratio of 1.1 expects b to be more than 1 / 1.1 times a."""
+    less = Claim('', '', 'step_time', ('a <= b',), (Comparison('b', 'a', 1 / 1.1, True),))
+    noise = np.random.default_rng(0).normal(1, 0.01, (2, 10))
+    same = judged(less, list(100 * noise[0]), list(100 * noise[1]))
+    assert same.verdict == 'supported'
+    told = same.finding.told
+    assert (told.comparison.larger, told.comparison.bound) == ('a', pytest.approx(1.1))
+    ends = f'{told.low:.2f} to {told.high:.2f}'
+    assert sentence(same) == f'a is {told.estimate:.2f} times b in step time ({ends}): supported'
+    assert 0.98 < (told.low or 0) < (told.estimate or 0) < (told.high or 0) < 1.02
+    slower = judged(less, list(150 * noise[0]), list(100 * noise[1]))
+    assert sentence(slower).startswith('a is 1.51 times b in step time (1.50 to 1.52)')
+    assert slower.verdict == 'contradicted'
+
+
+def test_numbers_are_rounded_half_up() -> None:
+    a, b = [83.04, 83.05, 83.06, 83.05], [80.0] * 4
+    assert sentence(judged(claim('top1'), a, b)).startswith('a is 3.1 points above b (')
 
 
 def test_an_undecided_claim_says_how_large_the_difference_can_be_and_what_would_decide() -> None:
@@ -416,10 +479,10 @@ def test_an_undecided_claim_says_how_large_the_difference_can_be_and_what_would_
     hopeless = judged(claim('loss'), *paired(0.6, 4, 1.0))
     assert sentence(hopeless).endswith('; 20 seeds would not decide it')
     two = judged(claim('top1'), [80.1, 80.4], [79.0, 79.5])
-    assert sentence(two) == 'undecided: a 80.1 and 80.4, b 79.0 and 79.5; verdicts need 3 seeds'
+    assert sentence(two) == 'undecided: a 80.10 and 80.40, b 79.00 and 79.50; verdicts need 3 seeds'
     assert (two.estimate, two.low, two.stage, two.more_seeds) == (pytest.approx(1.0), None, None, 1)
     one = judged(claim('top1'), [80.1], [79.0], ((5, 1.0),))
-    assert sentence(one) == 'undecided: a 80.1, b 79.0; verdicts need 5 seeds'
+    assert sentence(one) == 'undecided: a 80.10, b 79.00; verdicts need 5 seeds'
     four = judged(claim('top1'), *paired(1.0, 4), ((5, 1.0),))
     assert sentence(four) == 'undecided: a is 1.0 points above b so far; verdicts need 5 seeds'
 

@@ -163,6 +163,14 @@ def test_one_look_has_the_whole_level_and_needs_three_seeds(tmp_path: Path) -> N
         plan_models(['resnet18'], Recipe(), 2, one_look=True)
 
 
+def test_one_look_needs_runs_to_compare_and_an_end() -> None:
+    with pytest.raises(UserError, match='--one-look: nothing to compare: without claims it needs 2 to 6 runs, not 1: '):
+        plan_models(['resnet18'], Recipe(), 3, one_look=True)
+    assert len(plan_models(['resnet18'], Recipe(), 3, {'lr': [0.1, 0.2]}, one_look=True).runs) == 2
+    with pytest.raises(UserError, match='--one-look and --until-decided exclude each other'):
+        plan_models(['resnet18', 'resnet34'], Recipe(), 3, one_look=True, until_decided=True)
+
+
 def test_without_a_model_there_is_no_study() -> None:
     with pytest.raises(UserError, match='no model is named: give one or several'):
         planned('lr=1,2', models=())

@@ -94,6 +94,7 @@ def test_a_study_file(tmp_path: Path) -> None:
         ('fast >= plain', 'margin: 1', [('fast', 'plain', -1.0, False)]),
         ('fast <= plain', 'margin: 1', [('plain', 'fast', -1.0, False)]),
         ('fast > plain', 'ratio: 1.5', [('fast', 'plain', 1.5, True)]),
+        ('fast <= plain', 'ratio: 1.1', [('plain', 'fast', 1 / 1.1, True)]),
         ('[fast > plain, plain < fast]', '', [('fast', 'plain', 0.0, False)] * 2),
     ],
 )
@@ -125,6 +126,9 @@ def test_the_order_that_a_claim_expects(tmp_path: Path, order: str, extra: str, 
         ('fast > plain', 'fast > slow', 16, "there is no run 'slow'"),
         ('fast > plain', 'fast plain', 16, 'is not like "a > b"'),
         ('fast > plain', 'fast >= plain', 16, '>= needs a margin'),
+        ('fast > plain', 'fast >= plain\n    ratio: 1.1', 16, 'or, with <= instead of >=, a ratio above 1: at most so'),
+        ('fast > plain', 'fast <= plain\n    ratio: 0.9', 16, '<= needs a ratio above 1, at most so many times'),
+        ('fast > plain', '[fast > plain, fast <= plain]\n    ratio: 2', 16, 'with a ratio all are <=, or none is'),
         ('fast > plain', 'fast > fast', 16, 'compared with itself'),
         ('fast > plain', 'fast > plain\n    margin: 1', 16, 'a margin goes with >= and <='),
         ('    order: fast > plain\n', '', 14, 'a claim needs order'),
@@ -188,13 +192,16 @@ def test_a_study_file_that_needs_no_other(tmp_path: Path) -> None:
     text += """  - {name: R, claim: "Yes: it is.", metric: gmacs, order: [fast > plain, plain > fast], ratio: 1.5}
   - {claim: Not worse., metric: top1, order: fast >= plain, margin: 2}
   - {claim: More., metric: top1, order: fast > plain, by: 3e-0}
+  - {claim: As fast., metric: step_time, order: fast <= plain, ratio: 1.1}
+  - {claim: Nearly., metric: step_time, order: fast <= plain, ratio: 1.3333333333333333}
 """
     study = read_study(study_file(tmp_path, text))
     again = read_study(study_file(tmp_path, dump_study(study)))
     assert again.runs == study.runs
     assert (again.title, again.limits, again.seeds, again.budget) == ('A question', 'Small.', (1, 7), 2.0)
     assert again.claims == study.claims
-    assert again.claims[-1].comparisons[0].bound == 3.0, 'text in YAML'
+    assert again.claims[3].comparisons[0].bound == 3.0, 'text in YAML'
+    assert 'ratio: 1.1\n' in dump_study(study)
     assert 'base' not in dump_study(study)
     assert 'stages' not in dump_study(study), 'the default'
 

@@ -8,8 +8,15 @@ import pytest
 from imagenette_zoo.errors import UserError
 from imagenette_zoo.inference.predict import Prediction, describe
 from imagenette_zoo.report.page import escape_markdown
-from imagenette_zoo.utils.console import Console, html_table, printable, table
+from imagenette_zoo.utils.console import Console, html_table, printable, rounded, table
 from imagenette_zoo.utils.signals import Stopped
+
+
+def test_numbers_to_read_are_rounded_half_up() -> None:
+    assert [rounded(value, 1) for value in (3.05, 3.15, 2.675, -3.05, 0.04, -0.04)] == [
+        '3.1', '3.2', '2.7', '−3.1', '0.0', '0.0'
+    ]  # fmt: skip
+    assert [rounded(value, 0, '+') for value in (1234.5, -0.5, 0.0)] == ['+1,235', '−1', '+0']
 
 
 def test_a_table_of_html_has_no_markup_of_others() -> None:

@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,14 @@ from imagenette_zoo.utils import files
 from imagenette_zoo.utils.signals import Stopped, sigterm_interrupts
 
 pytestmark = pytest.mark.skipif(os.name != 'posix', reason='signals of POSIX')
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C is as in a program in the foreground."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def test_sigterm_leaves_no_half_written_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,6 +43,7 @@ def test_a_command_ends_with_143_and_leaves_the_signal_as_it_was(
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+@pytest.mark.usefixtures('ctrl_c')
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_what_a_library_makes_of_a_signal_is_an_interruption(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
@@ -49,6 +59,7 @@ def test_what_a_library_makes_of_a_signal_is_an_interruption(
     assert capsys.readouterr().err.split() == ['interrupted']
 
 
+@pytest.mark.usefixtures('ctrl_c')
 def test_an_interruption_within_another_is_the_same() -> None:
     with sigterm_interrupts() as signals, sigterm_interrupts(), pytest.raises(Stopped):
         signal.raise_signal(signal.SIGINT)

@@ -70,8 +70,8 @@ def _print_models(names: Sequence[str]) -> None:
 def _add_data(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(prog='imagenette-zoo data', dest='action', required=True, metavar='ACTION')
     parser = actions.add_parser('fetch', help='download Imagenette, Imagewoof or Imagewang into the user cache')
-    parser.add_argument('name', nargs='?', choices=FAMILY, default='imagenette', help='default: imagenette')
-    parser.add_argument('--size', choices=FAMILY['imagenette'], default='160', help='shorter side (default: 160)')
+    parser.add_argument('name', nargs='?', choices=[*FAMILY], default='imagenette', help='default: imagenette')
+    parser.add_argument('--size', choices=[*FAMILY['imagenette']], default='160', help='shorter side (default: 160)')
     parser = actions.add_parser('check', help='decode every image and count the classes')
     parser.add_argument('--data-dir', metavar='DIR', help='as in training')
     parser.add_argument('--dataset', default='', metavar='NAME', help='as in training')

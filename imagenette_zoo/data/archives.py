@@ -318,7 +318,7 @@ def fetch(size: str, dataset: str = 'imagenette') -> Path:
             raise UserError(f'download of {url}: {error}: try again') from None
         content = folder / 'content'
         content.mkdir()
-        _extract(archive, content)
+        extract(archive, content)
         archive.unlink()
         if not holds_splits(content / name):
             raise UserError(f'{url} holds no train/ and val/: try another size, or give --data-dir')

@@ -225,7 +225,7 @@ def _as_trained(recipe: Recipe, result: Result) -> dict[str, Any]:
     if not isinstance(images, int):
         return options
     fitted = Recipe.of(options).for_data(images, classes, result.hardware.get('processes', 1))
-    return fitted.retried(result.recipe['batch_size'], result.recipe['grad_accum_steps']).as_dict()
+    return fitted.retried(result.recipe.get('batch_size', 0), result.recipe.get('grad_accum_steps', 0)).as_dict()
 
 
 def distinct(values: Sequence[Any]) -> list[Any]:

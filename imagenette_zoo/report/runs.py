@@ -114,8 +114,9 @@ def _time_cell(stat: Numbers | None) -> Cell:
 
 def _epochs_cell(epochs: Numbers) -> Cell:
     """The epochs that the seeds had, of those that they would have had without a goal or patience."""
-    low, high = min(epochs['done']), max(epochs['done'])
-    return Cell(f'{low}{f" to {high}" if high > low else ""} of {epochs["planned"]}', sum(epochs['done']) / len(epochs['done']))
+    done = epochs['done']
+    several = f' to {max(done)}' if max(done) > min(done) else ''
+    return Cell(f'{min(done)}{several} of {epochs["planned"]}', sum(done) / len(done))
 
 
 def _reach_cell(reach: Numbers) -> Cell:

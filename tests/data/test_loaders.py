@@ -203,6 +203,21 @@ def test_a_cached_image_depends_on_seed_epoch_and_image_alone(folder: Path) -> N
         assert not set(other.values()) & set(reference.values())
 
 
+def test_an_image_that_is_drawn_again_is_augmented_otherwise(folder: Path) -> None:
+    images = load_split(folder, 'train')
+    rare = [0] + [1] * (len(images) - 1)  # the first image makes half of the epoch
+    sampler = EpochBatches(len(images), 6, 1, schedule=SizeSchedule((32,)), balance=rare)
+    transform = create_transform(32, is_training=True, use_prefetcher=True)
+    crops_alone = cached(images, sampler, color_jitter=0.0)
+    for batches in (crops_alone, train_loader(images, {32: transform}, sampler, workers=0)):
+        pixels = [image for step, _ in batches for image in step]
+        again = [image for index, image in zip(indices(sampler), pixels, strict=True) if index == 0]
+        assert len(again) == len(images) // 2
+        assert len({image.numpy().tobytes() for image in again}) == len(again)
+        targets = torch.cat([targets for _, targets in batches])
+        assert targets.tolist() == [images.targets[index] for index in indices(sampler)]
+
+
 def test_an_epoch_can_be_repeated(folder: Path) -> None:
     images = load_split(folder, 'train')
     batches = cached(images, EpochBatches(len(images), 8, 1, schedule=SizeSchedule((32,))))

@@ -1016,9 +1016,10 @@ def test_balanced_classes_are_resumed_to_the_bit(
     data = make_folder(tmp_path / 'rare')
     for number in range(6):
         (data / 'train' / 'class0' / f'{number}.png').unlink()
-    options = dict(data_dir=str(data), loader=loader, epochs=2, batch_size=6)
-    plain = train(recipe(experiment='plain', **options), quiet=True)
-    for name, more in (('drawn', {'balanced': True}), ('weighed', {'class_weights': 'balanced', 'mixup': 0.2})):
+    weighed = {'class_weights': 'balanced'}
+    for name, more, mixup in (('drawn', {'balanced': True}, 0.0), ('weighed', weighed, 0.2)):
+        options = dict(data_dir=str(data), loader=loader, epochs=2, batch_size=6, mixup=mixup)
+        plain = train(recipe(experiment=f'not-{name}', **options), quiet=True)
         whole = train(recipe(experiment=name, **options, **more), quiet=True)
         assert not same(weights(whole.folder), weights(plain.folder))
         with interrupted(monkeypatch, 1), pytest.raises(KeyboardInterrupt):

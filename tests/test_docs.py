@@ -1,6 +1,7 @@
 """The commands, Python lines and links of README and docs are ones that work."""
 
 import argparse
+import json
 import os
 import re
 import shlex
@@ -62,6 +63,19 @@ def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
         file = (page.parent / path).resolve() if path else page
         assert file.exists(), f'{page.name}: {target}'
         assert not anchor or anchor in anchors(file), f'{page.name}: {target}'
+
+
+def test_the_table_of_faults_is_that_of_the_result_file() -> None:
+    outcome = json.loads((ROOT / 'docs' / 'results' / 'reliability' / 'faults.json').read_text())
+    page = (ROOT / 'docs' / 'reliability.md').read_text()
+    assert outcome['kept']
+    assert outcome['faults'] == sum(row['faults'] for row in outcome['rows']) >= 1000
+    assert f'{outcome["faults"]:,} faults in {outcome["seconds"] / 60:.0f} minutes' in page
+    for row in outcome['rows']:
+        ended = row['interrupted'] + row['stopped'] + row['killed']
+        ends = [*(row[key] for key in ('survived', 'done but for a part', 'refused in a line')), ended]
+        numbers = ' | '.join(map(str, [row['faults'], *ends, row['slowest, seconds']]))
+        assert re.search(rf'^\| {row["kind"]} \| .* \| {re.escape(numbers)} \|$', page, re.MULTILINE)
 
 
 @pytest.mark.long

@@ -30,7 +30,7 @@ def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     for name in ('RECIPES', 'RESULTS'):
         monkeypatch.setattr(module, name, tmp_path / name)
     monkeypatch.setattr(module, 'PAGE', tmp_path / 'page.md')
-    monkeypatch.setattr(module, 'RECORDS', {(64, 0): (58.0, 60.0, 70.0, 80.0)})
+    monkeypatch.setattr(module, 'RECORDS', {('imagenette', 0, 64): (58.0, 60.0, 70.0, 80.0)})
     module.RECIPES.mkdir()
     shutil.copyfile(STUDY / 'mish-seed1' / 'args.yaml', module.RECIPES / '64px_5e.yaml')
     return module
@@ -45,13 +45,13 @@ def test_means_of_seeds_beside_the_record(tool: ModuleType, capsys: pytest.Captu
     folders = [STUDY / f'{name}-seed{seed}' for name in ('mish', 'mish-maxblur') for seed in (1, 2)]
     assert tool.main([*map(str, folders)]) == 0
     lines = tool.PAGE.read_text().splitlines()
-    better, flagship = (line for line in lines if line.startswith('| 64 |'))
+    better, flagship = (line for line in lines if line.startswith('| Imagenette | 64 |'))
     assert '`mbv2_mish_maxblur_imagenette`' in better
     assert '--model mbv2_mish_maxblur_imagenette' in better
     found = [json.loads((folder / 'result.json').read_text())['top1'] for folder in folders[:2]]
     mean, spread = statistics.mean(found), statistics.stdev(found)
     assert f'| {mean:.2f} ± {spread:.2f} | 2 of 5 | 58.00 | {mean - 58:+.2f} | 2.24 | 0.02 |' in flagship
-    assert lines[-3:] == ['Not tried, among others:', '', '- 64 px: 20, 80, 200 epochs']
+    assert lines[-3:] == ['Not tried, among others:', '', '- Imagenette, 64 px: 20, 80, 200 epochs']
 
 
 def test_results_of_another_row_are_refused(tool: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
@@ -66,7 +66,7 @@ def test_results_of_another_row_are_refused(tool: ModuleType, capsys: pytest.Cap
 def test_label_noise_is_a_row_of_its_own(
     tool: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(tool, 'RECORDS', {(64, 0): (58.0,), (64, 5): (50.0,)})
+    monkeypatch.setattr(tool, 'RECORDS', {('imagenette', 0, 64): (58.0,), ('imagenette', 5, 64): (50.0,)})
     monkeypatch.setattr(tool, 'EPOCHS', (5,))
     noisy = shutil.copytree(STUDY / 'mish-seed1', tmp_path / 'run')
     result = json.loads((noisy / 'result.json').read_text())
@@ -77,6 +77,29 @@ def test_label_noise_is_a_row_of_its_own(
     assert '| 5 % | `mbv2_mish_imagenette` | 51.00 | 1 of 5 | 50.00 | +1.00 |' in page
     assert '64px_5e.yaml --label-noise 5 --seed N' in page
     assert 'without a run' not in page
+
+
+def test_all_public_rows_are_known() -> None:
+    module = load()
+    assert sum(len(tops) for tops in module.RECORDS.values()) == 60
+    tables = [('imagenette', 0), ('imagenette', 5), ('imagenette', 50), ('imagewoof', 0), ('imagewang', 0)]
+    assert list(module.RECORDS) == [(*table, size) for table in tables for size in (128, 192, 256)]
+
+
+def test_a_run_on_imagewoof_stands_beside_its_own_record(
+    tool: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tool, 'RECORDS', {('imagenette', 0, 64): (58.0,), ('imagewoof', 0, 64): (40.0,)})
+    monkeypatch.setattr(tool, 'EPOCHS', (5,))
+    woof = shutil.copytree(STUDY / 'mish-seed1', tmp_path / 'run')
+    result = json.loads((woof / 'result.json').read_text())
+    result['dataset'].update(name='imagewoof2-160', train=9025, val=3929)
+    (woof / 'result.json').write_text(json.dumps({**result, 'top1': 42.0}))
+    assert tool.main([str(woof), str(STUDY / 'mish-seed1')]) == 0
+    page = tool.PAGE.read_text()
+    assert '| Imagewoof | 64 | 5 |  | `mbv2_mish_imagenette` | 42.00 | 1 of 5 | 40.00 | +2.00 |' in page
+    assert '64px_5e.yaml --data-dir imagewoof2-160 --seed N' in page
+    assert (tool.RESULTS / '64px_5e' / 'mbv2_mish_imagenette-imagewoof-seed1').is_dir()
 
 
 def test_a_second_run_with_the_same_seed_is_refused(

@@ -4,8 +4,8 @@
     python tools/leaderboard.py RUN ...     # takes finished runs in first
 
 A row is a recipe, hparams/leaderboard/{PX}px_{EPOCHS}e.yaml. Its runs may differ from it by model, seed and label
-noise; they lie in docs/results/leaderboard/ROW/MODEL-seedN, or .../MODEL-noise5-seedN. A run that breaks a rule of the
-public leaderboard, or was trained by another recipe, is refused.
+noise; they lie in docs/results/leaderboard/ROW/MODEL-seedN, or .../MODEL-noise5-seedN, or .../MODEL-imagewoof-seedN. A
+run that breaks a rule of the public leaderboard, or was trained by another recipe, is refused.
 """
 
 from __future__ import annotations
@@ -30,16 +30,32 @@ PAGE = ROOT / 'docs' / 'leaderboard.md'
 RECIPES = ROOT / 'hparams' / 'leaderboard'
 RESULTS = ROOT / 'docs' / 'results' / 'leaderboard'
 
-# https://github.com/fastai/imagenette: top-1 %, means of five runs, by pixels and label noise, for these epochs
+# https://github.com/fastai/imagenette at ba8db39: top-1 % by data set, label noise and pixels, for these epochs
 EPOCHS = (5, 20, 80, 200)
 RECORDS = {
-    (128, 0): (87.43, 91.57, 93.55, 94.24),
-    (192, 0): (86.76, 92.50, 94.50, 95.03),
-    (256, 0): (86.85, 93.53, 94.90, 95.11),
-    (128, 5): (83.44, 89.53, 89.30, 90.04),
+    ('imagenette', 0, 128): (87.43, 91.57, 93.55, 94.24),
+    ('imagenette', 0, 192): (86.76, 92.50, 94.50, 95.03),
+    ('imagenette', 0, 256): (86.85, 93.53, 94.90, 95.11),
+    ('imagenette', 5, 128): (83.44, 89.53, 89.30, 90.04),
+    ('imagenette', 5, 192): (84.13, 90.65, 91.01, 91.08),
+    ('imagenette', 5, 256): (88.87, 91.39, 92.95, 93.96),
+    ('imagenette', 50, 128): (66.60, 79.36, 50.80, 52.18),
+    ('imagenette', 50, 192): (67.54, 79.34, 52.51, 53.71),
+    ('imagenette', 50, 256): (76.72, 79.21, 57.76, 61.48),
+    ('imagewoof', 0, 128): (76.61, 86.27, 87.83, 87.20),
+    ('imagewoof', 0, 192): (81.15, 88.37, 90.30, 89.54),
+    ('imagewoof', 0, 256): (78.84, 88.58, 90.48, 90.38),
+    ('imagewang', 0, 128): (72.94, 72.18, 69.53, 66.04),
+    ('imagewang', 0, 192): (77.07, 77.81, 74.90, 71.77),
+    ('imagewang', 0, 256): (79.56, 79.20, 78.41, 79.27),
+}
+IMAGES = {  # training and validation images
+    (9469, 3925): 'imagenette',
+    (9025, 3929): 'imagewoof',
+    (14669, 3929): 'imagewang',
 }
 RUNS = 5
-TEXT = """# Against the Imagenette leaderboard
+TEXT = """# Against the leaderboards of Imagenette, Imagewoof and Imagewang
 
 Written by `python tools/leaderboard.py` from the files in [results/leaderboard](results/leaderboard).
 
@@ -86,31 +102,37 @@ def take(folder: Path) -> None:
 def page() -> str:
     """The page's text."""
     header = (
-        'px', 'epochs', 'label noise', 'model', 'top-1 %', 'runs', 'record', 'difference', 'M parameters', 'GMACs',
-        'minutes a run', 'on', 'repeat',
+        'data', 'px', 'epochs', 'label noise', 'model', 'top-1 %', 'runs', 'record', 'difference', 'M parameters',
+        'GMACs', 'minutes a run', 'on', 'repeat',
     )  # fmt: skip
-    lines = [f'| {" | ".join(header)} |', '|' + '---:|' * 3 + '---|' + '---:|' * 7 + '---|---|']
+    lines = [f'| {" | ".join(header)} |', '|---|' + '---:|' * 3 + '---|' + '---:|' * 7 + '---|---|']
     touched = set()
     for file in sorted(RECIPES.glob('*.yaml'), key=lambda file: tuple(map(int, re.findall(r'\d+', file.stem)))):
         records = [_read(folder, file.stem) for folder in sorted((RESULTS / file.stem).glob('*-seed*'))]
         for runs in sorted(by_run(records).values(), key=lambda runs: -_mean(runs)):
-            key = (runs[0].result.img_size, runs[0].result.recipe['label_noise'])
-            touched.add((*key, runs[0].result.epochs))
+            touched.add((*_key(runs[0]), runs[0].result.epochs))
             lines.append(f'| {" | ".join(_cells(runs, file.stem))} |')
     missing = ''
-    for size, noise in RECORDS:
-        epochs = [str(number) for number in EPOCHS if (size, noise, number) not in touched]
+    for data, noise, size in RECORDS:
+        epochs = [str(number) for number in EPOCHS if (data, noise, size, number) not in touched]
         if epochs:
-            missing += f'- {size} px{f", {noise} % label noise" if noise else ""}: {", ".join(epochs)} epochs\n'
+            noisy = f', {noise} % label noise' if noise else ''
+            missing += f'- {data.title()}, {size} px{noisy}: {", ".join(epochs)} epochs\n'
     return TEXT + '\n'.join(lines) + (f'\n\nNot tried, among others:\n\n{missing}' if missing else '\n')
 
 
+def _key(record: Record) -> tuple[str, int, int]:
+    """The data set, label noise and pixels of a run."""
+    result = record.result
+    return IMAGES[result.dataset['train'], result.dataset['val']], result.recipe['label_noise'], result.img_size
+
+
 def _cells(runs: Sequence[Record], row: str) -> Iterator[str]:
-    result, recipe = runs[0].result, runs[0].result.recipe
-    noise, mean = recipe['label_noise'], _mean(runs)
-    records = dict(zip(EPOCHS, RECORDS.get((result.img_size, noise), ()), strict=False))
-    record = records.get(result.epochs)
-    yield from (str(result.img_size), str(result.epochs), f'{noise} %' if noise else '', f'`{result.model}`')
+    result, mean = runs[0].result, _mean(runs)
+    data, noise, _ = key = _key(runs[0])
+    record = dict(zip(EPOCHS, RECORDS.get(key, ()), strict=False)).get(result.epochs)
+    yield from (data.title(), str(result.img_size), str(result.epochs))
+    yield from (f'{noise} %' if noise else '', f'`{result.model}`')
     spread = f' ± {statistics.stdev(run.result.top1 for run in runs):.2f}' if len(runs) > 1 else ''
     yield f'{mean:.2f}{spread}'
     yield str(len(runs)) + ('' if len(runs) >= RUNS else f' of {RUNS}')
@@ -124,6 +146,7 @@ def _cells(runs: Sequence[Record], row: str) -> Iterator[str]:
     yield hardware['gpu'] or f'{hardware["threads"]} threads, {hardware["cpu"]}'
     more = ['--model', result.model] if result.model != Recipe.load(RECIPES / f'{row}.yaml').model else []
     more += ['--label-noise', str(noise)] if noise else []
+    more += ['--data-dir', str(result.dataset['name'])] if data != 'imagenette' else []
     yield f'`{" ".join(["train.py -c", f"hparams/leaderboard/{row}.yaml", *more, "--seed N"])}`'
 
 
@@ -132,8 +155,8 @@ def _mean(runs: Sequence[Record]) -> float:
 
 
 def _run(record: Record) -> str:
-    noise = record.result.recipe['label_noise']
-    return record.result.model + (f'-noise{noise}' if noise else '')
+    data, noise, _ = _key(record)
+    return record.result.model + (f'-noise{noise}' if noise else '') + (f'-{data}' if data != 'imagenette' else '')
 
 
 def _read(folder: Path, row: str) -> Record:
@@ -156,8 +179,9 @@ def _check(record: Record, row: str) -> None:
         'starts from trained weights': recipe['pretrained'] or recipe['initial_checkpoint'],
         'is validated at more pixels than it was trained with': record.result.img_size > largest,
         f'is not of {row}': row != f'{record.result.img_size}px_{record.result.epochs}e',
-        'is not of the whole of Imagenette': (record.result.dataset['train'], record.result.dataset['val'])
-        != (9469, 3925),
+        'is not of the whole of Imagenette, Imagewoof or Imagewang': (
+            record.result.dataset['train'], record.result.dataset['val']
+        ) not in IMAGES,
     }
     for what, broken in rules.items():
         if broken:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from ..config.fields import given_flags
 from ..config.groups import DataOptions
 from ..config.zoo_models import MODELS
-from ..data.constants import SIZES
+from ..data.constants import FAMILY
 from ..errors import UserError
 from ..utils.console import table
 from ..utils.files import to_json
@@ -69,8 +69,9 @@ def _print_models(names: Sequence[str]) -> None:
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(prog='imagenette-zoo data', dest='action', required=True, metavar='ACTION')
-    parser = actions.add_parser('fetch', help='download Imagenette into the user cache')
-    parser.add_argument('--size', choices=SIZES, default='160', help='shorter side (default: 160)')
+    parser = actions.add_parser('fetch', help='download Imagenette, Imagewoof or Imagewang into the user cache')
+    parser.add_argument('name', nargs='?', choices=[*FAMILY], default='imagenette', help='default: imagenette')
+    parser.add_argument('--size', choices=[*FAMILY['imagenette']], default='160', help='shorter side (default: 160)')
     parser = actions.add_parser('check', help='decode every image and count the classes')
     parser.add_argument('--data-dir', metavar='DIR', help='as in training')
     parser.add_argument('--dataset', default='', metavar='NAME', help='as in training')
@@ -83,20 +84,26 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
 
 def _data(args: argparse.Namespace) -> int:
     if args.action == 'fetch':
-        return fetch_command(args.size)
+        return fetch_command(args.size, args.name)
     if args.action == 'cache':
         return cache_command(args.clear)
     options = DataOptions(**given_flags(args, DataOptions))
     return check_command(options.data_dir, options.dataset, options.max_megapixels)
 
 
-def fetch_command(size: str) -> int:
-    """Download Imagenette (`160`, `320` or `full`) into the user cache and say where it is; returns the exit code."""
+def fetch_command(size: str, name: str = 'imagenette') -> int:
+    """Download a data set (`160`, `320` or `full`) into the user cache and say where it is; returns the exit code."""
     from ..data.archives import fetch
+    from ..data.folders import unlabelled_line
     from ..data.locate import find_root
 
-    root = fetch(size)
-    print(f'Imagenette ({size}) is in {root}')
+    root = fetch(size, name)
+    print(f'{name.title()} ({size}) is in {root}')
+    if line := unlabelled_line(root):
+        print(f'note: {line}')
+    if name != 'imagenette':
+        print(f'Give --data-dir {root} to train with it or check it.')
+        return 0
     variable = os.environ.get('IMAGENETTE_DIR')
     first = Path(variable) if variable else find_root(None)
     if first == root:

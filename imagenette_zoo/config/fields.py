@@ -66,7 +66,7 @@ def option(
         default: Value where none is given.
         help: One line for `--help` and the docs.
         affects: A key of `MAY_DIFFER`.
-        choices: The values allowed.
+        choices: The values allowed; of an option of numbers, the words allowed beside them.
         references: Whether `module:attribute` of the user's own is allowed beside them.
         low: Smallest value allowed (of each element of a list).
         high: Largest value allowed.
@@ -212,10 +212,12 @@ def _as_yaml(value: Any) -> Any:
 
 
 def _scalar(field: dataclasses.Field[Any], kind: type, value: Any) -> Any:
-    converted = _convert(field, kind, value)
     meta = field.metadata
+    if isinstance(value, str) and value in (meta['choices'] or ()):  # also a word instead of a number
+        return value
+    converted = _convert(field, kind, value)
     is_own = meta['references'] and is_reference(converted)
-    if meta['choices'] is not None and converted not in meta['choices'] and not is_own:
+    if meta['choices'] is not None and isinstance(converted, str) and not is_own:
         expected = [f'one of {", ".join(meta["choices"])}'] if meta['choices'] else []
         expected += ['module:attribute of your own, as in my_file:Mine'] if meta['references'] else []
         raise _wrong(field, value, ' or '.join(expected) + nearest(str(value), meta['choices']))
@@ -251,7 +253,8 @@ def _convert(field: dataclasses.Field[Any], kind: type, value: Any) -> Any:
             return int(value) if not isinstance(value, float) else int(number)
         return number
     except (ValueError, OverflowError):
-        raise _wrong(field, value, 'a whole number' if kind is int else 'a number') from None
+        words = ''.join(f' or {word}' for word in field.metadata['choices'] or ())
+        raise _wrong(field, value, ('a whole number' if kind is int else 'a number') + words) from None
 
 
 def _wrong(field: dataclasses.Field[Any], value: Any, expected: str) -> UserError:

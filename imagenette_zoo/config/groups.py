@@ -78,6 +78,17 @@ class InputOptions(Options):
 
 
 @dataclass(frozen=True)
+class EvalInputOptions(InputOptions):
+    """Input"""
+
+    crop_mode: str | None = option(
+        None,
+        'how images become square: squash, border or center (model default if not given)',
+        choices=('squash', 'border', 'center'),
+    )
+
+
+@dataclass(frozen=True)
 class ComputeOptions(Options):
     """Device and speed"""
 
@@ -173,7 +184,7 @@ class WeightsOptions(Options):
 
 
 @dataclass(frozen=True)
-class ValidationOptions(ComputeOptions, InputOptions, ArchitectureOptions, WeightsOptions, DataOptions):
+class ValidationOptions(ComputeOptions, EvalInputOptions, ArchitectureOptions, WeightsOptions, DataOptions):
     """Validation"""
 
     model: tuple[str, ...] = option(
@@ -187,6 +198,11 @@ class ValidationOptions(ComputeOptions, InputOptions, ArchitectureOptions, Weigh
     reparam: bool = option(False, 'fuse blocks and norms for inference first (imagenette_zoo.fuse)')
     shift_consistency: bool = option(
         False, 'also report the share of images whose prediction survives a random shift of up to 1/8 of the side'
+    )
+    metrics_avg: str | None = option(
+        None,
+        'also report precision, recall and F1, averaged over the classes in this way',
+        choices=('micro', 'macro', 'weighted'),
     )
     results_file: str | None = option(None, 'write the results to this .json or .csv file', metavar='FILE')
     seed: int = option(42, 'seed of the random shifts', low=0, high=2**32 - 1)

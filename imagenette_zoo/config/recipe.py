@@ -2,12 +2,14 @@
 has, and `Recipe`, which is all of them.
 
 Where an option exists in timm's `train.py` it has that script's name, meaning and default, so that a recipe in
-`hparams/` drives both. Our own are `label_noise`, `loss`, `batch_transform`, `loader`, `overwrite`, `nan`, `nan_limit`,
-`cuda_graph`, `log_swaps`, `log_tensorboard`, `shift_consistency` and the values `dataset: synthette`, `device: auto`.
+`hparams/` drives both. Our own are `label_noise`, `class_weights`, `balanced`, `stop_at`, `patience`, `retry`, `loss`,
+`batch_transform`, `loader`, `overwrite`, `nan`, `nan_limit`, `cuda_graph`, `log_swaps`, `log_tensorboard`,
+`shift_consistency` and the values `dataset: synthette`, `device: auto`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,13 +63,37 @@ class ScheduleLengthOptions(Options):
     )
     grad_accum_steps: int = option(1, 'batches whose gradients one step adds up', low=1)
     label_noise: int = option(
-        0, "percentage of noisy training labels, from the data set's official noisy_imagenette.csv: 0, 1, 5, 25, 50"
+        0, "percentage of noisy training labels, from the data set's official noisy_….csv: 0, 1, 5, 25, 50"
     )
+
+    balanced: bool = option(False, 'draw images so that each class comes equally often in an epoch')
+    stop_at: str | None = option(
+        None,
+        'end after the validation that reaches this, as in top1=90 (also top5, loss); the schedule stays the same',
+        metavar='METRIC=VALUE',
+    )
+    patience: int = option(0, 'end after so many epochs without a better eval-metric; 0 is never', low=0)
+    retry: bool = option(
+        False,
+        'where memory is full before anything is saved, start again with a smaller batch and grad-accum-steps for the '
+        'same updates',
+        affects='recovery',
+    )
+
+    @property
+    def goal(self) -> tuple[str, float] | None:
+        """The metric and the value that the training ends at."""
+        name, _, value = (self.stop_at or '').partition('=')
+        return (name, float(value)) if name else None
 
     def check(self) -> None:
         super().check()
         if self.label_noise not in (0, 1, 5, 25, 50):
             raise UserError(f'--label-noise: {self.label_noise} is not one of 0, 1, 5, 25, 50')
+        if self.stop_at and not re.fullmatch(r'(top[15]|loss)=\d+(\.\d+)?', self.stop_at):
+            raise UserError(f'--stop-at: {self.stop_at!r} is not METRIC=VALUE with top1, top5 or loss, as in top1=90')
+        if self.goal and self.goal[0] != 'loss' and self.goal[1] > 100:
+            raise UserError(f'--stop-at {self.stop_at}: is more than 100 %, which no training reaches')
 
 
 @dataclass(frozen=True)
@@ -174,6 +200,13 @@ class AugmentationOptions(Options):
         references=True,
     )
     smoothing: float = option(0.1, 'label smoothing (none with --loss, which may smooth itself)', low=0, high=0.99)
+    class_weights: tuple[float, ...] | None = option(
+        None,
+        'weight of each class in the loss, in the order of the classes, or balanced: inverse to their training images',
+        choices=('balanced',),
+        low=0,
+        metavar='balanced|X',
+    )
     bce_loss: bool = option(False, 'binary cross-entropy instead of cross-entropy')
     loss: str | None = option(
         None,
@@ -204,6 +237,12 @@ class AugmentationOptions(Options):
             raise UserError('--mixup-off-epoch has no effect without --mixup or --cutmix')
         if self.loss and self.bce_loss:
             raise UserError('--loss and --bce-loss are both losses: give one of them')
+        if self.class_weights and (self.loss or self.bce_loss):
+            other = '--loss' if self.loss else '--bce-loss'
+            raise UserError(f'--class-weights weighs cross-entropy, not {other}: leave one of them out')
+        words: Sequence[Any] = self.class_weights or ()
+        if 'balanced' in words and len(words) > 1:
+            raise UserError('--class-weights: give balanced, or a number for each class')
         if self.loss and self.smoothing not in (0.0, AugmentationOptions.smoothing):
             raise UserError(
                 f'--smoothing {self.smoothing:g} has no effect with --loss, which may smooth itself: --smoothing 0'
@@ -401,6 +440,8 @@ class Recipe(
                 f'--torchcompile-mode {self.torchcompile_mode}: its CUDA graphs overwrite the gradients that '
                 f'--grad-accum-steps {self.grad_accum_steps} adds up: leave one of them out'
             )
+        if self.balanced and self.class_weights:
+            raise UserError('--balanced and --class-weights both make up for rare classes: give one of them')
         if self.mixes and self.batch_size % 2:
             raise UserError(f'--batch-size {self.batch_size}: mixup and cutmix need an even batch')
         if self.scale[1] > 1:
@@ -447,6 +488,13 @@ class Recipe(
         changes = {'batch_size': min(self.batch_size, most or 1)}
         changes |= {} if self.num_classes is None else {'num_classes': classes}
         return self.replace(**{name: value for name, value in changes.items() if not self.insists_on(name)})
+
+    def retried(self, batch_size: int, grad_accum_steps: int) -> Recipe:
+        """The recipe with the smaller batch of a run, if `retry` made it so; else as it is."""
+        images = self.batch_size * self.grad_accum_steps
+        if not self.retry or batch_size >= self.batch_size or batch_size * grad_accum_steps != images:
+            return self
+        return self.replace(batch_size=batch_size, grad_accum_steps=grad_accum_steps)
 
     def insists_on(self, name: str) -> bool:
         """Whether an option was given, not only by a recipe."""

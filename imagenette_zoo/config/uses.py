@@ -8,13 +8,13 @@ from typing import ClassVar
 
 from ..errors import UserError
 from .fields import option
-from .groups import ArchitectureOptions, ComputeOptions, DataOptions, InputOptions, WeightsOptions
+from .groups import ArchitectureOptions, ComputeOptions, DataOptions, EvalInputOptions, WeightsOptions
 
 __all__ = ['CheckpointOptions', 'ExportOptions', 'PassesOptions', 'PredictOptions', 'UseOptions']
 
 
 @dataclass(frozen=True)
-class CheckpointOptions(InputOptions, ArchitectureOptions):
+class CheckpointOptions(EvalInputOptions, ArchitectureOptions):
     """Weights"""
 
     checkpoint: str | None = option(None, "weights for the model: a file, also one of timm's", metavar='PATH')
@@ -58,7 +58,7 @@ class PredictOptions(UseOptions):
 
 
 @dataclass(frozen=True)
-class PassesOptions(ComputeOptions, InputOptions, ArchitectureOptions, WeightsOptions, DataOptions):
+class PassesOptions(ComputeOptions, EvalInputOptions, ArchitectureOptions, WeightsOptions, DataOptions):
     """Comparison"""
 
     model: str = option('', "a run's folder or its best/, local-dir:FOLDER, hf-hub:NAME, or a name, as in validation")

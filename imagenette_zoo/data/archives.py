@@ -25,7 +25,7 @@ from urllib.error import URLError
 
 from ..errors import UserError, os_reason
 from ..utils.files import cache_dir, whole_folder
-from .constants import SIZES
+from .constants import FAMILY
 from .folders import holds_splits
 
 __all__ = ['ARCHIVE_SUFFIXES', 'extract', 'fetch', 'unpacked']
@@ -42,19 +42,42 @@ _CORRUPT = (  # what a bad archive raises; the second line is tarfile's and zipf
     *(ValueError, LookupError, OverflowError, RecursionError, NotImplementedError),
 )
 _BAD_NAME = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
+URL = 'https://s3.amazonaws.com/fast-ai-imageclas/{}.tgz'
+FASTAI_CHECKS = {  # bytes, and the MD5 of the first MiB (fastai/data/download_checks.py), all that fastai publishes
+    'imagewoof2-160': (92612825, '3559b194123981a540b87132dbda412f'),
+    'imagewoof2-320': (328387740, '7a1fd92672a559a85de76e4810a20c21'),
+    'imagewoof2': (1343715595, '2cc1c1e36e20cb6fd24ffb978edcb487'),
+    'imagewang-160': (191498213, 'dab9b1d97b95574ac64122a19bc74ca1'),
+    'imagewang-320': (669826647, 'fff8ac034d60e14fcf7789845e625263'),
+    'imagewang': (2900347689, '2b7776bac0fc95db72ac8a3b091a3e30'),
+}
 _OFFLINE = (URLError, HTTPException, ConnectionError, TimeoutError, ssl.SSLError)  # what a bad connection raises
 
 
-def _published(size: str) -> tuple[str, str]:
-    """Address and MD5 of an official archive, from torchvision."""
+def _check_published(archive: Path, name: str, md5: str) -> None:
+    """Compares an official archive with what is published of it: by torchvision, else by fastai.
+
+    Raises:
+        UserError: It is another file.
+    """
+    if name in FASTAI_CHECKS:
+        with archive.open('rb') as file:
+            start = hashlib.md5(file.read(2**20), usedforsecurity=False).hexdigest()
+        stats = (FASTAI_CHECKS[name], (archive.stat().st_size, start))
+        expected, found = (f'{size} bytes, md5 {md5} of the first MiB' for size, md5 in stats)
+    else:
+        expected, found = f'md5 {_torchvisions(name)[1]}', f'md5 {md5}'
+    if found != expected:
+        raise UserError(f'expected {expected}, found {found}')
+
+
+def _torchvisions(name: str) -> tuple[str, str]:
+    """Address and MD5 of an archive of Imagenette."""
     from torchvision.datasets import Imagenette
 
-    url, md5 = Imagenette._ARCHIVES[_torchvision_size(size)]
+    size = next(size for size, archive in FAMILY['imagenette'].items() if archive == name)
+    url, md5 = Imagenette._ARCHIVES[size if size == 'full' else f'{size}px']
     return url, md5
-
-
-def _torchvision_size(size: str) -> str:
-    return size if size == 'full' else f'{size}px'
 
 
 def unpacked(archive: Path, check: Callable[[Path], object]) -> Path:
@@ -73,9 +96,12 @@ def unpacked(archive: Path, check: Callable[[Path], object]) -> Path:
         md5 = _md5(archive)
     except OSError as error:
         raise UserError(f'archive {archive} cannot be read: {os_reason(error)}') from error
-    for size, name in SIZES.items():
-        if archive.name == f'{name}.tgz' and md5 != (expected := _published(size)[1]):
-            raise UserError(f'archive {archive}: expected md5 {expected}, found {md5}: download it again')
+    name = archive.name.removesuffix('.tgz')
+    if archive.suffix == '.tgz' and any(name in sizes.values() for sizes in FAMILY.values()):
+        try:
+            _check_published(archive, name, md5)
+        except UserError as error:
+            raise UserError(f'archive {archive}: {error}: download it again') from None
     target = cache_dir() / f'archive-{md5}'
     if not os.path.isdir(target):
         with whole_folder(target) as folder:
@@ -248,51 +274,55 @@ def _zip_problem(info: zipfile.ZipInfo) -> str:
     return '' if known else 'a file that is packed in a way that few programs can unpack'
 
 
-def fetch(size: str) -> Path:
-    """Download Imagenette into the user cache with torchvision's downloader, which verifies the checksum.
+def fetch(size: str, dataset: str = 'imagenette') -> Path:
+    """Download a data set into the user cache, compare it with what is published of it, and unpack it.
 
     Args:
         size: `160`, `320` (pixels of the shorter side) or `full`.
+        dataset: `imagenette`, `imagewoof` or `imagewang`.
 
     Returns:
         The folder that holds `train/` and `val/`; at once if it is there already.
 
     Raises:
-        UserError: Unknown size, no network, wrong checksum, no room. Nothing half-made stays behind.
+        UserError: Unknown size or data set, no network, wrong checksum, no room. Nothing half-made stays behind.
     """
-    if size not in SIZES:
-        raise UserError(f'size {size!r} is unknown: expected one of {", ".join(SIZES)}')
-    target = cache_dir() / SIZES[size]
+    for what, value, known in (('data set', dataset, FAMILY), ('size', size, FAMILY['imagenette'])):
+        if value not in known:
+            raise UserError(f'{what} {value!r} is unknown: expected one of {", ".join(known)}')
+    name = FAMILY[dataset][size]
+    target = cache_dir() / name
     if holds_splits(target):
         return target
     if os.path.exists(target):
         raise UserError(f'{target} exists but does not hold train/ and val/: remove it and fetch again')
-    from torchvision.datasets import Imagenette
+    from torchvision.datasets.utils import download_url
 
-    url, md5 = _published(size)
-    name = url.rsplit('/', 1)[-1]
+    url = URL.format(name) if name in FASTAI_CHECKS else _torchvisions(name)[0]
     with whole_folder(target) as folder:
-        download = folder / 'download'
+        archive = folder / f'{name}.tgz'
         try:
             # torchvision prints and draws its progress bar even where nobody watches
             watched = sys.stderr if sys.stderr.isatty() else io.StringIO()
             with redirect_stdout(watched), redirect_stderr(watched):
-                Imagenette(str(download), split='val', size=_torchvision_size(size), download=True)
+                download_url(url, str(folder), archive.name)
         except _OFFLINE as error:
             cause = error.reason if isinstance(error, URLError) and isinstance(error.reason, OSError) else error
             raise UserError(
                 f'cannot download {url} ({os_reason(cause)}): check the network and try again, or download it '
-                f'elsewhere and give it as --data-dir {name}',
+                f'elsewhere and give it as --data-dir {archive.name}',
             ) from error
-        except (RuntimeError, *_CORRUPT) as error:
-            archive = download / name
-            received = _md5(archive) if archive.is_file() else 'nothing'
-            if received == md5:
-                raise UserError(f'{url} cannot be unpacked ({os_reason(error)}): try again') from error
-            raise UserError(f'download of {url}: expected md5 {md5}, found {received}: try again') from error
-        for child in (download / Path(name).stem).iterdir():
-            child.rename(folder / child.name)
-        shutil.rmtree(download)
-        if not holds_splits(folder):
+        try:
+            _check_published(archive, name, _md5(archive))
+        except UserError as error:
+            raise UserError(f'download of {url}: {error}: try again') from None
+        content = folder / 'content'
+        content.mkdir()
+        extract(archive, content)
+        archive.unlink()
+        if not holds_splits(content / name):
             raise UserError(f'{url} holds no train/ and val/: try another size, or give --data-dir')
+        for child in (content / name).iterdir():
+            child.rename(folder / child.name)
+        shutil.rmtree(content)
     return target

@@ -11,7 +11,7 @@ from pathlib import Path
 from ..config.groups import DataOptions
 from ..errors import UserError
 from ..utils.environment import available_cores
-from .folders import load_split, passed_over_line
+from .folders import load_split, passed_over_line, unlabelled_line
 from .images import decode, only_size_warnings
 
 __all__ = ['ClassReport', 'BadImage', 'CheckReport', 'check']
@@ -40,7 +40,7 @@ class BadImage:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """The classes of a data set, its bad images, and a line for each split with files that are not read."""
+    """The classes of a data set, its bad images, and lines on the files that are not read."""
 
     root: Path
     classes: tuple[ClassReport, ...]
@@ -88,8 +88,8 @@ def check(
             reports += [
                 _class_report(images.split, name, counts[i], seen[i]) for i, name in enumerate(images.class_names)
             ]
-    passed_over = (passed_over_line(images) for images in sets)
-    return CheckReport(Path(root), tuple(reports), tuple(bad), tuple(filter(None, passed_over)))
+    left_out = (*map(passed_over_line, sets), unlabelled_line(Path(root)))
+    return CheckReport(Path(root), tuple(reports), tuple(bad), tuple(filter(None, left_out)))
 
 
 def _inspect(path: Path) -> tuple[int, int, str] | str:

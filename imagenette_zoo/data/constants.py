@@ -1,9 +1,10 @@
-"""Names and numbers of Imagenette as published."""
+"""Names and numbers of Imagenette and its family as published."""
 
 from __future__ import annotations
 
 __all__ = [
-    'IMAGENETTE', 'LABEL_NAMES', 'FILES_HASH', 'IMAGE_EXTENSIONS', 'FORMATS', 'NOISE_LEVELS', 'NOT_THE_USERS', 'SIZES',
+    'IMAGENETTE', 'IMAGEWOOF', 'LABEL_NAMES', 'FILES_HASH', 'IMAGE_EXTENSIONS', 'FAMILY', 'FORMATS', 'NOISE_LEVELS',
+    'NOT_THE_USERS', 'UNLABELLED',
 ]  # fmt: skip
 
 IMAGENETTE: dict[str, str] = {
@@ -17,6 +18,18 @@ IMAGENETTE: dict[str, str] = {
     'n03425413': 'gas pump',
     'n03445777': 'golf ball',
     'n03888257': 'parachute',
+}
+IMAGEWOOF: dict[str, str] = {
+    'n02086240': 'Shih-Tzu',
+    'n02087394': 'Rhodesian ridgeback',
+    'n02088364': 'Beagle',
+    'n02089973': 'English foxhound',
+    'n02093754': 'Border terrier',
+    'n02096294': 'Australian terrier',
+    'n02099601': 'Golden retriever',
+    'n02105641': 'Old English sheepdog',
+    'n02111889': 'Samoyed',
+    'n02115641': 'Dingo',
 }
 LABEL_NAMES = tuple(IMAGENETTE.values())
 FILES_HASH = '96fae466962d41838fcf018ba1660967'  # of the names of all images, the same in all sizes
@@ -32,9 +45,10 @@ NOT_THE_USERS = frozenset({'__macosx', '@eadir', 'thumbs.db', 'desktop.ini', '#r
 # Pillow tells a format by a file's content, whatever its name, and starts Ghostscript for PostScript. These it decodes
 # itself. Not ICO, ICNS, IPTC and others that hold a file of another format. TGA, which has no signature, is tried last.
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'DIB', 'PPM', 'TIFF', 'JPEG2000', 'AVIF', 'TGA')
-NOISE_LEVELS = (0, 1, 5, 25, 50)  # percent, columns of noisy_imagenette.csv
-SIZES: dict[str, str] = {  # shorter side in pixels, as published → name of the archive and of the folder in it
-    '160': 'imagenette2-160',
-    '320': 'imagenette2-320',
-    'full': 'imagenette2',
+NOISE_LEVELS = (0, 1, 5, 25, 50)  # percent, columns of noisy_imagenette.csv and noisy_imagewoof.csv
+UNLABELLED = 'unsup'  # Imagewang's folder of images whose labels may not be used
+FAMILY: dict[str, dict[str, str]] = {  # shorter side in pixels → name of the archive and of the folder in it
+    'imagenette': {'160': 'imagenette2-160', '320': 'imagenette2-320', 'full': 'imagenette2'},
+    'imagewoof': {'160': 'imagewoof2-160', '320': 'imagewoof2-320', 'full': 'imagewoof2'},
+    'imagewang': {'160': 'imagewang-160', '320': 'imagewang-320', 'full': 'imagewang'},
 }

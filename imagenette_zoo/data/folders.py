@@ -18,14 +18,15 @@ from ..config.groups import DataOptions
 from ..errors import UserError, os_reason
 from ..utils.console import printable
 from ..utils.reading import open_regular
-from .constants import IMAGE_EXTENSIONS, IMAGENETTE, NOISE_LEVELS, NOT_THE_USERS
+from .constants import IMAGE_EXTENSIONS, IMAGENETTE, IMAGEWOOF, NOISE_LEVELS, NOT_THE_USERS, UNLABELLED
 
 __all__ = [
     'ImageSet', 'SPLITS', 'evenly', 'holds_splits', 'is_hidden', 'list_images', 'load_split', 'parse_slice',
-    'passed_over_line', 'spellings', 'with_label_noise',
+    'passed_over_line', 'spellings', 'unlabelled_line', 'with_label_noise',
 ]  # fmt: skip
 
 SPLITS = ('train', 'val')
+NAMES = IMAGENETTE | IMAGEWOOF
 
 
 def holds_splits(folder: Path, splits: Sequence[str] = SPLITS) -> bool:
@@ -48,7 +49,7 @@ class ImageSet:
         paths: image files relative to `root`, POSIX style.
         targets: class index of each image.
         classes: folder names, in the order of their indices.
-        class_names: what a person calls them: names of Imagenette's WNIDs, else the folder names.
+        class_names: what a person calls them: names of Imagenette's and Imagewoof's WNIDs, else the folder names.
         passed_over: files of the split that are not read, relative to `root`: their names end in no image's ending,
             they are no regular files, or they lie in no class folder.
         max_megapixels: of the largest image that is read.
@@ -136,7 +137,7 @@ def load_split(
         paths=tuple(path for path, _ in listed),
         targets=tuple(target for _, target in listed),
         classes=tuple(classes),
-        class_names=tuple(IMAGENETTE.get(name, name) for name in classes),
+        class_names=tuple(NAMES.get(name, name) for name in classes),
         passed_over=tuple(sorted(passed_over, key=_natural_key)),
         max_megapixels=max_megapixels,
     )
@@ -210,6 +211,12 @@ def passed_over_line(images: ImageSet) -> str:
     return printable(f'{counts.total():,} file(s) of {images.split} skipped: {named}{more}') if counts else ''  # type: ignore[no-any-return]
 
 
+def unlabelled_line(root: Path) -> str:
+    """That a data set's `unsup/` is not used, where it has one as Imagewang does."""
+    folder = root / UNLABELLED
+    return f'{folder} is left out: its images have no labels that may be used' if os.path.isdir(folder) else ''
+
+
 def list_images(patterns: Iterable[str | Path], passed_over: list[str] | None = None) -> list[Path]:
     """The images that are meant by files, folders (with all below them) and glob patterns (`**` for any depth).
 
@@ -263,7 +270,7 @@ def evenly(images: ImageSet, count: int) -> ImageSet:
 
 
 def with_label_noise(images: ImageSet, percent: int) -> ImageSet:
-    """The training images with the labels of the data set's official `noisy_imagenette.csv`.
+    """The training images with the labels of the data set's official `noisy_imagenette.csv` or `noisy_imagewoof.csv`.
 
     Args:
         images: The training split.
@@ -276,13 +283,14 @@ def with_label_noise(images: ImageSet, percent: int) -> ImageSet:
         raise UserError(f'label noise {percent} is unknown: expected one of {", ".join(map(str, NOISE_LEVELS))} (%)')
     if percent == 0:
         return images
-    csv_path = images.root / 'noisy_imagenette.csv'
+    family = 'imagewoof' if IMAGEWOOF.keys() >= set(images.classes) else 'imagenette'
+    csv_path = images.root / f'noisy_{family}.csv'
     labels = _noisy_labels(csv_path, f'noisy_labels_{percent}')
     unlisted = [path for path in images.paths if path not in labels]
     if unlisted:
         raise UserError(
             f'{csv_path} has no training label for {unlisted[0]} (and {len(unlisted) - 1} more): label noise works '
-            'with the training images of Imagenette v2 under their original names',
+            'with the training images of Imagenette v2 and Imagewoof v2 under their original names',
         )
     index = {name: i for i, name in enumerate(images.classes)}
     unknown = sorted({labels[path] for path in images.paths} - index.keys())

@@ -102,12 +102,15 @@ class CachedTrainBatches(Batches):
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         device = self.pixels.device
-        samples = self.augmentation.draw(self.sizes, self.pixels.shape[1], self.sampler.seed, self.sampler.epoch)
-        samples = samples.to(device)
+        images_of = self.sampler.draws()
+        samples = self.augmentation.draw(
+            self.sizes[images_of], self.pixels.shape[1], self.sampler.seed, self.sampler.epoch
+        ).to(device)
+        images_of = images_of.to(device)
 
-        def crops(index: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-            index = index.to(device, non_blocking=True)
-            return crop_resize(self.pixels, index, samples.of(index), (size, size)), index
+        def crops(draws: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+            draws = draws.to(device, non_blocking=True)
+            return crop_resize(self.pixels, images_of[draws], samples.of(draws), (size, size)), draws
 
         batches = self.sampler.batches()
         made: Iterator[tuple[torch.Tensor, torch.Tensor]]
@@ -115,11 +118,11 @@ class CachedTrainBatches(Batches):
             made = starmap(crops, _together(batches, PIXELS_TOGETHER // self.pixels.shape[1] ** 2))
         else:
             made = _ahead(crops, batches, available_cores())
-        for images, index in made:
+        for images, draws in made:
             if self.augmentation.recolors:  # here, since torch's threads would get in those of the training's way
-                images = recolor(images, samples.jitter[index])
+                images = recolor(images, samples.jitter[draws])
             batch_size = self.sampler.batch_size
-            yield from zip(images.split(batch_size), self.targets[index].split(batch_size), strict=True)
+            yield from zip(images.split(batch_size), self.targets[images_of[draws]].split(batch_size), strict=True)
 
 
 @dataclass
@@ -210,11 +213,11 @@ class _Images(Dataset[Any]):
         return len(self.images)
 
     def __getitem__(self, key: Key) -> tuple[np.ndarray, int] | UserError:
-        epoch, index, size = key
+        epoch, index, size, draw = key
 
         def transform(image: Image.Image) -> np.ndarray:
             if self.seed is not None:
-                seed_everything(self.seed, 'image', epoch, index)
+                seed_everything(self.seed, 'image', epoch, draw)
             return self.transforms[size](image)
 
         try:
@@ -347,7 +350,7 @@ def eval_loader(
     Raises:
         UserError: While iterating: an image can't be read.
     """
-    keys = [(0, index, 0) for index in range(rank, len(images), world_size)]
+    keys = [(0, index, 0, index) for index in range(rank, len(images), world_size)]
     batches = [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
     return FileBatches(_data_loader(_Images(images, {0: transform}, None), batches, batch_size, workers, pin_memory))
 

@@ -10,7 +10,7 @@ from ..config.groups import DATASETS, DataOptions
 from ..errors import UserError, os_reason
 from ..utils.files import cache_dir
 from .archives import ARCHIVE_SUFFIXES, unpacked
-from .constants import SIZES
+from .constants import FAMILY
 from .folders import SPLITS, ImageSet, holds_splits, is_hidden, load_split, parse_slice, spellings
 
 __all__ = ['find_root', 'load_splits', 'resolve_dataset', 'validation_images']
@@ -86,7 +86,7 @@ def find_root(data_dir: str | Path | None, *splits: str) -> Path:
     variable = os.environ.get('IMAGENETTE_DIR')
     if variable:
         return _root_at(Path(os.path.expanduser(variable)), 'IMAGENETTE_DIR', needed)
-    for folder in reversed(SIZES.values()):
+    for folder in reversed(FAMILY['imagenette'].values()):
         if holds_splits(cache_dir() / folder):
             return cache_dir() / folder
     raise UserError(

@@ -167,7 +167,10 @@ def train_batches(
         recipe.train_size_schedule_spread,
         recipe.train_size_random_mix,
     )
-    sampler = EpochBatches(len(images), recipe.batch_size, recipe.seed, multiple, world.rank, world.size, schedule)
+    balance = images.targets if recipe.balanced else None
+    sampler = EpochBatches(
+        len(images), recipe.batch_size, recipe.seed, multiple, world.rank, world.size, schedule, balance
+    )
     schedule.of_epoch(len(sampler), recipe.batch_size, recipe.seed, 0)  # a timm that lacks it fails now
     missing = _not_batched(recipe, config)
     if missing and recipe.loader == 'cache':

@@ -10,7 +10,7 @@ from ..utils.seeding import stream_seed
 
 __all__ = ['EpochBatches', 'Key', 'SizeSchedule']
 
-Key = tuple[int, int, int]  # (epoch, index, size in pixels)
+Key = tuple[int, int, int, int]  # (epoch, index, size in pixels, which draw of the epoch it is)
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ class SizeSchedule:
 class EpochBatches:
     """A batch sampler that shuffles by (seed, epoch) and deals each batch out to the processes.
 
-    Every image comes once an epoch, but for those that the last step can't use (others every epoch): its images
-    must be a multiple of `multiple` in every process, and more than one, which BatchNorm could not normalise.
+    Every image comes once an epoch (see `draws`), but for those that the last step can't use (others every epoch): its
+    images must be a multiple of `multiple` in every process, and more than one, which BatchNorm could not normalise.
 
     Args:
         size: Number of images.
@@ -74,6 +74,7 @@ class EpochBatches:
         rank: Which process this is.
         world_size: Number of processes.
         schedule: The size of each batch's images.
+        balance: The class of each image, where each class is to come equally often.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class EpochBatches:
         rank: int = 0,
         world_size: int = 1,
         schedule: SizeSchedule = SizeSchedule((0,)),
+        balance: Sequence[int] | None = None,
     ) -> None:
         self.size = size
         self.batch_size = batch_size
@@ -96,6 +98,7 @@ class EpochBatches:
         self.rank = rank
         self.world_size = world_size
         self.schedule = schedule
+        self.balance = None if balance is None else torch.tensor(balance)
         self.epoch = 0
         self.start = 0
 
@@ -111,8 +114,25 @@ class EpochBatches:
         """Chooses the epoch, and the batch that the next pass starts at."""
         self.epoch, self.start = epoch, start
 
+    def draws(self) -> torch.Tensor:
+        """The index `(size,)` of the image of each draw of the epoch: each image once, or each class equally often.
+
+        An image of a class comes again only when all of that class have come.
+        """
+        if self.balance is None:
+            return torch.arange(self.size)
+        generator = torch.Generator().manual_seed(stream_seed(self.seed, 'balance', self.epoch) % 2**63)
+        classes = self.balance.unique().tolist()
+        drawn = []
+        for place, target in enumerate(classes):
+            own = (self.balance == target).nonzero().flatten()
+            count = (self.size + place) // len(classes)
+            passes = [own[torch.randperm(len(own), generator=generator)] for _ in range(-(-count // len(own)))]
+            drawn.append(torch.cat([own[:0], *passes])[:count])
+        return torch.cat(drawn)
+
     def batches(self) -> Iterator[tuple[torch.Tensor, int]]:
-        """The indices `(N,)` of each batch's images, and their size."""
+        """The draws `(N,)` of each batch, and the size of its images."""
         generator = torch.Generator().manual_seed(stream_seed(self.seed, 'order', self.epoch) % 2**63)
         order = torch.randperm(self.size, generator=generator)[: self.used]
         img_sizes = self.schedule.of_epoch(len(self), self.batch_size, self.seed, self.epoch)
@@ -120,5 +140,6 @@ class EpochBatches:
             yield batch[self.rank :: self.world_size], img_size
 
     def __iter__(self) -> Iterator[list[Key]]:
+        images = self.draws().tolist()
         for batch, img_size in self.batches():
-            yield [(self.epoch, index, img_size) for index in batch.tolist()]
+            yield [(self.epoch, images[draw], img_size, draw) for draw in batch.tolist()]

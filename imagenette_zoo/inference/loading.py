@@ -118,7 +118,7 @@ def load_trained(
         _check_classes(name, model, options.checkpoint, images)
         names = list(images.class_names)
     try:
-        config = factory.input_config(options, model, use_test_size=True)
+        config = factory.input_config(options, model, use_test_size=True, crop_mode=options.crop_mode)
         transform = pipeline.eval_transform(config)
         normalize = Normalize(config['mean'], config['std'], device, channels_last)
     except UserError as error:

@@ -63,6 +63,28 @@ class Scores:
             name: 100 * hit / count for name, hit, count in zip(self.class_names, hits, counts, strict=True) if count
         }
 
+    def averages(self, how: str) -> dict[str, float]:
+        """Precision, recall and F1 in %, as scikit-learn defines them and timm's script names them.
+
+        Args:
+            how: `micro` counts all images together, `macro` is the mean over the classes that have images or
+                predictions, `weighted` that by their images. Where nothing is divided by nothing it is 0.
+        """
+        confusion = self.confusion.double()
+        parts = torch.stack([confusion.diagonal(), confusion.sum(0), confusion.sum(1)])
+        if how == 'micro':
+            parts = parts.sum(1, keepdim=True)
+        hits, predicted, images = parts[:, parts.any(0)]
+        weights = images if how == 'weighted' else torch.ones_like(images)
+        values = {
+            'precision': hits / predicted.clamp(min=1),
+            'recall': hits / images.clamp(min=1),
+            'f1_score': 2 * hits / (predicted + images),
+        }
+        return {
+            f'{how}_{name}': 100 * (each * weights).sum().item() / weights.sum().item() for name, each in values.items()
+        }
+
     def calibration_error(self, bins: int = 15) -> float:
         """Expected calibration error, in %: the mean gap between confidence and accuracy over equal-width bins
         of confidence, weighted by their images (Guo et al. 2017, https://arxiv.org/abs/1706.04599, equation 3)."""

@@ -34,7 +34,8 @@ class Validation:
     """The results of validating one model.
 
     Accuracies and errors are in %; `confusion` has a row for each true class; `shift_consistency` is None where
-    it was not asked for.
+    it was not asked for. `averages` has `macro_precision`, `macro_recall` and `macro_f1_score` where `metrics_avg` is
+    `macro`; in files they stand beside the others.
     """
 
     model: str
@@ -55,6 +56,8 @@ class Validation:
     dataset: str
     versions: dict[str, str] = field(repr=False)
     hardware: dict[str, Any] = field(repr=False)
+    crop_mode: str = 'center'
+    averages: dict[str, float] = field(default_factory=dict)
 
 
 class Validations(list[Validation]):
@@ -164,6 +167,8 @@ def _validate_one(
         dataset=f'{images.root.name}/{images.split}',
         versions=environment.versions(),
         hardware=environment.hardware(world.device),
+        crop_mode=config['crop_mode'],
+        averages=scores.averages(options.metrics_avg) if options.metrics_avg else {},
     )
     console.line(_report(result, list(images.class_names)))
     return result
@@ -171,6 +176,8 @@ def _validate_one(
 
 def _write_results(path: Path, results: Sequence[Validation]) -> None:
     rows = [asdict(result) for result in results]
+    for row in rows:
+        row.update(row.pop('averages'))
     if path.suffix == '.json':
         write_json(path, rows if len(rows) > 1 else rows[0])
         return
@@ -203,6 +210,7 @@ def _report(result: Validation, names: list[str]) -> str:
 
 def _summary(results: Sequence[Validation]) -> list[list[str]]:
     """A row a model, after a header."""
+    averages = results[0].averages if results else {}
     shifts = any(result.shift_consistency is not None for result in results)
     rows = [
         [
@@ -212,6 +220,7 @@ def _summary(results: Sequence[Validation]) -> list[list[str]]:
             'loss',
             'calibration error %',
             *(['shift consistency %'] if shifts else []),
+            *(f'{name.replace("_", " ")} %' for name in averages),
             'images/s',
             'M parameters',
             'GMACs',
@@ -227,6 +236,7 @@ def _summary(results: Sequence[Validation]) -> list[list[str]]:
                 f'{result.loss:.3f}',
                 f'{result.calibration_error:.2f}',
                 *shift,
+                *(f'{value:.2f}' for value in result.averages.values()),
                 f'{result.images_per_second:.0f}',
                 f'{result.params / 1e6:.2f}',
                 '–' if result.gmacs is None else f'{result.gmacs:.2f}',

@@ -24,12 +24,20 @@ HOW = (
 
 
 def numbers(records: Sequence[Record]) -> dict[str, Any]:
-    """The metrics of a run, and how soon it reached each threshold of top-1."""
+    """The metrics of a run, how soon it reached each threshold of top-1, and how many epochs it had."""
     metrics = {}
     for metric in METRICS:
         values = sample(records, metric)
         metrics[metric] = stat_of(values.values) if values and len(values.values) == len(records) else None
-    return {'metrics': metrics, 'reach': {str(top1): _reach(records, top1) for top1 in THRESHOLDS}}
+    return {
+        'metrics': metrics,
+        'reach': {str(top1): _reach(records, top1) for top1 in THRESHOLDS},
+        'epochs': {
+            'done': [record.result.epochs for record in records],
+            'stopped': [record.result.stopped for record in records],
+            'planned': records[0].result.recipe.get('epochs'),
+        },
+    }
 
 
 def _reach(records: Sequence[Record], top1: float) -> dict[str, Any]:
@@ -63,6 +71,8 @@ def _runs_table(content: Numbers) -> Table:
     ]
     if any(run['metrics']['best_top1'] != run['metrics']['top1'] for run in runs):
         columns.append(_metric_column(runs, 'best_top1'))
+    if any(any(run['epochs']['stopped']) for run in runs):
+        columns.append(('epochs', [_epochs_cell(run['epochs']) for run in runs]))
     one_machine = len(content['setup']['hardware']) == 1
     if one_machine:
         reached = {top1: [_reach_cell(run['reach'][str(top1)]) for run in runs] for top1 in THRESHOLDS}
@@ -100,6 +110,13 @@ def _metric_column(runs: Sequence[Numbers], metric: str) -> tuple[str, list[Cell
 
 def _time_cell(stat: Numbers | None) -> Cell:
     return Cell(duration(stat['mean']), stat['mean']) if stat else Cell('–')
+
+
+def _epochs_cell(epochs: Numbers) -> Cell:
+    """The epochs that the seeds had, of those that they would have had without a goal or patience."""
+    done = epochs['done']
+    several = f' to {max(done)}' if max(done) > min(done) else ''
+    return Cell(f'{min(done)}{several} of {epochs["planned"]}', sum(done) / len(done))
 
 
 def _reach_cell(reach: Numbers) -> Cell:

@@ -658,13 +658,14 @@ class _Reader:
             raise self.fail(node, f'stages: the shares sum to {sum(shares):g}: they must sum to 1, the whole level')
         return tuple(zip(blocks, map(float, shares), strict=True))
 
-    def claims(self, node: Any, runs: Collection[str]) -> tuple[Claim, ...]:
+    def claims(self, node: Any, runs: Mapping[str, StudyRun | None]) -> tuple[Claim, ...]:
         if not isinstance(node, yaml.SequenceNode):
             raise self.fail(node, 'claims: a list is needed, each with claim, metric and order')
         claims: dict[str, Claim] = {}
         for number, item in enumerate(node.value, 1):
             with self.mistakes.collected():
                 claim = self.claim(item, number, runs)
+                self.check_goals(item, claim, runs)
                 if claim.name in claims:
                     raise self.fail(item, f'there are two claims {claim.name!r}')
                 claims[claim.name] = claim
@@ -716,6 +717,15 @@ class _Reader:
             practical,
             fallback,
         )
+
+    def check_goals(self, node: Any, claim: Claim, runs: Mapping[str, StudyRun | None]) -> None:
+        """Looks whether the runs of a claim on a threshold train up to it."""
+        threshold = THRESHOLD.fullmatch(claim.metric)
+        for run in filter(None, map(runs.get, claim.runs)):
+            metric, value = run.recipe.goal or ('', 0.0)
+            if threshold and metric == 'top1' and float(threshold[2]) > value:
+                how = f'{run.name} ends at stop_at {run.recipe.stop_at}'
+                raise self.fail(node, f'metric: {claim.metric}: {how}: raise that, or name a lower threshold')
 
     def fallback(self, node: Any, metric: str, bounds: Mapping[str, float]) -> str:
         value = str(self.plain(node))

@@ -224,7 +224,8 @@ def _as_trained(recipe: Recipe, result: Result) -> dict[str, Any]:
     images, classes = result.dataset.get('train'), len(result.per_class)
     if not isinstance(images, int):
         return options
-    return Recipe.of(options).for_data(images, classes, result.hardware.get('processes', 1)).as_dict()
+    fitted = Recipe.of(options).for_data(images, classes, result.hardware.get('processes', 1))
+    return fitted.retried(result.recipe.get('batch_size', 0), result.recipe.get('grad_accum_steps', 0)).as_dict()
 
 
 def distinct(values: Sequence[Any]) -> list[Any]:

@@ -308,7 +308,9 @@ class _Overview:
         keep_failure(self.slot.output, name, str(error))
 
     def _epochs_done(self, name: str) -> int:
-        return epochs_done(self.slot.output / name)
+        """Of a training that is finished all, though it may have ended early."""
+        folder = self.slot.output / name
+        return self.epochs[name] if (folder / 'result.json').is_file() else epochs_done(folder)
 
     def _left(self) -> str:
         """The time that is left, by the epochs that are done, of the same run where there are any."""

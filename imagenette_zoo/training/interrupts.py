@@ -23,7 +23,7 @@ from ..utils.memory import is_out_of_memory
 from ..utils.signals import Stopped
 from ..utils.streams import complain
 
-__all__ = ['StopSignals', 'explained']
+__all__ = ['StopSignals', 'explained', 'smaller_batch']
 PATIENCE = 3.0  # seconds in which a second signal is to end a run from within
 REPEATED = 2.0  # seconds within which torchrun passes on the Ctrl-C that a terminal sends to all
 
@@ -161,13 +161,22 @@ def explained(recipe: Recipe, world: World) -> Iterator[None]:
         raise
 
 
-def _out_of_memory(recipe: Recipe, world: World) -> UserError:
+def smaller_batch(recipe: Recipe) -> tuple[int, int]:
+    """The batch size and the batches an update that make the same updates in less memory.
+
+    Where none does they make nearly the same. Where there is no smaller batch its size is 0.
+    """
     size, pairs = recipe.batch_size, 2 if recipe.mixes else 1  # mixing pairs the images
     parts = next((n for n in (2, 3, 4) if size % (n * pairs) == 0), 2)
-    smaller = size // (parts * pairs) * pairs
+    return size // (parts * pairs) * pairs, parts * recipe.grad_accum_steps
+
+
+def _out_of_memory(recipe: Recipe, world: World) -> UserError:
+    smaller, parts = smaller_batch(recipe)
+    same = smaller * parts == recipe.batch_size * recipe.grad_accum_steps
     advice = (
-        f'try --batch-size {smaller} --grad-accum-steps {parts * recipe.grad_accum_steps}, which makes '
-        f'{"" if smaller * parts == size else "nearly "}the same updates but for BatchNorm'
+        f'try --batch-size {smaller} --grad-accum-steps {parts}, which makes '
+        f'{"" if same else "nearly "}the same updates but for BatchNorm'
         if smaller
         else 'a smaller --img-size takes less'
     )

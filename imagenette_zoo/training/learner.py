@@ -53,6 +53,7 @@ class Learner:
         world: This process and those that it trains together with.
         updates_per_epoch: Optimizer steps an epoch.
         log: Takes a line about each thing that it does otherwise than asked.
+        weights: `(classes,)` of each class in the loss.
 
     Raises:
         UserError: The optimizer is unknown or does not take an argument it is given; something of the user's own is not
@@ -66,6 +67,7 @@ class Learner:
         world: World,
         updates_per_epoch: int,
         log: Callable[[str], object] = str,
+        weights: torch.Tensor | None = None,
     ) -> None:
         self.recipe = recipe
         self.world = world
@@ -82,7 +84,7 @@ class Learner:
             except (AssertionError, AttributeError):
                 raise UserError(f'--grad-checkpointing: {recipe.model} does not support it') from None
         self.model = model
-        self.loss_fn = loss_function(recipe).to(world.device)
+        self.loss_fn = loss_function(recipe, weights).to(world.device)
         self.own_transform = (
             OwnTransform(recipe, int(model.num_classes), world)  # type: ignore[arg-type]
             if recipe.batch_transform

@@ -2,21 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import nn
 
 from ..config.recipe import Recipe
+from ..errors import UserError
 from .own import own_loss
 
-__all__ = ['loss_function']
+__all__ = ['class_weights', 'loss_function']
 
 
-def loss_function(recipe: Recipe) -> nn.Module:
-    """The training loss by timm's parts, or the user's own. With mixing the targets are smoothed already."""
+def class_weights(recipe: Recipe, targets: Sequence[int], classes: int) -> torch.Tensor | None:
+    """The weight `(classes,)` of each class in the loss; None where none is asked for.
+
+    `balanced` is `images / (classes · images of the class)`, whose mean over the images is 1.
+
+    Args:
+        recipe: `class_weights`.
+        targets: The class of each training image.
+        classes: Their number.
+
+    Raises:
+        UserError: Another number of weights than of classes, or none above 0.
+    """
+    given: Any = recipe.class_weights
+    if given is None:
+        return None
+    if 'balanced' in given:
+        counts = torch.bincount(torch.tensor(targets), minlength=classes)
+        return (len(targets) / (classes * counts.clamp(min=1))).float()
+    if len(given) != classes or not any(given):
+        raise UserError(f'--class-weights: {classes} numbers are needed, one for each class, not all of them 0')
+    return torch.tensor(given)
+
+
+def loss_function(recipe: Recipe, weights: torch.Tensor | None = None) -> nn.Module:
+    """The training loss by timm's and torch's parts, or the user's own. With mixing the targets are smoothed already.
+
+    Args:
+        recipe: The options.
+        weights: `(classes,)` of each class.
+    """
     if recipe.loss:
         return own_loss(recipe.loss)
     smoothing = 0.0 if recipe.mixes else recipe.smoothing
+    if weights is not None:
+        return nn.CrossEntropyLoss(weights, label_smoothing=smoothing)
     hard = LabelSmoothingCrossEntropy(smoothing) if smoothing else nn.CrossEntropyLoss()
     soft = SoftTargetCrossEntropy()
     if recipe.bce_loss:

@@ -14,11 +14,13 @@ from ..config.recipe import Recipe
 from ..data.cache import files_hash
 from ..models.own import code_of
 from ..utils import environment
-from ..utils.console import Console, duration, html_table, table
+from ..utils.console import Console, counted, duration, html_table, table
 from ..utils.reading import from_json, read_errors, read_json
 from .run import Run
 
-__all__ = ['Result', 'differences', 'epoch_line', 'make_result', 'print_summary', 'ranking', 'read_result']
+__all__ = [
+    'Result', 'differences', 'end_reason', 'epoch_line', 'make_result', 'print_summary', 'ranking', 'read_result',
+]  # fmt: skip
 
 THRESHOLDS = (80, 85, 90)  # % top-1, after how long
 
@@ -31,7 +33,7 @@ class Result:
     before the first step (decoding, compiling), `seconds['total']` that of training and validation together.
     `seconds['to_80']` is the total until the end of the validation that first gave 80 % top-1, or None.
     `best_epoch` counts from 0, as timm does: its weights are in `checkpoints/epoch-N/` of that number. `code` has the
-    SHA-256 of each module of the user's own.
+    SHA-256 of each module of the user's own. `stopped` says why the run ended by `stop_at` or `patience`.
     """
 
     model: str
@@ -55,6 +57,7 @@ class Result:
     hardware: dict[str, Any]
     command: str
     code: dict[str, str] = field(default_factory=dict)
+    stopped: str = ''
     folder: Path = field(default=Path(), repr=False)
 
     def as_json(self) -> dict[str, Any]:
@@ -131,6 +134,22 @@ def ranking(history: Sequence[dict[str, Any]], recipe: Recipe) -> list[int]:
     return [row['epoch'] for row in ranked[: recipe.checkpoint_hist]]
 
 
+def end_reason(history: Sequence[dict[str, Any]], recipe: Recipe) -> str:
+    """Why a run ends after the last of these epochs: its goal or the end of its patience; nothing where neither is."""
+    last = history[-1] if history else {}
+    if 'eval_loss' not in last:
+        return ''
+    if recipe.goal:
+        metric, value = recipe.goal
+        now = last[f'eval_{metric}']
+        if now <= value if metric == 'loss' else now >= value:
+            return f'{recipe.stop_at} is reached'
+    waited = last['epoch'] - ranking(history, recipe)[0]
+    if 0 < recipe.patience <= waited:
+        return f'{recipe.eval_metric} is no better than {counted(waited, "epoch")} before'
+    return ''
+
+
 def epoch_line(row: dict[str, Any], epochs: int) -> str:
     """The line that is printed at the end of an epoch."""
     scores = (
@@ -188,6 +207,7 @@ def make_result(run: Run, params: int, gmacs: float | None) -> Result:
         hardware=environment.hardware(run.learner.world.device, run.learner.world.size),
         command=environment.this_command(),
         code=run.folder.code(),
+        stopped=end_reason(history, recipe),
         folder=run.folder.path,
     )
 
@@ -201,9 +221,13 @@ def print_summary(result: Result, console: Console) -> None:
     best = '' if is_last else f' (best {result.best_top1:.2f} % at epoch {result.best_epoch + 1})'
     reached = [f'{n} % after {duration(s)}' for n in THRESHOLDS if (s := result.seconds[f'to_{n}']) is not None]
     console.line(
-        f'top-1 {result.top1:.2f} %{best}, top-5 {result.top5:.2f} % after {result.epochs} epochs in '
+        f'top-1 {result.top1:.2f} %{best}, top-5 {result.top5:.2f} % after {counted(result.epochs, "epoch")} in '
         f'{duration(result.seconds["total"] or 0.0)}' + (f'; {", ".join(reached)}' if reached else '')
     )
+    if result.stopped:
+        console.line(f'stopped after epoch {result.epochs}: {result.stopped}')
+    elif goal := result.recipe.get('stop_at'):
+        console.line(f'the goal {goal} was not reached')
     best_folder = result.folder / 'best'
     opened = f'timm.create_model("local-dir:{best_folder}", pretrained=True)' if timm.is_model(result.model) else ''
     console.line(f'weights:  {best_folder}    {opened}'.rstrip())

@@ -14,7 +14,7 @@ import torch
 from ..config.fields import Where
 from ..config.recipe import Recipe
 from ..data import pipeline
-from ..data.folders import ImageSet, passed_over_line
+from ..data.folders import ImageSet, passed_over_line, unlabelled_line
 from ..data.pipeline import Data
 from ..errors import UserError, first_line
 from ..models import factory
@@ -27,12 +27,13 @@ from ..utils.files import file_stem, unused
 from ..utils.seeding import seed_everything
 from .compilation import resolve
 from .learner import Learner
+from .loss import class_weights
 from .meter import Position
 from .run_folder import RunFolder, resumed_run
 from .tracking import check_trackers
 from .trial import try_own
 
-__all__ = ['Run', 'prepare', 'open_folder', 'check_resumable', 'make_model']
+__all__ = ['Run', 'as_retried', 'prepare', 'open_folder', 'check_resumable', 'make_model']
 
 NUMBERS = ('train_loss', 'lr', 'train_images', 'train_seconds', 'seconds', 'peak_memory_mib')  # in an epoch's row
 
@@ -127,7 +128,8 @@ def prepare(recipe: Recipe, folder: RunFolder, state: bytes | None, world: World
         check_resumable(recipe, folder)
     if shared := len(set(train_images.paths) & set(val_images.paths)):
         console.line(f'note: {shared:,} of the {len(val_images):,} validation images are training images, too')
-    for line in dict.fromkeys(map(passed_over_line, (train_images, val_images))):
+    left_out = (passed_over_line(train_images), passed_over_line(val_images), unlabelled_line(train_images.root))
+    for line in dict.fromkeys(left_out):
         if line:
             console.line(f'note: {line}')
     seed_everything(recipe.seed, 'model')
@@ -143,7 +145,8 @@ def prepare(recipe: Recipe, folder: RunFolder, state: bytes | None, world: World
         factory.probe(model, recipe.model, shape)
     own = resolve(recipe, model, len(train_images), world.device, console)
     updates = -(-len(data.train_batches) // recipe.grad_accum_steps)
-    learner = Learner(own, model, world, updates, console.line)
+    weights = class_weights(recipe, train_images.targets, len(train_images.classes))
+    learner = Learner(own, model, world, updates, console.line, weights)
     try_own(learner, data.train_batches.size, shapes or [config['input_size']])
     if own.torchcompile:
         _compile(recipe, learner, config, console)
@@ -210,6 +213,14 @@ def open_folder(recipe: Recipe) -> tuple[RunFolder, bytes | None, bool]:
         raise
 
 
+def as_retried(recipe: Recipe, folder: RunFolder) -> Recipe:
+    """The recipe with the smaller batch that `--retry` has left the run with that it continues."""
+    if not (recipe.retry and recipe.resume and folder.started):
+        return recipe
+    then = folder.recipe()
+    return recipe.retried(then.batch_size, then.grad_accum_steps)
+
+
 def check_alike(recipe: Recipe, first: Mapping[str, Any]) -> None:
     """Looks whether this process trains what the first one does.
 
@@ -235,6 +246,7 @@ def check_resumable(recipe: Recipe, folder: RunFolder) -> bool:
         UserError: It can't: it is finished, or it was started with other options.
     """
     started = folder.recipe()
+    recipe = recipe.retried(started.batch_size, started.grad_accum_steps)
     if recipe.resume != 'auto' and recipe.experiment not in (None, folder.path.name, started.experiment):
         raise UserError(
             f'--resume continues {folder.path} in its own folder: leave --experiment {recipe.experiment} out, or start '

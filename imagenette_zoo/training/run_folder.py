@@ -156,7 +156,7 @@ class RunFolder:
             while self.own_name:  # runs that start in the same second
                 try:
                     self.path.mkdir()
-                    break
+                    self.own_name = False
                 except FileExistsError:
                     self.path = unused(self.path)
             self.path.mkdir(exist_ok=True)

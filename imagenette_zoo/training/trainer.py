@@ -22,16 +22,25 @@ from ..models.factory import model_cost
 from ..models.own import name_model
 from ..utils.console import Console, in_ipython
 from ..utils.distributed import World, join
-from ..utils.memory import collect, peak_memory, reset_peak_memory
+from ..utils.memory import collect, is_out_of_memory, peak_memory, reset_peak_memory
 from ..utils.modules import import_modules
 from ..utils.process import restore_process
 from ..utils.seeding import seed_everything
 from ..utils.signals import Stopped
-from .interrupts import StopSignals, explained
+from .interrupts import StopSignals, explained, smaller_batch
 from .meter import Meter, Position, check_finite
-from .result import Result, differences, epoch_line, make_result, print_summary, ranking, read_result
-from .run import Run, check_alike, open_folder, prepare
-from .run_folder import resumed_run
+from .result import (
+    Result,
+    differences,
+    end_reason,
+    epoch_line,
+    make_result,
+    print_summary,
+    ranking,
+    read_result,
+)
+from .run import Run, as_retried, check_alike, open_folder, prepare
+from .run_folder import RunFolder, resumed_run
 from .tracking import Tracking
 
 __all__ = ['Result', 'train', 'train_by']
@@ -106,7 +115,10 @@ def train_by(recipe: Recipe, console: Console, repeats: Result | None = None) ->
 def _start(recipe: Recipe, world: World, console: Console, start: float, repeats: Result | None) -> Result:
     """Opens the run's folder and does what is left to be done there."""
     import_modules(recipe.device_modules, console.line)
+    if recipe.retry and world.size > 1:
+        raise UserError('--retry: the processes of torchrun cannot start again together: leave it out')
     folder, state, finished = world.broadcast(lambda: open_folder(recipe))
+    recipe = as_retried(recipe, folder)
     try:
         check_alike(recipe, world.broadcast(recipe.as_dict))
         if finished:
@@ -117,20 +129,55 @@ def _start(recipe: Recipe, world: World, console: Console, start: float, repeats
                 console.line(line)
             if recipe.resume and state is None:
                 console.line(f'{folder.path}: nothing is saved yet; the run starts from the beginning')
-            run = prepare(recipe, folder, state, world, console)
-            run.setup_seconds = time.perf_counter() - start
-            if repeats is not None:
-                lines = differences(repeats, run)
-                console.line(f'repeats {repeats.folder}: ' + ('nothing differs' if not lines else 'what differs:'))
-                for line in lines:
-                    console.line(f'  {line}')
-            result = _run(run, console)
+            attempt: Recipe | Result = recipe
+            while isinstance(attempt, Recipe):
+                with explained(attempt, world):
+                    attempt = _attempt(attempt, folder, state, world, console, start, repeats)
+                collect(world.device)
+            result = attempt
         print_summary(result, console)
         if repeats is not None:
             console.line(f'repeated: top-1 {repeats.top1:.2f} % then, {result.top1:.2f} % now')
         return result
     finally:
         folder.unlock()
+
+
+def _attempt(
+    recipe: Recipe,
+    folder: RunFolder,
+    state: bytes | None,
+    world: World,
+    console: Console,
+    start: float,
+    repeats: Result | None,
+) -> Result | Recipe:
+    """Trains; returns a recipe to begin again with where memory is full and `--retry` may go on."""
+    run = None
+    try:
+        run = prepare(recipe, folder, state, world, console)
+        recipe = run.recipe
+        run.setup_seconds = time.perf_counter() - start
+        if repeats is not None:
+            lines = differences(repeats, run)
+            console.line(f'repeats {repeats.folder}: ' + ('nothing differs' if not lines else 'what differs:'))
+            for line in lines:
+                console.line(f'  {line}')
+        return _run(run, console)
+    except (MemoryError, RuntimeError) as error:
+        size, parts = smaller_batch(recipe)
+        same = size * parts == recipe.batch_size * recipe.grad_accum_steps
+        begun = state is not None or (run is not None and run.saved)
+        if begun or not (recipe.retry and is_out_of_memory(error) and same and size > 1):
+            raise
+    console.line(
+        f'out of memory at --batch-size {recipe.batch_size}: starting again with --batch-size {size} '
+        f'--grad-accum-steps {parts}, the same updates but for BatchNorm'
+    )
+    validation = recipe.validation_batch_size
+    return recipe.replace(
+        batch_size=size, grad_accum_steps=parts, validation_batch_size=validation and min(validation, size)
+    )
 
 
 def _run(run: Run, console: Console) -> Result:
@@ -158,8 +205,8 @@ def _run(run: Run, console: Console) -> Result:
     tracking = Tracking(recipe, run.folder.path, history, console, learner.world.primary)
     with StopSignals(learner.world, lambda: _stopped_at_once(run)) as stop, tracking:
         try:
-            for epoch in range(len(history), learner.epochs):
-                _epoch(epoch, run, stop, model_config, console)
+            while len(history) < learner.epochs and not end_reason(history, recipe):
+                _epoch(len(history), run, stop, model_config, console)
                 tracking.epoch(history[-1])
         except KeyboardInterrupt as request:
             stopped = request if isinstance(request, Stopped) else Stopped(stop.requested or signal.SIGINT)

@@ -146,6 +146,14 @@ def test_where_nothing_is_said_layout_is_channels_last_on_a_cpu() -> None:
         (['--loss', 'PolyLoss'], "--loss: 'PolyLoss' is not module:attribute of your own, as in my_file:Mine"),
         (['--loss', 'idea:Poly', '--bce-loss'], '--loss and --bce-loss are both losses'),
         (['--loss', 'idea:Poly', '--smoothing', '0.2'], '--smoothing 0.2 has no effect with --loss'),
+        (['--stop-at', 'top1'], "--stop-at: 'top1' is not METRIC=VALUE"),
+        (['--stop-at', 'gap=3'], 'as in top1=90'),
+        (['--stop-at', 'top1=101'], 'more than 100 %'),
+        (['--class-weights', 'balance'], "--class-weights: 'balance' is not a number or balanced"),
+        (['--class-weights', 'balanced', '1'], 'give balanced, or a number for each class'),
+        (['--class-weights', '1', '-1'], '--class-weights: -1 is out of range'),
+        (['--class-weights', 'balanced', '--bce-loss'], 'weighs cross-entropy, not --bce-loss: leave one of them out'),
+        (['--class-weights', 'balanced', '--balanced'], 'both make up for rare classes'),
         (['--batch-transform', 'idea:'], "--batch-transform: 'idea:' is not module:attribute"),
     ],
 )
@@ -238,6 +246,11 @@ def test_shipped_recipes_have_only_what_timms_script_knows() -> None:
     ours = {
         'cuda_graph',
         'label_noise',
+        'class_weights',
+        'balanced',
+        'stop_at',
+        'patience',
+        'retry',
         'loader',
         'log_swaps',
         'log_tensorboard',
@@ -266,9 +279,9 @@ def test_where_options_may_differ() -> None:
     location = {'data_dir', 'output', 'experiment', 'overwrite', 'resume', 'device_modules'}
     neither = {*nothing, *location, 'device', 'checkpoint_hist'}
     rounding = {'validation_batch_size', 'cuda_graph'}
-    assert Recipe.may_differ('on resume') == {*neither, *rounding, 'recovery_interval', 'nan', 'nan_limit'}
+    assert Recipe.may_differ('on resume') == {*neither, *rounding, 'recovery_interval', 'retry', 'nan', 'nan_limit'}
     assert Recipe.may_differ('between processes') == {*neither, *rounding}
-    assert Recipe.may_differ('between seeds') == {*neither, 'recovery_interval', 'seed'}
+    assert Recipe.may_differ('between seeds') == {*neither, 'recovery_interval', 'retry', 'seed'}
     assert Recipe.may_differ('in a repeat') == {*nothing, *location}
     assert Recipe.may_differ('around a study') == {*location, 'seed'}
 

@@ -19,7 +19,9 @@ from typing import Any
 import pytest
 
 from imagenette_zoo.cli import data
-from imagenette_zoo.data import archives, folders, locate
+from imagenette_zoo.cli.main import main
+from imagenette_zoo.config.groups import DataOptions
+from imagenette_zoo.data import archives, constants, folders, locate
 from imagenette_zoo.errors import UserError
 from tests.data.imagenette import WNIDS, assert_one_line, make_archive, make_imagenette
 
@@ -336,7 +338,7 @@ def test_archive_without_a_data_set_is_refused(tmp_path: Path, cache: Path) -> N
 def test_official_name_means_official_checksum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = make_archive(tmp_path / 'imagenette2-160.tgz', make_imagenette(tmp_path / 'data'))
     found = hashlib.md5(archive.read_bytes()).hexdigest()
-    with pytest.raises(UserError, match=f'expected md5 e793b78cc4c9e9a4ccc0c1155377a412, found {found}: download'):
+    with pytest.raises(UserError, match=f'expected md5 e793b78cc4c9e9a4ccc0c1155377a412, found md5 {found}: download'):
         locate.find_root(archive)
     publish(monkeypatch, 'https://example.org/imagenette2-160.tgz', found)
     assert len(folders.load_split(locate.find_root(archive))) == 4
@@ -406,6 +408,52 @@ def test_fetch(
     shutil.rmtree(root / 'val')
     with pytest.raises(UserError, match='imagenette2-160 exists but does not hold train/ and val/: remove it'):
         archives.fetch('160')
+
+
+@pytest.mark.parametrize('name', ['imagewoof', 'imagewang'])
+def test_fetch_of_the_family(
+    name: str,
+    tmp_path: Path,
+    cache: Path,
+    server: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = constants.FAMILY[name]['160']
+    content = make_imagenette(tmp_path / 'data', list(constants.IMAGEWOOF))
+    if name == 'imagewang':
+        shutil.copytree(content / 'val', content / 'unsup')
+    file = make_archive(tmp_path / 'www' / f'{folder}.tgz', content, folder).read_bytes()
+    monkeypatch.setattr(archives, 'URL', f'{server}/{{}}.tgz')
+    with pytest.raises(UserError, match=f'expected {archives.FASTAI_CHECKS[folder][0]} bytes, md5 .* of the first MiB'):
+        archives.fetch('160', name)
+    assert list(cache.iterdir()) == []
+
+    start = hashlib.md5(file[: 2**20]).hexdigest()
+    monkeypatch.setitem(archives.FASTAI_CHECKS, folder, (len(file), start))
+    assert main(['data', 'fetch', name, '--size', '160']) == 0
+    shown = capsys.readouterr().out
+    assert f'{name.title()} (160) is in {cache / folder}' in shown
+    assert f'Give --data-dir {cache / folder} to train' in shown
+    train, val = locate.load_splits(DataOptions(data_dir=str(cache / folder)))
+    assert train.class_names == val.class_names == tuple(constants.IMAGEWOOF.values())
+    line = f'note: {cache / folder / "unsup"} is left out: its images have no labels that may be used'
+    assert (line in shown) == (name == 'imagewang')
+    assert main(['data', 'check', '--data-dir', str(cache / folder)]) == 0
+    assert (line in capsys.readouterr().out) == (name == 'imagewang')
+
+    moved = (tmp_path / 'www' / f'{folder}.tgz').rename(tmp_path / f'{folder}.tgz')
+    assert len(folders.load_split(locate.find_root(moved))) == 20
+    monkeypatch.setitem(archives.FASTAI_CHECKS, folder, (len(file) + 1, start))
+    with pytest.raises(UserError, match=f'archive .*: expected {len(file) + 1} bytes.*: download it again'):
+        locate.find_root(moved)
+
+
+def test_the_checksums_of_the_family_are_fastais() -> None:
+    names = {name for data in ('imagewoof', 'imagewang') for name in constants.FAMILY[data].values()}
+    assert archives.FASTAI_CHECKS.keys() == names
+    with pytest.raises(UserError, match="data set 'imagenet' is unknown: expected one of imagenette, imagewoof"):
+        archives.fetch('160', 'imagenet')
 
 
 def test_fetch_without_network(cache: Path, monkeypatch: pytest.MonkeyPatch, server: str) -> None:

@@ -30,14 +30,14 @@ def test_names_are_in_wnid_order() -> None:
 
 
 def test_split_of_known_and_of_own_classes(tmp_path: Path) -> None:
-    for name in ('train/n01440764/a.JPEG', 'train/n02086240/b.png', 'train/mine/deep/er/c.WebP', 'val/mine/d.tif'):
+    for name in ('train/n01440764/a.JPEG', 'train/n02088364/b.png', 'train/mine/deep/er/c.WebP', 'val/mine/d.tif'):
         touch(tmp_path / name)
     for name in ('train/mine/.hidden.png', 'train/mine/notes.txt', 'train/.git/x.png', 'train/list.png'):
         touch(tmp_path / name)
     train = folders.load_split(tmp_path)
-    assert train.classes == ('mine', 'n01440764', 'n02086240')
-    assert train.class_names == ('mine', 'tench', 'n02086240')
-    assert train.paths == ('train/mine/deep/er/c.WebP', 'train/n01440764/a.JPEG', 'train/n02086240/b.png')
+    assert train.classes == ('mine', 'n01440764', 'n02088364')
+    assert train.class_names == ('mine', 'tench', 'Beagle')
+    assert train.paths == ('train/mine/deep/er/c.WebP', 'train/n01440764/a.JPEG', 'train/n02088364/b.png')
     assert train.targets == (0, 1, 2)
     assert len(train) == 3
     val = folders.load_split(tmp_path, 'validation', classes=train.classes)
@@ -138,6 +138,17 @@ def test_label_noise(tmp_path: Path) -> None:
     assert images.targets == (0, 0, 1, 1)
     assert noisy.targets == (1, 0, 1, 1)
     assert noisy.paths == images.paths
+
+
+def test_label_noise_of_imagewoof(tmp_path: Path) -> None:
+    make_imagenette(tmp_path, list(constants.IMAGEWOOF)[:2])
+    images = folders.load_split(tmp_path)
+    assert images.class_names == ('Shih-Tzu', 'Rhodesian ridgeback')
+    write_noise(tmp_path, noise_rows(tmp_path, images.classes[1]))
+    with pytest.raises(UserError, match=r'label noise needs .*noisy_imagewoof\.csv, which does not exist'):
+        folders.with_label_noise(images, 5)
+    (tmp_path / 'noisy_imagenette.csv').rename(tmp_path / 'noisy_imagewoof.csv')
+    assert folders.with_label_noise(images, 5).targets == (1, 0, 1, 1)
 
 
 def test_wrong_label_noise(tmp_path: Path) -> None:

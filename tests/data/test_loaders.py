@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -33,7 +34,7 @@ QUIET = Console(quiet=True)
 
 def indices(batches: EpochBatches, epoch: int = 0) -> list[int]:
     batches.epoch = epoch
-    return [index for batch in batches for _, index, _ in batch]
+    return [index for batch in batches for _, index, *_ in batch]
 
 
 @pytest.mark.parametrize(('size', 'batch', 'world'), [(10, 4, 1), (9469, 64, 1), (96, 8, 2), (17, 16, 1), (30, 4, 3)])
@@ -61,6 +62,20 @@ def test_the_order_depends_on_seed_and_epoch_alone() -> None:
     assert indices(batches, 1) != first
     assert indices(batches, 0) == first
     assert indices(EpochBatches(100, 10, seed=2)) != first
+
+
+def test_balanced_batches_have_each_class_equally_often() -> None:
+    classes = [0] * 14 + [1] * 2 + [2] * 4
+    batches = EpochBatches(20, 5, seed=1, balance=classes)
+    first = indices(batches)
+    assert Counter(classes[index] for index in first) == {0: 6, 1: 7, 2: 7}
+    counts = Counter(first)
+    assert {counts[index] for index in range(14)} == {0, 1}, 'without replacement where there are enough'
+    assert {counts[index] for index in (14, 15)} == {3, 4}
+    draws = [draw for step in batches for _, _, _, draw in step]
+    assert sorted(draws) == list(range(20)), 'each draw has an augmentation of its own'
+    assert indices(batches, epoch=1) != first
+    assert indices(batches, epoch=0) == first
 
 
 # --- Scheduled sizes --------------------------------------------------------------------------------------------------
@@ -106,7 +121,7 @@ def test_scheduled_sides_are_the_same_in_all_processes(schedule: str) -> None:
     for epoch in range(4):
         seen = [index for part in parts for index in indices(part, epoch)]
         assert len(seen) == len(set(seen)) >= 198
-        found = [[{side for _, _, side in batch} for batch in part] for part in parts]
+        found = [[{side for _, _, side, _ in batch} for batch in part] for part in parts]
         assert found[0] == found[1] == found[2]
         assert all(len(batch) == 1 for batch in found[0])
 
@@ -188,6 +203,21 @@ def test_a_cached_image_depends_on_seed_epoch_and_image_alone(folder: Path) -> N
         assert not set(other.values()) & set(reference.values())
 
 
+def test_an_image_that_is_drawn_again_is_augmented_otherwise(folder: Path) -> None:
+    images = load_split(folder, 'train')
+    rare = [0] + [1] * (len(images) - 1)  # the first image makes half of the epoch
+    sampler = EpochBatches(len(images), 6, 1, schedule=SizeSchedule((32,)), balance=rare)
+    transform = create_transform(32, is_training=True, use_prefetcher=True)
+    crops_alone = cached(images, sampler, color_jitter=0.0)
+    for batches in (crops_alone, train_loader(images, {32: transform}, sampler, workers=0)):
+        pixels = [image for step, _ in batches for image in step]
+        again = [image for index, image in zip(indices(sampler), pixels, strict=True) if index == 0]
+        assert len(again) == len(images) // 2
+        assert len({image.numpy().tobytes() for image in again}) == len(again)
+        targets = torch.cat([targets for _, targets in batches])
+        assert targets.tolist() == [images.targets[index] for index in indices(sampler)]
+
+
 def test_an_epoch_can_be_repeated(folder: Path) -> None:
     images = load_split(folder, 'train')
     batches = cached(images, EpochBatches(len(images), 8, 1, schedule=SizeSchedule((32,))))
@@ -225,7 +255,7 @@ def test_without_augmentation_cached_images_are_the_stored_ones(folder: Path) ->
     )
     assert batches.pixels.shape[1:3] == (60, 60)
     for (pixels, targets), keys in zip(batches, batches.sampler, strict=True):
-        index = [index for _, index, _ in keys]
+        index = [index for _, index, *_ in keys]
         assert torch.equal(pixels, batches.pixels[index].permute(0, 3, 1, 2))
         assert targets.tolist() == [images.targets[i] for i in index]
 

@@ -43,6 +43,46 @@ def test_metrics() -> None:
     assert scores.loss == pytest.approx(torch.nn.functional.cross_entropy(logits, scores.targets).item())
 
 
+def test_precision_recall_and_f1() -> None:
+    """Numbers of scikit-learn's definitions: class d has neither images nor predictions, c has no predictions."""
+    logits = torch.eye(4)[[0, 0, 0, 1, 1, 0]]
+    scores = Scores(logits, torch.tensor([0, 0, 0, 0, 1, 2]), 'abcd')
+    assert scores.averages('macro') == pytest.approx(
+        {
+            'macro_precision': 100 * (3 / 4 + 1 / 2) / 3,
+            'macro_recall': 100 * (3 / 4 + 1) / 3,
+            'macro_f1_score': 100 * (3 / 4 + 2 / 3) / 3,
+        }
+    )
+    assert scores.averages('weighted') == pytest.approx(
+        {
+            'weighted_precision': 100 * (4 * 3 / 4 + 1 / 2) / 6,
+            'weighted_recall': 100 * (4 * 3 / 4 + 1) / 6,
+            'weighted_f1_score': 100 * (4 * 3 / 4 + 2 / 3) / 6,
+        }
+    )
+    assert [*scores.averages('micro').values()] == pytest.approx(3 * [scores.top1])
+
+
+def test_averages_and_the_crop_are_in_the_results(
+    recipe: MakeRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = train(recipe(epochs=1), quiet=True).folder
+    files = [tmp_path / 'results.json', tmp_path / 'results.csv']
+    words = ['validate', '--model', str(folder), '--data-dir', str(recipe().data_dir), '-j', '0', '--device', 'cpu']
+    for file in files:
+        assert main([*words, '--metrics-avg', 'macro', '--crop-mode', 'squash', '--results-file', str(file)]) == 0
+    assert 'macro f1 score %' in capsys.readouterr().out
+    squashed, row = json.loads(files[0].read_text()), next(csv.DictReader(files[1].open()))
+    for name in ('macro_precision', 'macro_recall', 'macro_f1_score'):
+        assert float(row[name]) == pytest.approx(squashed[name])
+    assert squashed['macro_recall'] == pytest.approx(squashed['top1']), 'classes of one size'
+    assert (row['crop_mode'], 'averages' in squashed) == ('squash', False)
+    [center] = validate(str(folder), recipe().data_dir, workers=0, quiet=True)
+    assert (center.crop_mode, center.averages) == ('center', {})
+    assert center.loss != squashed['loss']
+
+
 def test_top5_counts_the_first_five() -> None:
     logits = torch.arange(10.0).repeat(10, 1)
     assert Scores(logits, torch.arange(10), [str(i) for i in range(10)]).top5 == 50

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from imagenette_zoo.config.recipe import Recipe
 from imagenette_zoo.report.page import write_report
 from imagenette_zoo.report.studies import summary, summary_rows
 from tests.report.records import make_record, make_records, text_of
@@ -97,3 +98,18 @@ def test_the_best_epoch_has_a_column_where_it_is_not_the_last(tmp_path: Path) ->
     for best in (90.0, 91.5):
         write_report(tmp_path, [make_record('a', 1, 90.0, best_top1=best, analysed=False)])
         assert ('best epoch, %' in (tmp_path / 'report.md').read_text()) == (best > 90)
+
+
+def test_runs_that_ended_at_a_goal_say_after_how_many_epochs(tmp_path: Path) -> None:
+    write_report(tmp_path, [make_record('whole', 1, 90.0)])
+    assert '| epochs |' not in (tmp_path / 'report.md').read_text()
+    recipe = Recipe(epochs=20, stop_at='top1=90').as_dict()
+    stopped = [
+        make_record('goal', seed, 91.0, epochs=epochs, recipe=recipe, stopped='top1=90 is reached')
+        for seed, epochs in ((1, 4), (2, 7))
+    ]
+    write_report(tmp_path, [*stopped, make_record('whole', 1, 90.0, epochs=20, recipe=Recipe(epochs=20).as_dict())])
+    header, _, *rows = [line for line in (tmp_path / 'report.md').read_text().splitlines() if line.startswith('|')]
+    assert '| epochs |' in header
+    assert '| 4 to 7 of 20 |' in rows[0]
+    assert '| 20 of 20 |' in rows[1]

@@ -157,13 +157,17 @@ def test_the_order_that_a_claim_expects(tmp_path: Path, order: str, extra: str, 
             16,
             "fallback: 'loss' is not a metric where more",
         ),
+        ('fast: {lr: 0.01}', 'fast: {lr: 0.01, stop_at: top1=90}', 14, 'epochs_to_95: fast ends at stop_at top1=90'),
     ],
 )
 def test_a_wrong_study_file_is_refused_with_the_line(
     tmp_path: Path, old: str, new: str, line: int, reason: str
 ) -> None:
     assert old in STUDY
-    path = study_file(tmp_path, STUDY.replace(old, new, 1))
+    text = STUDY.replace(old, new, 1)
+    if 'stop_at' in new:
+        text = text.replace('metric: top1', 'metric: epochs_to_95')
+    path = study_file(tmp_path, text)
     with pytest.raises(UserError, match=re.escape(reason)) as caught:
         read_study(path)
     assert str(caught.value).startswith(f'{path}:{line}: ')

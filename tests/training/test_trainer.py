@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -26,8 +27,11 @@ from imagenette_zoo.data.pipeline import load_images
 from imagenette_zoo.errors import UserError
 from imagenette_zoo.models import factory
 from imagenette_zoo.models.model_folder import load_folder, save_model_folder
+from imagenette_zoo.study.plan import Trial
+from imagenette_zoo.study.records import check_recipe
 from imagenette_zoo.training import learner, trainer
 from imagenette_zoo.training.learner import learning_rate
+from imagenette_zoo.training.loss import class_weights, loss_function
 from imagenette_zoo.training.run import check_alike, open_folder
 from imagenette_zoo.training.run_folder import RunFolder
 from imagenette_zoo.utils.distributed import World
@@ -72,6 +76,7 @@ def test_a_runs_folder(recipe: MakeRecipe) -> None:
         'hardware',
         'command',
         'code',
+        'stopped',
     }
     assert saved['dataset'].pop('hash').startswith('content:')
     assert len(saved['dataset'].pop('files')) == 32
@@ -895,3 +900,141 @@ def test_the_best_is_that_of_the_ranking_after_an_epoch_was_done_again(tmp_path:
         folder.save_model(config, {'weight': torch.full((2,), float(number))}, epoch, ranked)
     assert weights(tmp_path, 'best')['weight'].tolist() == [0, 0]
     assert weights(tmp_path)['weight'].tolist() == [2, 2]
+
+
+# --- Ending early -----------------------------------------------------------------------------------------------------
+
+
+def reach(monkeypatch: pytest.MonkeyPatch, *top1: float) -> None:
+    """The validation of each epoch gives these accuracies, whatever the weights."""
+    evaluate = trainer._evaluate
+
+    def scores(epoch: int, *args: Any) -> dict[str, Any]:
+        return {**evaluate(epoch, *args), 'eval_top1': top1[epoch]}
+
+    monkeypatch.setattr(trainer, '_evaluate', scores)
+
+
+def test_a_run_ends_at_its_goal_with_the_weights_of_then(
+    recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reach(monkeypatch, 50, 70, 91, 80, 92)
+    whole = train(recipe(epochs=5, experiment='whole'), quiet=True)
+    with interrupted(monkeypatch, 2), pytest.raises(KeyboardInterrupt):
+        train(recipe(epochs=5, stop_at='top1=90'), quiet=True)
+    goal = train(recipe(epochs=5, stop_at='top1=90', resume='auto'))
+    assert (goal.epochs, goal.top1, goal.stopped) == (3, 91, 'top1=90 is reached')
+    assert 'stopped after epoch 3: top1=90 is reached' in capsys.readouterr().out
+    assert json.loads((goal.folder / 'result.json').read_text())['stopped'] == goal.stopped
+    assert same(weights(goal.folder), weights(whole.folder, 'checkpoints/epoch-2'))
+    rates = [[row['lr'] for row in csv.DictReader((run / 'summary.csv').open())] for run in (goal.folder, whole.folder)]
+    assert rates[0] == rates[1][:3], 'the schedule is that of five epochs'
+    missed = train(recipe(epochs=2, stop_at='top1=90', overwrite=True))
+    assert (missed.epochs, missed.stopped) == (2, '')
+    assert 'the goal top1=90 was not reached' in capsys.readouterr().out
+
+
+def test_a_run_killed_before_its_result_ends_at_the_same_epoch(
+    recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reach(monkeypatch, 91, 50)
+    result = train(recipe(stop_at='top1=90'), quiet=True)
+    (result.folder / 'result.json').unlink()
+    assert train(recipe(stop_at='top1=90', resume='auto'), quiet=True).epochs == 1
+
+
+def test_patience_lasts_across_a_resume(recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    reach(monkeypatch, 60, 70, 65, 70, 99)
+    with interrupted(monkeypatch, 3), pytest.raises(KeyboardInterrupt):
+        train(recipe(epochs=5, patience=2), quiet=True)
+    result = train(recipe(epochs=5, patience=2, resume='auto'), quiet=True)
+    assert (result.epochs, result.best_epoch) == (4, 1), 'an equal one is no better'
+    assert result.stopped == 'top1 is no better than 2 epochs before'
+
+
+def test_a_loss_is_a_goal_from_above(recipe: MakeRecipe) -> None:
+    assert train(recipe(stop_at='loss=100'), quiet=True).epochs == 1
+    assert train(recipe(stop_at='loss=0', overwrite=True), quiet=True).epochs == 2
+
+
+def test_full_memory_is_tried_again_with_a_smaller_batch(
+    recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step = learner.Learner.step
+
+    def full(self: Any, images: torch.Tensor, *args: Any) -> torch.Tensor:
+        if len(images) > 2:
+            raise torch.OutOfMemoryError('CUDA out of memory')
+        return step(self, images, *args)
+
+    monkeypatch.setattr(learner.Learner, 'step', full)
+    with pytest.raises(UserError, match='out of memory at --batch-size 8'):
+        train(recipe(overwrite=True), quiet=True)
+    options = dict(retry=True, experiment=None, grad_accum_steps=1, sched_on_updates=True)
+    result = train(recipe(**options))
+    shown = capsys.readouterr().out
+    assert 'out of memory at --batch-size 8: starting again with --batch-size 4 --grad-accum-steps 2, the same' in shown
+    assert 'starting again with --batch-size 2 --grad-accum-steps 4' in shown
+    assert {path.name for path in result.folder.parent.iterdir()} == {'run', result.folder.name}
+    assert (result.recipe['batch_size'], result.recipe['grad_accum_steps']) == (2, 4)
+    given = train(recipe(batch_size=2, grad_accum_steps=4, sched_on_updates=True, experiment='given'), quiet=True)
+    assert same(weights(result.folder), weights(given.folder))
+
+    (result.folder / 'result.json').unlink()
+    again = {**options, 'experiment': result.folder.name, 'resume': 'auto'}
+    assert train(recipe(**again), quiet=True).recipe['batch_size'] == 2, 'the command of the run continues it'
+    check_recipe(result, Trial('run', recipe(**options), 42))
+    with pytest.raises(UserError, match='was trained with batch_size 2, the study says 8'):
+        check_recipe(result, Trial('run', recipe(**{**options, 'retry': False}), 42))
+    with pytest.raises(UserError, match='was started with batch_size 2, not 8'):
+        train(recipe(**{**again, 'retry': False}), quiet=True)
+
+
+def test_full_memory_after_something_is_saved_is_an_error(
+    recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_epoch = trainer._train_epoch
+
+    def full(epoch: int, *args: Any) -> None:
+        if epoch == 1:
+            raise torch.OutOfMemoryError('CUDA out of memory')
+        train_epoch(epoch, *args)
+
+    monkeypatch.setattr(trainer, '_train_epoch', full)
+    with pytest.raises(UserError, match='out of memory at --batch-size 8: try --batch-size 4'):
+        train(recipe(retry=True), quiet=True)
+    assert (Path(recipe().output) / 'run' / 'state.pt').is_file()
+
+
+# --- Rare classes -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('loader', ['cache', 'timm'])
+def test_balanced_classes_are_resumed_to_the_bit(
+    recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loader: str
+) -> None:
+    data = make_folder(tmp_path / 'rare')
+    for number in range(6):
+        (data / 'train' / 'class0' / f'{number}.png').unlink()
+    weighed = {'class_weights': 'balanced'}
+    for name, more, mixup in (('drawn', {'balanced': True}, 0.0), ('weighed', weighed, 0.2)):
+        options = dict(data_dir=str(data), loader=loader, epochs=2, batch_size=6, mixup=mixup)
+        plain = train(recipe(experiment=f'not-{name}', **options), quiet=True)
+        whole = train(recipe(experiment=name, **options, **more), quiet=True)
+        assert not same(weights(whole.folder), weights(plain.folder))
+        with interrupted(monkeypatch, 1), pytest.raises(KeyboardInterrupt):
+            train(recipe(**options, **more, overwrite=True), quiet=True)
+        resumed = train(recipe(**options, **more, resume='auto'), quiet=True)
+        assert same(weights(whole.folder), weights(resumed.folder))
+
+
+def test_the_weights_of_classes_are_those_of_torch(recipe: MakeRecipe) -> None:
+    logits, targets = torch.randn(5, 3), torch.tensor([0, 0, 0, 1, 2])
+    balanced = class_weights(recipe(class_weights='balanced'), targets.tolist(), 3)
+    assert balanced is not None
+    assert balanced.tolist() == pytest.approx([5 / 9, 5 / 3, 5 / 3])
+    given = class_weights(recipe(class_weights=[1, 2, 0.5]), targets.tolist(), 3)
+    expected = torch.nn.functional.cross_entropy(logits, targets, torch.tensor([1, 2, 0.5]), label_smoothing=0.1)
+    assert torch.equal(loss_function(recipe(), given)(logits, targets), expected)
+    with pytest.raises(UserError, match='--class-weights: 3 numbers are needed, one for each class'):
+        train(recipe(class_weights=[1, 2]), quiet=True)

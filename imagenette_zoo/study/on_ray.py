@@ -30,7 +30,7 @@ from .analysis import FILES
 from .plan import Study, Trial
 from .process import WHOLE, Extent, Slot, Trials, check_code, commands, outcome, reason
 from .records import keep_failure
-from .runner import SAY_SECONDS, opened, state_of
+from .runner import SAY_SECONDS, check_models, opened, state_of
 from .step_times import time_study
 
 __all__ = ['run_on_ray']
@@ -60,6 +60,7 @@ def run_on_ray(study: Study, slot: Slot, console: Console, address: str, extent:
         KeyboardInterrupt: Ctrl-C; what has come home stays.
     """
     ray = require('ray', '--ray', 'ray')
+    check_models(study, console)
     with opened(study, slot, console, extent.only) as chosen:
         _probe(address)
         try:

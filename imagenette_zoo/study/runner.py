@@ -102,6 +102,8 @@ def run_study(study: Study, slot: Slot, console: Console, extent: Extent = WHOLE
         KeyboardInterrupt: Ctrl-C or SIGTERM; what was computed is saved.
     """
     budget = extent.hours(study)
+    check_models(study, console)
+    _check_data(study, slot, extent.only)
     with opened(study, slot, console, extent.only) as chosen, sigterm_interrupts(), Workers() as workers:
         start: Callable[[Trial, Slot, int], Job] = workers.start if slot.in_process else Job
         if needs_this_process(study, slot):
@@ -117,6 +119,21 @@ def run_study(study: Study, slot: Slot, console: Console, extent: Extent = WHOLE
         return train(chosen)
 
 
+def _check_data(study: Study, slot: Slot, only: Sequence[str]) -> None:
+    """Raises `UserError` where the images of trainings that are to come are not at hand."""
+    recipes = [
+        each.base
+        for each in study.trials()
+        if (not only or each.run in only)
+        and each.seed in study.seeds
+        and not (slot.output / each.name / 'result.json').is_file()
+    ]
+    for place in dict.fromkeys(
+        (each.dataset, slot.data_dir or each.data_dir, each.train_split, each.val_split) for each in recipes
+    ):
+        resolve_dataset(*place)
+
+
 @contextlib.contextmanager
 def opened(study: Study, slot: Slot, console: Console, only: Sequence[str]) -> Iterator[list[Trial]]:
     """Holds a study's folder: its trainings with the seeds that it names, of the runs in `only`, or of all.
@@ -124,7 +141,6 @@ def opened(study: Study, slot: Slot, console: Console, only: Sequence[str]) -> I
     Raises:
         UserError: A folder holds something else, or another process runs this study.
     """
-    check_models(study, console)
     if (slot.output / 'args.yaml').exists():
         raise UserError(f'{slot.output}: holds a run, not a study: choose another --output or --experiment')
     try:

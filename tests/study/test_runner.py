@@ -74,6 +74,19 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def test_images_that_are_nowhere_are_missed_once_before_any_folder_is_made(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv('IMAGENETTE_DIR', raising=False)
+    monkeypatch.setenv('IMAGENETTE_ZOO_CACHE', str(place / 'cache'))
+    for command in (['study', 'rates.yaml'], ['run', 'test_resnet', '-c', 'base.yaml', '--device', 'cpu']):
+        assert main(command) == 2
+        printed = capsys.readouterr()
+        assert printed.err.count('no Imagenette found') == 1, printed.err
+        assert len(printed.err.splitlines()) == 1 and 'started' not in printed.out
+        assert not (place / 'runs').exists()
+
+
 IDEA = """\
 import torch
 from torch import nn

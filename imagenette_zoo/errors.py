@@ -30,6 +30,10 @@ class UserError(Exception):
         """Its lines: one, but for `UserErrors`."""
         return str(self).split('\n')
 
+    def at(self, where: str) -> UserError:
+        """The same, each line of it with the place before it."""
+        return UserErrors(UserError(f'{where}: {line}') for line in self.lines)
+
 
 class UserErrors(UserError):
     """Several errors, a line each, as all the mistakes of a file."""
@@ -51,12 +55,12 @@ class Mistakes:
         self.errors: list[UserError] = []
 
     @contextmanager
-    def collected(self) -> Iterator[None]:
-        """Keeps the error of the block, if there is one, and goes on after it."""
+    def collected(self, where: str = '') -> Iterator[None]:
+        """Keeps the error of the block, if there is one, and goes on after it; `where` begins each of its lines."""
         try:
             yield
         except UserError as error:
-            self.errors.append(error)
+            self.errors.append(error.at(where) if where else error)
 
     def check(self) -> None:
         """Raises `UserError` where there was any, `UserErrors` where there were several."""

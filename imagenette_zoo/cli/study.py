@@ -109,7 +109,7 @@ def _add_study(parser: argparse.ArgumentParser) -> None:
 def _study_starts(args: argparse.Namespace) -> str:
     from ..study.plan import find_study, read_study
 
-    study = read_study(find_study(args.study))
+    study = read_study(find_study(args.study), look_up=not given_flags(args, CodeOptions))
     return f'study: {study.title}: {_size(len(study.runs), len(study.seeds))}{LOADING}'
 
 

@@ -6,7 +6,8 @@ A wheel has `hparams/` inside the package, a checkout beside it. A name is the f
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import yaml
 
 from ..errors import Mistakes, UserError, nearest
 from ..utils.reading import LARGEST_YAML, PlainLoader, read_errors, read_text, yaml_reason
+from .names import look_up
 from .timm_options import OPTIONS
 
 __all__ = ['find_modules', 'read_yaml', 'recipe_names', 'study_names', 'find_recipe', 'shipped', 'without_timms']
@@ -25,7 +27,10 @@ OTHER_DEFAULTS = {'channels_last': False, 'decay_epochs': 90, 'device': 'cuda'} 
 
 
 def read_yaml(
-    path: str | Path, known: set[str], check: Callable[[str, Any], object] | None = None
+    path: str | Path,
+    known: set[str],
+    check: Callable[[str, Any], object] | None = None,
+    named: Collection[str] = (),
 ) -> dict[str, Any]:
     """The mapping in a YAML file, its keys checked; `-` in a key counts as `_`.
 
@@ -33,38 +38,43 @@ def read_yaml(
         path: The file.
         known: The keys that it may have.
         check: Looks at a key and its value, too.
+        named: Keys whose values `look_up` is asked for, too: where something is wrong already or timm is loaded, and
+            the file brings no code, which may have them.
 
     Raises:
         UserError: The file can't be read, is no YAML mapping, or has an unknown key or a wrong value; all of them are
-            said, a line each.
+            said, a line each, which has the line of the file.
     """
     with read_errors(path, 'a recipe'):
         text = read_text(path, LARGEST_YAML)
     try:
-        loaded = yaml.load(text, PlainLoader)
+        root: Any = yaml.compose(text, PlainLoader)
+        loaded = None if root is None else PlainLoader('').construct_document(root)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, 'problem_mark', None)
-        where = f' (line {mark.line + 1})' if mark else ''
-        raise UserError(f'{path}: {yaml_reason(error)}{where}') from None
+        raise UserError(f'{path}{f":{mark.line + 1}" if mark else ""}: {yaml_reason(error)}') from None
     if loaded is None:
         return {}
     if not isinstance(loaded, dict) or not all(isinstance(key, str) for key in loaded):
         raise UserError(f'{path}: a recipe is a list of "option: value" lines')
-    names = {key: key.replace('-', '_') for key in loaded}
+    where = {key.value: f'{path}:{key.start_mark.line + 1}' for key, _ in root.value}
     values: dict[str, Any] = {}
     mistakes = Mistakes()
-    for key, name in names.items():
-        with mistakes.collected():
+    for key, value in loaded.items():
+        name = key.replace('-', '_')
+        with mistakes.collected(where[key]):
             if name not in known:
-                raise UserError(f'{path}: unknown option {key!r}{nearest(name, known)}')
+                raise UserError(f'unknown option {key!r}{nearest(name, known)}')
             if name in values:
-                raise UserError(f'{path}: option {key!r} is given twice')
-            values[name] = loaded[key]
+                raise UserError(f'option {key!r} is given twice')
+            values[name] = value
             if check is not None:
-                try:
-                    check(name, values[name])
-                except UserError as error:
-                    raise UserError(f'{path}: {error}') from None
+                check(name, value)
+    if 'device_modules' not in values and (mistakes.errors or 'timm' in sys.modules):
+        for key, value in loaded.items():
+            if key in named and isinstance(value, str) and value:
+                with mistakes.collected(where[key]):
+                    look_up(key, value)
     mistakes.check()
     return values
 

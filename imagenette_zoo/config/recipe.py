@@ -10,7 +10,7 @@ Where an option exists in timm's `train.py` it has that script's name, meaning a
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,6 +20,7 @@ from ..utils.modules import is_reference
 from .fields import Options, option
 from .groups import ArchitectureOptions, ComputeOptions, DataOptions, InputOptions
 from .hparams import find_modules, find_recipe, read_yaml, without_timms
+from .names import NAMES
 from .precedence import resolve
 from .timm_options import OPTIONS
 
@@ -455,17 +456,30 @@ class Recipe(
             UserError: There is no such recipe, or an option in it is unknown or wrong.
         """
         path = find_recipe(name)
-        values = read_yaml(path, cls.names() | OPTIONS.keys(), cls._check_given)
-        values = without_timms(path, values, cls.defaults())
-        modules = values.pop('device_modules', ())
-        if path.name != 'args.yaml':  # of a run, which names no code that is to be imported
-            values['device_modules'] = find_modules(modules, path.parent)
+        values = cls.read(path, () if 'device_modules' in overrides else NAMES - overrides.keys())
         try:
             return cls.of(values, overrides)
         except UserError as error:
             if overrides:
                 raise
             raise UserError(f'{path}: {error}') from None
+
+    @classmethod
+    def read(cls, path: Path, named: Collection[str] = ()) -> dict[str, Any]:
+        """What a recipe's file gives.
+
+        Args:
+            path: The file.
+            named: As `read_yaml` takes it.
+
+        Raises:
+            UserError: An option in it is unknown or wrong; all that are wrong are said.
+        """
+        is_run = path.name == 'args.yaml'  # which names no code that is to be imported
+        values = read_yaml(path, cls.names() | OPTIONS.keys(), cls._check_given, () if is_run else named)
+        values = without_timms(path, values, cls.defaults())
+        modules = values.pop('device_modules', ())
+        return values if is_run else {**values, 'device_modules': find_modules(modules, path.parent)}
 
     @classmethod
     def _check_given(cls, name: str, value: Any) -> None:

@@ -31,6 +31,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..config.groups import ComputeOptions, InputOptions
+from ..config.names import check_model
 from ..errors import UserError, first_line, nearest
 from ..fast_layers.swap import swap
 from ..layers.layout import to_channels_last
@@ -67,8 +68,8 @@ def build_model(name: str, **kwargs: Any) -> Any:
     source = name.split(':', 1)[0] if ':' in name and own is None else None
     if source == 'local-dir' and kwargs.get('pretrained') and not os.path.isfile(f'{name[10:]}/model.safetensors'):
         raise UserError(f'model {name}: no model.safetensors in it')  # older timm would run what a pickle says
-    if own is None and source not in ('local-dir', 'hf-hub', 'hf_hub') and not timm.is_model(name.split('.')[0]):
-        raise UserError(f'unknown model {name!r}{nearest(name, timm.list_models())} (imagenette-zoo list shows ours)')
+    if own is None:
+        check_model(name)
     given = {key: resolved(value) for key, value in kwargs.items() if value is not None}
     try:
         model = _built(name, source, own, given)

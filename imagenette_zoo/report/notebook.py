@@ -305,7 +305,7 @@ def study(
         _check_known(plan, folder)
     else:
         file = find_study(source)
-        plan, folder = read_study(file), Path(output, experiment or Path(source).stem)
+        plan, folder = read_study(file, look_up=not device_modules), Path(output, experiment or Path(source).stem)
     slot = Slot(folder, None if data_dir is None else str(data_dir), device, jobs)
     return Study(with_modules(plan, device_modules), slot, extent).resume(quiet=quiet)
 

@@ -51,7 +51,7 @@ def run_study_file(
     Raises:
         UserError: Something in the file is wrong, or a training failed.
     """
-    study = with_modules(read_study(find_study(name)), modules)
+    study = with_modules(read_study(find_study(name), look_up=not modules), modules)
     for run in extent.only:
         if run not in study.runs:
             raise UserError(f'--only: {name} has no run {run!r}{nearest(run, study.runs)}')

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import math
 import re
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,6 +17,7 @@ import yaml
 
 from ..config.fields import literal
 from ..config.hparams import find_modules, find_recipe, shipped
+from ..config.names import NAMES, look_up
 from ..config.precedence import related
 from ..config.recipe import Recipe
 from ..errors import Mistakes, UserError, UserErrors, first_line, nearest
@@ -437,8 +439,13 @@ def plan_study(content: Mapping[str, Any]) -> Study:
     return _Reader(Path()).study(yaml.compose(text, PlainLoader))
 
 
-def read_study(path: str | Path) -> Study:
+def read_study(path: str | Path, look_up: bool = False) -> Study:
     """Reads and checks a study file.
+
+    Args:
+        path: The file.
+        look_up: Also looks whether there are the models and optimizers that it names, where something is wrong already
+            or timm is loaded. Not in a file that brings code, which may have them.
 
     Raises:
         UserError: It can't be read, or something in it is wrong. All that is wrong is said, each in a line that has
@@ -452,14 +459,16 @@ def read_study(path: str | Path) -> Study:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, 'problem_mark', None)
         raise UserError(f'{path}{f":{mark.line + 1}" if mark else ""}: {yaml_reason(error)}') from None
-    return _Reader(path).study(root)
+    return _Reader(path, look_up).study(root)
 
 
 class _Reader:
     """Takes a study out of the nodes of its file, which know their lines; of no file where the path is empty."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, look_up: bool = False) -> None:
         self.path = path
+        self.look_up = look_up
+        self.named: list[tuple[Any, str, Any]] = []  # what options name that timm may lack, after the key's node
         self.mistakes = Mistakes()
 
     def fail(self, node: Any, reason: object) -> UserError:
@@ -518,6 +527,13 @@ class _Reader:
         budget = part('budget', lambda node: self.number(node, 'budget: hours are needed'), None)
         stages = part('stages', self.stages, STAGES)
         until_decided = part('until_decided', self.yes, False)
+        if self.look_up and not base.get('device_modules') and (self.mistakes.errors or 'timm' in sys.modules):
+            for key, name, value in self.named:
+                with self.mistakes.collected():
+                    try:
+                        look_up(name, value)
+                    except UserError as error:
+                        raise self.fail(key, error) from None
         self.mistakes.check()
         return Study(
             self.words(parts, 'title') or self.path.stem,
@@ -548,7 +564,7 @@ class _Reader:
         beside = self.path.parent / name
         try:
             file = beside if beside.is_file() else find_recipe(name)
-            values = Recipe.load(file).as_dict()
+            values = Recipe.of(Recipe.read(file)).as_dict()
         except UserError as error:
             raise self.fail(node, error) from None
         return {key: value for key, value in values.items() if key not in NOT_OF_A_STUDY - {'device_modules'}}
@@ -575,6 +591,8 @@ class _Reader:
                 except UserError as error:
                     raise self.fail(key, error) from None
                 values[name] = plain
+                if name in NAMES and isinstance(plain, str):
+                    self.named.append((key, name, plain))
         return values
 
     def runs(self, node: Any, *layers: dict[str, Any]) -> dict[str, StudyRun | None]:
@@ -680,12 +698,13 @@ class _Reader:
         if not (sentence := self.words(parts, 'claim')):
             raise self.fail(parts['claim'][0], 'claim: a sentence is needed')
         metric = str(self.plain(parts['metric'][1]))
-        if metric not in METRICS and not THRESHOLD.fullmatch(metric):
-            metrics = [*METRICS, *TO_AN_ACCURACY]
-            raise self.fail(
-                parts['metric'][1],
-                f'metric: {metric!r} is not one of {", ".join(metrics)} (N a number){nearest(metric, metrics)}',
-            )
+        with self.mistakes.collected():
+            if metric not in METRICS and not THRESHOLD.fullmatch(metric):
+                metrics = [*METRICS, *TO_AN_ACCURACY]
+                raise self.fail(
+                    parts['metric'][1],
+                    f'metric: {metric!r} is not one of {", ".join(metrics)} (N a number){nearest(metric, metrics)}',
+                )
         bounds: dict[str, float] = {
             name: self.number(parts[name][1], f'{name}: a number above 0 is needed')
             for name in ('by', 'margin', 'ratio')
@@ -743,9 +762,12 @@ class _Reader:
         names, operators = words[::2], words[1::2]
         if len(words) < 3 or len(words) % 2 == 0 or any(operator not in OPERATORS for operator in operators):
             raise self.fail(node, f'order: {order!r} is not like "a > b", "a < b < c" or "a >= b" with spaces between')
+        unknown = Mistakes()
         for name in names:
-            if name not in runs:
-                raise self.fail(node, f'order: there is no run {name!r}{nearest(name, runs)}')
+            with unknown.collected():
+                if name not in runs:
+                    raise self.fail(node, f'order: there is no run {name!r}{nearest(name, runs)}')
+        unknown.check()
         for left, operator, right in zip(names, operators, names[1:], strict=False):
             if left == right:
                 raise self.fail(node, f'order: {left!r} is compared with itself')

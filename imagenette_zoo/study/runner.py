@@ -13,14 +13,14 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import timm
 import torch
 
 from ..config.groups import ArchitectureOptions
 from ..config.recipe import ModelOptions, Recipe
 from ..data.locate import resolve_dataset
-from ..errors import UserError, nearest
+from ..errors import Mistakes, UserError, nearest
 from ..models.own import own_function, resolved
+from ..training.learner import check_parts
 from ..training.result import Result, read_result
 from ..training.run import check_resumable, make_model
 from ..training.run_folder import RunFolder
@@ -171,19 +171,18 @@ def check_models(study: Study, console: Console) -> None:
         import_modules(modules, console.line)
     deciding = sorted(Recipe.names() - Recipe.may_differ('on resume'))  # others may look like module:attribute
     built = set()
+    mistakes = Mistakes()
     for run in study.runs.values():
         recipe = run.recipe
-        try:
+        with mistakes.collected(run.name):
+            check_parts(recipe)
             for name in deciding:
                 resolved(getattr(recipe, name))
-            if own_function(recipe.model) is None and ':' not in recipe.model and not timm.is_model(recipe.model):
-                raise UserError(f'no model {recipe.model!r}{nearest(recipe.model, timm.list_models())}')
             configuration = repr([getattr(recipe, name) for name in sorted(BUILD_OPTIONS)])
             if configuration not in built:
                 _check_build(recipe)
             built.add(configuration)
-        except UserError as error:
-            raise UserError(f'{run.name}: {error}') from None
+    mistakes.check()
 
 
 def _check_build(recipe: Recipe) -> None:

@@ -17,8 +17,9 @@ from timm.utils import ModelEmaV3, dispatch_clip_grad, distribute_bn
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..config.names import check_model, timm_optimizer
 from ..config.recipe import Recipe
-from ..errors import UserError, first_line, nearest
+from ..errors import Mistakes, UserError, first_line
 from ..fast_layers.swap import swap
 from ..models.factory import autocast, compiled, to_device
 from ..models.own import own_function
@@ -26,9 +27,17 @@ from ..utils.distributed import World
 from ..utils.modules import is_reference
 from .cuda_graph import GraphedStep, why_not_graphed
 from .loss import loss_function
-from .own import FactorSchedule, OwnTransform, in_one_line, own_optimizer, own_schedule
+from .own import (
+    FactorSchedule,
+    OwnTransform,
+    find_own,
+    in_one_line,
+    own_optimizer,
+    own_optimizer_class,
+    own_schedule,
+)  # fmt: skip
 
-__all__ = ['Learner', 'learning_rate']
+__all__ = ['Learner', 'check_parts', 'learning_rate']
 
 
 _FUSED = (torch.optim.Adam, torch.optim.AdamW)  # whose step can be one kernel; SGD's refuses late gradients
@@ -42,6 +51,26 @@ def learning_rate(recipe: Recipe, world_size: int = 1) -> float:
     scale = recipe.lr_base_scale or ('sqrt' if any(part in opt for part in ('ada', 'lamb')) else 'linear')
     ratio = recipe.batch_size * world_size * recipe.grad_accum_steps / recipe.lr_base_size
     return recipe.lr_base * (ratio**0.5 if scale == 'sqrt' else ratio)
+
+
+def check_parts(recipe: Recipe) -> None:
+    """Looks whether there are the model, the optimizer, the schedule, the loss and the transform that a recipe names.
+
+    Raises:
+        UserError: One is not there. All that are missing are said.
+    """
+    mistakes = Mistakes()
+    with mistakes.collected():
+        if own_function(recipe.model) is None:
+            check_model(recipe.model)
+    with mistakes.collected():
+        (own_optimizer_class if is_reference(recipe.opt) else timm_optimizer)(recipe.opt)
+    for option in ('sched', 'loss', 'batch_transform'):
+        value = getattr(recipe, option)
+        if is_reference(value):
+            with mistakes.collected():
+                find_own(f'--{option.replace("_", "-")}', value)
+    mistakes.check()
 
 
 class Learner:
@@ -130,14 +159,7 @@ class Learner:
         kwargs = {**optimizer_kwargs(recipe), 'lr': learning_rate(recipe, self.world.size), **recipe.opt_kwargs}
         if is_reference(recipe.opt):
             return own_optimizer(recipe.opt, self.model, kwargs)
-        known = timm.optim.list_optimizers()
-        name = recipe.opt.lower().removeprefix('lookahead_')
-        if name not in known:
-            raise UserError(
-                f'--opt: timm {timm.__version__} has no optimizer {recipe.opt!r}{nearest(recipe.opt, known)}'
-            )
-        if '_' in name:
-            raise UserError(f'--opt {recipe.opt}: timm reads only the part after _: register it by a name without _')
+        name = timm_optimizer(recipe.opt)
         one_kernel = timm.optim.get_optimizer_info(name).opt_class in _FUSED and 'foreach' not in kwargs
         if one_kernel and self.world.device.type == 'cuda':
             kwargs.setdefault('fused', True)

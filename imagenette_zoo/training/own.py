@@ -24,7 +24,8 @@ from ..utils.modules import in_a_line, owner, resolve
 from ..utils.seeding import stream_seed
 
 __all__ = [
-    'FactorSchedule', 'OwnTransform', 'describe', 'in_one_line', 'is_own', 'own_loss', 'own_optimizer', 'own_schedule',
+    'FactorSchedule', 'OwnTransform', 'describe', 'find_own', 'in_one_line', 'is_own', 'own_loss', 'own_optimizer',
+    'own_optimizer_class', 'own_schedule',
 ]  # fmt: skip
 
 
@@ -41,8 +42,16 @@ def in_one_line(option: str, reference: str) -> Iterator[None]:
         raise UserError(f'{option} {reference}: {in_a_line(error)}') from error
 
 
-def _find(option: str, reference: str) -> Any:
-    """The value that a reference means."""
+def find_own(option: str, reference: str) -> Any:
+    """The value that a reference means.
+
+    Args:
+        option: The flag that names it, for the message.
+        reference: `module:attribute`.
+
+    Raises:
+        UserError: There is none.
+    """
     try:
         return resolve(reference)
     except UserError as error:
@@ -51,7 +60,7 @@ def _find(option: str, reference: str) -> Any:
 
 def _make_module(option: str, reference: str) -> nn.Module:
     """An instance of a class of modules; a copy of one that is an instance already."""
-    value = _find(option, reference)
+    value = find_own(option, reference)
     if isinstance(value, nn.Module):
         return copy.deepcopy(value)
     if not (isinstance(value, type) and issubclass(value, nn.Module)):
@@ -85,11 +94,7 @@ def own_optimizer(opt: str, model: nn.Module, kwargs: Mapping[str, Any]) -> Opti
     Raises:
         UserError: It is no optimizer, or takes other arguments.
     """
-    is_named = owner(opt.partition(':')[0]) is not None  # a file may be named lookahead_…, too
-    reference = opt if is_named else opt.removeprefix('lookahead_')
-    cls = _find('--opt', reference)
-    if not (isinstance(cls, type) and issubclass(cls, Optimizer)):
-        raise UserError(f'--opt {opt}: is no class of torch.optim.Optimizer')
+    cls, looks_ahead = own_optimizer_class(opt)
     if cls.step is Optimizer.step:
         raise UserError(f'--opt {opt}: has no step of its own: add `def step(self, closure=None)`')
     arguments = _arguments(cls)
@@ -99,13 +104,27 @@ def own_optimizer(opt: str, model: nn.Module, kwargs: Mapping[str, Any]) -> Opti
     has = {f'has_{name}': name in arguments for name in ('eps', 'momentum', 'betas')}
     registry = OptimizerRegistry()
     registry.register(OptimInfo('own', cls, **has))
-    kwargs = {**kwargs, 'opt': 'own' if reference == opt else 'lookahead_own'}
+    kwargs = {**kwargs, 'opt': 'lookahead_own' if looks_ahead else 'own'}
     kwargs['weight_decay_exclude_1d'] = kwargs.pop('filter_bias_and_bn', True)  # as timm's create_optimizer_v2
     with in_one_line('--opt', opt):
         optimizer = registry.create_optimizer(model, **kwargs)
     if any('lr' not in group for group in optimizer.param_groups):
         raise UserError(f'--opt {opt}: keeps no lr: super().__init__(params, dict(lr=lr)) does')
     return optimizer
+
+
+def own_optimizer_class(opt: str) -> tuple[type[Optimizer], bool]:
+    """The class of an optimizer of the user's own, and whether it is within a lookahead.
+
+    Raises:
+        UserError: It is no optimizer.
+    """
+    is_named = owner(opt.partition(':')[0]) is not None  # a file may be named lookahead_…, too
+    reference = opt if is_named else opt.removeprefix('lookahead_')
+    cls = find_own('--opt', reference)
+    if not (isinstance(cls, type) and issubclass(cls, Optimizer)):
+        raise UserError(f'--opt {opt}: is no class of torch.optim.Optimizer')
+    return cls, reference != opt
 
 
 def _arguments(cls: type) -> set[str]:
@@ -134,7 +153,7 @@ def own_schedule(recipe: Recipe, optimizer: Optimizer, updates_per_epoch: int) -
     """
     on_updates = recipe.sched_on_updates
     total = recipe.epochs * (updates_per_epoch if on_updates else 1)
-    value = _find('--sched', recipe.sched)
+    value = find_own('--sched', recipe.sched)
     with in_one_line('--sched', recipe.sched):
         if isinstance(value, type) and issubclass(value, LRScheduler):
             for group in optimizer.param_groups:
@@ -213,7 +232,7 @@ def own_loss(reference: str) -> nn.Module:
     Raises:
         UserError: It is neither, or has parameters.
     """
-    value = _find('--loss', reference)
+    value = find_own('--loss', reference)
     if callable(value) and not isinstance(value, (type, nn.Module)):
         return _Function(value)
     loss = _make_module('--loss', reference)

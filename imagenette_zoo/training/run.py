@@ -26,7 +26,7 @@ from ..utils.distributed import World
 from ..utils.files import file_stem, unused
 from ..utils.seeding import seed_everything
 from .compilation import resolve
-from .learner import Learner
+from .learner import Learner, check_parts
 from .loss import class_weights
 from .meter import Position
 from .run_folder import RunFolder, resumed_run
@@ -122,6 +122,7 @@ def prepare(recipe: Recipe, folder: RunFolder, state: bytes | None, world: World
         UserError: Anything that the recipe names is wrong or missing.
     """
     world.broadcast(lambda: check_trackers(recipe))
+    check_parts(recipe)
     train_images, val_images = pipeline.load_images(recipe, world)
     recipe = _for_data(recipe, train_images, world, console)
     if state is not None:

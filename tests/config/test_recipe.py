@@ -170,14 +170,14 @@ def test_a_wrong_flag_is_one_line(flags: list[str], message: str) -> None:
         ('lern_rate: 1', "unknown option 'lern_rate'"),
         ('epoch: 1', 'did you mean epochs'),
         ('- a\n- b', 'option: value'),
-        ('a: [', "not valid YAML: expected the node content, but found '<stream end>' (line 1)"),
+        ('a: [', "not valid YAML: expected the node content, but found '<stream end>'"),
         ('lr: [1, 2]', '--lr'),
         ('amp: "yes"', '--amp'),
         ('model: 5', '--model'),
         ('amp: 1', '--amp'),
         ('warmup-epochs: 1\nwarmup_epochs: 2', 'given twice'),
-        ('lr: 0.1\nopt: sgd\nlr: 0.2', "'lr' is given twice (line 3)"),
-        ('opt_kwargs: {a: 1, a: 2}', "'a' is given twice (line 1)"),
+        ('lr: 0.1\nopt: sgd\nlr: 0.2', "recipe.yaml:3: 'lr' is given twice"),
+        ('opt_kwargs: {a: 1, a: 2}', "recipe.yaml:1: 'a' is given twice"),
         ('jsd_loss: true\naug_splits: 3\ntta: 0', 'aug_splits 3 (Number of augmentation splits); jsd_loss True ('),
         ('!!python/object/apply:os.system ["touch /tmp/pwned"]', 'not valid YAML'),
     ],
@@ -190,6 +190,22 @@ def test_a_wrong_recipe_names_the_file(tmp_path: Path, text: str, message: str) 
     assert message in str(error.value)
     assert str(file) in str(error.value)
     assert '\n' not in str(error.value)
+
+
+def test_all_mistakes_of_a_recipe_are_said_at_once_with_their_lines(tmp_path: Path) -> None:
+    file = tmp_path / 'recipe.yaml'
+    file.write_text('model: resnet18x\nopt: adamww\n# a comment\nsched: cosin\n')
+    with pytest.raises(UserError) as error:
+        Recipe.load(file)
+    beginnings = {f'{file}:4: --sched: ', f"{file}:1: unknown model 'resnet18x'", f'{file}:2: --opt: timm '}
+    assert len(error.value.lines) == len(beginnings)
+    assert all(any(line.startswith(each) for line in error.value.lines) for each in beginnings)
+    assert Recipe.load(_written(file, 'device_modules: [mine]\nmodel: of_mine')).model == 'of_mine'
+
+
+def _written(file: Path, text: str) -> Path:
+    file.write_text(text)
+    return file
 
 
 def test_names_are_near_without_their_dashes() -> None:

@@ -83,7 +83,8 @@ def test_images_that_are_nowhere_are_missed_once_before_any_folder_is_made(
         assert main(command) == 2
         printed = capsys.readouterr()
         assert printed.err.count('no Imagenette found') == 1, printed.err
-        assert len(printed.err.splitlines()) == 1 and 'started' not in printed.out
+        assert len(printed.err.splitlines()) == 1
+        assert 'started' not in printed.out
         assert not (place / 'runs').exists()
 
 

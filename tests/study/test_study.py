@@ -173,6 +173,16 @@ def test_a_wrong_study_file_is_refused_with_the_line(
     assert str(caught.value).startswith(f'{path}:{line}: ')
 
 
+def test_names_that_nothing_has_are_said_beside_the_other_mistakes_of_a_study(tmp_path: Path) -> None:
+    text = STUDY.replace('fast: {lr: 0.01}', 'fast: {model: test_vitt, opt: adamww}').replace('top1', 'top-1')
+    path = study_file(tmp_path, text.replace('fast > plain', 'fastt > plane'))
+    with pytest.raises(UserError) as caught:
+        read_study(path, look_up=True)
+    heads = [':15: metric: ', ":16: order: there is no run 'fastt'", ":16: order: there is no run 'plane'"]
+    heads += [":9: unknown model 'test_vitt'; did you mean test_vit", ':9: --opt: timm ']
+    assert [line.startswith(f'{path}{head}') for line, head in zip(caught.value.lines, heads, strict=True)] == [True] * 5
+
+
 @pytest.mark.parametrize('name', study_names())
 def test_the_studies_that_come_with_the_package(name: str) -> None:
     study = read_study(find_study(name))

@@ -649,6 +649,16 @@ def test_bad_input_is_one_line(
     expect_error(capsys, ['train', *flags(**changes)], *parts)
 
 
+def test_names_that_nothing_has_are_said_at_once_before_the_images_are_read() -> None:
+    with pytest.raises(UserError) as raised:
+        train(model='resnet5o', opt='adamx', loss='torch.nn:NoLoss', data_dir='/nowhere', device='cpu')
+    model, opt, loss = raised.value.lines
+    assert "unknown model 'resnet5o'" in model
+    assert "no optimizer 'adamx'" in opt
+    assert loss.startswith('--loss ')
+    assert 'NoLoss' in loss
+
+
 @pytest.mark.parametrize(
     ('words', 'part'),
     [(['--checkpoint', LONG], 'no such checkpoint'), (['--results-file', f'{LONG}/x.csv'], 'no such folder')],

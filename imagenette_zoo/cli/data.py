@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..config.fields import given_flags
+from ..config.fields import add_flags, given_flags
 from ..config.groups import DataOptions
 from ..config.zoo_models import MODELS
 from ..data.constants import FAMILY
@@ -73,9 +73,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('name', nargs='?', choices=[*FAMILY], default='imagenette', help='default: imagenette')
     parser.add_argument('--size', choices=[*FAMILY['imagenette']], default='160', help='shorter side (default: 160)')
     parser = actions.add_parser('check', help='decode every image and count the classes')
-    parser.add_argument('--data-dir', metavar='DIR', help='as in training')
-    parser.add_argument('--dataset', default='', metavar='NAME', help='as in training')
-    parser.add_argument('--max-megapixels', default=argparse.SUPPRESS, metavar='N', help='as in training')
+    add_flags(parser, DataOptions, ('data_dir', 'dataset', 'max_megapixels'))
     parser = actions.add_parser('cache', help='list or remove the decoded images in the user cache')
     action = parser.add_mutually_exclusive_group()
     action.add_argument('--list', action='store_true', help='list them (the default)')

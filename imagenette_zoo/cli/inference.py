@@ -7,6 +7,7 @@ import argparse
 from ..config.fields import add_flags, given_flags
 from ..config.groups import ValidationOptions
 from ..config.uses import PredictOptions
+from ..data.folders import list_images
 from ..utils.files import to_json
 from ..utils.streams import complain
 from .command import LOADING, Command
@@ -38,6 +39,7 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
 
 def _predict_starts(args: argparse.Namespace) -> str:
     options = PredictOptions(**given_flags(args, PredictOptions))
+    list_images(args.images)  # what is not there is said at once
     return f'predict: {", ".join(args.images[:3])}{", …" * (len(args.images) > 3)} by {options.model}{LOADING}'
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..utils.files import write_atomic
+from ..utils.modules import other_module
 from .command import Command
 
 __all__ = ['NEW']
@@ -55,6 +56,8 @@ def _new(args: argparse.Namespace) -> int:
     path = Path(args.file)
     if path.suffix != '.py' or not path.stem.isidentifier():
         raise UserError(f'{path}: expected a name of letters, digits and _ that ends in .py, as in my_idea.py')
+    if other := other_module(path.stem, path.absolute()):
+        raise UserError(f'{path}: Python has a module {path.stem!r} already ({other}): choose another name')
     if path.exists():
         raise UserError(f'{path}: exists already: choose another name')
     if not path.absolute().parent.is_dir():

@@ -7,12 +7,14 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from ..config.hparams import read_yaml
 from ..config.recipe import Recipe
+from ..data.locate import root_name
 from ..errors import UserError
 from ..utils.console import table
 from ..utils.files import ProcessLock, to_json
@@ -85,7 +87,9 @@ def _row(folder: Path) -> RunRow:
         else:
             recipe = read_yaml(files[2], Recipe.names())
             rows = [parse_json(line) for line in read_text(files[1]).splitlines()] if files[1].is_file() else []
-            data, size, done = None, recipe['img_size'], len(rows)
+            splits = recipe.get('train_split', 'train'), recipe.get('val_split', 'validation')
+            data = root_name(recipe['dataset'], recipe['data_dir'], *splits)
+            size, done = recipe['img_size'], len(rows)
             top1 = next((row['eval_top1'] for row in reversed(rows) if 'eval_top1' in row), None)
             state = 'running' if ProcessLock.is_held(folder / '.lock') else 'stopped'
         data = data or Path(recipe['data_dir'] or '').name or recipe['dataset'] or 'imagenette'
@@ -96,6 +100,11 @@ def _row(folder: Path) -> RunRow:
         )  # fmt: skip
     except (OSError, UserError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return RunRow(str(folder), 'damaged', changed=changed)
+
+
+def _date(seconds: float) -> str:
+    """`'2026-01-31T12:00:00+01:00'`, in local time."""
+    return datetime.fromtimestamp(seconds).astimezone().isoformat(timespec='seconds')
 
 
 def _age(seconds: float) -> str:
@@ -142,7 +151,7 @@ def _runs(args: argparse.Namespace) -> int:
     ]
     rows.sort(key=ORDERS[args.sort])
     if args.json:
-        print(to_json([asdict(row) for row in rows], indent=2))
+        print(to_json([{**asdict(row), 'changed': _date(row.changed)} for row in rows], indent=2))
     elif not rows:
         print(f'no such runs in {folder}')
     else:

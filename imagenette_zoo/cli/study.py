@@ -7,15 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from ..config.fields import add_flags, given_flags
-from ..config.groups import CodeOptions
-from ..config.hparams import GOOD_RECIPE
+from ..config.groups import CodeOptions, DataOptions
+from ..config.hparams import GOOD_RECIPE, recipe_names
 from ..config.recipe import Recipe
 from ..config.uses import PassesOptions
 from ..errors import UserError
-from ..utils.console import counted
+from ..utils.console import counted, headed
 from .command import LOADING, Command, one_model, positive
 
 __all__ = ['ANALYSE', 'PASSES', 'REPORT', 'RUN', 'STUDY']
+
+DEVICES = 'auto (CUDA where there is one), cpu, cuda, cuda:1 or mps (default: that of the recipe)'
+
+
+def _add_data_dir(parser: argparse.ArgumentParser) -> None:
+    add_flags(parser, DataOptions, ('data_dir',))
+    parser.set_defaults(data_dir=None)
 
 
 def _add_passes(parser: argparse.ArgumentParser) -> None:
@@ -98,9 +105,9 @@ def _add_study(parser: argparse.ArgumentParser) -> None:
 
     names = ', '.join(study_names())
     parser.add_argument('study', metavar='FILE', help=f'a study: a YAML file, or one of {names}')
-    parser.add_argument('--data-dir', metavar='DIR', help='as in training')
+    _add_data_dir(parser)
     parser.add_argument('--output', default='runs', metavar='DIR', help='the study gets a folder there (default: runs)')
-    parser.add_argument('--device', metavar='DEVICE', help='as in training')
+    parser.add_argument('--device', metavar='DEVICE', help=DEVICES)
     parser.add_argument('--only', nargs='+', default=[], metavar='RUN', help='only these of its runs')
     _add_plan(parser)
     add_flags(parser, CodeOptions)
@@ -110,7 +117,7 @@ def _study_starts(args: argparse.Namespace) -> str:
     from ..study.plan import find_study, read_study
 
     study = read_study(find_study(args.study), look_up=not given_flags(args, CodeOptions))
-    return f'study: {study.title}: {_size(len(study.runs), len(study.seeds))}{LOADING}'
+    return f'study: {headed(study.title)} {_size(len(study.runs), len(study.seeds))}{LOADING}'
 
 
 def _size(runs: int, seeds: int) -> str:
@@ -132,7 +139,11 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         'models', nargs='*', metavar='MODEL', help="any of timm's models, ours or your own (my_idea:MyNet)"
     )
     parser.add_argument(
-        '-c', '--config', default=GOOD_RECIPE, metavar='RECIPE', help=f'as in training (default: {GOOD_RECIPE})'
+        '-c',
+        '--config',
+        default=GOOD_RECIPE,
+        metavar='RECIPE',
+        help=f'a YAML file, or one of {", ".join(recipe_names())}; flags override it (default: {GOOD_RECIPE})',
     )
     parser.add_argument('--seeds', type=positive, default=3, metavar='N', help='trainings of each run (default: 3)')
     parser.add_argument(
@@ -181,8 +192,8 @@ def _run(args: argparse.Namespace) -> int:
 
 def _add_analyse(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('runs', nargs='+', metavar='RUN', help='the folder of a finished run')
-    parser.add_argument('--data-dir', metavar='DIR', help='as in training')
-    parser.add_argument('--device', metavar='DEVICE', help='as in training')
+    _add_data_dir(parser)
+    parser.add_argument('--device', metavar='DEVICE', help=DEVICES)
     add_flags(parser, CodeOptions)
 
 
@@ -205,7 +216,7 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
         'paths', nargs='+', metavar='PATH', help="a study's folder, or finished runs, or folders of them"
     )
     parser.add_argument('--output', metavar='DIR', help="where it goes (default: the study's folder, else report/)")
-    parser.add_argument('--data-dir', metavar='DIR', help='as in training')
+    _add_data_dir(parser)
     parser.add_argument('--compare', nargs=2, metavar='RUN', help='two runs whose classes are shown beside each other')
     parser.add_argument('--markdown', metavar='FILE', help='where the Markdown goes (default: beside the page)')
     parser.add_argument('--no-images', action='store_true', help='show no images of the data set')

@@ -17,7 +17,7 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -325,14 +325,17 @@ class _Pairs(argparse.Action):
         setattr(namespace, self.dest, pairs)
 
 
-def add_flags(parser: argparse.ArgumentParser, options: type[Options]) -> None:
-    """Adds a flag for every option; flags that are not given leave no trace in the parsed namespace."""
+def add_flags(parser: argparse.ArgumentParser, options: type[Options], only: Collection[str] = ()) -> None:
+    """Adds a flag for every option, or for those in `only`; flags that are not given leave no trace in the parsed
+    namespace."""
     titles: dict[str, str] = {}
     for cls in options.__mro__:
         for name in inspect.get_annotations(cls):
             titles.setdefault(name, (cls.__doc__ or '').strip().split('\n')[0])
     groups: dict[str, Any] = {}
     for field, kind in options.kinds():
+        if only and field.name not in only:
+            continue
         title = titles[field.name]
         if title not in groups:
             groups[title] = parser.add_argument_group(title)

@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from glob import glob
+from glob import escape, glob
 from pathlib import Path
 
 from ..config.groups import DataOptions
@@ -238,6 +238,8 @@ def list_images(patterns: Iterable[str | Path], passed_over: list[str] | None = 
                 images = [path for path in glob(pattern, recursive=True) if _is_image(path) and os.path.isfile(path)]
         except OSError as error:
             raise UserError(f'folder {pattern} cannot be read: {os_reason(error)}') from error
+        if not images and escape(pattern) == pattern and not os.path.lexists(pattern):
+            raise UserError(f'{pattern}: no such file')
         if not images:
             what = 'is no file or folder and matches no image' if not os.path.isdir(pattern) else 'holds no images'
             raise UserError(f'{pattern} {what}: expected {", ".join(sorted(IMAGE_EXTENSIONS))}')

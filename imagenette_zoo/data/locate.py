@@ -13,7 +13,7 @@ from .archives import ARCHIVE_SUFFIXES, unpacked
 from .constants import FAMILY
 from .folders import SPLITS, ImageSet, holds_splits, is_hidden, load_split, parse_slice, spellings
 
-__all__ = ['find_root', 'load_splits', 'resolve_dataset', 'validation_images']
+__all__ = ['find_root', 'load_splits', 'resolve_dataset', 'root_name', 'validation_images']
 
 
 def resolve_dataset(dataset: str = '', data_dir: str | Path | None = None, *splits: str) -> Path:
@@ -93,6 +93,17 @@ def find_root(data_dir: str | Path | None, *splits: str) -> Path:
         'no Imagenette found: run "imagenette-zoo data fetch --size 160" (100 MB), or give --data-dir, or set '
         'IMAGENETTE_DIR, or use --dataset synthette',
     )
+
+
+def root_name(dataset: str, data_dir: str | None, *splits: str) -> str | None:
+    """The name of the folder that `resolve_dataset` gives; None where it is not there, or would first be made."""
+    place = data_dir or os.environ.get('IMAGENETTE_DIR')
+    if dataset == 'synthette' or (place and not os.path.isdir(os.path.expanduser(place))):
+        return None
+    try:
+        return Path(os.path.abspath(find_root(data_dir, *splits))).name
+    except UserError:
+        return None
 
 
 def _root_at(path: Path, what: str, splits: Sequence[str]) -> Path:

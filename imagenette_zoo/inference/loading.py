@@ -169,7 +169,10 @@ def open_model(name: str, options: Any, classes: int | None = None) -> Any:
         return model
     if timm.is_model(name):
         raise UserError(f'--model {name}: is no run folder; a model by its name needs --checkpoint or --pretrained')
-    raise UserError(f'--model {name}: no run, folder or model has this name{nearest(name, timm.list_models())}')
+    raise UserError(
+        f'--model {name}: no run, folder or model has this name{nearest(name, timm.list_models())} '
+        f'(imagenette-zoo runs lists runs, imagenette-zoo list models)'
+    )
 
 
 def not_finite(name: str) -> UserError:

@@ -24,7 +24,7 @@ from ..study.records import Record, as_run, by_run, samples_of, study_records
 from ..study.sentences import sentence
 from ..training.result import Result
 from ..training.run_folder import RunFolder
-from ..utils.console import Console, html_table, in_ipython
+from ..utils.console import Console, headed, html_table, in_ipython
 from ..utils.files import unused
 from ..utils.modules import is_reference, owner, reference_to
 from .curves import best_curves
@@ -147,7 +147,7 @@ class Study:
     def _progress(self) -> str:
         plan = as_run(self.plan, self.folder)
         of = '' if plan.until_decided else f' of {len(plan.trials())}'
-        return f'{plan.title}: {len(self.records)}{of} trainings done, in {self.folder}'
+        return f'{headed(plan.title)} {len(self.records)}{of} trainings done, in {self.folder}'
 
     def __repr__(self) -> str:
         parts = [self._progress(), *([summary(self.records)] if self.records else [])]

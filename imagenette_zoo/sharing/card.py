@@ -18,7 +18,7 @@ from ..errors import UserError
 from ..models.own import references
 from ..report.page import escape_markdown
 from ..study.records import Record, read_record
-from ..utils.console import duration
+from ..utils.console import counted, duration
 
 __all__ = ['CardFacts', 'Trained', 'model_card', 'needs_zoo', 'read_trained']
 
@@ -278,8 +278,9 @@ def _training(facts: CardFacts, trained: Trained) -> Iterator[str]:
     yield '## Training'
     yield (
         f'{"From weights that were trained before" if pretrained else "From random weights"} on the '
-        f'{result.dataset.get("train")} training images of {_plain(result.dataset.get("name"))}; {result.epochs} '
-        f'epochs in {duration(result.seconds.get("total") or 0.0)} on {_plain(hardware)}; {_plain(versions)}. '
+        f'{result.dataset.get("train")} training images of {_plain(result.dataset.get("name"))}; '
+        f'{counted(result.epochs, "epoch")} in {duration(result.seconds.get("total") or 0.0)}'
+        f' on {_plain(hardware)}; {_plain(versions)}. '
         'The recipe (`imagenette-zoo train -c FILE`), what differs from the defaults:'
     )
     defaults = Recipe().as_dict()

@@ -101,13 +101,14 @@ def _print_reach(
     tested = sum(not metric_of(claim.metric).exact for claim in claims)
     seems = _as_it_seems(study, slot)
     points = [f'{number} points' for number in POINTS]
-    rows: list[tuple[str, ...]] = [('claim', 'metric', 'time a block', 'blocks', *points, 'as it seems')]
+    seen = ('as it seems',) if any(seems.values()) else ()
+    rows: list[tuple[str, ...]] = [('claim', 'metric', 'time a block', 'blocks', *points, *seen)]
     for claim in claims:
         metric = metric_of(claim.metric)
         cost = sum(hours[run] for run in claim.runs)
         chances = ['–'] * len(POINTS)
         if metric.exact or metric.by_steps:
-            blocks, cost_text = ('counted' if metric.exact else f'{STEP_TIME_BLOCKS} of steps'), ''
+            blocks, cost_text = ('counted' if metric.exact else str(STEP_TIME_BLOCKS)), ''
         else:
             names = claim.runs if until_decided else study.runs
             most = study.stages[-1][0] if until_decided else len(study.seeds)
@@ -117,11 +118,14 @@ def _print_reach(
             blocks, cost_text = str(count), duration(3600 * cost)
             if claim.metric == 'top1' and not claim.comparisons[0].ratio:
                 chances = [_chance(each, count, tested, claim, study) for each in POINTS]
-        rows.append((claim.name, metric.label, cost_text, blocks, *chances, seems.get(_subject(claim, study), '')))
+        words = (seems.get(_subject(claim, study), ''),) if seen else ()
+        rows.append((claim.name, metric.label, cost_text, blocks, *chances, *words))
     console.line(f'\n{table(rows)}')
     alone = 'if it alone gets all hours left' if until_decided else 'with these seeds'
+    by_steps = any(metric_of(claim.metric).by_steps for claim in claims)
+    steps = f'; for a step time {STEP_TIME_BLOCKS}, of steps' if by_steps else ''
     console.line(
-        f'blocks: seeds that both runs of a claim have, {alone}; a verdict needs at least {study.stages[0][0]}\n'
+        f'blocks: seeds that both runs of a claim have, {alone}; a verdict needs at least {study.stages[0][0]}{steps}\n'
         f'2 points: chance to find a true difference in top-1 of 2 points beyond the bound, with '
         f'{counted(tested, "claim" if study.claims else "pair")} tested together and spreads as small networks have on '
         'Imagenette'

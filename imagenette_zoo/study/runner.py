@@ -335,7 +335,7 @@ class _Overview:
         mean = sum(rates.values()) / len(rates)
         trials = [*(job.trial for job in self.running), *self.waiting]
         left = [(trial.recipe.epochs - self._epochs_done(trial.name)) * rates.get(trial.run, mean) for trial in trials]
-        return f'; about {duration(sum(left) / self.slot.jobs)} left' if trials else ''
+        return f'; about {duration(sum(left) / self.slot.jobs)} left' if sum(left) > 0 else ''
 
     def _stop(self) -> str:
         """Makes the running trainings save and stop, and says how to go on."""

@@ -20,7 +20,7 @@ from ..inference.evaluate import evaluate
 from ..models import factory
 from ..models.factory import model_cost
 from ..models.own import name_model
-from ..utils.console import Console, in_ipython
+from ..utils.console import Console, counted, in_ipython
 from ..utils.distributed import World, join
 from ..utils.memory import collect, is_out_of_memory, peak_memory, reset_peak_memory
 from ..utils.modules import import_modules
@@ -194,7 +194,8 @@ def _run(run: Run, console: Console) -> Result:
         sizes = ', '.join(map(str, recipe.train_img_sizes))
         console.line(f'trained at {sizes} px ({recipe.train_size_schedule}), validated at {size} px')
     if learner.epochs != recipe.epochs:
-        console.line(f'{learner.epochs} epochs: --epochs {recipe.epochs}, with cycles, warm-up prefix and cool-down')
+        shown = counted(learner.epochs, 'epoch')
+        console.line(f'{shown}: --epochs {recipe.epochs}, with cycles, warm-up prefix and cool-down')
     console.line(f'run folder: {run.folder.path}' + (f', continued at {run.progress}' if run.begun else ''))
     own = {'global_pool': recipe.gp, 'bn_eps': recipe.bn_eps}
     model_args = {**factory.source_args(recipe.model, learner.model), **recipe.model_kwargs}

@@ -15,7 +15,8 @@ from ..errors import cleaned
 from .streams import silence
 
 __all__ = [
-    'printable', 'counted', 'duration', 'rounded', 'short', 'table', 'html_table', 'in_ipython', 'Console', 'Progress',
+    'printable', 'counted', 'duration', 'headed', 'rounded', 'short', 'table', 'html_table', 'in_ipython', 'Console',
+    'Progress',
 ]  # fmt: skip
 
 
@@ -47,6 +48,11 @@ def duration(seconds: float) -> str:
 def counted(number: int, noun: str) -> str:
     """`'1 seed'`, `'3 seeds'`."""
     return f'{number:,} {noun}{"" if number == 1 else "s"}'
+
+
+def headed(title: str) -> str:
+    """A title before what follows: with a colon, unless it ends a sentence itself."""
+    return title if title.endswith(('?', '!', '.')) else f'{title}:'
 
 
 def rounded(value: float, decimals: int, sign: str = '') -> str:
@@ -175,5 +181,6 @@ class Progress:
                 self.bar.set_postfix_str(shown)
             else:
                 left = elapsed / (self.step - self.done) * (self.steps - self.step)
-                self.console.line(f'{self.title} {self.step}/{self.steps}: {shown}, {duration(left)} left')
+                shown += f', {duration(left)} left' if left else ''
+                self.console.line(f'{self.title} {self.step}/{self.steps}: {shown}')
         self.bar.update()

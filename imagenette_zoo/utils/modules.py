@@ -26,8 +26,8 @@ from ..errors import UserError, first_line, nearest
 from .reading import read_bytes, read_errors
 
 __all__ = [
-    'UserModule', 'import_modules', 'imported_modules', 'in_a_line', 'is_foreign', 'is_reference', 'owner',
-    'reference_to', 'resolve',
+    'UserModule', 'import_modules', 'imported_modules', 'in_a_line', 'is_foreign', 'is_reference', 'other_module',
+    'owner', 'reference_to', 'resolve',
 ]  # fmt: skip
 
 PLUGINS = 'imagenette_zoo.plugins'  # the entry points of installed packages
@@ -104,7 +104,7 @@ def _import_file(path: Path, log: Callable[[str], object] | None) -> UserModule:
         raise UserError(f'{path}: a file that is imported is named by letters, digits and _, and ends in .py')
     if before is not None and before.file != path:
         raise UserError(f'{path}: {before.file or before.name} has the same name: rename one of them')
-    if before is None and (other := _other_module(module.name, path)):
+    if before is None and (other := other_module(module.name, path)):
         raise UserError(f'{path}: Python has a module {module.name!r} already ({other}): rename the file')
     spec: Any = importlib.util.spec_from_file_location(module.name, path)
     created = importlib.util.module_from_spec(spec)
@@ -117,7 +117,7 @@ def _import_file(path: Path, log: Callable[[str], object] | None) -> UserModule:
     return _take(module, log)
 
 
-def _other_module(name: str, path: Path) -> str | None:
+def other_module(name: str, path: Path) -> str | None:
     """Where a module of this name is that others may import: loaded, of Python's, or installed. None: nowhere."""
     if name in sys.modules:
         origin = getattr(sys.modules[name], '__file__', None)

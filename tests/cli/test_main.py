@@ -86,9 +86,9 @@ def test_all_mistakes_of_a_file_are_said_at_once(tmp_path: Path, capsys: pytest.
     recipe.write_text('epohcs: 3\nlr: high\nmixup: 0.2\nbatch_size: 0\n')
     assert main(['train', '-c', str(recipe)]) == 2
     assert capsys.readouterr().err.splitlines() == [
-        f"error: {recipe}: unknown option 'epohcs'; did you mean epochs?",
-        f"error: {recipe}: --lr: 'high' is not a number",
-        f'error: {recipe}: --batch-size: 0 is out of range, it must be at least 1',
+        f"error: {recipe}:1: unknown option 'epohcs'; did you mean epochs?",
+        f"error: {recipe}:2: --lr: 'high' is not a number",
+        f'error: {recipe}:4: --batch-size: 0 is out of range, it must be at least 1',
     ]
     study.write_text(
         'budgte: 3\nbase: recipe.yaml\nruns:\n  a: {lr: x}\n  b:\n    grid: {lr: [y, 0.1], epochs: [1, 2]}\n'
@@ -98,8 +98,9 @@ def test_all_mistakes_of_a_file_are_said_at_once(tmp_path: Path, capsys: pytest.
     assert main(['study', str(study)]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(': ')[1:3] for line in lines] == [
-        [f'{study}:1', 'a study'], *[[f'{study}:2', str(recipe)]] * 3, [f'{study}:4', '--lr'], [f'{study}:6', '--lr'],
-        [f'{study}:9', 'order'], [f'{study}:10', 'metric'],
+        [f'{study}:1', 'a study'], *([f'{study}:2', f'{recipe}:{n}'] for n in (1, 2, 4)),
+        [f'{study}:4', '--lr'], [f'{study}:6', '--lr'],
+        [f'{study}:9', 'order'], [f'{study}:10', 'metric'], [f'{study}:10', 'order'],
     ]  # fmt: skip
 
 
@@ -130,6 +131,8 @@ def test_the_first_line_says_what_is_done(
 def test_a_result_has_its_first_line_on_a_terminal_only(
     tmp_path: Path, no_modules: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path('a.png').touch()
     words = ['predict', 'a.png', '--model', 'runs/a', '--device-modules', str(tmp_path / 'no.py')]
     assert main(words) == 2
     assert 'predict' not in capsys.readouterr().err
@@ -199,8 +202,14 @@ def test_an_unknown_word_elsewhere_is_not_taken_for_a_command() -> None:
     ],
 )  # fmt: skip
 def test_code_of_ones_own_is_imported_first(
-    words: list[str], no_modules: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str],
+    no_modules: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path('any.png').touch()
     file = tmp_path / 'my_idea.py'
     file.write_text('import imagenette_zoo\nraise RuntimeError("not today")\n')
     assert main([*words, '--device-modules', str(file)]) == 2

@@ -29,6 +29,7 @@ def test_the_file_trains_as_it_is(
     [
         ('idea.txt', 'expected a name of letters, digits and _ that ends in .py'),
         ('my-idea.py', 'expected a name of letters'),
+        ('torch.py', "torch.py: Python has a module 'torch' already ("),
         ('there.py', 'exists already: choose another name'),
         ('no/where.py', 'there is no folder no'),
     ],

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,9 @@ def make_run(folder: Path, model: str, age: float, top1: float | None = None, ro
 
 
 @pytest.fixture
-def runs(tmp_path: Path) -> Path:
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv('IMAGENETTE_DIR', raising=False)
+    monkeypatch.setenv('IMAGENETTE_ZOO_CACHE', str(tmp_path / '.cache'))
     make_run(tmp_path / 'old', 'resnet18', 50 * 3600, top1=61.5)
     make_run(tmp_path / 'study' / 'a-seed1', 'mbv2_mish_imagenette', 3700, top1=80.25)
     make_run(tmp_path / 'study' / 'a-seed2', 'mbv2_mish_imagenette', 130, rows=2, data='/data/pets-160')
@@ -75,11 +78,21 @@ def test_rows_are_chosen_and_sorted(runs: Path, capsys: pytest.CaptureFixture[st
 def test_json_has_every_row(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(['runs', str(runs), '--json', '--state', 'finished']) == 0
     first, _ = json.loads(capsys.readouterr().out)
-    assert first.pop('changed') == pytest.approx(time.time() - 3700, abs=60)
+    changed = datetime.fromisoformat(first.pop('changed'))
+    assert changed.timestamp() == pytest.approx(time.time() - 3700, abs=60)
+    assert changed.tzinfo is not None
     assert first == {
         'run': str(runs / 'study' / 'a-seed1'), 'state': 'finished', 'model': 'mbv2_mish_imagenette', 'data': 'pets',
         'img_size': 64, 'epochs': 3, 'epochs_done': 3, 'seed': 7, 'top1': 80.25,
     }  # fmt: skip
+
+
+def test_the_data_of_a_stopped_run_are_named_as_those_of_a_finished_one(runs: Path) -> None:
+    data = runs / '.data' / 'imagenette2-160'
+    for split in ('train', 'val'):
+        (data / split / 'n01').mkdir(parents=True)
+    make_run(runs / 'later', 'resnet18', 1, data=str(data.parent))
+    assert [row.data for row in list_runs(runs / 'later')] == ['imagenette2-160']
 
 
 def test_a_run_that_another_process_writes_is_running(runs: Path) -> None:

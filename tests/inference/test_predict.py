@@ -352,10 +352,10 @@ def test_images_of_many_megapixels(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_bad_places(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / 'empty').mkdir()
     for place, part in (
-        ('nothing.png', 'matches no image'),
+        ('nothing.png', 'nothing.png: no such file\n'),
         ('*.none', 'matches no image'),
         ('empty', 'holds no images'),
-        ('http://x/y.png', 'matches no image'),
+        ('http://x/y.png', 'y.png: no such file\n'),
     ):
         assert main(['predict', str(tmp_path / place), '-m', str(model_folder(tmp_path / 'm'))]) == 2
         assert part in capsys.readouterr().err

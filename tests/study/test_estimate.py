@@ -30,6 +30,7 @@ def test_the_time_of_short_runs_is_told(
         ['3.0', 's', '9.0', 's']
     ] * 2
     assert re.search(r'^a, b .* 6\.0 s +3 ', out, re.MULTILINE)
+    assert 'as it seems' not in out, 'nothing is known yet'
 
 
 def test_what_is_known_of_a_pair_is_told_whichever_is_ahead(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -180,7 +180,8 @@ def test_names_that_nothing_has_are_said_beside_the_other_mistakes_of_a_study(tm
         read_study(path, look_up=True)
     heads = [':15: metric: ', ":16: order: there is no run 'fastt'", ":16: order: there is no run 'plane'"]
     heads += [":9: unknown model 'test_vitt'; did you mean test_vit", ':9: --opt: timm ']
-    assert [line.startswith(f'{path}{head}') for line, head in zip(caught.value.lines, heads, strict=True)] == [True] * 5
+    for line, head in zip(caught.value.lines, heads, strict=True):
+        assert line.startswith(f'{path}{head}')
 
 
 @pytest.mark.parametrize('name', study_names())

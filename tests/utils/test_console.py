@@ -8,7 +8,7 @@ import pytest
 from imagenette_zoo.errors import UserError
 from imagenette_zoo.inference.predict import Prediction, describe
 from imagenette_zoo.report.page import escape_markdown
-from imagenette_zoo.utils.console import Console, html_table, printable, rounded, table
+from imagenette_zoo.utils.console import Console, headed, html_table, printable, rounded, table
 from imagenette_zoo.utils.signals import Stopped
 
 
@@ -65,3 +65,17 @@ def test_ipython_shows_one_line() -> None:
     assert stopped._render_traceback_() == ['interrupted']
     stopped.message = 'go on'
     assert stopped._render_traceback_() == ['go on']
+
+
+def test_a_title_that_ends_a_sentence_gets_no_colon() -> None:
+    assert headed('Does it help?') == 'Does it help?'
+    assert headed('Rates') == 'Rates:'
+
+
+def test_nothing_is_said_to_be_left_after_the_last_step(capsys: pytest.CaptureFixture[str]) -> None:
+    with Console().progress('epoch 1', 2, log_interval=1) as progress:
+        progress.advance(8)
+        progress.advance(8)
+    first, last = capsys.readouterr().out.splitlines()
+    assert first.endswith(' left')
+    assert 'left' not in last

@@ -271,7 +271,7 @@ def _summary(results: Sequence[Validation]) -> list[list[str]]:
             'loss',
             'calibration error %',
             *(['shift consistency %'] if shifts else []),
-            *(f'{name.replace("_", " ")} %' for name in averages),
+            *(f'{name.replace("top1", "top-1").replace("_", " ")} %' for name in averages),
             'images/s',
             'M parameters',
             'GMACs',

@@ -49,7 +49,7 @@ def test_a_model_of_other_classes_is_probed(tmp_path: Path, folder: Path, capsys
         file = ['--results-file', str(tmp_path / f'r.{kind}')]
         assert main([*words, '--knn', '--knn-k', '5', '--linear-probe', *file]) == 0
     printed = capsys.readouterr().out
-    assert 'knn top1 %' in printed
+    assert 'knn top-1 %' in printed
     ours, theirs = json.loads((tmp_path / 'r.json').read_text())
     assert ours['top1'] is not None
     assert theirs['top1'] is None

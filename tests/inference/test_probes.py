@@ -8,6 +8,8 @@ import torch
 
 import imagenette_zoo as iz
 from imagenette_zoo.cli.main import main
+from imagenette_zoo.config.groups import ValidationOptions
+from imagenette_zoo.inference.loading import images_of, training_images_of
 from imagenette_zoo.inference.probes import knn, linear_probe
 from tests.inference.test_predict import model_folder
 
@@ -65,3 +67,16 @@ def test_neighbours_are_training_images(tmp_path: Path, folder: Path) -> None:
     assert own.probes == {'knn_top1': 100.0}, 'each is its own neighbour'
     [held_out] = iz.validate(model, folder, knn=True, knn_k=24, knn_t=1e12, workers=0, quiet=True)
     assert held_out.probes['knn_top1'] == pytest.approx(100 / 3), 'all training images vote alike'
+
+
+def test_a_run_is_probed_by_its_own_training_images(tmp_path: Path, folder: Path) -> None:
+    """Not by those that it held out for validation."""
+    model_folder(tmp_path / 'run' / 'best')
+    (tmp_path / 'run' / 'args.yaml').write_text(
+        f'data_dir: {folder}\ntrain_split: train[:50%]\nval_split: train[50%:]\n'
+    )
+    models = (str(tmp_path / 'run'),)
+    images = images_of(models, options := ValidationOptions(model=models))
+    train = training_images_of(models, options, images)
+    assert len(train) == len(images) == 12
+    assert not {*train.paths} & {*images.paths}

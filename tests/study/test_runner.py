@@ -439,7 +439,7 @@ def test_code_that_changes_while_a_study_runs_is_not_mixed_in(idea: Path) -> Non
     [
         (['my_idea:MyNt'], "MyNt: my_idea:MyNt: my_idea.py has no 'MyNt'; did you mean MyNet?"),
         (['my_ide:MyNet'], "MyNet: my_ide:MyNet: no module 'my_ide' was imported (my_idea.py was)"),
-        (['resnt18'], "resnt18: no model 'resnt18'; did you mean resnet18"),
+        (['resnt18'], "resnt18: unknown model 'resnt18'; did you mean resnet18"),
         (['test_resnet', '--vary', 'act_layer=relu,my_idea:Snak'], 'act_layer=Snak: my_idea:Snak: my_idea.py has no '),
         (['test_resnet', '--vary', 'lrr=1,2'], "unexpected keyword argument 'lrr'; did you mean lr?"),
         (['test_resnet', '--vary', 'act_layr=relu'], "unexpected keyword argument 'act_layr'; did you mean act_layer"),

@@ -53,6 +53,7 @@ class ImageSet:
         passed_over: files of the split that are not read, relative to `root`: their names end in no image's ending,
             they are no regular files, or they lie in no class folder.
         max_megapixels: of the largest image that is read.
+        channels: that they are read in: 1, 3 or 4.
     """
 
     root: Path
@@ -63,6 +64,7 @@ class ImageSet:
     class_names: tuple[str, ...]
     passed_over: tuple[str, ...] = field(default=(), repr=False)
     max_megapixels: float = DataOptions.max_megapixels
+    channels: int = 3
 
     def __len__(self) -> int:
         return len(self.paths)

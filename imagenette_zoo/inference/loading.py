@@ -45,10 +45,10 @@ class TrainedModel:
 
     Args:
         name: As it was asked for.
-        model: From images `(N, 3, H, W)` to logits `(N, classes)`.
+        model: From images `(N, C, H, W)` to logits `(N, classes)`.
         config: The data config as timm has it: `input_size`, `mean`, `std`, `interpolation`, `crop_pct`, `crop_mode`.
         class_names: A name for each logit.
-        transform: The evaluation transform of timm, to `(3, H, W)` uint8.
+        transform: The evaluation transform of timm, to `(C, H, W)` uint8.
         normalize: From uint8 pixels to the model's input, on its device.
     """
 
@@ -65,6 +65,11 @@ class TrainedModel:
         """This process's part of these images, prepared for the model as far as `normalize`."""
         return pipeline.eval_batches(options, images, self.config, batch_size, world, console)
 
+    @property
+    def channels(self) -> int:
+        """Of its images."""
+        return int(self.config['input_size'][0])
+
     @cached_property
     def has_maps(self) -> bool:
         """Whether its last features are a map, which Grad-CAM needs."""
@@ -76,7 +81,7 @@ class TrainedModel:
             return isinstance(features, torch.Tensor) and features.ndim == 4
 
     def pixels(self, image: Image.Image) -> npt.NDArray[np.uint8]:
-        """The pixels of an RGB image as the model is given them: `(3, H, W)`.
+        """The pixels of an image of `channels` as the model is given them: `(C, H, W)`.
 
         Raises:
             Unfit: The image is too long for its width.
@@ -127,7 +132,7 @@ def load_trained(
         raise UserError(f"{name}: its config doesn't say how images are prepared ({error})") from None
     if reparam:
         model = fuse(model)
-    factory.probe(model, name, (3, *config['input_size'][1:]))
+    factory.probe(model, name, config['input_size'])
     model = factory.to_device(model, device, channels_last, log)
     return TrainedModel(name, model, config, names, transform, normalize)
 
@@ -143,7 +148,7 @@ def open_model(name: str, options: Any, classes: int | None = None) -> Any:
     Raises:
         UserError: There is no such model, or no weights for it.
     """
-    kwargs = {'global_pool': options.gp, **options.model_kwargs}
+    kwargs = {'global_pool': options.gp, 'in_chans': options.channels, **options.model_kwargs}
     folder = model_folder(name)
     if folder is not None:
         if options.checkpoint or options.pretrained:

@@ -14,9 +14,10 @@ from .fields import Options, option
 if TYPE_CHECKING:
     import torch
 
-__all__ = ['DATASETS', 'CodeOptions', 'ValidationOptions']
+__all__ = ['DATASETS', 'SOURCES', 'CodeOptions', 'ValidationOptions']
 
 DATASETS = ('imagenette', 'folder', 'synthette')
+SOURCES = ('hfds/', 'wds/', 'tfds/', 'torch/')  # of timm's readers
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,23 @@ class DataOptions(Options):
     )
     dataset: str = option(
         '',
-        'data set: imagenette, for any image folder, or synthette, the embedded drawn one',
+        "data set: imagenette, for any image folder; synthette, the embedded drawn one; or one of timm's readers, as "
+        'hfds/OWNER/NAME of Hugging Face, wds/NAME, tfds/NAME, torch/cifar10',
         choices=('', *DATASETS),
+        prefixes=SOURCES,
     )
     train_split: str = option(
         'train', "name of the training split, or a slice of it: train[:85%] (timm's script takes the whole folder)"
     )
     val_split: str = option('validation', 'name of the validation split, or a slice of one: train[85%:]')
+    input_key: str | None = option(None, "field of the images in a data set of timm's readers", metavar='NAME')
+    target_key: str | None = option(None, 'field of their labels', metavar='NAME')
+    class_map: str | None = option(
+        None, 'text file with a class a line, in the order of their indices, for tars and the like', metavar='FILE'
+    )
+    train_num_samples: int | None = option(
+        None, 'images of the training split of wds/ or tfds/, where the data set does not say', low=1
+    )
     loader: str = option(
         'auto',
         "cache: images decoded once, batches augmented on the device; timm: timm's transforms, image by image; auto: "

@@ -265,7 +265,7 @@ def run_images(name: str, recipe: Recipe, *splits: str) -> Path:
         UserError: They are not there any more.
     """
     try:
-        return resolve_dataset(recipe.dataset, recipe.data_dir, *splits)
+        return resolve_dataset(recipe.dataset, recipe.data_dir, *splits, options=recipe)
     except UserError as error:
         if recipe.data_dir is None:
             raise
@@ -306,4 +306,6 @@ def images_of(models: Sequence[str], options: DataOptions) -> ImageSet:
         raise UserError(f'{one} and {other} were trained on different images: choose by --data-dir')
     for own_root, val, train in sources:
         return validation_images('', own_root, val, train, options.max_megapixels)
-    return validation_images(options.dataset, options.data_dir, val_split, train_split, options.max_megapixels)
+    return validation_images(
+        options.dataset, options.data_dir, val_split, train_split, options.max_megapixels, options
+    )

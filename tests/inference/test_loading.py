@@ -243,7 +243,7 @@ def test_a_runs_own_dataset_is_used(
 ) -> None:
     asked: list[tuple[object, ...]] = []
 
-    def resolve(dataset: str, data_dir: object, *splits: str) -> Path:
+    def resolve(dataset: str, data_dir: object, *splits: str, options: object) -> Path:
         asked.append((dataset, data_dir, *splits))
         return folder
 

@@ -222,7 +222,7 @@ def _scalar(field: dataclasses.Field[Any], kind: type, value: Any) -> Any:
     is_own = meta['references'] and is_reference(converted)
     is_own = is_own or (isinstance(converted, str) and converted.startswith(meta['prefixes']))
     if meta['choices'] is not None and isinstance(converted, str) and not is_own:
-        expected = [f'one of {", ".join(meta["choices"])}'] if meta['choices'] else []
+        expected = [f'one of {", ".join(filter(None, meta["choices"]))}'] if meta['choices'] else []
         expected += [f'{", ".join(meta["prefixes"])} and a name'] if meta['prefixes'] else []
         expected += ['module:attribute of your own, as in my_file:Mine'] if meta['references'] else []
         raise _wrong(field, value, ' or '.join(expected) + nearest(str(value), meta['choices']))

@@ -73,7 +73,7 @@ class InputOptions(Options):
         None, "channels that images are read in: 1, 3 or 4 (the model's, which are 3 in training, if not given)"
     )
     input_size: tuple[int, ...] | None = option(
-        None, 'channels, height and width of the images, in one (in-chans and img-size)', low=1, high=4096, length=3
+        None, 'channels, height and width of the images, in one', low=1, high=4096, length=3, metavar='N'
     )
     crop_pct: float | None = option(
         None, 'share of the side that the evaluation crop keeps (model default if not given)', above=0, high=1

@@ -18,7 +18,7 @@ from ..errors import UserError
 from ..models.own import references
 from ..report.page import escape_markdown
 from ..study.records import Record, read_record
-from ..utils.console import duration
+from ..utils.console import counted, duration
 
 __all__ = ['CardFacts', 'Trained', 'model_card', 'needs_zoo', 'read_trained']
 
@@ -280,8 +280,9 @@ def _training(facts: CardFacts, trained: Trained) -> Iterator[str]:
     yield '## Training'
     yield (
         f'{"From weights that were trained before" if pretrained else "From random weights"} on the '
-        f'{result.dataset.get("train")} training images of {_plain(result.dataset.get("name"))}; {result.epochs} '
-        f'epochs in {duration(result.seconds.get("total") or 0.0)} on {_plain(hardware)}; {_plain(versions)}. '
+        f'{result.dataset.get("train")} training images of {_plain(result.dataset.get("name"))}; '
+        f'{counted(result.epochs, "epoch")} in {duration(result.seconds.get("total") or 0.0)} on {_plain(hardware)}; '
+        f'{_plain(versions)}. '
         'The recipe (`imagenette-zoo train -c FILE`), what differs from the defaults:'
     )
     defaults = Recipe().as_dict()
@@ -304,9 +305,10 @@ def _limits(facts: CardFacts) -> Iterator[str]:
     some = ', '.join(map(_plain, facts.labels[:12])) + (', …' if len(facts.labels) > 12 else '')
     yield '## Limits'
     known = f'It knows these classes only: {some}. ' if some else ''
+    tested = ' It was tested on images like those it was trained on, and on no others.' if facts.trained else ''
     yield (
         f'{known}Any image gets one of its classes, also one that shows none of them, and a high probability is no '
-        'proof. It was tested on images like those it was trained on, and on no others.'
+        f'proof.{tested}'
     )
     yield '## Licence'
     data = (

@@ -49,7 +49,7 @@ def is_read(dataset: str, data_dir: str | Path | None, *splits: str) -> bool:
     """Whether a data set is one for `as_folder`: by its name, or since its splits are tars."""
     if dataset.startswith(SOURCES):
         return dataset not in FOLDERS
-    root = os.path.expanduser(data_dir or '')
+    root = '' if dataset == 'synthette' else os.path.expanduser(data_dir or '')
     return bool(root) and all(_tars(root, parse_slice(split)[0]) for split in splits or SPLITS)
 
 

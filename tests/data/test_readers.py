@@ -1,11 +1,13 @@
 """Data sets of timm's readers are the image folders that they were made of, to the bit."""
 
 import io
+import struct
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -16,6 +18,7 @@ from imagenette_zoo.config.groups import DataOptions
 from imagenette_zoo.config.recipe import Recipe
 from imagenette_zoo.data import readers
 from imagenette_zoo.data.folders import ImageSet
+from imagenette_zoo.data.images import open_image
 from imagenette_zoo.data.locate import load_splits
 from imagenette_zoo.errors import UserError
 
@@ -131,13 +134,26 @@ def test_webdatasets_have_the_same_pixels(folder: Path, tmp_path: Path) -> None:
             for index, (path, target) in enumerate(zip(images.paths, images.targets, strict=True)):
                 add(tar, f'{index:04d}.png', (images.root / path).read_bytes())
                 add(tar, f'{index:04d}.cls', str(target).encode())
-    names = {'train_split': 'train-0.tar', 'val_split': 'val-0.tar'}
+    names = {'train_split': 'train-{0..0}.tar', 'val_split': 'val-0.tar'}
     options = DataOptions(data_dir=str(tmp_path), dataset='wds/any', **names)
     for images, expected in zip(load_splits(options), same, strict=True):
         assert images.targets == expected.targets
         for path, other in zip(images.paths, expected.paths, strict=True):
-            pixels = imagenette_zoo.data.images.open_image(images.root / path).tobytes()
-            assert pixels == imagenette_zoo.data.images.open_image(expected.root / other).tobytes()
+            assert open_image(images.root / path).tobytes() == open_image(expected.root / other).tobytes()
+
+
+def test_torchvisions_data_sets_are_written_as_png(tmp_path: Path) -> None:
+    pixels = np.random.RandomState(0).randint(256, size=(10, 28, 28)).astype(np.uint8)
+    (tmp_path / 'MNIST' / 'raw').mkdir(parents=True)
+    for name in ('train', 't10k'):
+        raw = tmp_path / 'MNIST' / 'raw' / name
+        Path(f'{raw}-images-idx3-ubyte').write_bytes(struct.pack('>4I', 0x803, 10, 28, 28) + pixels.tobytes())
+        Path(f'{raw}-labels-idx1-ubyte').write_bytes(struct.pack('>2I', 0x801, 10) + bytes(range(10)))
+    for images in load_splits(DataOptions(dataset='torch/mnist', data_dir=str(tmp_path))):
+        assert images.targets == tuple(range(10))
+        assert images.classes[3] == '3 - three'
+        for path, expected in zip(images.paths, pixels, strict=True):
+            assert np.array_equal(np.asarray(open_image(images.root / path, channels=1)), expected)
 
 
 def test_torchvisions_imagenette_is_a_folder(folder: Path) -> None:
@@ -169,6 +185,7 @@ def test_bad_input_is_one_line(folder: Path, tmp_path: Path) -> None:
         return str(error.value)
 
     assert 'expected a .txt file' in message(data_dir=str(place), class_map='map.pkl')
+    assert 'contradict' in message(data_dir=str(place), dataset='synthette')
     assert '--input-key: is for tars and' in message(data_dir=str(folder), input_key='x')
     assert 'give the folder of its files by --data-dir' in message(dataset='torch/cifar10')
     assert 'cannot be read' in message(dataset='torch/cifar10', data_dir=str(tmp_path))

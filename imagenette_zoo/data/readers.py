@@ -13,7 +13,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -131,8 +131,10 @@ def _tars(root: str, split: str) -> Path | None:
         if os.path.isfile(f'{folder}.tar'):
             return Path(f'{folder}.tar')
         if os.path.isdir(folder):
-            entries = [entry for entry in os.scandir(folder) if not is_hidden(entry.name)]
-            if any(entry.name.endswith('.tar') for entry in entries) and not any(e.is_dir() for e in entries):
+            entries: list[os.DirEntry[str]] = []
+            with suppress(OSError):  # `find_root` says so
+                entries = [entry for entry in os.scandir(folder) if not is_hidden(entry.name)]
+            if any(entry.name.endswith('.tar') for entry in entries) and not any(each.is_dir() for each in entries):
                 return folder
     return None
 

@@ -28,6 +28,7 @@ _COMMANDS = (  # as the help lists them
     study.REPORT,
     study.PASSES,
     inference.PREDICT,
+    inference.AVERAGE,
     sharing.EXPORT,
     sharing.PUBLISH,
     sharing.DEMO,

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 
 from ..config.fields import add_flags, given_flags
-from ..config.uses import CheckpointOptions, ExportOptions, UseOptions
+from ..config.uses import CheckpointOptions, ExportOptions, HeatMapOptions
 from .command import LOADING, Command, one_model, positive
 
 __all__ = ['DEMO', 'EXPORT', 'PUBLISH']
@@ -64,13 +64,13 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
         help='the address it listens at: 0.0.0.0 lets other machines in, as a container needs (default: '
         '$GRADIO_SERVER_NAME, else 127.0.0.1, this machine alone)',
     )
-    add_flags(parser, UseOptions)
+    add_flags(parser, HeatMapOptions)
 
 
 def _demo(args: argparse.Namespace) -> int:
     from ..sharing.demo import DEFAULT, serve
 
-    flags = given_flags(args, UseOptions)
+    flags = given_flags(args, HeatMapOptions)
     models = [*args.models, *([flags.pop('model')] if 'model' in flags else [])]
     serve(models or DEFAULT, args.port, args.host, **flags)
     return 0

@@ -228,8 +228,8 @@ class ValidationOptions(ComputeOptions, EvalInputOptions, ArchitectureOptions, W
 
     model: tuple[str, ...] = option(
         (),
-        "models to validate, one or several: a run's folder or its best/, local-dir:FOLDER, hf-hub:NAME, or a "
-        "model's name (with --checkpoint or --pretrained, if its weights don't come with the package)",
+        "models to validate, one or several: a run's folder or its best/, local-dir:FOLDER, FILE.onnx, hf-hub:NAME, "
+        "or a model's name (with --checkpoint or --pretrained, if its weights don't come with the package)",
         short=('-m',),
         metavar='MODEL',
     )
@@ -243,8 +243,18 @@ class ValidationOptions(ComputeOptions, EvalInputOptions, ArchitectureOptions, W
         'also report precision, recall and F1, averaged over the classes in this way',
         choices=('micro', 'macro', 'weighted'),
     )
+    knn: bool = option(
+        False, 'also report top-1 by the nearest training images in feature space (evaluation crop, cosine)'
+    )
+    knn_k: int = option(200, 'neighbours that vote', low=1)
+    knn_t: float = option(0.1, 'temperature of their votes', above=0)
+    linear_probe: bool = option(
+        False, 'also report top-1 of a linear classifier on the features of the training images (evaluation crop)'
+    )
     results_file: str | None = option(None, 'write the results to this .json or .csv file', metavar='FILE')
     seed: int = option(42, 'seed of the random shifts', low=0, high=2**32 - 1)
+
+    takes_onnx: ClassVar[bool] = True
 
     def check(self) -> None:
         super().check()

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from ..errors import UserError
-from .fields import option
+from .fields import Options, option
 from .groups import ArchitectureOptions, ComputeOptions, DataOptions, EvalInputOptions, WeightsOptions
 
-__all__ = ['CheckpointOptions', 'ExportOptions', 'PassesOptions', 'PredictOptions', 'UseOptions']
+__all__ = [
+    'AverageOptions', 'CheckpointOptions', 'ExportOptions', 'HeatMapOptions', 'PassesOptions', 'PredictOptions',
+    'UseOptions',
+]  # fmt: skip
+
+
+TABLES = ('csv', 'json', 'jsonl', 'parquet')
 
 
 @dataclass(frozen=True)
@@ -40,10 +47,59 @@ class UseOptions(CheckpointOptions):
 
 
 @dataclass(frozen=True)
-class PredictOptions(UseOptions):
+class HeatMapOptions(UseOptions):
+    """Heat maps"""
+
+    cam_layer: str | None = option(
+        None,
+        'the layer whose output heat maps are of, as layer3 or blocks.10.norm1 (default: the last feature map)',
+        metavar='NAME',
+    )
+
+
+@dataclass(frozen=True)
+class TableOptions(Options):
+    """Table"""
+
+    format: str | None = option(
+        None,
+        'write a table with a row an image: to --output, else to standard output',
+        choices=TABLES,
+        short=('--results-format',),
+    )
+    output_type: str | None = option(
+        None,
+        'what a row has of an image: the prob or logit of its classes, or the features that the classifier is given',
+        choices=('prob', 'logit', 'features'),
+    )
+    output: str | None = option(
+        None, 'the file of the table; its ending is the format', metavar='FILE', short=('--results-file',)
+    )
+
+    def adapt(self) -> None:
+        super().adapt()
+        ending = Path(self.output or '').suffix[1:]
+        if not self.format and ending in TABLES:
+            object.__setattr__(self, 'format', ending)
+
+    def check(self) -> None:
+        super().check()
+        if self.output and Path(self.output).suffix != f'.{self.format}':
+            expected = f'.{self.format}' if self.format else f'one of .{", .".join(TABLES)}'
+            raise UserError(f'--output: {self.output!r} must end in {expected}')
+        if self.output and not os.path.isdir(Path(self.output).absolute().parent):
+            raise UserError(f'--output {self.output}: no such folder')
+        if self.format == 'parquet' and not self.output:
+            raise UserError('--format parquet is no text: give a file, as in --output predictions.parquet')
+
+
+@dataclass(frozen=True)
+class PredictOptions(TableOptions, HeatMapOptions):
     """Prediction"""
 
-    topk: int = option(3, 'classes shown for each image, the most probable first', low=1)
+    topk: int = option(
+        3, 'classes shown for each image, the most probable first; 0 in a table: all, in their own order', low=0
+    )
     save_figure: str | None = option(
         None,
         'show where the model sees its class (Grad-CAM): a .png or .svg file, or a folder with a figure for each image',
@@ -55,6 +111,15 @@ class PredictOptions(UseOptions):
     max_megapixels: float = option(
         DataOptions.max_megapixels, 'largest image that is read, in megapixels', low=1, high=2000
     )
+
+    takes_onnx: ClassVar[bool] = True
+
+    def check(self) -> None:
+        super().check()
+        if not self.topk and not self.format:
+            raise UserError('--topk 0 is for a table of all classes: give --format, or a number above 0')
+        if self.cam_layer and not self.save_figure:
+            raise UserError('--cam-layer has no effect without --save-figure')
 
 
 @dataclass(frozen=True)
@@ -89,3 +154,20 @@ class ExportOptions(UseOptions):
     data_dir: str | None = option(
         None, "images to check it with (else its run's own, else as in training, else synthette's)", metavar='DIR'
     )
+
+
+@dataclass(frozen=True)
+class AverageOptions(EvalInputOptions, ArchitectureOptions):
+    """Average"""
+
+    model: str | None = option(None, 'the model that files of weights belong to, by its name', short=('-m',))
+    n: int = option(10, 'average so many, the best by the metric of each', low=1, short=('-n',))
+    no_sort: bool = option(False, 'average all that are named, whatever their metric')
+    no_use_ema: bool = option(False, "take the weights themselves from timm's checkpoints, not their moving average")
+    output: str = option('averaged', 'the model folder that is written', metavar='DIR')
+
+    def check(self) -> None:
+        super().check()
+        for name in EvalInputOptions.names() | {'num_classes', 'gp', 'model_kwargs'}:
+            if not self.model and getattr(self, name):
+                raise UserError(f'--{name.replace("_", "-")} needs --model: a model folder says it itself')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,14 +12,16 @@ from ..config.groups import ComputeOptions, ValidationOptions
 from ..data.augment import Normalize, shift_batch
 from ..data.folders import ImageSet
 from ..data.loaders import Batches
+from ..errors import UserError
 from ..layers.mish import much_inference
 from ..models import factory
 from ..utils.console import Console
 from ..utils.distributed import World
 from ..utils.seeding import stream_seed
+from .loading import TrainedModel
 from .metrics import Scores
 
-__all__ = ['evaluate', 'shift_consistency']
+__all__ = ['evaluate', 'features_of', 'shift_consistency']
 
 
 @much_inference()
@@ -73,6 +76,24 @@ def _filled(inputs: torch.Tensor, former: torch.Tensor) -> torch.Tensor:
         return inputs
     former[: len(inputs)] = inputs
     return former
+
+
+@torch.inference_mode()
+def features_of(trained: TrainedModel, inputs: torch.Tensor) -> torch.Tensor:
+    """What the classifier is given for a batch, `(N, features)`: timm's `forward_head(…, pre_logits=True)`.
+
+    Raises:
+        UserError: The model does not tell it.
+    """
+    model: Any = trained.model
+    features = None
+    if hasattr(model, 'forward_features') and hasattr(model, 'forward_head'):
+        features = model.forward_head(model.forward_features(inputs), pre_logits=True)
+    if not isinstance(features, torch.Tensor):
+        raise UserError(
+            f"{trained.name}: doesn't tell the features before its classifier (forward_head): take another model"
+        )
+    return features.flatten(1)
 
 
 def shift_consistency(

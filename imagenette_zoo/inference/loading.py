@@ -22,9 +22,10 @@ from ..config.recipe import Recipe
 from ..data import pipeline
 from ..data.augment import Normalize
 from ..data.constants import LABEL_NAMES
-from ..data.folders import ImageSet
+from ..data.folders import ImageSet, load_split
 from ..data.loaders import Batches, Transform
 from ..data.locate import find_root, resolve_dataset, validation_images
+from ..data.readers import is_read
 from ..errors import UserError, nearest
 from ..layers import fuse
 from ..models import factory
@@ -33,9 +34,11 @@ from ..models.own import own_function
 from ..utils.console import Console
 from ..utils.distributed import World
 from ..utils.modules import import_modules
+from .onnx_model import OnnxModel, is_onnx
 
 __all__ = [
     'TrainedModel', 'load_trained', 'not_finite', 'open_model', 'run_of', 'run_images', 'images_of',
+    'training_images_of',
 ]  # fmt: skip
 
 
@@ -102,8 +105,8 @@ def load_trained(
 
     Args:
         name: A run's folder; its `best/`, `last/` or `checkpoints/epoch-N/`; a model folder, also as
-            `local-dir:FOLDER`; `hf-hub:NAME`; the name of a model with packaged weights, or of any with
-            `options.checkpoint` or `options.pretrained`.
+            `local-dir:FOLDER`; where `options.takes_onnx`, an ONNX file that `export` wrote; `hf-hub:NAME`; the name
+            of a model with packaged weights, or of any with `options.checkpoint` or `options.pretrained`.
         options: As `UseOptions`: `checkpoint`, `pretrained`, `use_ema`, the model's details and its input.
         device: Where it computes.
         channels_last: Also in channels-last layout, for many images on a CPU.
@@ -130,7 +133,7 @@ def load_trained(
         raise UserError(f'{name}: {error}') from None
     except (TypeError, ValueError, AttributeError, KeyError, AssertionError) as error:  # whatever a config may hold
         raise UserError(f"{name}: its config doesn't say how images are prepared ({error})") from None
-    if reparam:
+    if reparam and not isinstance(model, OnnxModel):
         model = fuse(model)
     factory.probe(model, name, config['input_size'])
     model = factory.to_device(model, device, channels_last, log)
@@ -149,6 +152,14 @@ def open_model(name: str, options: Any, classes: int | None = None) -> Any:
         UserError: There is no such model, or no weights for it.
     """
     kwargs = {'global_pool': options.gp, 'in_chans': options.channels, **options.model_kwargs}
+    if is_onnx(name):
+        if not getattr(options, 'takes_onnx', False):
+            raise UserError(f'--model {name}: only validate and predict take an ONNX file: give what it is made of')
+        if options.checkpoint or options.pretrained:
+            raise UserError(f'--model {name}: has its own weights: leave out --checkpoint and --pretrained')
+        model = OnnxModel(name)
+        _check_number(name, options.num_classes, model.num_classes)
+        return model
     folder = model_folder(name)
     if folder is not None:
         if options.checkpoint or options.pretrained:
@@ -206,7 +217,8 @@ def _check_classes(name: str, model: Any, checkpoint: str | None, images: ImageS
     names = None if checkpoint else model.pretrained_cfg.get('label_names')
     if not isinstance(names, list | tuple) or len(names) != classes or list(names) == list(images.class_names):
         return
-    if model_folder(name) or tuple(names) == LABEL_NAMES:  # others are as ImageNet's, by which no folder is named
+    # others are as ImageNet's, by which no folder is named
+    if model_folder(name) or is_onnx(name) or tuple(names) == LABEL_NAMES:
         raise UserError(
             f'{name}: its classes ({names[0]}, …) are not those of {images.root} ({images.class_names[0]}, …): '
             'give the --data-dir of its own data'
@@ -284,8 +296,25 @@ def images_of(models: Sequence[str], options: DataOptions) -> ImageSet:
     Raises:
         UserError: The images are not there, or the runs have others each.
     """
+    return validation_images(*_splits_of(models, options), options.max_megapixels, options)
+
+
+def training_images_of(models: Sequence[str], options: DataOptions, images: ImageSet) -> ImageSet:
+    """The training images beside the validation images of `images_of`: of several runs those of the first.
+
+    Raises:
+        UserError: They are not there.
+    """
+    dataset, data_dir, _, split = _splits_of(models, options)
+    if is_read(dataset, data_dir, split):  # which writes each split when it is asked for
+        resolve_dataset(dataset, data_dir, split, options=options)
+    return load_split(images.root, split, images.classes, options.max_megapixels)
+
+
+def _splits_of(models: Sequence[str], options: DataOptions) -> tuple[str, str | None, str, str]:
+    """Data set, folder, validation and training split, as `validation_images` takes them."""
     val_split, train_split = options.val_split, options.train_split
-    sources: dict[tuple[str, str, str], str] = {}
+    sources: dict[tuple[str, str, str], tuple[str, str]] = {}
     for name in () if options.data_dir or options.dataset else models:
         run = run_of(name) if model_folder(name) else None
         if run is None:
@@ -300,12 +329,10 @@ def images_of(models: Sequence[str], options: DataOptions) -> ImageSet:
                 root = os.path.abspath(find_root(None, val))
             except UserError:
                 raise gone from None
-        sources.setdefault((root, val, train.partition('[')[0]), name)  # a slice has all classes
+        sources.setdefault((root, val, train.partition('[')[0]), (name, train))  # a slice has all classes
     if len(sources) > 1:
-        one, other, *_ = sources.values()
+        (one, _), (other, _), *_ = sources.values()
         raise UserError(f'{one} and {other} were trained on different images: choose by --data-dir')
-    for own_root, val, train in sources:
-        return validation_images('', own_root, val, train, options.max_megapixels)
-    return validation_images(
-        options.dataset, options.data_dir, val_split, train_split, options.max_megapixels, options
-    )
+    for (own_root, val, _), (_, train) in sources.items():
+        return '', own_root, val, train
+    return options.dataset, options.data_dir, val_split, train_split

@@ -26,8 +26,10 @@ from ..utils.distributed import choose_device
 from ..utils.files import write_atomic
 from ..utils.process import restore_process
 from ..utils.seeding import restore_generators
-from .gradcam import grad_cam
+from .evaluate import features_of
+from .gradcam import check_layer, grad_cam
 from .loading import TrainedModel, load_trained, not_finite
+from .tables import write_table
 
 __all__ = ['Prediction', 'describe', 'look_at', 'predict', 'predict_each', 'under_heat']
 
@@ -47,6 +49,8 @@ class Prediction:
         top: The most probable classes and their probabilities (0–1), the most probable first; none beside an error.
         seen: The image as the model was given it, `(H, W, C)` uint8; None where no heat map was asked for.
         heat: How much each pixel of it spoke for the first class, `(H, W)`, 0–1 (Grad-CAM); None likewise.
+        output: What `output_type` asks for, float32: the probability or logit of each class, or the features that the
+            classifier is given; None where nothing is asked for.
         error: Why the image can't be read, in one line that names it; empty where it was read.
     """
 
@@ -54,6 +58,7 @@ class Prediction:
     top: list[tuple[str, float]]
     seen: npt.NDArray[np.uint8] | None = field(default=None, repr=False, compare=False)
     heat: npt.NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
+    output: npt.NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
     error: str = ''
 
     @property
@@ -109,7 +114,11 @@ def predict(
         UserError: Bad input, in one line.
     """
     several = [images] if isinstance(images, (str, Path)) else images
-    return list(predict_each(several, PredictOptions(model=str(model), **options), Console(quiet=True)))
+    given = PredictOptions(model=str(model), **options)
+    predictions = list(predict_each(several, given, Console(quiet=True)))
+    if given.output:
+        write_table(predictions, given)
+    return predictions
 
 
 def predict_each(images: Sequence[str | Path], options: PredictOptions, console: Console) -> Iterator[Prediction]:
@@ -123,16 +132,19 @@ def predict_each(images: Sequence[str | Path], options: PredictOptions, console:
     if passed_over:
         _logger.warning('skipped %d file(s) that are no images, as %s', len(passed_over), printable(passed_over[0]))
     figures = _figure_files(paths, options.save_figure)
+    if options.format == 'parquet':  # before anything is computed
+        require('pyarrow', '--format parquet', 'parquet')
     device = choose_device(options.device)
     with restore_generators():  # only here: around the yields the caller would see other generators
         trained = load_trained(options.model, options, device, device.type == 'cpu' and len(paths) >= MANY)
+    check_layer(trained.model, options.cam_layer)
     with console.progress('predict', len(paths)) as progress:
         pixels = enumerate(_pixels(trained, paths, options.max_megapixels))
         while some := list(islice(pixels, options.batch_size)):
             if len(paths) == 1 and isinstance(some[0][1], UserError):
                 raise some[0][1]
             batch = [each for _, each in some if not isinstance(each, UserError)]
-            predictions = iter(_predictions(trained, batch, options.topk, bool(figures)))
+            predictions = iter(_predictions(trained, batch, options, bool(figures)))
             for index, each in some:
                 prediction = Prediction('', [], error=str(each)) if isinstance(each, UserError) else next(predictions)
                 named = replace(prediction, image=str(paths[index]))
@@ -158,12 +170,23 @@ def _pixels(
 
 
 def _predictions(
-    trained: TrainedModel, batch: Sequence[npt.NDArray[np.uint8]], topk: int, heat_maps: bool
+    trained: TrainedModel, batch: Sequence[npt.NDArray[np.uint8]], options: PredictOptions, heat_maps: bool
 ) -> list[Prediction]:
-    return look_at(trained, torch.from_numpy(np.stack(batch)), topk, heat_maps) if batch else []
+    if not batch:
+        return []
+    kind = options.output_type or ('prob' if options.format else None)
+    topk = options.topk or len(trained.class_names)
+    return look_at(trained, torch.from_numpy(np.stack(batch)), topk, heat_maps, options.cam_layer, kind)
 
 
-def look_at(trained: TrainedModel, pixels: torch.Tensor, topk: int = 3, heat_maps: bool = False) -> list[Prediction]:
+def look_at(
+    trained: TrainedModel,
+    pixels: torch.Tensor,
+    topk: int = 3,
+    heat_maps: bool = False,
+    cam_layer: str | None = None,
+    output_type: str | None = None,
+) -> list[Prediction]:
     """Predicts the classes of a batch.
 
     Args:
@@ -171,6 +194,8 @@ def look_at(trained: TrainedModel, pixels: torch.Tensor, topk: int = 3, heat_map
         pixels: `(N, C, H, W)` uint8, as `trained.pixels` gives them.
         topk: Classes named for each.
         heat_maps: Also compute where in the image it sees the first of them.
+        cam_layer: By the output of this layer instead of the last feature map.
+        output_type: `prob`, `logit` or `features`, for `Prediction.output`.
 
     Raises:
         UserError: It gives no numbers, or has no feature map to draw a heat map from.
@@ -178,7 +203,7 @@ def look_at(trained: TrainedModel, pixels: torch.Tensor, topk: int = 3, heat_map
     inputs = trained.normalize(pixels)
     maps = None
     if heat_maps:
-        logits, maps = grad_cam(trained.model, inputs)
+        logits, maps = grad_cam(trained.model, inputs, layer=cam_layer)
         maps = torch.nn.functional.interpolate(maps[:, None], inputs.shape[2:], mode='bilinear')[:, 0]
         maps = (maps / maps.amax((1, 2), keepdim=True).clamp(min=1e-12)).cpu()
     else:
@@ -186,12 +211,19 @@ def look_at(trained: TrainedModel, pixels: torch.Tensor, topk: int = 3, heat_map
             logits = trained.model(inputs)
     if not logits.isfinite().all():
         raise not_finite(trained.name)
-    probabilities, classes = logits.float().softmax(1).topk(min(topk, logits.shape[1]))
+    classes = logits.topk(min(topk, logits.shape[1])).indices
+    probabilities = logits.float().softmax(1)
+    outputs = None
+    if output_type:
+        values = {'prob': probabilities, 'logit': logits}.get(output_type)
+        outputs = (features_of(trained, inputs) if values is None else values).float().cpu().numpy()
+    probabilities = probabilities.gather(1, classes)
     predictions = []
     for row, (values, indices) in enumerate(zip(probabilities.tolist(), classes.tolist(), strict=True)):
         top = [(trained.class_names[index], value) for index, value in zip(indices, values, strict=True)]
         seen = pixels[row].permute(1, 2, 0).numpy() if maps is not None else None
-        predictions.append(Prediction('', top, seen, maps[row].numpy() if maps is not None else None))
+        heat = maps[row].numpy() if maps is not None else None
+        predictions.append(Prediction('', top, seen, heat, None if outputs is None else outputs[row]))
     return predictions
 
 

@@ -6,11 +6,14 @@ import csv
 import io
 import math
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ..config.groups import ValidationOptions
 from ..data.folders import ImageSet
@@ -23,8 +26,10 @@ from ..utils.distributed import World, choose_device
 from ..utils.files import write_atomic, write_json
 from ..utils.memory import is_out_of_memory
 from ..utils.process import restore_process
-from .evaluate import evaluate, shift_consistency
-from .loading import TrainedModel, images_of, load_trained, not_finite
+from .evaluate import evaluate, features_of, shift_consistency
+from .loading import TrainedModel, images_of, load_trained, not_finite, training_images_of
+from .onnx_model import OnnxModel
+from .probes import all_features, knn, linear_probe
 
 __all__ = ['Validation', 'Validations', 'validate']
 
@@ -35,14 +40,16 @@ class Validation:
 
     Accuracies and errors are in %; `confusion` has a row for each true class; `shift_consistency` is None where
     it was not asked for. `averages` has `macro_precision`, `macro_recall` and `macro_f1_score` where `metrics_avg` is
-    `macro`; in files they stand beside the others.
+    `macro`, `probes` has `knn_top1` and `linear_probe_top1` where they were asked for; in files they stand beside the
+    others. A model that tells other classes apart than those of the images is only probed: what follows from its logits
+    is None or empty.
     """
 
     model: str
-    top1: float
-    top5: float
-    loss: float
-    calibration_error: float
+    top1: float | None
+    top5: float | None
+    loss: float | None
+    calibration_error: float | None
     shift_consistency: float | None
     params: int
     gmacs: float | None
@@ -58,6 +65,7 @@ class Validation:
     hardware: dict[str, Any] = field(repr=False)
     crop_mode: str = 'center'
     averages: dict[str, float] = field(default_factory=dict)
+    probes: dict[str, float] = field(default_factory=dict)
 
 
 class Validations(list[Validation]):
@@ -101,16 +109,26 @@ def validate(
     console = Console(quiet)
     world = World(choose_device(model.device))
     images = images_of(model.model, model)
+    probing = model.knn or model.linear_probe
+    training_images = training_images_of(model.model, model, images) if probing else None
     opened = []
     channels_last = model.is_channels_last(world.device)
     log = console.line if model.log_swaps else None
     for name in model.model:  # all, before the first is evaluated
         with _full_memory(name):
-            opened.append(load_trained(name, model, world.device, channels_last, images, model.reparam, log))
+            try:
+                trained = load_trained(name, model, world.device, channels_last, images, model.reparam, log)
+            except UserError:
+                if not probing:
+                    raise
+                trained = load_trained(name, model, world.device, channels_last, None, model.reparam, log)
+            if probing:  # whether it has features
+                features_of(trained, trained.normalize.mean.new_zeros(2, *trained.config['input_size']))
+            opened.append(trained)
     results = Validations()
     for trained in opened:
         with _full_memory(trained.name):
-            results.append(_validate_one(trained, model, images, world, console))
+            results.append(_validate_one(trained, model, images, training_images, world, console))
         if model.results_file:  # after each, so that nothing computed is lost
             _write_results(Path(model.results_file), results)
     console.line()
@@ -134,26 +152,40 @@ def _full_memory(name: str) -> Iterator[None]:
 
 
 def _validate_one(
-    trained: TrainedModel, options: ValidationOptions, images: ImageSet, world: World, console: Console
+    trained: TrainedModel,
+    options: ValidationOptions,
+    images: ImageSet,
+    training_images: ImageSet | None,
+    world: World,
+    console: Console,
 ) -> Validation:
     model, config, normalize = trained.model, trained.config, trained.normalize
-    params, gmacs = model_cost(model, config['input_size'])
+    params, gmacs = (model.params, None) if isinstance(model, OnnxModel) else model_cost(model, config['input_size'])
     # 256 images of 224 px took up to 5.6 GiB on two cores, 64 take 1.6 and are as fast
     batch_size = options.batch_size or (64 if world.device.type == 'cpu' else 256)
     batches = trained.batches(images, options, batch_size, world, console)
-    fast = compiled(model, options)
-    scores = evaluate(model, batches, normalize, images, options, world, console, fast, batch_size)
-    if not math.isfinite(scores.loss):
-        raise not_finite(trained.name)
-    consistency = (
-        shift_consistency(model, batches, normalize, scores, options, console) if options.shift_consistency else None
-    )
+    scores = consistency = probes = None
+    start = time.perf_counter()
+    if training_images is not None:
+        others = trained.batches(training_images, options, batch_size, world, console)
+        train, targets = all_features(trained, others, training_images, options, world, console)
+        rows, truth = all_features(trained, batches, images, options, world, console)
+        probes = _probe(train, targets, rows, truth, len(images.classes), options)
+    seconds = time.perf_counter() - start
+    if trained.class_names == list(images.class_names):
+        fast = compiled(model, options)
+        scores = evaluate(model, batches, normalize, images, options, world, console, fast, batch_size)
+        seconds = scores.seconds
+        if not math.isfinite(scores.loss):
+            raise not_finite(trained.name)
+        if options.shift_consistency:
+            consistency = shift_consistency(model, batches, normalize, scores, options, console)
     result = Validation(
         model=trained.name,
-        top1=scores.top1,
-        top5=scores.top5,
-        loss=scores.loss,
-        calibration_error=scores.calibration_error(),
+        top1=scores.top1 if scores else None,
+        top5=scores.top5 if scores else None,
+        loss=scores.loss if scores else None,
+        calibration_error=scores.calibration_error() if scores else None,
         shift_consistency=consistency,
         params=params,
         gmacs=gmacs,
@@ -161,23 +193,42 @@ def _validate_one(
         crop_pct=config['crop_pct'],
         interpolation=config['interpolation'],
         images=len(images),
-        images_per_second=len(images) / scores.seconds,
-        per_class=scores.per_class,
-        confusion=scores.confusion.tolist(),
+        images_per_second=(len(images) if scores else len(images) + len(training_images or ())) / seconds,
+        per_class=scores.per_class if scores else {},
+        confusion=scores.confusion.tolist() if scores else [],
         dataset=f'{images.root.name}/{images.split}',
         versions=environment.versions(),
         hardware=environment.hardware(world.device),
         crop_mode=config['crop_mode'],
-        averages=scores.averages(options.metrics_avg) if options.metrics_avg else {},
+        averages=scores.averages(options.metrics_avg) if scores and options.metrics_avg else {},
+        probes=probes or {},
     )
-    console.line(_report(result, list(images.class_names)))
+    if scores:
+        console.line(_report(result, list(images.class_names)))
     return result
+
+
+def _probe(
+    train: torch.Tensor,
+    targets: torch.Tensor,
+    rows: torch.Tensor,
+    truth: torch.Tensor,
+    classes: int,
+    options: ValidationOptions,
+) -> dict[str, float]:
+    """Top-1 in % by what features of training images tell of those of validation images."""
+    predictions = {}
+    if options.knn:
+        predictions['knn_top1'] = knn(train, targets, rows, classes, options.knn_k, options.knn_t)
+    if options.linear_probe:
+        predictions['linear_probe_top1'] = linear_probe(train, targets, rows, classes)
+    return {name: 100 * (each == truth).double().mean().item() for name, each in predictions.items()}
 
 
 def _write_results(path: Path, results: Sequence[Validation]) -> None:
     rows = [asdict(result) for result in results]
     for row in rows:
-        row.update(row.pop('averages'))
+        row.update({**row.pop('averages'), **row.pop('probes')})
     if path.suffix == '.json':
         write_json(path, rows if len(rows) > 1 else rows[0])
         return
@@ -210,7 +261,7 @@ def _report(result: Validation, names: list[str]) -> str:
 
 def _summary(results: Sequence[Validation]) -> list[list[str]]:
     """A row a model, after a header."""
-    averages = results[0].averages if results else {}
+    averages = dict.fromkeys(name for result in results for name in {**result.averages, **result.probes})
     shifts = any(result.shift_consistency is not None for result in results)
     rows = [
         [
@@ -220,26 +271,30 @@ def _summary(results: Sequence[Validation]) -> list[list[str]]:
             'loss',
             'calibration error %',
             *(['shift consistency %'] if shifts else []),
-            *(f'{name.replace("_", " ")} %' for name in averages),
+            *(f'{name.replace("top1", "top-1").replace("_", " ")} %' for name in averages),
             'images/s',
             'M parameters',
             'GMACs',
         ]
     ]
     for result in results:
-        shift = [f'{result.shift_consistency:.2f}' if result.shift_consistency is not None else '–'] if shifts else []
+        shift = [_number(result.shift_consistency)] if shifts else []
         rows.append(
             [
                 result.model,
-                f'{result.top1:.2f}',
-                f'{result.top5:.2f}',
-                f'{result.loss:.3f}',
-                f'{result.calibration_error:.2f}',
+                _number(result.top1),
+                _number(result.top5),
+                _number(result.loss, 3),
+                _number(result.calibration_error),
                 *shift,
-                *(f'{value:.2f}' for value in result.averages.values()),
+                *(_number({**result.averages, **result.probes}.get(name)) for name in averages),
                 f'{result.images_per_second:.0f}',
                 f'{result.params / 1e6:.2f}',
-                '–' if result.gmacs is None else f'{result.gmacs:.2f}',
+                _number(result.gmacs),
             ]
         )
     return rows
+
+
+def _number(value: float | None, decimals: int = 2) -> str:
+    return '–' if value is None else f'{value:.{decimals}f}'

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import logging
+import math
 import os
 import pickle
 import shutil
@@ -30,8 +31,8 @@ from .bounds import check_numbers, check_readable, no_more_than, read_header
 from .own import NOTEBOOK, code_of, last_linear, own_function
 
 __all__ = [
-    'save_model_folder', 'link_model_folder', 'read_weights', 'load_weights', 'model_folder', 'load_folder',
-    'read_config', 'listed_names',
+    'save_model_folder', 'link_model_folder', 'read_metric', 'read_weights', 'load_weights', 'model_folder',
+    'load_folder', 'read_config', 'listed_names',
 ]  # fmt: skip
 
 
@@ -93,13 +94,36 @@ def read_weights(path: Path, use_ema: bool = True) -> dict[str, torch.Tensor]:
     Raises:
         UserError: There is no such file, it is truncated, it is no checkpoint, or it holds more than weights.
     """
+    checkpoint = _read_checkpoint(path)
+    state = checkpoint
+    if isinstance(checkpoint, dict):
+        keys = (*_EMA_KEYS, *_KEYS) if use_ema else _KEYS
+        state = next((checkpoint[key] for key in keys if isinstance(checkpoint.get(key), dict)), checkpoint)
+    if not isinstance(state, dict) or not state or not all(map(_is_weight, state, state.values())):
+        raise UserError(f'{path}: holds no weights')
+    return clean_state_dict(state)
+
+
+def read_metric(path: Path) -> float | None:
+    """The metric that timm's trainer keeps beside the weights; None where a file has none.
+
+    Raises:
+        UserError: As `read_weights`.
+    """
+    checkpoint = _read_checkpoint(path)
+    metric = checkpoint.get('metric') if isinstance(checkpoint, dict) else None
+    return float(metric) if isinstance(metric, (int, float)) and math.isfinite(metric) else None
+
+
+def _read_checkpoint(path: Path) -> Any:
+    """What a file of weights holds, loaded without executing anything."""
     check_readable(path)
     try:
         if path.suffix == '.safetensors':
             return safetensors.torch.load_file(path)
         check_zip(path)
         with torch.serialization.safe_globals(_BESIDE):
-            checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+            return torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(
             f'{path}: not a file of plain weights (a pickle that runs code, or not a checkpoint): '
@@ -108,13 +132,6 @@ def read_weights(path: Path, use_ema: bool = True) -> dict[str, torch.Tensor]:
     except Exception as error:  # both libraries report a damaged file in many ways
         reason = first_line(error)
         raise UserError(f'{path}: truncated or not a checkpoint ({reason})') from None
-    state = checkpoint
-    if isinstance(checkpoint, dict):
-        keys = (*_EMA_KEYS, *_KEYS) if use_ema else _KEYS
-        state = next((checkpoint[key] for key in keys if isinstance(checkpoint.get(key), dict)), checkpoint)
-    if not isinstance(state, dict) or not state or not all(map(_is_weight, state, state.values())):
-        raise UserError(f'{path}: holds no weights')
-    return clean_state_dict(state)
 
 
 def _is_weight(name: Any, value: Any) -> bool:

@@ -25,18 +25,19 @@ from PIL import Image
 import imagenette_zoo  # noqa: F401  (registers the models, also where this file runs on its own)
 
 # Absolute: a Space runs a copy of this file, which is in no package.
-from imagenette_zoo.config.uses import UseOptions
+from imagenette_zoo.config.uses import HeatMapOptions
 from imagenette_zoo.data import synthette
 from imagenette_zoo.data.drawings import DRAWINGS
 from imagenette_zoo.data.images import LARGEST_UPLOAD, Unfit, forget_other_formats, open_image
 from imagenette_zoo.errors import UserError, first_line, require
+from imagenette_zoo.inference.gradcam import check_layer
 from imagenette_zoo.inference.loading import TrainedModel, load_trained
 from imagenette_zoo.inference.predict import as_rgb, look_at, under_heat
 from imagenette_zoo.utils.modules import import_modules
 
 __all__ = ['Explained', 'build', 'explain', 'main', 'serve']
 
-DEFAULT = (UseOptions.model, 'mbv2_mish_maxblur_imagenette')
+DEFAULT = (HeatMapOptions.model, 'mbv2_mish_maxblur_imagenette')
 MOST_CLASSES = 5  # that are shown
 LARGEST_FILE = '50mb'
 MOST_EXAMPLES = 6
@@ -56,12 +57,13 @@ class Explained:
     picture: Image.Image
 
 
-def explain(trained: TrainedModel, image: Image.Image) -> Explained:
+def explain(trained: TrainedModel, image: Image.Image, cam_layer: str | None = None) -> Explained:
     """Classes and heat map (Grad-CAM).
 
     Args:
         trained: The model.
         image: In the model's channels, of any size.
+        cam_layer: The layer that the heat map is of; None: the last feature map.
 
     Raises:
         UserError: The image is too long for its width, or the model gives no numbers.
@@ -70,7 +72,8 @@ def explain(trained: TrainedModel, image: Image.Image) -> Explained:
         pixels = torch.from_numpy(trained.pixels(image))[None]
     except Unfit as error:
         raise UserError(f'the image {error}') from None
-    [prediction] = look_at(trained, pixels, len(trained.class_names), heat_maps=trained.has_maps)
+    has_maps = bool(cam_layer) or trained.has_maps
+    [prediction] = look_at(trained, pixels, len(trained.class_names), heat_maps=has_maps, cam_layer=cam_layer)
     seen = as_rgb(pixels[0].permute(1, 2, 0).numpy()) if prediction.heat is None else under_heat(prediction)
     twice = len({name for name, _ in prediction.top}) < len(prediction.top)
     names = [f'{name} ({rank})' if twice else name for rank, (name, _) in enumerate(prediction.top, 1)]
@@ -86,7 +89,7 @@ def build(models: Sequence[str], **options: Any) -> Any:
 
     Args:
         models: Their names, at least one.
-        **options: The other fields of `UseOptions`.
+        **options: The other fields of `HeatMapOptions`.
 
     Raises:
         UserError: Gradio is missing, or a model.
@@ -97,8 +100,11 @@ def build(models: Sequence[str], **options: Any) -> Any:
     cpu = torch.device('cpu')
     if options.get('checkpoint') and len(models) > 1:
         raise UserError('--checkpoint goes with one model')
-    loaded = {name: load_trained(name, UseOptions(model=name, **options), cpu) for name in dict.fromkeys(models)}
-    answer = _answer(loaded, partial(gr.Error, print_exception=False))
+    loaded = {name: load_trained(name, HeatMapOptions(model=name, **options), cpu) for name in dict.fromkeys(models)}
+    cam_layer = options.get('cam_layer')
+    for trained in loaded.values():
+        check_layer(trained.model, cam_layer)
+    answer = _answer(loaded, partial(gr.Error, print_exception=False), cam_layer)
     with gr.Blocks(title='imagenette-zoo', analytics_enabled=False) as page:
         gr.Markdown(
             '# imagenette-zoo\nDrop an image, or click on one that is drawn. The bright regions spoke most for the '
@@ -137,7 +143,7 @@ def _draw_examples(folder: Path, known: set[str]) -> list[str]:
 
 
 def _answer(
-    models: dict[str, TrainedModel], error: Callable[[str], Exception]
+    models: dict[str, TrainedModel], error: Callable[[str], Exception], cam_layer: str | None = None
 ) -> Callable[[str | None, str], tuple[Any, Any]]:
     """The function that fills a column, from an uploaded file and the name of a model."""
 
@@ -146,7 +152,7 @@ def _answer(
             return None, None
         try:
             trained = models[name]
-            explained = explain(trained, open_image(path, LARGEST_UPLOAD, trained.channels))
+            explained = explain(trained, open_image(path, LARGEST_UPLOAD, trained.channels), cam_layer)
         except UserError as problem:
             raise error(str(problem).replace(path, Path(path).name)) from None
         return explained.probabilities, explained.picture

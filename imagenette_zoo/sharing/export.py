@@ -24,6 +24,7 @@ from ..data.synthette import CLASS_NAMES
 from ..data.synthette import draw as draw_image
 from ..errors import UserError, first_line, require
 from ..inference.loading import TrainedModel, images_of, load_trained, run_of
+from ..inference.onnx_model import KEY
 from ..layers import fuse
 from ..utils import environment
 from ..utils.console import Console
@@ -35,7 +36,6 @@ __all__ = ['OPSET', 'Exported', 'export', 'export_model']
 OPSET = 18  # the lowest that torch's exporter writes without a conversion
 TOLERANCE = 1e-4  # of a logit
 IMAGES = 16  # that are compared
-KEY = 'imagenette_zoo'  # what the metadata are called in a file
 
 Images = torch.Tensor
 Network = Callable[[Images], torch.Tensor]

@@ -195,7 +195,7 @@ def test_an_unknown_word_elsewhere_is_not_taken_for_a_command() -> None:
     'words',
     [
         ['train'], ['validate'], ['run', 'resnet18'], ['study', 'claims'], ['analyse', 'any'], ['report', 'any'],
-        ['passes'], ['predict', 'any.png'], ['export'], ['publish', 'any', 'me/any'], ['demo'],
+        ['passes'], ['predict', 'any.png'], ['average', 'any'], ['export'], ['publish', 'any', 'me/any'], ['demo'],
     ],
 )  # fmt: skip
 def test_code_of_ones_own_is_imported_first(

@@ -110,6 +110,96 @@ def test_a_model_without_a_feature_map_has_none(name: str, side: int) -> None:
         grad_cam(create(name), torch.randn(1, 3, side, side))
 
 
+@pytest.mark.parametrize(('name', 'layer'), [('test_resnet', 'layer4'), ('mbv2_mish_imagenette', 'bn2')])
+def test_the_output_of_the_last_layer_is_the_last_map(name: str, layer: str) -> None:
+    model, images = create(name), torch.randn(2, 3, 64, 96)
+    logits, maps = grad_cam(model, images)
+    expected = model(images)
+    found_logits, found = grad_cam(model, images, layer=layer)
+    assert maps.amax() > 0
+    torch.testing.assert_close(found, maps)
+    torch.testing.assert_close(found_logits, logits)
+    torch.testing.assert_close(model(images), expected)  # it is left as it was
+    assert torch.is_grad_enabled()
+
+
+def test_an_earlier_layer_has_the_map_of_its_gradients() -> None:
+    model, images = create('test_resnet'), torch.randn(2, 3, 64, 96)
+    features: list[torch.Tensor] = []
+    hook = model.layer2.register_forward_hook(lambda *_: features.append(_[2]))
+    logits = model(images)
+    hook.remove()
+    (gradient,) = torch.autograd.grad(logits[:, 1].sum(), features[0])
+    expected = (gradient.mean((2, 3), keepdim=True) * features[0]).sum(1).relu().detach()
+    _, maps = grad_cam(model, images, torch.tensor([1, 1]), 'layer2')
+    assert maps.shape[1] * 3 == maps.shape[2] * 2
+    assert maps.amax() > 0
+    torch.testing.assert_close(maps, expected)
+
+
+def test_tokens_of_a_vit_are_a_map_without_the_class_token() -> None:
+    model, images = create('test_vit', img_size=(64, 96)), torch.randn(2, 3, 64, 96)
+    tokens: list[torch.Tensor] = []
+    last = len(model.blocks) - 1
+    hook = model.blocks[last].norm1.register_forward_hook(lambda *_: tokens.append(_[2]))
+    logits = model(images)
+    hook.remove()
+    (gradient,) = torch.autograd.grad(logits[:, 1].sum(), tokens[0])
+    weights = gradient[:, 1:].mean(1, keepdim=True)
+    expected = (weights * tokens[0][:, 1:]).sum(2).relu().detach().view(2, 4, 6)
+    _, maps = grad_cam(model, images, torch.tensor([1, 1]), f'blocks.{last}.norm1')
+    assert maps.amax() > 0
+    torch.testing.assert_close(maps, expected)
+    for layer, part in (
+        ('norm', 'nothing that follows sees its map'),
+        ('head', r'is no map: take another layer, as blocks\.\d+\.norm1'),
+        (f'blocks.{last}.norm3', rf'no layer of this name; did you mean .*blocks\.{last}\.norm'),
+        ('xyz', 'the first are patch_embed'),
+    ):
+        with pytest.raises(UserError, match=part):
+            grad_cam(model, images, layer=layer)
+
+
+def test_a_layer_of_swin_has_its_channels_last() -> None:
+    settings = dict(img_size=64, embed_dim=16, depths=(1, 1), num_heads=(1, 1), window_size=4)
+    model, images = create('swin_tiny_patch4_window7_224', **settings), torch.randn(2, 3, 64, 64)
+    _, maps = grad_cam(model, images, layer='layers.0')  # 16 rows, 16 columns, 16 channels
+    assert maps.shape == (2, 16, 16)
+    torch.testing.assert_close(grad_cam(model, images, layer='norm')[1], grad_cam(model, images)[1])
+
+
+def test_a_layer_that_runs_several_times_has_no_map() -> None:
+    model = torch.nn.Sequential(layer := torch.nn.Conv2d(3, 3, 1), torch.nn.ReLU(), layer, torch.nn.Flatten())
+    with pytest.raises(UserError, match='runs 2 times for an image'):
+        grad_cam(model, torch.randn(1, 3, 4, 4), layer='0')
+
+
+@pytest.mark.parametrize('name', EACH_OF_THE_ZOO)
+def test_faster_layers_have_heat_maps_too(name: str) -> None:
+    model, images = create(name), torch.randn(1, 3, 64, 64)
+    layer = next(each for each in ('layer3', 'blocks.3', 'inception4a') if each in dict(model.named_modules()))
+    _, expected = grad_cam(model, images, layer=layer)
+    fast = factory.to_device(model, torch.device('cpu'), channels_last=True)
+    _, maps = grad_cam(fast, images, layer=layer)
+    assert maps.amax() > 0
+    torch.testing.assert_close(maps, expected, rtol=1e-2, atol=1e-2 * expected.max().item())
+
+
+def test_a_figure_of_a_layer(tmp_path: Path, image: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip('matplotlib')
+    words = ['predict', image, '-m', str(model_folder(tmp_path / 'm')), '--cam-layer']
+    figure = ['--save-figure', str(tmp_path / 'f.png')]
+    assert main([*words, 'layer5', *figure]) == 2
+    assert 'did you mean layer' in capsys.readouterr().err
+    assert not (tmp_path / 'f.png').exists()
+    assert main([*words, 'layer2']) == 2
+    assert '--cam-layer has no effect without --save-figure' in capsys.readouterr().err
+    assert main([*words, 'layer2', *figure]) == 0
+    coarse = (tmp_path / 'f.png').read_bytes()
+    assert main([*words, 'layer1', *figure]) == 0
+    assert (tmp_path / 'f.png').read_bytes() != coarse
+
+
 @pytest.mark.slow
 def test_predictions_are_those_of_validate(recipe: Callable[..., Recipe], folder: Path) -> None:
     """The same classes from the files as from the data set: pixels, normalisation and names are right."""

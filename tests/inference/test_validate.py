@@ -289,7 +289,8 @@ def test_label_names_that_are_no_list_do_not_matter(run: Path, recipe: MakeRecip
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ('given', 'part'), [({'checkpoint': 'other.pth'}, 'has its own weights'), ({'num_classes': 7}, 'has 3: leave it')]
+    ('given', 'part'),
+    [({'checkpoint': 'other.pth'}, 'has its own weights'), ({'num_classes': 7}, 'has 3 classes: leave the option out')],
 )
 def test_what_a_model_folder_says_itself(run: Path, recipe: MakeRecipe, given: dict[str, object], part: str) -> None:
     with pytest.raises(UserError, match=part):

@@ -138,6 +138,11 @@ def test_any_model_of_timms_is_explained(name: str, image: Path) -> None:
     assert ours.has_maps == (name == 'mbv2_mish_imagenette')
     assert len(found.probabilities) == model.num_classes
     assert sum(found.probabilities.values()) == pytest.approx(1, abs=1e-4)
+    if name == 'test_vit':
+        mapped = demo.explain(ours, Image.open(image).convert('RGB'), f'blocks.{len(model.blocks) - 1}.norm1')
+        assert mapped.probabilities == pytest.approx(found.probabilities, abs=1e-5)
+        assert np.ptp(np.array(mapped.picture), axis=2).max() > 50, 'grey under colours'
+        assert np.ptp(np.array(found.picture), axis=2).max() == 0
     assert found.picture.size[0] == found.picture.size[1]
 
 

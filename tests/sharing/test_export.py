@@ -217,3 +217,47 @@ def test_the_name_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n
     monkeypatch.chdir(tmp_path)
     assert iz.export(name, 'torchscript').file == Path(file)
     assert (tmp_path / file).is_file()
+
+
+def test_an_onnx_file_is_validated_and_predicts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    onnx = pytest.importorskip('onnx')
+    pytest.importorskip('onnxscript')
+    pytest.importorskip('onnxruntime')
+    data = make_folder(tmp_path / 'data')
+    folder, file = model_folder(tmp_path / 'm'), tmp_path / 'x.onnx'
+    config = json.loads((folder / 'config.json').read_text())
+    names = [f'class{index}' for index in range(3)]
+    config['pretrained_cfg'] |= {'label_names': names, 'crop_pct': 0.7, 'mean': [0.2, 0.3, 0.4]}
+    (folder / 'config.json').write_text(json.dumps({**config, 'label_names': names}))
+    iz.export(folder, 'onnx', file, data_dir=str(data))
+    results = iz.validate([str(folder), str(file)], data, workers=0, shift_consistency=True, quiet=True)
+    torch_model, exported = results
+    assert exported.confusion == torch_model.confusion
+    assert exported.loss == pytest.approx(torch_model.loss, abs=1e-4)
+    assert exported.shift_consistency == torch_model.shift_consistency
+    assert (exported.crop_pct, exported.img_size) == (0.7, 32)
+    assert exported.gmacs is None
+    assert abs(exported.params - torch_model.params) < 0.05 * torch_model.params
+    [found], [expected] = (iz.predict(data / 'val' / 'class0' / '0.png', each) for each in (file, folder))
+    assert found.label == expected.label
+    assert found.probability == pytest.approx(expected.probability, abs=1e-4)
+    capsys.readouterr()
+
+    def fails(part: str, *words: str, command: str = 'validate') -> None:
+        given = ['--data-dir', str(data)] if command != 'publish' else []
+        assert main([command, *given, *words]) == 2
+        [line] = capsys.readouterr().err.splitlines()
+        assert part in line
+
+    fails("can't take images of 64 px", '--model', str(file), '--img-size', '64')
+    fails('only validate and predict take an ONNX file', '--model', str(file), command='export')
+    fails("doesn't tell the features before its classifier", '--model', str(file), '--knn')
+    proto = onnx.load(file)
+    del proto.metadata_props[:]
+    onnx.save(proto, tmp_path / 'bare.onnx')
+    fails("don't say how images are prepared", '--model', str(tmp_path / 'bare.onnx'))
+    onnx.helper.set_model_props(proto, {'imagenette_zoo': '{"mean": 3}'})
+    onnx.save(proto, tmp_path / 'odd.onnx')
+    fails('not the metadata of an exported model', '--model', str(tmp_path / 'odd.onnx'))
+    (tmp_path / 'torn.onnx').write_bytes(file.read_bytes()[:1000])
+    fails('not an ONNX file that onnxruntime can run', '--model', str(tmp_path / 'torn.onnx'))

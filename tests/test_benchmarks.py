@@ -40,6 +40,7 @@ def test_benchmarks_within_a_process(tmp_path: Path) -> None:
     assert (results / 'machine-2.json').is_file()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_benchmark_of_exports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv('TORCHDYNAMO_DISABLE', '1')  # compiling takes most of a minute

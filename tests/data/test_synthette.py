@@ -143,6 +143,7 @@ def read_pixels(split: folders.ImageSet, size: int) -> tuple[torch.Tensor, torch
     return torch.from_numpy(np.stack(pixels)).flatten(1).float() / 127.5 - 1, torch.tensor(split.targets)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_default_set_is_too_hard_for_a_linear_model(
     cache: Path,

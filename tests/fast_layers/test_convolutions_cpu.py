@@ -140,6 +140,7 @@ def test_second_derivatives() -> None:
     assert x.grad.abs().sum() > 0
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_compiled() -> None:
     torch.manual_seed(0)

@@ -43,6 +43,7 @@ def test_which_convolutions() -> None:
     assert not changed(8, 8, 1, 2, groups=8)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_training_repvgg_leaves_the_memory_alone() -> None:
     """In a process of its own, which would end by a signal."""

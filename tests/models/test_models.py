@@ -192,6 +192,7 @@ def test_export(name: str) -> None:
     assert_same(torch.export.export(model, (x,)).module()(x), model(x))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize('name', EACH_OF_THE_ZOO)
 def test_compile(name: str) -> None:

@@ -27,6 +27,8 @@ def claim(larger: str, smaller: str, metric: str = 'step_time', ratio: float = 1
     return Claim('time', 'It takes longer.', metric, (), (Comparison(larger, smaller, ratio, True),))
 
 
+@pytest.mark.long
+@pytest.mark.slow
 def test_steps_are_timed_in_turns_and_judged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(step_times, 'BLOCK_SECONDS', 0.05)
     study = make_study('', {'small': SMALL, 'large': LARGE}, (1, 2, 3))

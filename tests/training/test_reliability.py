@@ -493,7 +493,7 @@ def test_a_checkpoint_that_claims_more_than_it_holds_is_refused(tmp_path: Path) 
         (lambda state: state.clear(), 'signature'),
         (lambda state: state.update(signature=7), 'not the state of this run'),
         (lambda state: state['signature'].update(data='content:0'), 'was started with other data'),
-        (lambda state: state['recipe'].update(lr=0.5), 'of a run with lr 0.5, this one has'),
+        (lambda state: state['recipe'].update(lr=0.5), 'of a run with lr 0.5, but this one has'),
         (lambda state: state['learner']['model']['fc.bias'].fill_(torch.nan), 'are NaN or infinite'),
         (lambda state: state['history'].append(3), 'not the state of this run'),
         (lambda state: state['history'][0].update(train_seconds='long'), 'no numbers in its rows'),
@@ -698,6 +698,7 @@ def finished(*processes: Any) -> list[str]:
     return outputs
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_two_processes_take_the_steps_of_one(recipe: MakeRecipe, tmp_path: Path) -> None:
     """A model without batch statistics, 20 epochs of one step: the losses are a curve of 20 steps."""
@@ -730,6 +731,7 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> tup
     return make, output / 'whole'
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @needs_linux
 def test_a_killed_worker_under_torchrun_is_started_again(
@@ -752,6 +754,7 @@ def test_a_killed_worker_under_torchrun_is_started_again(
     assert content(run) == content(whole)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @needs_linux
 def test_two_nodes_without_a_common_disk(two_processes: tuple[Callable[..., Recipe], Path], tmp_path: Path) -> None:
@@ -774,6 +777,7 @@ def test_two_nodes_without_a_common_disk(two_processes: tuple[Callable[..., Reci
         assert list((tmp_path / f'node{rank}' / 'cache' / 'decoded').glob('*/rows.bin')), 'each decodes for itself'
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize('other', [{'seed': 1}, {'train': 6}, {'classes': 2}], ids=['pixels', 'images', 'classes'])
 def test_processes_with_other_images(recipe: MakeRecipe, tmp_path: Path, other: dict[str, int]) -> None:

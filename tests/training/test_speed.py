@@ -57,6 +57,7 @@ def test_auto_compiles_where_the_run_earns_it_back_and_says_so(
     assert resolved(capsys, images=9469) == (None, ''), 'no compiler'
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize(
     'options',
@@ -175,6 +176,7 @@ def test_training_at_several_sizes(recipe: MakeRecipe, monkeypatch: pytest.Monke
     assert result.seconds['setup'] > 0
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @needs_sizes
 def test_each_size_is_compiled_once(recipe: MakeRecipe) -> None:
@@ -190,6 +192,7 @@ TENSOR = 'torch.ones(2**25)'  # 128 MiB
 LARGE = 'p = libc.malloc(9 << 28); libc.memset(p, 1, 9 << 28); libc.free(p)'  # 2.25 GiB
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize('code', [TENSOR, LARGE], ids=['tensor', 'above 2 GiB'])
 def test_freed_memory_is_kept(code: str) -> None:

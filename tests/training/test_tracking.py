@@ -228,6 +228,8 @@ def test_a_stopped_run_is_closed(recipe: MakeRecipe, monkeypatch: pytest.MonkeyP
     assert exits == [128 + signal.SIGTERM]
 
 
+@pytest.mark.long
+@pytest.mark.slow
 def test_overwriting_removes_what_the_trackers_wrote(recipe: MakeRecipe) -> None:
     run = train(recipe(**BOTH), quiet=True).folder
     train(recipe(overwrite=True), quiet=True)
@@ -277,6 +279,7 @@ def hang(*_: Any, **__: Any) -> None:
     time.sleep(9)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ('option', 'method', 'act', 'reason'),
@@ -320,6 +323,7 @@ def run_outside(recipe: Recipe, tmp_path: Path, env: dict[str, str], code: str =
     return subprocess.run(command, capture_output=True, text=True, env=env, check=False, timeout=100)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_without_the_network_the_run_goes_on_and_ends(recipe: MakeRecipe, tmp_path: Path) -> None:
     code = 'from imagenette_zoo.training import tracking; tracking.WANDB_PATIENCE = 1.0'

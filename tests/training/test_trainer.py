@@ -834,6 +834,7 @@ def test_more_processes_than_validation_images(recipe: MakeRecipe) -> None:
         load_images(recipe(), world)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_noisy_labels_are_trained_on(recipe: MakeRecipe, folder: Path, tmp_path: Path) -> None:
     """Here all are wrong, by one class; the validation images keep theirs."""
@@ -1014,6 +1015,8 @@ def test_full_memory_after_something_is_saved_is_an_error(
 # --- Rare classes -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize('loader', ['cache', 'timm'])
 def test_balanced_classes_are_resumed_to_the_bit(
     recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loader: str

@@ -48,6 +48,7 @@ def test_several_wait_for_one_module(tmp_path: Path, monkeypatch: pytest.MonkeyP
         sys.meta_path[:] = finders
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize(
     'imports', ['timm, imagenette_zoo', 'imagenette_zoo, timm', 'imagenette_zoo, timm.data', 'imagenette_zoo.models']

@@ -131,6 +131,7 @@ ASKED = """if True:
     """
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize(

@@ -132,6 +132,7 @@ def test_environment_filters_and_the_rest_are_as_before(monkeypatch: pytest.Monk
         assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.skipif(not Path('/proc/self/statm').exists(), reason='the resident size is not known')
 def test_memory_that_the_user_frees_is_given_back(make: Callable[..., Recipe]) -> None:

@@ -52,6 +52,7 @@ def option(
     affects: Affects = 'result',
     choices: Sequence[str] | None = None,
     references: bool = False,
+    prefixes: Sequence[str] = (),
     low: float | None = None,
     high: float | None = None,
     above: float | None = None,
@@ -68,6 +69,7 @@ def option(
         affects: A key of `MAY_DIFFER`.
         choices: The values allowed; of an option of numbers, the words allowed beside them.
         references: Whether `module:attribute` of the user's own is allowed beside them.
+        prefixes: Beginnings of further values that are allowed beside them.
         low: Smallest value allowed (of each element of a list).
         high: Largest value allowed.
         above: A bound that the value must exceed.
@@ -81,6 +83,7 @@ def option(
         may_differ=MAY_DIFFER[affects],
         choices=choices,
         references=references,
+        prefixes=tuple(prefixes),
         low=low,
         high=high,
         above=above,
@@ -217,8 +220,10 @@ def _scalar(field: dataclasses.Field[Any], kind: type, value: Any) -> Any:
         return value
     converted = _convert(field, kind, value)
     is_own = meta['references'] and is_reference(converted)
+    is_own = is_own or (isinstance(converted, str) and converted.startswith(meta['prefixes']))
     if meta['choices'] is not None and isinstance(converted, str) and not is_own:
-        expected = [f'one of {", ".join(meta["choices"])}'] if meta['choices'] else []
+        expected = [f'one of {", ".join(filter(None, meta["choices"]))}'] if meta['choices'] else []
+        expected += [f'{", ".join(meta["prefixes"])} and a name'] if meta['prefixes'] else []
         expected += ['module:attribute of your own, as in my_file:Mine'] if meta['references'] else []
         raise _wrong(field, value, ' or '.join(expected) + nearest(str(value), meta['choices']))
     if isinstance(converted, (int, float)) and not isinstance(converted, bool):
@@ -359,6 +364,7 @@ def _add_flag(group: Any, field: dataclasses.Field[Any], kind: Any) -> None:
             group.add_argument('--no-' + _flag(field.name)[2:], action='store_false', **kwargs)
         return
     named = [*filter(None, meta['choices'] or ()), *(['MODULE:ATTRIBUTE'] if meta['references'] else [])]
+    named += [f'{prefix}NAME' for prefix in meta['prefixes']]
     metavar = '{' + ','.join(named) + '}' if len(named) > 1 else ''.join(named) or meta['metavar']
     kwargs['metavar'] = metavar or {int: 'N', float: 'X'}.get(kind, field.name.upper().replace('_', '-'))
     if kind is dict or typing.get_origin(kind) is dict:

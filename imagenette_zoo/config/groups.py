@@ -14,9 +14,10 @@ from .fields import Options, option
 if TYPE_CHECKING:
     import torch
 
-__all__ = ['DATASETS', 'CodeOptions', 'ValidationOptions']
+__all__ = ['DATASETS', 'SOURCES', 'CodeOptions', 'ValidationOptions']
 
 DATASETS = ('imagenette', 'folder', 'synthette')
+SOURCES = ('hfds/', 'wds/', 'tfds/', 'torch/')  # of timm's readers
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,23 @@ class DataOptions(Options):
     )
     dataset: str = option(
         '',
-        'data set: imagenette, for any image folder, or synthette, the embedded drawn one',
+        "data set: imagenette, for any image folder; synthette, the embedded drawn one; or one of timm's readers, as "
+        'hfds/OWNER/NAME of Hugging Face, wds/NAME, tfds/NAME, torch/cifar10',
         choices=('', *DATASETS),
+        prefixes=SOURCES,
     )
     train_split: str = option(
         'train', "name of the training split, or a slice of it: train[:85%] (timm's script takes the whole folder)"
     )
     val_split: str = option('validation', 'name of the validation split, or a slice of one: train[85%:]')
+    input_key: str | None = option(None, "field of the images in a data set of timm's readers", metavar='NAME')
+    target_key: str | None = option(None, 'field of their labels', metavar='NAME')
+    class_map: str | None = option(
+        None, 'text file with a class a line, in the order of their indices, for tars and the like', metavar='FILE'
+    )
+    train_num_samples: int | None = option(
+        None, 'images of the training split of wds/ or tfds/, where the data set does not say', low=1
+    )
     loader: str = option(
         'auto',
         "cache: images decoded once, batches augmented on the device; timm: timm's transforms, image by image; auto: "
@@ -58,6 +69,12 @@ class InputOptions(Options):
     """Input"""
 
     img_size: int | None = option(None, 'image side in pixels (model default if not given)', low=8, high=4096)
+    in_chans: int | None = option(
+        None, "channels that images are read in: 1, 3 or 4 (the model's, which are 3 in training, if not given)"
+    )
+    input_size: tuple[int, ...] | None = option(
+        None, 'channels, height and width of the images, in one', low=1, high=4096, length=3, metavar='N'
+    )
     crop_pct: float | None = option(
         None, 'share of the side that the evaluation crop keeps (model default if not given)', above=0, high=1
     )
@@ -69,12 +86,35 @@ class InputOptions(Options):
     mean: tuple[float, ...] | None = option(None, 'channel means of the normalisation', low=0, high=1)
     std: tuple[float, ...] | None = option(None, 'channel standard deviations of the normalisation', above=0)
 
+    @property
+    def channels(self) -> int | None:
+        """Of the images, where they are asked for."""
+        return self.in_chans or (self.input_size[0] if self.input_size else None)
+
+    @property
+    def side(self) -> int | None:
+        """Of the images in pixels, where it is asked for; the width where they are no squares."""
+        return self.img_size or (self.input_size[2] if self.input_size else None)
+
     def check(self) -> None:
         super().check()
+        if self.channels not in (None, 1, 3, 4):
+            flag = '--in-chans' if self.in_chans else '--input-size'
+            raise UserError(f'{flag}: images of {self.channels} channels: expected 1, 3 or 4')
+        if self.input_size:
+            shown, size = ' '.join(map(str, self.input_size)), self.input_size[1:]
+            if min(size) < 8:
+                raise UserError(f'--input-size {shown}: {min(size)} px are too few: expected at least 8')
+            if self.channels != self.input_size[0] or (self.img_size and (self.img_size, self.img_size) != size):
+                raise UserError(
+                    f'--input-size {shown} contradicts --in-chans or --img-size: leave them out, it says both'
+                )
         for name in ('mean', 'std'):
             value = getattr(self, name)
-            if value is not None and len(value) not in (1, 3):
-                raise UserError(f'--{name}: {len(value)} values given, one or three (a channel each) are needed')
+            channels = self.channels or 3
+            if value is not None and len(value) not in (1, channels):
+                number = {1: 'one is', 3: 'one or three (a channel each) are', 4: 'one or four (a channel each) are'}
+                raise UserError(f'--{name}: {len(value)} values given, {number[channels]} needed')
 
 
 @dataclass(frozen=True)
@@ -126,6 +166,7 @@ class ComputeOptions(Options):
 
 OWN_OPTION = {  # arguments of models that are not for model_kwargs
     'num_classes': '--num-classes',
+    'in_chans': '--in-chans',
     'global_pool': '--gp',
     'pretrained': '--pretrained',
     'drop_rate': '--drop',
@@ -161,8 +202,6 @@ class ArchitectureOptions(CodeOptions):
 
     def check(self) -> None:
         super().check()
-        if self.model_kwargs.get('in_chans', 3) != 3:
-            raise UserError(f'--model-kwargs in_chans={self.model_kwargs["in_chans"]}: images have three channels')
         if twice := [name for name in self.model_kwargs if name in OWN_OPTION]:
             raise UserError(f'--model-kwargs {twice[0]}: has an option of its own, {OWN_OPTION[twice[0]]}')
 

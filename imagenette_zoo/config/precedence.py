@@ -42,6 +42,10 @@ def _differs(name: str) -> Callable[[Values, Values], bool]:
     return lambda now, then: bool(now[name] != then[name])
 
 
+def _has_both(name: str) -> Callable[[Values, Values], bool]:
+    return lambda now, then: now[name] is not None and now['input_size'] is not None
+
+
 def _scaled(name: str, now: Values, then: Values) -> Any:
     """A number of epochs, or several, in proportion to the epochs."""
     value, ratio = now[name], now['epochs'] / then['epochs']
@@ -55,6 +59,20 @@ def _no_warm_up_left(now: Values, then: Values) -> bool:
     return warms_up and now['warmup_epochs'] >= now['epochs']
 
 
+def _other_channels(now: Values, then: Values) -> bool:
+    return (now['in_chans'] or (now['input_size'] or (3,))[0]) != 3
+
+
+def _no_colour(name: str, now: Values, then: Values) -> Any:
+    return 0.0 if name == 'color_jitter' else None
+
+
+def _fitted_size(name: str, now: Values, then: Values) -> Any:
+    """The `input_size` with the channels or the side that are given."""
+    channels, *size = now['input_size']
+    return (now['in_chans'] or channels, *([now['img_size']] * 2 if now['img_size'] else size))
+
+
 def _mixes(now: Values) -> bool:
     return bool(now['mixup'] or now['cutmix'] or now['cutmix_minmax'] is not None)
 
@@ -63,6 +81,8 @@ SIZES = ('train_size_probs', 'train_size_schedule', 'train_size_schedule_spread'
 PARTS = (
     # The same thing in two ways.
     Part(('img_size',), ('train_img_sizes', *SIZES), _is_given('img_size')),
+    Part(('input_size',), ('img_size', 'in_chans', 'train_img_sizes', *SIZES), _is_given('input_size')),
+    *(Part((name,), ('input_size',), _has_both(name), _fitted_size) for name in ('img_size', 'in_chans')),
     Part(('lr_base',), ('lr',), _is_given('lr_base')),
     Part(('lr_base_size',), ('lr',), _is_given('lr_base_size')),
     Part(('lr_base_scale',), ('lr',), _is_given('lr_base_scale')),
@@ -81,6 +101,8 @@ PARTS = (
         ('decay_rate', 'decay_epochs', 'decay_milestones', 'lr_decay_fn', 'lr_stable_timescale'),
         _differs('sched'),
     ),
+    # What is for three channels alone.
+    Part(('in_chans', 'input_size'), ('color_jitter', 'grayscale_prob', 'aa'), _other_channels, _no_colour),
     # What is nothing by itself.
     Part(('sched',), ('sched_on_updates',), lambda now, then: now['sched'] == 'plateau'),
     Part(('model_ema',), ('model_ema_warmup', 'model_ema_force_cpu'), lambda now, then: not now['model_ema']),

@@ -445,6 +445,12 @@ class Recipe(
             raise UserError('--balanced and --class-weights both make up for rare classes: give one of them')
         if self.mixes and self.batch_size % 2:
             raise UserError(f'--batch-size {self.batch_size}: mixup and cutmix need an even batch')
+        for name in ('color_jitter', 'grayscale_prob', 'aa') if self.channels in (1, 4) and not self.no_aug else ():
+            if getattr(self, name):
+                raise UserError(
+                    f'--{name.replace("_", "-")} {getattr(self, name)}: is for images of three channels, not '
+                    f'{self.channels}: leave it out'
+                )
         if self.scale[1] > 1:
             raise UserError(f'--scale: {self.scale[1]:g} is more than the whole image (1)')
 

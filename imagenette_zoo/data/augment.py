@@ -140,13 +140,13 @@ def crop_resize(pixels: torch.Tensor, index: torch.Tensor, samples: Samples, siz
     """Crops, resizes with antialiasing and flips some of the stored images.
 
     Args:
-        pixels: `(M, S, S, 3)` uint8, all images.
+        pixels: `(M, S, S, C)` uint8, all images.
         index: `(N,)` which of them.
         samples: Their samples, N of them, on the same device.
         size: Height and width of the result.
 
     Returns:
-        `(N, 3, *size)` uint8, channels-last. On the CPU the pixels of Pillow's filters to within a rounding.
+        `(N, C, *size)` uint8, channels-last. On the CPU the pixels of Pillow's filters to within a rounding.
     """
     if pixels.is_cuda:
         return _crop_resize_dense(pixels, index, samples, size)

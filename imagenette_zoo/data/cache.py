@@ -83,19 +83,22 @@ def stored_size(img_size: int) -> int:
 
 
 def train_pixels(images: ImageSet, size: int, watcher: Watcher) -> np.ndarray:
-    """`(N, size, size, 3)` uint8: every image whole, squashed to a square.
+    """`(N, size, size, channels)` uint8: every image whole, squashed to a square.
 
     Raises:
         UserError: An image can't be read, or the cache can't be written.
     """
 
     def squash(image: Image.Image) -> np.ndarray:
-        return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC) if image.size != (size, size) else image)
+        image = image.resize((size, size), Image.Resampling.BICUBIC) if image.size != (size, size) else image
+        return np.asarray(image).reshape(shape)
 
     def rows(paths: Sequence[Path], threads: int) -> Iterator[np.ndarray]:
-        return decoded(paths, squash, threads, images.max_megapixels)
+        return decoded(paths, squash, threads, images.max_megapixels, images.channels)
 
-    return _rows(images, 'train', {'side': size}, (size, size, 3), np.dtype(np.uint8), rows, watcher)
+    shape = (size, size, images.channels)
+    parameters = {'side': size} if images.channels == 3 else {'side': size, 'channels': images.channels}
+    return _rows(images, 'train', parameters, shape, np.dtype(np.uint8), rows, watcher)
 
 
 def eval_pixels(
@@ -104,12 +107,12 @@ def eval_pixels(
     parameters: dict[str, Any],
     watcher: Watcher,
 ) -> np.ndarray:
-    """`(N, H, W, 3)` uint8: what timm's evaluation transform makes of every image.
+    """`(N, H, W, C)` uint8: what timm's evaluation transform makes of every image.
 
     Args:
         images: The split.
-        transform: From an image to `(3, H, W)` uint8.
-        parameters: Those that the transform was made from, `input_size` `(3, H, W)` among it.
+        transform: From an image to `(C, H, W)` uint8.
+        parameters: Those that the transform was made from, `input_size` `(C, H, W)` among it.
         watcher: Shows how it goes.
 
     Raises:
@@ -121,7 +124,7 @@ def eval_pixels(
         def pixels(image: Image.Image) -> np.ndarray:
             return np.asarray(transform(image)).transpose(1, 2, 0)
 
-        return decoded(paths, pixels, threads, images.max_megapixels)
+        return decoded(paths, pixels, threads, images.max_megapixels, channels)
 
     shape = (height, width, channels)
     return _rows(images, 'eval', {**parameters, 'timm': timm.__version__}, shape, np.dtype(np.uint8), rows, watcher)

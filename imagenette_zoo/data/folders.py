@@ -17,15 +17,16 @@ from pathlib import Path
 from ..config.groups import DataOptions
 from ..errors import UserError, os_reason
 from ..utils.console import printable
-from ..utils.reading import open_regular
+from ..utils.reading import open_regular, read_json
 from .constants import IMAGE_EXTENSIONS, IMAGENETTE, IMAGEWOOF, NOISE_LEVELS, NOT_THE_USERS, UNLABELLED
 
 __all__ = [
-    'ImageSet', 'SPLITS', 'evenly', 'holds_splits', 'is_hidden', 'list_images', 'load_split', 'parse_slice',
-    'passed_over_line', 'spellings', 'unlabelled_line', 'with_label_noise',
+    'ORDER_FILE', 'ImageSet', 'SPLITS', 'evenly', 'holds_splits', 'is_hidden', 'list_images', 'load_split',
+    'parse_slice', 'passed_over_line', 'spellings', 'unlabelled_line', 'with_label_noise',
 ]  # fmt: skip
 
 SPLITS = ('train', 'val')
+ORDER_FILE = '.classes.json'  # in a split that was read by a reader of timm: its classes in the order of their indices
 NAMES = IMAGENETTE | IMAGEWOOF
 
 
@@ -53,6 +54,7 @@ class ImageSet:
         passed_over: files of the split that are not read, relative to `root`: their names end in no image's ending,
             they are no regular files, or they lie in no class folder.
         max_megapixels: of the largest image that is read.
+        channels: that they are read in: 1, 3 or 4.
     """
 
     root: Path
@@ -63,6 +65,7 @@ class ImageSet:
     class_names: tuple[str, ...]
     passed_over: tuple[str, ...] = field(default=(), repr=False)
     max_megapixels: float = DataOptions.max_megapixels
+    channels: int = 3
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -119,7 +122,7 @@ def load_split(
                 raise UserError(f'class folder {folder / empty[0]} has no images in {split}{part}: take a larger slice')
             others = _others(passed_over, f'{folder.name}/{empty[0]}/')
             raise UserError(f'class folder {folder / empty[0]} holds no images{others}: add some or remove the folder')
-        classes = names
+        classes = _stated_order(folder) or names
     else:
         unknown = [name for name in names if files[name] and name not in classes]
         if unknown:
@@ -141,6 +144,10 @@ def load_split(
         passed_over=tuple(sorted(passed_over, key=_natural_key)),
         max_megapixels=max_megapixels,
     )
+
+
+def _stated_order(folder: Path) -> list[str] | None:
+    return list(read_json(folder / ORDER_FILE)) if os.path.isfile(folder / ORDER_FILE) else None
 
 
 def parse_slice(split: str) -> tuple[str, str, tuple[int, int]]:

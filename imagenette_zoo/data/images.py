@@ -1,4 +1,4 @@
-"""Image files: opened upright and in RGB, whatever they hold."""
+"""Image files: opened upright and in RGB, or in the one or four channels asked for, whatever they hold."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .constants import FORMATS
 
 __all__ = [
     'LARGEST_UPLOAD', 'Unfit', 'decode', 'decoded', 'forget_other_formats', 'image_size', 'in_threads',
-    'only_size_warnings', 'open_file', 'open_image', 'prepared',
+    'only_size_warnings', 'open_file', 'open_image', 'prepared', 'with_channels',
 ]  # fmt: skip
 
 _logger = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ def forget_other_formats() -> None:
         del Image.OPEN[name]
 
 
-def open_image(path: str | Path, largest: float = LARGEST) -> Image.Image:
+def open_image(path: str | Path, largest: float = LARGEST, channels: int = 3) -> Image.Image:
     """Read an image as RGB, upright.
 
     Without an EXIF orientation the pixels are those of `Image.open(path).convert('RGB')`, which is timm's way; only
@@ -76,12 +76,13 @@ def open_image(path: str | Path, largest: float = LARGEST) -> Image.Image:
     Args:
         path: The file.
         largest: Megapixels that it may have.
+        channels: 3, or those of `with_channels`.
 
     Raises:
-        UserError: Missing, empty, truncated, not an image of `FORMATS`, or of absurd size.
+        UserError: Missing, empty, truncated, not an image of `FORMATS`, of absurd size, or without so many channels.
     """
     with only_size_warnings(largest):
-        return decode(path)[0]
+        return decode(path, channels)[0]
 
 
 def image_size(path: str | Path, largest: float = LARGEST) -> tuple[int, int]:
@@ -105,6 +106,7 @@ def decoded(
     use: Callable[[Image.Image], T],
     threads: int | None = None,
     largest: float = LARGEST,
+    channels: int = 3,
 ) -> Iterator[T]:
     """What `prepared` makes of each image: in order, on all cores or in so many threads.
 
@@ -112,7 +114,7 @@ def decoded(
         UserError: As `prepared`, while iterating.
     """
     with only_size_warnings(largest):
-        yield from in_threads(lambda path: prepared(path, use), paths, threads)
+        yield from in_threads(lambda path: prepared(path, use, channels), paths, threads)
 
 
 def in_threads(work: Callable[[U], T], items: Iterable[U], threads: int | None = None) -> Iterator[T]:
@@ -142,36 +144,66 @@ def only_size_warnings(largest: float = LARGEST) -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = former
 
 
-def prepared(path: str | Path, use: Callable[[Image.Image], T]) -> T:
+def prepared(path: str | Path, use: Callable[[Image.Image], T], channels: int = 3) -> T:
     """What `use` makes of an image as `open_image` reads it, in a block of `only_size_warnings`.
 
     Raises:
         UserError: As `open_image`, or `use` raised `Unfit`.
     """
-    image, _ = decode(path)
+    image, _ = decode(path, channels)
     try:
         return use(image)
     except Unfit as error:
         raise UserError(f'image {path} {error}') from None
 
 
-def decode(path: str | Path) -> tuple[Image.Image, str]:
-    """RGB image and the mode of the file, in a block of `only_size_warnings`.
+def decode(path: str | Path, channels: int = 3) -> tuple[Image.Image, str]:
+    """The image in so many channels and the mode of the file, in a block of `only_size_warnings`.
 
     Raises:
         UserError: As `open_image`.
     """
     try:
         with open_file(path) as image:
+            if channels == 4:
+                _keep_fourth(image)
             mode, raw = image.mode, _raw_mode(image)
             stated = _stated_maximum(image) if mode[0] in 'IF' else None
             image.load()
             turn = _turn(image)
-            image = _low_bytes(path, image, raw) if raw else image
+            image = _low_bytes(path, image, raw, channels) if raw else image
             image = _in_eight_bits(path, image, stated) if mode[0] in 'IF' else image
-            return (image if turn is None else image.transpose(turn)).convert('RGB'), mode
+            return with_channels(image if turn is None else image.transpose(turn), channels), mode
     except Exception as error:  # whatever a decoder raises on hostile bytes means one thing: a bad file
         raise UserError(f'image {path} {_complaint(path, error)}') from error
+
+
+def with_channels(image: Image.Image, channels: int) -> Image.Image:
+    """An image of one, three or four channels: the luminance, RGB, or the four channels as they are.
+
+    Four are in mode CMYK whatever they mean: Pillow takes the last one of RGBA for opacity and resizes by it.
+
+    Raises:
+        Unfit: It has not four channels.
+    """
+    if channels != 4:
+        image = image.convert('RGB')
+        return image.convert('L') if channels == 1 else image
+    if len(image.getbands()) != 4 or image.mode not in ('RGBA', 'RGBX', 'CMYK'):
+        raise Unfit(
+            f'has not four channels of its own (Pillow reads it as {image.mode}), which --in-chans 4 needs: convert or '
+            'remove it'
+        )
+    return image if image.mode == 'CMYK' else Image.frombytes('CMYK', image.size, image.tobytes())
+
+
+def _keep_fourth(image: Any) -> None:
+    """Has a TIFF, not yet loaded, read with the channel that Pillow leaves out where it is not said to be opacity."""
+    args = _codec(image)[1]
+    raw = args[0] if isinstance(args, tuple) and args else ''
+    if image.format == 'TIFF' and image.mode == 'RGB' and re.fullmatch('RGBX(;16[BLN])?', raw):
+        image._mode = 'RGBA'
+        image.tile = [(*tile[:3], (raw.replace('X', 'A'), *tile[3][1:])) for tile in image.tile]
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
@@ -237,19 +269,25 @@ def _raw_mode(image: Image.Image) -> str:
     return raw if isinstance(raw, str) and re.fullmatch('RGB[AX]?;16[BLN]', raw) else ''
 
 
-def _low_bytes(path: str | Path, image: Image.Image, raw: str) -> Image.Image:
+def _low_bytes(path: str | Path, image: Image.Image, raw: str, channels: int) -> Image.Image:
     """Colours of 16 bits, scaled by their range where it has fewer bits."""
-    high = np.asarray(image.convert('RGB'))
+
+    def values_of(image: Image.Image) -> np.ndarray:
+        return np.asarray(image if channels == 4 else image.convert('RGB'))
+
+    high = values_of(image)
     if high.max() >= 64:  # 15 or 16 bits
         return image
     little = raw[-1] == 'L' or (raw[-1] == 'N' and sys.byteorder == 'little')
     with open_file(path) as again:  # in the other byte order, so that Pillow takes the low byte
+        if channels == 4:
+            _keep_fourth(again)
         first, *others = again.tile  # type: ignore[attr-defined]
         args, swapped = first[3], raw[:-1] + ('B' if little else 'L')
         args = swapped if isinstance(args, str) else (swapped, *args[1:])
         again.tile = [(*first[:3], args), *others]  # type: ignore[attr-defined]
         again.load()
-        values = high.astype(np.uint16) << 8 | np.asarray(again.convert('RGB'))
+        values = high.astype(np.uint16) << 8 | values_of(again)
     most = int(values.max())
     bits = next(bits for bits in (8, 10, 12, 14) if most < 2**bits)
     _say_once(path, f'up to {most}: taken for {bits} bits')

@@ -43,7 +43,7 @@ T = TypeVar('T')
 
 
 class Batches:
-    """Batches `((N, 3, H, W) uint8, (N,) int64)`, on the CPU or on the training device."""
+    """Batches `((N, C, H, W) uint8, (N,) int64)`, on the CPU or on the training device."""
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -72,7 +72,7 @@ class CachedTrainBatches(Batches):
     that a batch is made from: no step waits for the host.
 
     Args:
-        pixels: `(M, S, S, 3)` uint8, see `cache.train_pixels`.
+        pixels: `(M, S, S, C)` uint8, see `cache.train_pixels`.
         sizes: `(M, 2)` the images' own heights and widths.
         targets: Their classes.
         augmentation: What happens to them.
@@ -130,7 +130,7 @@ class CachedEvalBatches(Batches):
     """The images as they are stored, in the order of the files, every `world_size`-th from the `rank`-th on.
 
     Args:
-        pixels: `(M, H, W, 3)` uint8, see `cache.eval_pixels`.
+        pixels: `(M, H, W, C)` uint8, see `cache.eval_pixels`.
         targets: Their classes.
         batch_size: Images a step.
         device: Where the evaluation takes place.
@@ -222,7 +222,7 @@ class _Images(Dataset[Any]):
 
         try:
             with only_size_warnings(self.images.max_megapixels):
-                pixels = prepared(self.images.root / self.images.paths[index], transform)
+                pixels = prepared(self.images.root / self.images.paths[index], transform, self.images.channels)
         except UserError as error:
             return error
         return pixels, self.images.targets[index]

@@ -6,29 +6,41 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..config.groups import DATASETS, DataOptions
+from ..config.groups import DATASETS, SOURCES, DataOptions
 from ..errors import UserError, os_reason
 from ..utils.files import cache_dir
 from .archives import ARCHIVE_SUFFIXES, unpacked
 from .constants import FAMILY
 from .folders import SPLITS, ImageSet, holds_splits, is_hidden, load_split, parse_slice, spellings
+from .readers import FOLDERS, as_folder, is_read
 
 __all__ = ['find_root', 'load_splits', 'resolve_dataset', 'root_name', 'validation_images']
 
 
-def resolve_dataset(dataset: str = '', data_dir: str | Path | None = None, *splits: str) -> Path:
+def resolve_dataset(
+    dataset: str = '', data_dir: str | Path | None = None, *splits: str, options: DataOptions | None = None
+) -> Path:
     """The folder that holds the splits.
 
     Args:
         dataset: `imagenette`, `folder` or nothing: the folder or archive at `data_dir`, else the Imagenette that
-            `find_root` finds. `synthette`: the embedded data set, drawn on first use.
+            `find_root` finds. `synthette`: the embedded data set, drawn on first use. Others are as `as_folder` takes
+            them.
         data_dir: Where the data are.
         *splits: What it must hold; `train` and `val` if not given.
+        options: How timm's readers are to read it.
 
     Raises:
         UserError: An unknown name, no data, or a `data_dir` with `synthette`, which needs none.
     """
-    if dataset not in ('', *DATASETS):
+    if is_read(dataset, data_dir, *splits):
+        return as_folder(dataset, data_dir, splits, options or DataOptions())
+    for name in ('input_key', 'target_key', 'class_map', 'train_num_samples'):
+        if options and getattr(options, name) is not None:
+            raise UserError(
+                f"--{name.replace('_', '-')}: is for tars and timm's data sets ({', '.join(SOURCES)}): leave it out"
+            )
+    if dataset not in ('', *DATASETS, *FOLDERS):
         raise UserError(f'dataset {dataset!r} is unknown: expected one of {", ".join(DATASETS)}')
     if dataset != 'synthette':
         return find_root(data_dir, *splits)
@@ -45,7 +57,8 @@ def load_splits(options: DataOptions) -> tuple[ImageSet, ImageSet]:
     Raises:
         UserError: As `resolve_dataset` and `load_split`.
     """
-    root = resolve_dataset(options.dataset, options.data_dir, options.train_split, options.val_split)
+    splits = options.train_split, options.val_split
+    root = resolve_dataset(options.dataset, options.data_dir, *splits, options=options)
     train = load_split(root, options.train_split, None, options.max_megapixels)
     return train, load_split(root, options.val_split, train.classes, options.max_megapixels)
 
@@ -56,13 +69,14 @@ def validation_images(
     split: str,
     train_split: str = 'train',
     max_megapixels: float = DataOptions.max_megapixels,
+    options: DataOptions | None = None,
 ) -> ImageSet:
     """The images of one split; classes are those of the training split, where it is there.
 
     Raises:
         UserError: As `resolve_dataset` and `load_split`.
     """
-    root = resolve_dataset(dataset, data_dir, split)
+    root = resolve_dataset(dataset, data_dir, split, options=options)
     has_classes = holds_splits(root, [parse_slice(train_split)[0]])
     classes = load_split(root, train_split).classes if has_classes else None
     return load_split(root, split, classes, max_megapixels)

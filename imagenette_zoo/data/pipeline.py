@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -34,7 +34,7 @@ LARGEST_RESIZED = 100e6  # and pixels that it may have once its shorter side is 
 
 
 def eval_transform(config: dict[str, Any]) -> Transform:
-    """timm's evaluation transform, to `(3, H, W)` uint8. It raises `Unfit` for an image that it would make huge."""
+    """timm's evaluation transform, to `(C, H, W)` uint8. It raises `Unfit` for an image that it would make huge."""
     transform = create_transform(
         input_size=config['input_size'],
         interpolation=config['interpolation'],
@@ -66,7 +66,7 @@ def uses_cache(options: DataOptions, images: ImageSet, img_size: int, console: C
         img_size: The size in pixels that they are kept at, at most.
         console: Where that is printed.
     """
-    memory = len(images) * img_size**2 * 3
+    memory = len(images) * img_size**2 * images.channels
     if options.loader == 'auto' and memory > LARGEST_CACHE:
         console.line(
             f'{len(images):,} images of {images.root / images.split} would take up to {memory / 2**30:.0f} GiB '
@@ -87,7 +87,7 @@ def eval_batches(
     options: DataOptions, images: ImageSet, config: dict[str, Any], batch_size: int, world: World, console: Console
 ) -> Batches:
     """This process's part of the images as timm's evaluation transform makes them, from the cache or the files."""
-    transform = eval_transform(config)
+    transform, images = eval_transform(config), replace(images, channels=config['input_size'][0])
     if uses_cache(options, images, max(config['input_size'][1:]), console):
         names = ['input_size', 'interpolation', 'crop_pct', 'crop_mode']
         names += ['mean'] if config['crop_mode'] == 'border' else []
@@ -149,8 +149,8 @@ def train_batches(
     """The training batches, from the cache or from the files, of a `multiple` of images each: mixing pairs them.
 
     Raises:
-        UserError: The batch is larger than the training set; `--loader cache` can't do what is asked for; an image
-            can't be read.
+        UserError: The batch is larger than the training set; `--loader cache` can't do what is asked for; the model is
+            for images of other channels; an image can't be read.
     """
     total = recipe.batch_size * world.size
     if total > len(images):
@@ -172,6 +172,10 @@ def train_batches(
         len(images), recipe.batch_size, recipe.seed, multiple, world.rank, world.size, schedule, balance
     )
     schedule.of_epoch(len(sampler), recipe.batch_size, recipe.seed, 0)  # a timm that lacks it fails now
+    channels = config['input_size'][0]
+    if channels != (recipe.channels or 3):
+        raise UserError(f'model {recipe.model}: is for images of {channels} channels: give --in-chans {channels}')
+    images = replace(images, channels=channels)
     missing = _not_batched(recipe, config)
     if missing and recipe.loader == 'cache':
         raise UserError(f'--loader cache: cannot do {missing}: use --loader timm')
@@ -215,7 +219,7 @@ def _augmentation(recipe: Recipe) -> Augmentation:
 
 
 def _train_transform(recipe: Recipe, config: dict[str, Any], img_size: int) -> Transform:
-    """timm's training transform, to `(3, H, W)` uint8."""
+    """timm's training transform, to `(C, H, W)` uint8."""
     channels, height, width = config['input_size']
     input_size = (channels, img_size, img_size) if height == width else config['input_size']
     try:

@@ -25,6 +25,7 @@ from ..data.constants import LABEL_NAMES
 from ..data.folders import ImageSet, load_split
 from ..data.loaders import Batches, Transform
 from ..data.locate import find_root, resolve_dataset, validation_images
+from ..data.readers import is_read
 from ..errors import UserError, nearest
 from ..layers import fuse
 from ..models import factory
@@ -47,10 +48,10 @@ class TrainedModel:
 
     Args:
         name: As it was asked for.
-        model: From images `(N, 3, H, W)` to logits `(N, classes)`.
+        model: From images `(N, C, H, W)` to logits `(N, classes)`.
         config: The data config as timm has it: `input_size`, `mean`, `std`, `interpolation`, `crop_pct`, `crop_mode`.
         class_names: A name for each logit.
-        transform: The evaluation transform of timm, to `(3, H, W)` uint8.
+        transform: The evaluation transform of timm, to `(C, H, W)` uint8.
         normalize: From uint8 pixels to the model's input, on its device.
     """
 
@@ -67,6 +68,11 @@ class TrainedModel:
         """This process's part of these images, prepared for the model as far as `normalize`."""
         return pipeline.eval_batches(options, images, self.config, batch_size, world, console)
 
+    @property
+    def channels(self) -> int:
+        """Of its images."""
+        return int(self.config['input_size'][0])
+
     @cached_property
     def has_maps(self) -> bool:
         """Whether its last features are a map, which Grad-CAM needs."""
@@ -78,7 +84,7 @@ class TrainedModel:
             return isinstance(features, torch.Tensor) and features.ndim == 4
 
     def pixels(self, image: Image.Image) -> npt.NDArray[np.uint8]:
-        """The pixels of an RGB image as the model is given them: `(3, H, W)`.
+        """The pixels of an image of `channels` as the model is given them: `(C, H, W)`.
 
         Raises:
             Unfit: The image is too long for its width.
@@ -129,7 +135,7 @@ def load_trained(
         raise UserError(f"{name}: its config doesn't say how images are prepared ({error})") from None
     if reparam and not isinstance(model, OnnxModel):
         model = fuse(model)
-    factory.probe(model, name, (3, *config['input_size'][1:]))
+    factory.probe(model, name, config['input_size'])
     model = factory.to_device(model, device, channels_last, log)
     return TrainedModel(name, model, config, names, transform, normalize)
 
@@ -145,7 +151,7 @@ def open_model(name: str, options: Any, classes: int | None = None) -> Any:
     Raises:
         UserError: There is no such model, or no weights for it.
     """
-    kwargs = {'global_pool': options.gp, **options.model_kwargs}
+    kwargs = {'global_pool': options.gp, 'in_chans': options.channels, **options.model_kwargs}
     if is_onnx(name):
         if not getattr(options, 'takes_onnx', False):
             raise UserError(f'--model {name}: only validate and predict take an ONNX file: give what it is made of')
@@ -274,7 +280,7 @@ def run_images(name: str, recipe: Recipe, *splits: str) -> Path:
         UserError: They are not there any more.
     """
     try:
-        return resolve_dataset(recipe.dataset, recipe.data_dir, *splits)
+        return resolve_dataset(recipe.dataset, recipe.data_dir, *splits, options=recipe)
     except UserError as error:
         if recipe.data_dir is None:
             raise
@@ -293,7 +299,7 @@ def images_of(models: Sequence[str], options: DataOptions) -> ImageSet:
     Raises:
         UserError: The images are not there, or the runs have others each.
     """
-    return validation_images(*_splits_of(models, options), options.max_megapixels)
+    return validation_images(*_splits_of(models, options), options.max_megapixels, options)
 
 
 def training_images_of(models: Sequence[str], options: DataOptions, images: ImageSet) -> ImageSet:
@@ -302,7 +308,9 @@ def training_images_of(models: Sequence[str], options: DataOptions, images: Imag
     Raises:
         UserError: They are not there.
     """
-    *_, split = _splits_of(models, options)
+    dataset, data_dir, _, split = _splits_of(models, options)
+    if is_read(dataset, data_dir, split):  # which writes each split when it is asked for
+        resolve_dataset(dataset, data_dir, split, options=options)
     return load_split(images.root, split, images.classes, options.max_megapixels)
 
 

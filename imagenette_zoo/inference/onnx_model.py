@@ -26,7 +26,7 @@ def is_onnx(name: str) -> bool:
 
 
 class OnnxModel(nn.Module):
-    """The file in onnxruntime, on the CPU, from images `(N, 3, H, W)` to logits.
+    """The file in onnxruntime, on the CPU, from images `(N, C, H, W)` to logits.
 
     Args:
         path: The file.

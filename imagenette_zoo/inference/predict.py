@@ -47,7 +47,7 @@ class Prediction:
     Args:
         image: The file; empty where it was none.
         top: The most probable classes and their probabilities (0–1), the most probable first; none beside an error.
-        seen: The image as the model was given it, `(H, W, 3)` uint8; None where no heat map was asked for.
+        seen: The image as the model was given it, `(H, W, C)` uint8; None where no heat map was asked for.
         heat: How much each pixel of it spoke for the first class, `(H, W)`, 0–1 (Grad-CAM); None likewise.
         output: What `output_type` asks for, float32: the probability or logit of each class, or the features that the
             classifier is given; None where nothing is asked for.
@@ -161,7 +161,7 @@ def _pixels(
 
     def pixels(path: Path) -> npt.NDArray[np.uint8] | UserError:
         try:
-            return prepared(path, trained.pixels)
+            return prepared(path, trained.pixels, trained.channels)
         except UserError as error:
             return error
 
@@ -191,7 +191,7 @@ def look_at(
 
     Args:
         trained: The model.
-        pixels: `(N, 3, H, W)` uint8, as `trained.pixels` gives them.
+        pixels: `(N, C, H, W)` uint8, as `trained.pixels` gives them.
         topk: Classes named for each.
         heat_maps: Also compute where in the image it sees the first of them.
         cam_layer: By the output of this layer instead of the last feature map.
@@ -238,6 +238,11 @@ def describe(prediction: Prediction) -> str:
     return '\n'.join([cleaned(prediction.image), *lines])
 
 
+def as_rgb(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """`(H, W, C)` to `(H, W, 3)`: grey, or the first three channels."""
+    return np.repeat(pixels, 3, 2) if pixels.shape[2] == 1 else pixels[..., :3]
+
+
 def under_heat(prediction: Prediction) -> npt.NDArray[np.uint8]:
     """The image in grey under its heat map, bright where it spoke for the first class: `(H, W, 3)`, by matplotlib."""
     import matplotlib
@@ -271,7 +276,7 @@ def draw(prediction: Prediction, kind: str) -> bytes:
         file_name = short(printable(Path(prediction.image).name), 40)
         parts = (prediction.seen, file_name), (under_heat(prediction), 'Where the model looked (Grad-CAM)')
         for axis, (pixels, title) in zip(figure.subplots(1, 2), parts, strict=True):
-            axis.imshow(pixels)
+            axis.imshow(as_rgb(pixels))
             axis.set_title(title, fontsize=9)
             axis.set_axis_off()
         figure.suptitle(first, fontsize=11)

@@ -19,6 +19,7 @@ import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.utils import EntryNotFoundError
 from timm.data import resolve_data_config
+from timm.data.loader import adapt_to_chs
 from timm.models._hub import (
     HF_WEIGHTS_NAME,
     _get_safe_alternatives,
@@ -179,22 +180,36 @@ def input_config(
         crop_mode: Instead of its own. Trainings validate by `center`, as timm's do.
 
     Raises:
-        UserError: The model takes no images of three channels, or the config can't prepare any.
+        UserError: The model takes no images of one, three or four channels, or the config can't prepare any.
     """
-    given = {name: getattr(options, name) for name in ('img_size', 'crop_pct', 'interpolation', 'mean', 'std')}
+    names = ('img_size', 'input_size', 'crop_pct', 'interpolation', 'mean', 'std')
+    given = {name: getattr(options, name) for name in names}
+    own = getattr(model, 'pretrained_cfg', {}).get('input_size')
+    given['in_chans'] = options.channels or (own[0] if isinstance(own, (list, tuple)) and own else None)
     given['crop_mode'] = crop_mode
     config = resolve_data_config(given, model=model, use_test_size=use_test_size)
-    if isinstance(config['input_size'], (list, tuple)) and config['input_size'] and config['input_size'][0] != 3:
-        raise UserError(f'the model is for images of {config["input_size"][0]!r} channels: expected one for 3')
-    for name in ('input_size', 'mean', 'std'):
-        if not (isinstance(config[name], (list, tuple)) and len(config[name]) == 3):
-            raise UserError(
-                f"its config doesn't say how images are prepared ({name} is {str(config[name])[:40]}, expected three "
-                'numbers)'
-            )
+    size = config['input_size']
+    _check_numbers('input_size', size, 3)
+    config['input_size'] = (options.channels or size[0], *size[1:])
+    channels = config['input_size'][0]
+    if channels not in (1, 3, 4):
+        raise UserError(f'the model is for images of {channels!r} channels: expected one for 1, 3 or 4')
+    for name in ('mean', 'std'):
+        if channels != 3 and isinstance(config[name], (list, tuple)) and len(config[name]) == 3:
+            config[name] = adapt_to_chs(config[name], channels)
+        _check_numbers(name, config[name], channels)
         config[name] = tuple(config[name])
-    _check_preparation(config, options.img_size is not None)
+    _check_preparation(config, options.side is not None)
     return config
+
+
+def _check_numbers(name: str, value: Any, count: int) -> None:
+    """Raises `UserError` where a part of a data config is not so many numbers."""
+    if not (isinstance(value, (list, tuple)) and len(value) == count):
+        number = {1: 'one number', 3: 'three numbers', 4: 'four numbers'}[count]
+        raise UserError(
+            f"its config doesn't say how images are prepared ({name} is {str(value)[:40]}, expected {number})"
+        )
 
 
 def _check_preparation(config: dict[str, Any], size_is_asked_for: bool) -> None:

@@ -185,6 +185,8 @@ def _usage(facts: CardFacts) -> Iterator[str]:
     names = facts.config.get('label_names') or facts.config['pretrained_cfg'].get('label_names')
     label = "model.pretrained_cfg['label_names'][index]" if isinstance(names, list) else 'index.item()'
     repo, _, revision = facts.repo_id.partition('@')
+    mode = {1: 'L', 4: 'RGBA'}.get((facts.config['pretrained_cfg'].get('input_size') or (3,))[0], 'RGB')
+    as_it_is = "    image = Image.frombytes('CMYK', image.size, image.tobytes())  # RGBA is resized by its opacity\n"
     needs = f'Needs timm and imagenette-zoo. {INSTALL}\n\n' if ours else ''
     yield f"""## Use
 
@@ -197,15 +199,15 @@ model = timm.create_model('hf-hub:{facts.repo_id}', pretrained=True).eval()
 config = timm.data.resolve_data_config({{}}, model=model)
 transform = timm.data.create_transform(**config)
 with torch.inference_mode():
-    image = Image.open('image.jpg', formats=['JPEG', 'PNG', 'WEBP']).convert('RGB')
-    logits = model(transform(image)[None])
+    image = Image.open('image.jpg', formats=['JPEG', 'PNG', 'WEBP']).convert({mode!r})
+{as_it_is if mode == 'RGBA' else ''}    logits = model(transform(image)[None])
 probability, index = logits.softmax(1)[0].max(0)
 print({label}, f'{{probability:.1%}}')
 ```
 
-`num_classes=N` gives it a new head to train, `features_only=True` makes a backbone of it.
-
-With transformers ≥ 5:
+`num_classes=N` gives it a new head to train, `features_only=True` makes a backbone of it."""
+    if mode == 'RGB':  # in which transformers reads every image
+        yield f"""With transformers ≥ 5:
 
 ```python
 {registers}from transformers import pipeline

@@ -32,7 +32,7 @@ from imagenette_zoo.data.images import LARGEST_UPLOAD, Unfit, forget_other_forma
 from imagenette_zoo.errors import UserError, first_line, require
 from imagenette_zoo.inference.gradcam import check_layer
 from imagenette_zoo.inference.loading import TrainedModel, load_trained
-from imagenette_zoo.inference.predict import look_at, under_heat
+from imagenette_zoo.inference.predict import as_rgb, look_at, under_heat
 from imagenette_zoo.utils.modules import import_modules
 
 __all__ = ['Explained', 'build', 'explain', 'main', 'serve']
@@ -62,7 +62,7 @@ def explain(trained: TrainedModel, image: Image.Image, cam_layer: str | None = N
 
     Args:
         trained: The model.
-        image: RGB, of any size.
+        image: In the model's channels, of any size.
         cam_layer: The layer that the heat map is of; None: the last feature map.
 
     Raises:
@@ -74,7 +74,7 @@ def explain(trained: TrainedModel, image: Image.Image, cam_layer: str | None = N
         raise UserError(f'the image {error}') from None
     has_maps = bool(cam_layer) or trained.has_maps
     [prediction] = look_at(trained, pixels, len(trained.class_names), heat_maps=has_maps, cam_layer=cam_layer)
-    seen = pixels[0].permute(1, 2, 0).numpy() if prediction.heat is None else under_heat(prediction)
+    seen = as_rgb(pixels[0].permute(1, 2, 0).numpy()) if prediction.heat is None else under_heat(prediction)
     twice = len({name for name, _ in prediction.top}) < len(prediction.top)
     names = [f'{name} ({rank})' if twice else name for rank, (name, _) in enumerate(prediction.top, 1)]
     probabilities = dict(zip(names, (value for _, value in prediction.top), strict=True))
@@ -151,7 +151,8 @@ def _answer(
         if path is None:
             return None, None
         try:
-            explained = explain(models[name], open_image(path, LARGEST_UPLOAD), cam_layer)
+            trained = models[name]
+            explained = explain(trained, open_image(path, LARGEST_UPLOAD, trained.channels), cam_layer)
         except UserError as problem:
             raise error(str(problem).replace(path, Path(path).name)) from None
         return explained.probabilities, explained.picture

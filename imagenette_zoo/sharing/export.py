@@ -19,7 +19,7 @@ from torch import nn
 from ..config.groups import DataOptions
 from ..config.uses import ExportOptions
 from ..data.folders import evenly
-from ..data.images import Unfit, open_image
+from ..data.images import Unfit, open_image, with_channels
 from ..data.synthette import CLASS_NAMES
 from ..data.synthette import draw as draw_image
 from ..errors import UserError, first_line, require
@@ -140,20 +140,21 @@ def _metadata(trained: TrainedModel, to: str) -> dict[str, Any]:
 
 
 def _real_images(trained: TrainedModel, data_dir: str | None) -> tuple[str, Images]:
-    """Their source, and real images as the model is given them, `(N, 3, H, W)`.
+    """Their source, and real images as the model is given them, `(N, C, H, W)`.
 
     They are those of its run, of the data set at hand, or drawn.
     """
     try:
         some = evenly(images_of((trained.name,), DataOptions(data_dir=data_dir)), IMAGES)
         source = f'{some.root.name}/{some.split}'
-        images = [open_image(some.root / path) for path in some.paths]
+        images = [open_image(some.root / path, channels=trained.channels) for path in some.paths]
     except UserError:
         if data_dir or (os.environ.get('IMAGENETTE_DIR') and run_of(trained.name) is None):
             raise
         source = 'synthette'
         images = [Image.fromarray(draw_image(name, 0, 'val', 0)) for name in CLASS_NAMES]
     try:
+        images = images if source != 'synthette' else [with_channels(image, trained.channels) for image in images]
         pixels = np.stack([trained.pixels(image) for image in images])
     except Unfit as error:
         raise UserError(f'{source}: an image {error}') from None

@@ -164,6 +164,7 @@ def _written(name: str, weights: Mapping[str, Any], place: Path) -> Path:
     options = UseOptions(model=name, **weights)
     opened = load_trained(name, options, torch.device('cpu'))
     own = {'global_pool': options.gp, **source_args(name, opened.model), **options.model_kwargs}
+    own |= {'in_chans': options.channels} if options.channels else {}
     args = {key: value for key, value in own.items() if value is not None}
     config = model_config(opened.model, opened.config, opened.class_names, args)
     save_model_folder(place, config, opened.model.state_dict())

@@ -63,7 +63,7 @@ def dry_run(study: Study, slot: Slot, console: Console, extent: Extent = WHOLE) 
             if state != 'done' and trial.seed in study.seeds
         )
         total += epochs * seconds / 3600
-        size = '-'.join(map(str, recipe.train_img_sizes or (recipe.img_size or 'own',)))
+        size = '-'.join(map(str, recipe.train_img_sizes or (recipe.side or 'own',)))
         seeds = 'open' if until_decided else str(len(study.seeds))
         to_go = '' if until_decided else duration(epochs * seconds)
         shown = (str(done[name]), str(states.count('begun')), duration(3600 * hours[name]), to_go)

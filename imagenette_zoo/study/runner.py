@@ -71,7 +71,7 @@ def state_of(trial: Trial, slot: Slot) -> str:
 def _check_images(result: Result, trial: Trial, slot: Slot) -> None:
     """Raises `UserError` where a finished training is not on the images that are at hand now."""
     recipe = trial.recipe
-    now = _data_name(recipe.dataset, slot.data_dir or recipe.data_dir, recipe.train_split, recipe.val_split)
+    now = _data_name(recipe, slot.data_dir or recipe.data_dir)
     then = result.dataset.get('name')
     if now and then and now != then:
         raise UserError(
@@ -80,10 +80,11 @@ def _check_images(result: Result, trial: Trial, slot: Slot) -> None:
         )
 
 
-def _data_name(dataset: str, data_dir: str | None, *splits: str) -> str | None:
+def _data_name(recipe: Recipe, data_dir: str | None) -> str | None:
     """The name of the data folder; None where it is not at hand."""
     try:
-        return Path(os.path.abspath(resolve_dataset(dataset, data_dir, *splits))).name
+        root = resolve_dataset(recipe.dataset, data_dir, recipe.train_split, recipe.val_split, options=recipe)
+        return Path(os.path.abspath(root)).name
     except UserError:
         return None
 

@@ -44,7 +44,8 @@ def resolve(recipe: Recipe, model: nn.Module, images: int, device: torch.device,
     if not _may_gain(device):
         return off
     sizes = recipe.train_img_sizes or (_image_size(recipe, model),)
-    saved, cost = _saved(model, max(sizes), recipe.epochs * images), _cost(model) * len(sizes)
+    shape = (recipe.channels or 3, max(sizes), max(sizes))
+    saved, cost = _saved(model, shape, recipe.epochs * images), _cost(model) * len(sizes)
     if saved < cost:
         return off
     console.line(f'torchcompile auto: on; may save {duration(saved)}, takes about {duration(cost)} (once a machine)')
@@ -52,10 +53,10 @@ def resolve(recipe: Recipe, model: nn.Module, images: int, device: torch.device,
 
 
 def _image_size(recipe: Recipe, model: Any) -> int:
-    return recipe.img_size or model.pretrained_cfg['input_size'][-1]
+    return recipe.side or model.pretrained_cfg['input_size'][-1]
 
 
-def _saved(model: nn.Module, size: int, images: int) -> float:
+def _saved(model: nn.Module, input_size: tuple[int, int, int], images: int) -> float:
     """Seconds that a compiled model may save."""
     elements = 0
 
@@ -66,7 +67,7 @@ def _saved(model: nn.Module, size: int, images: int) -> float:
 
     handles = [layer.register_forward_hook(count) for layer in model.modules() if not any(layer.children())]
     try:
-        _, gmacs = model_cost(model, (3, size, size))  # runs a copy, with its hooks
+        _, gmacs = model_cost(model, input_size)  # runs a copy, with its hooks
     finally:
         for handle in handles:
             handle.remove()

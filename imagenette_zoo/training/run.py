@@ -302,7 +302,7 @@ def _way_on(recipe: Recipe, folder: RunFolder) -> str:
 def _own_name(recipe: Recipe) -> Path:
     """A folder named by time, model and size, as timm's script names it."""
     stamp = datetime.now().strftime('%Y%m%d-%H%M%S')
-    name = '-'.join([stamp, file_stem(recipe.model), *([str(recipe.img_size)] if recipe.img_size else [])])
+    name = '-'.join([stamp, file_stem(recipe.model), *([str(recipe.side)] if recipe.side else [])])
     return Path(recipe.output, name)
 
 
@@ -349,6 +349,7 @@ def make_model(recipe: Recipe, classes: int, log: Callable[[str], object] = str)
         recipe.model,
         pretrained=recipe.pretrained,
         num_classes=classes,
+        in_chans=recipe.channels,
         drop_rate=recipe.drop,
         drop_path_rate=recipe.drop_path,
         drop_block_rate=recipe.drop_block,

@@ -197,7 +197,7 @@ def _run(run: Run, console: Console) -> Result:
         shown = counted(learner.epochs, 'epoch')
         console.line(f'{shown}: --epochs {recipe.epochs}, with cycles, warm-up prefix and cool-down')
     console.line(f'run folder: {run.folder.path}' + (f', continued at {run.progress}' if run.begun else ''))
-    own = {'global_pool': recipe.gp, 'bn_eps': recipe.bn_eps}
+    own = {'global_pool': recipe.gp, 'bn_eps': recipe.bn_eps, 'in_chans': recipe.channels}
     model_args = {**factory.source_args(recipe.model, learner.model), **recipe.model_kwargs}
     model_args |= {name: value for name, value in own.items() if value is not None}
     from_scratch = not (recipe.pretrained or recipe.initial_checkpoint)

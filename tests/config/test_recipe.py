@@ -112,7 +112,7 @@ def test_where_nothing_is_said_layout_is_channels_last_on_a_cpu() -> None:
     [
         (['--epoch', '3'], '--epochs'),
         (['--learning-rate', '3'], 'unknown option --learning-rate'),
-        (['--in-chans', '1'], 'unknown option --in-chans: only timm\'s script has it (Image input channels)'),
+        (['--fast-norm'], "unknown option --fast-norm: only timm's script has it (enable experimental fast-norm)"),
         (['--noon', 'skip'], 'unknown option --noon'),
         (['--lr', 'fast'], "--lr: 'fast' is not a number"),
         (['--epochs', '2.5'], "--epochs: '2.5' is not a whole number"),

@@ -392,3 +392,25 @@ def test_real_images_come_out_as_from_timms_loader(
         error = difference.std(0) / math.sqrt(len(images))
         cut = 1.5 if color_jitter else 0.0
         assert (difference.mean(0).abs() < 4 * error + cut).all()
+
+
+@pytest.mark.parametrize('channels', [1, 4])
+def test_other_channels_are_cropped_as_those_of_rgb(channels: int) -> None:
+    planes = torch.randint(256, (3, 40, 40, 4), dtype=torch.uint8)
+    samples = Augmentation(vflip=0.5).draw(torch.full((3, 2), 40), 40, seed=0, epoch=0)
+    index = torch.arange(3)
+    result = augment.crop_resize(planes[..., :channels].contiguous(), index, samples, (16, 16))
+    assert result.shape == (3, channels, 16, 16)
+    for channel in range(channels):
+        rgb = augment._crop_resize_each(planes[..., [channel] * 3].contiguous(), index, samples, (16, 16))
+        assert (result[:, channel].int() - rgb[:, 0].int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize('channels', [1, 4])
+def test_other_channels_are_normalised(channels: int) -> None:
+    images = torch.randint(256, (2, 8, 8, channels), dtype=torch.uint8).permute(0, 3, 1, 2)
+    mean, std = [0.1, 0.2, 0.3, 0.4][:channels], [0.5] * channels
+    expected = (images / 255 - torch.tensor(mean).view(-1, 1, 1)) / 0.5
+    for channels_last in (False, True):
+        result = Normalize(mean, std, torch.device('cpu'), channels_last)(images)
+        torch.testing.assert_close(result, expected)

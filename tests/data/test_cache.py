@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from types import SimpleNamespace
@@ -843,3 +844,15 @@ def test_augmentation_that_the_cache_can_not_do_is_one_line(
     assert main(['train', *(f'--{name.replace("_", "-")}={value}' for name, value in values.items())]) == 2
     assert capsys.readouterr().err == 'error: --loader cache: cannot do --aa: use --loader timm\n'
     assert not (tmp_path / 'runs').exists()
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+def test_channels_have_entries_of_their_own(folder: Path, channels: int) -> None:
+    images = replace(load_split(folder), channels=channels)
+    before = train_pixels(load_split(folder), 48, QUIET)
+    pixels = train_pixels(images, 48, QUIET)
+    assert pixels.shape == (len(images), 48, 48, channels)
+    first = image_files.open_image(images.root / images.paths[0], channels=channels).resize((48, 48))
+    assert np.array_equal(pixels[0].squeeze(), np.asarray(first))
+    assert len({entry.folder for entry in cache.entries()}) == (1 if channels == 3 else 2)
+    assert np.array_equal(train_pixels(load_split(folder), 48, QUIET), before)

@@ -249,3 +249,50 @@ def test_a_pipe_is_never_opened(tmp_path: Path) -> None:
         for opens in (images.open_image, images.image_size):
             with pytest.raises(UserError, match='is no regular file'):
                 opens(tmp_path / name)
+
+
+# --- One and four channels --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('mode', ['RGB', 'L', 'P', 'RGBA', 'CMYK'])
+def test_one_channel_is_the_luminance(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / 'image.tif'
+    Image.fromarray(gradient()).convert(mode).save(path)
+    grey = images.open_image(path, channels=1)
+    assert grey.mode == 'L'
+    assert grey.tobytes() == images.open_image(path).convert('L').tobytes()
+    assert mode != 'L' or grey.tobytes() == Image.open(path).tobytes()
+
+
+@pytest.mark.parametrize(('mode', 'suffix'), [('RGBA', 'png'), ('RGBA', 'tif'), ('RGBX', 'tif'), ('CMYK', 'tif')])
+def test_four_channels_are_read_as_they_are(tmp_path: Path, mode: str, suffix: str) -> None:
+    values = np.dstack([gradient(), np.zeros((12, 20), np.uint8)])  # all is transparent, were it opacity
+    Image.frombytes(mode, (20, 12), values.tobytes()).save(tmp_path / f'image.{suffix}')
+    image = images.open_image(tmp_path / f'image.{suffix}', channels=4)
+    assert np.array_equal(np.asarray(image), values)
+    three = Image.fromarray(gradient()).resize((6, 6))
+    assert np.array_equal(np.asarray(image.resize((6, 6)))[..., :3], np.asarray(three))
+
+
+@pytest.mark.parametrize('bits', [10, 16])
+@pytest.mark.parametrize('kind', [0, 2])  # of the fourth channel: not said, opacity
+def test_four_channels_of_more_bits(tmp_path: Path, kind: int, bits: int) -> None:
+    values = np.random.RandomState(0).randint(2**bits, size=(5, 7, 4)).astype('<u2')
+    entries = [
+        (256, 3, 1, 7), (257, 3, 1, 5), (258, 3, 4, 134), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 1, 142),
+        (277, 3, 1, 4), (278, 3, 1, 5), (279, 4, 1, values.nbytes), (338, 3, 1, kind),
+    ]  # fmt: skip
+    tags = b''.join(struct.pack('<HHII', *entry) for entry in entries)
+    head = struct.pack('<2sHI', b'II', 42, 8) + struct.pack('<H', len(entries)) + tags + bytes(4)
+    head = head.ljust(134, b'\0') + struct.pack('<4H', *[16] * 4)
+    (tmp_path / 'image.tif').write_bytes(head + values.tobytes())
+    image = images.open_image(tmp_path / 'image.tif', channels=4)
+    assert np.array_equal(np.asarray(image), values >> (bits - 8))
+
+
+@pytest.mark.parametrize('mode', ['RGB', 'L', 'LA', 'P'])
+def test_four_channels_of_fewer_are_an_error_that_names_the_file(tmp_path: Path, mode: str) -> None:
+    Image.fromarray(gradient()).convert(mode).save(tmp_path / 'image.png')
+    with pytest.raises(UserError, match=r'image .*image\.png has not four channels of its own') as error:
+        images.open_image(tmp_path / 'image.png', channels=4)
+    assert_one_line(error)

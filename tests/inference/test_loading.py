@@ -186,7 +186,7 @@ def test_all_kinds_in_one_command(run: Path, ten: Path, elsewhere: Path) -> None
         ({'label_names': [*'abcdefghij']}, r'its classes \(a, …\) are not those of'),
         ({'pretrained_cfg': {'mean': 'abc'}}, "its config doesn't say how images are prepared"),
         ({'model_args': {'channel_multiplier': 0.5}}, 'the checkpoint of another model'),
-        ({'pretrained_cfg': {'input_size': [1, 32, 32]}}, 'is for images of 1 channels'),
+        ({'pretrained_cfg': {'input_size': [2, 32, 32]}}, 'is for images of 2 channels'),
     ],
 )
 def test_a_bad_model_fails_before_the_first_is_evaluated(
@@ -243,7 +243,7 @@ def test_a_runs_own_dataset_is_used(
 ) -> None:
     asked: list[tuple[object, ...]] = []
 
-    def resolve(dataset: str, data_dir: object, *splits: str) -> Path:
+    def resolve(dataset: str, data_dir: object, *splits: str, options: object) -> Path:
         asked.append((dataset, data_dir, *splits))
         return folder
 

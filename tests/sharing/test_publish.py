@@ -335,6 +335,15 @@ def test_the_card_says_how_to_install_what_it_needs(more: dict[str, Any]) -> Non
     assert 'While imagenette-zoo is not on PyPI, install its wheel or a checkout: `pip install PATH`.' in text
 
 
+@pytest.mark.parametrize(('channels', 'mode'), [(1, 'L'), (3, 'RGB'), (4, 'RGBA')])
+def test_the_card_opens_images_in_the_channels_of_the_model(channels: int, mode: str) -> None:
+    config = {'architecture': 'test_resnet', 'num_classes': 3, 'pretrained_cfg': {'input_size': [channels, 32, 32]}}
+    text = str(model_card(CardFacts('me/small', config, [], 1, None, 'mit', None)))
+    assert f".convert('{mode}')" in text
+    assert ("Image.frombytes('CMYK'" in text) == (channels == 4)
+    assert ('AutoImageProcessor' in text) == (channels == 3)
+
+
 def test_the_card_has_the_figures_of_the_report(run: Path, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
     pytest.importorskip('matplotlib')
     assert '](curves.png)' in written(run, tmp_path / 'out')

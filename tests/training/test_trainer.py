@@ -17,6 +17,7 @@ import safetensors.torch
 import timm
 import torch
 import yaml
+from PIL import Image
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 
 import imagenette_zoo
@@ -32,7 +33,7 @@ from imagenette_zoo.study.records import check_recipe
 from imagenette_zoo.training import learner, trainer
 from imagenette_zoo.training.learner import learning_rate
 from imagenette_zoo.training.loss import class_weights, loss_function
-from imagenette_zoo.training.run import check_alike, open_folder
+from imagenette_zoo.training.run import check_alike, make_model, open_folder
 from imagenette_zoo.training.run_folder import RunFolder
 from imagenette_zoo.utils.distributed import World
 from tests.conftest import changed, interrupted, make_folder, needs_local_dir
@@ -625,7 +626,11 @@ def expect_error(capsys: pytest.CaptureFixture[str], words: list[str], *parts: s
         (dict(opt='adamx'), ["has no optimizer 'adamx'", 'adam']),
         (dict(output='/proc/nowhere'), ['/proc/nowhere', "can't write"]),
         (dict(model_kwargs='colour=red'), ['colour']),
-        (dict(model_kwargs='in_chans=1'), ['in_chans=1', 'three channels']),
+        (dict(model_kwargs='in_chans=1'), ['in_chans: has an option of its own, --in-chans']),
+        (dict(in_chans=2), ['--in-chans: images of 2 channels', '1, 3 or 4']),
+        (dict(in_chans=4), ['image ', 'class', 'has not four channels of its own']),
+        (dict(in_chans=1, color_jitter=0.4), ['--color-jitter 0.4', 'three channels']),
+        (dict(in_chans=1, aa='v0'), ['--aa v0', 'three channels']),
         (dict(aa='nonsense'), ['--aa nonsense']),
         (dict(initial_checkpoint='/nowhere.pth'), ['/nowhere.pth', 'no such checkpoint']),
         (dict(resume='/nowhere'), ['/nowhere', 'no run to resume']),
@@ -1051,3 +1056,57 @@ def test_the_weights_of_classes_are_those_of_torch(recipe: MakeRecipe) -> None:
     assert torch.equal(loss_function(recipe(), given)(logits, targets), expected)
     with pytest.raises(UserError, match='--class-weights: 3 numbers are needed, one for each class'):
         train(recipe(class_weights=[1, 2]), quiet=True)
+
+
+# --- Grey and multispectral images ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def four_channels(folder: Path, tmp_path: Path) -> Path:
+    """The tiny folder with a fourth channel."""
+    copied = shutil.copytree(folder, tmp_path / 'four')
+    for path in copied.rglob('*.png'):
+        image = Image.open(path)
+        image.putalpha(image.convert('L').point(lambda value: value // 2))
+        image.save(path)
+    return copied
+
+
+@pytest.mark.parametrize(('channels', 'loader'), [(1, 'cache'), (1, 'timm'), (4, 'cache'), (4, 'timm')])
+def test_a_run_on_other_channels_is_known_to_all_commands(
+    recipe: MakeRecipe, four_channels: Path, channels: int, loader: str
+) -> None:
+    result = train(recipe(data_dir=str(four_channels), in_chans=channels, loader=loader, epochs=1), quiet=True)
+    config = json.loads((result.folder / 'best' / 'config.json').read_text())
+    assert config['model_args']['in_chans'] == channels
+    assert config['pretrained_cfg']['input_size'] == [channels, 32, 32]
+    assert len(config['pretrained_cfg']['mean']) == channels
+    [scores] = imagenette_zoo.validate(result.folder, workers=0, device='cpu', quiet=True)
+    assert scores.loss == pytest.approx(result.loss, abs=1e-4)
+    image = four_channels / 'val' / 'class0' / '0.png'
+    [prediction] = imagenette_zoo.predict(image, result.folder, device='cpu', save_figure=str(result.folder / 'x.png'))
+    assert prediction.label in ('class0', 'class1', 'class2')
+    exported = imagenette_zoo.export(result.folder, 'torchscript', result.folder / 'x.pt')
+    assert exported.images > 3
+
+
+def test_published_weights_are_adapted_to_grey(folder: Path) -> None:
+    three, grey = (
+        make_model(Recipe(model='mbv2_imagenette', pretrained=True, in_chans=channels), 10) for channels in (3, 1)
+    )
+    torch.testing.assert_close(grey.conv_stem.weight, three.conv_stem.weight.sum(1, keepdim=True), rtol=1e-2, atol=1e-3)
+
+
+def test_a_model_for_grey_images_asks_for_them(recipe: MakeRecipe, tmp_path: Path) -> None:
+    model = timm.create_model('test_resnet', num_classes=3, in_chans=1)
+    timm.models.save_for_hf(model, tmp_path / 'grey', {'input_size': (1, 32, 32)}, {'in_chans': 1})
+    with pytest.raises(UserError, match='is for images of 1 channels: give --in-chans 1'):
+        train(recipe(model=f'local-dir:{tmp_path / "grey"}'), quiet=True)
+
+
+def test_images_that_are_no_squares(recipe: MakeRecipe) -> None:
+    result = train(recipe(img_size=None, input_size=(1, 24, 32), epochs=1), quiet=True)
+    config = json.loads((result.folder / 'best' / 'config.json').read_text())
+    assert config['pretrained_cfg']['input_size'] == [1, 24, 32]
+    [scores] = imagenette_zoo.validate(result.folder, workers=0, device='cpu', quiet=True)
+    assert scores.loss == pytest.approx(result.loss, abs=1e-4)

@@ -108,6 +108,7 @@ COSTLY = {  # that would take long, start programs, or reach for the network whe
     'epochs',
     'workers',
     'img_size',
+    'input_size',
     'train_img_sizes',
     'torchcompile',
     'pretrained',

@@ -1,0 +1,253 @@
+"""Data sets that timm's readers read: tars, and those of Hugging Face, WebDataset, TensorFlow and torchvision.
+
+Each split is written once into the user cache, as a folder of images by class: the bytes of the files where the reader
+gives them, else PNG. From there on it is an image folder like any other, with the same pixels in the same order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import io
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
+from pathlib import Path
+from typing import Any
+
+from timm.data import create_dataset
+from timm.data.readers.class_map import load_class_map
+from timm.data.readers.reader_factory import create_reader
+from timm.data.readers.reader_image_in_tar import ReaderImageInTar
+
+from ..config.groups import SOURCES, DataOptions
+from ..errors import UserError, first_line
+from ..utils.files import cache_dir, file_stem, to_json, whole_folder
+from .constants import IMAGE_EXTENSIONS
+from .folders import ORDER_FILE, SPLITS, is_hidden, parse_slice, spellings
+from .images import open_file
+
+__all__ = ['as_folder', 'is_read']
+
+NEEDS = {  # module, and the packages that are to be installed for it
+    'hfds/': ('datasets', 'datasets'),
+    'wds/': ('webdataset', 'webdataset'),
+    'tfds/': ('tensorflow_datasets', 'tensorflow-datasets tensorflow'),
+}
+FOLDERS = ('torch/imagenette', 'torch/image_folder', 'torch/folder')  # of torchvision, which are image folders already
+LARGEST_FILE = 2**30  # bytes of an image in a tar
+
+PNG_MODES = ('1', 'L', 'LA', 'P', 'RGB', 'RGBA', 'I', 'I;16')
+
+# The class index of an image, its file's name if it has one, and its bytes.
+Sample = tuple[int, str, bytes]
+
+
+def is_read(dataset: str, data_dir: str | Path | None, *splits: str) -> bool:
+    """Whether a data set is one for `as_folder`: by its name, or since its splits are tars."""
+    if dataset.startswith(SOURCES):
+        return dataset not in FOLDERS
+    root = '' if dataset == 'synthette' else os.path.expanduser(data_dir or '')
+    return bool(root) and all(_tars(root, parse_slice(split)[0]) for split in splits or SPLITS)
+
+
+def as_folder(dataset: str, data_dir: str | Path | None, splits: Sequence[str], options: DataOptions) -> Path:
+    """The folder of the user cache that holds the splits; what is not there yet is read.
+
+    Args:
+        dataset: The name, as `hfds/OWNER/NAME`; nothing for tars.
+        data_dir: Where the data are, or where their package keeps them.
+        splits: Their names, as `load_split` takes them.
+        options: `input_key`, `target_key`, `class_map`, `train_num_samples` and `train_split`.
+
+    Raises:
+        UserError: A package is missing, there is no such data set or split, or an image or a label in it is bad.
+    """
+    source = dataset if dataset.startswith(SOURCES) else ''
+    prefix = source.partition('/')[0] + '/'
+    module, packages = NEEDS.get(prefix, ('timm', ''))
+    if importlib.util.find_spec(module) is None:
+        raise UserError(f'--dataset {dataset} needs a package: pip install {packages}')
+    root = os.path.abspath(os.path.expanduser(data_dir)) if data_dir else None
+    if root is None and prefix in ('wds/', 'torch/'):
+        raise UserError(f'--dataset {dataset}: give the folder of its files by --data-dir')
+    class_map = _class_map(options.class_map)
+    place = Path(source.removeprefix(prefix) if prefix == 'hfds/' else root or '')
+    chosen = options.input_key, options.target_key, class_map, options.train_num_samples
+    key = hashlib.blake2b(json.dumps([source, root, chosen, _state(place)]).encode(), digest_size=16).hexdigest()
+    folder = cache_dir() / 'datasets' / key / (file_stem(source.rstrip('/')) if source else Path(root or '').name)
+    for split in dict.fromkeys(parse_slice(split)[0] for split in splits or SPLITS):
+        target = folder / _file_name(spellings(split)[0])
+        what = f'--dataset {source}, split {split}' if source else f'{root}, split {split}'
+        if not target.is_dir():
+            with whole_folder(target) as temporary:
+                with _in_one_line(what):
+                    classes, samples = _samples(source, root, split, class_map, options)
+                _write(temporary, classes, _readable(samples, what))
+    return folder
+
+
+@contextmanager
+def _in_one_line(what: str) -> Iterator[None]:
+    """What a reader raises, as a `UserError`: they report what they can't read in many ways."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f'{what}: {error}') from None
+    except Exception as error:
+        raise UserError(f'{what}: cannot be read: {first_line(error)[:200]}') from error
+
+
+def _readable(samples: Iterable[Sample], what: str) -> Iterator[Sample]:
+    with _in_one_line(what):
+        empty = True
+        for sample in samples:
+            empty = False
+            yield sample
+        if empty:
+            raise UserError('holds no images')
+
+
+def _state(place: Path) -> list[tuple[str, int, int]]:
+    """Names, sizes and times of the files of a data set, where they are at hand."""
+    files = sorted(path for path in place.rglob('*') if path.is_file()) if str(place) != '.' and place.is_dir() else []
+    return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+
+
+def _class_map(path: str | None) -> dict[str, int] | None:
+    if path is None:
+        return None
+    if not path.endswith('.txt') or not os.path.isfile(path):  # a pickle runs code in some versions of timm
+        raise UserError(f'--class-map {path}: expected a .txt file with a class a line')
+    return dict(load_class_map(path))
+
+
+def _tars(root: str, split: str) -> Path | None:
+    """The tar of a split, or the folder of its tars, one a class."""
+    for name in spellings(split):
+        folder = Path(root, name)
+        if os.path.isfile(f'{folder}.tar'):
+            return Path(f'{folder}.tar')
+        if os.path.isdir(folder):
+            entries: list[os.DirEntry[str]] = []
+            with suppress(OSError):  # `find_root` says so
+                entries = [entry for entry in os.scandir(folder) if not is_hidden(entry.name)]
+            if any(entry.name.endswith('.tar') for entry in entries) and not any(each.is_dir() for each in entries):
+                return folder
+    return None
+
+
+# --- What the readers give --------------------------------------------------------------------------------------------
+
+
+def _samples(
+    source: str, root: str | None, split: str, class_map: dict[str, int] | None, options: DataOptions
+) -> tuple[list[str], Iterable[Sample]]:
+    """The names of the classes, as far as they are known, and every image."""
+    keys = {'input_key': options.input_key, 'target_key': options.target_key}
+    if not source:
+        tar = ReaderImageInTar(str(_tars(str(root), split)), class_map=class_map or '', cache_tarinfo=False)
+        return _in_order(tar.class_name_to_idx), _from_tar(tar)
+    if source.startswith('hfds/'):
+        split = 'validation' if split in spellings('val') else split
+        with redirect_stdout(io.StringIO()):
+            reader = create_reader(source, root=root, split=split, class_map=class_map, **keys)
+        return _in_order(reader.class_to_idx), _from_hub(reader)
+    count = options.train_num_samples if split == parse_slice(options.train_split)[0] else None
+    more: dict[str, Any] = {} if source.startswith('torch/') else keys
+    more |= {'input_img_mode': ''} if source.startswith('wds/') else {}  # as they are
+    images = create_dataset(
+        source, root=root, split=split, class_map=class_map, is_training=False, num_samples=count, **more
+    )
+    classes = getattr(images, 'classes', None) or _in_order(class_map or {})
+    return list(map(str, classes)), _decoded(images)
+
+
+def _in_order(class_to_idx: Mapping[Any, int]) -> list[str]:
+    return [str(name) for name in sorted(class_to_idx, key=lambda name: class_to_idx[name])]
+
+
+def _from_tar(reader: Any) -> Iterator[Sample]:
+    for index in range(len(reader)):
+        file, target = reader[index]
+        data = file.read(LARGEST_FILE + 1)
+        name = reader.filename(index, basename=True)
+        if len(data) > LARGEST_FILE:
+            raise UserError(f'image {name} has more than {LARGEST_FILE >> 20:,} MiB: remove it')
+        yield int(target), name, data
+
+
+def _from_hub(reader: Any) -> Iterator[Sample]:
+    for index in range(len(reader)):
+        file, target = reader[index]
+        with file:
+            data = file.read()
+        path = reader.dataset[index][reader.image_key].get('path')
+        yield _index(target, index), os.path.basename(path or ''), data
+
+
+def _decoded(images: Any) -> Iterator[Sample]:
+    samples = images if hasattr(images, 'reader') else (images[index] for index in range(len(images)))
+    for index, (image, target) in enumerate(samples):
+        file = io.BytesIO()
+        image = image if image.mode in PNG_MODES else image.convert('RGB')
+        image.save(file, 'PNG', compress_level=1)
+        yield _index(target, index), '', file.getvalue()
+
+
+def _index(target: Any, index: int) -> int:
+    try:
+        number = int(target)
+    except (TypeError, ValueError):
+        number = -1
+    if number < 0:
+        raise UserError(
+            f'the label of image {index} is {str(target)[:40]!r}: expected the index of a class; choose the field by '
+            '--target-key, or name the classes by --class-map'
+        )
+    return number
+
+
+# --- The folder -------------------------------------------------------------------------------------------------------
+
+
+def _write(folder: Path, classes: Sequence[str], samples: Iterable[Sample]) -> None:
+    """Writes the images of a split by class, and the order of the classes."""
+    names = list(_distinct(map(_file_name, classes)))
+    for number, (target, name, data) in enumerate(samples):
+        names += map(str, range(len(names), target + 1))  # of classes that have no names
+        place = folder / names[target]
+        place.mkdir(exist_ok=True)
+        file = place / _image_name(name, number, data)
+        if file.exists():
+            file = place / f'{number:08d}-{file.name}'
+        file.write_bytes(data)
+    (folder / ORDER_FILE).write_text(to_json(names))
+
+
+def _image_name(name: str, index: int, data: bytes) -> str:
+    """A name that ends as images do; that of the file where it has one."""
+    name = _file_name(name) if name else f'{index:08d}'
+    if os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS:
+        return name
+    try:
+        with open_file(io.BytesIO(data)) as image:
+            return f'{name}.{(image.format or "").lower()}'
+    except Exception:  # it is named when it is decoded
+        return f'{name}.png'
+
+
+def _file_name(text: str) -> str:
+    """The text as the name of a file that is no hidden one."""
+    name = re.sub(r'[\x00-\x1f/\\:*?"<>|\[\]]', '_', text).strip()[:200] or '_'
+    return f'_{name}' if is_hidden(name) else name
+
+
+def _distinct(names: Iterable[str]) -> Iterator[str]:
+    seen: set[str] = set()
+    for index, name in enumerate(names):
+        name = f'{name}-{index}' if name in seen else name
+        seen.add(name)
+        yield name

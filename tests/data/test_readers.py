@@ -1,0 +1,199 @@
+"""Data sets of timm's readers are the image folders that they were made of, to the bit."""
+
+import io
+import struct
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+import imagenette_zoo
+from imagenette_zoo import train
+from imagenette_zoo.config.groups import DataOptions
+from imagenette_zoo.config.recipe import Recipe
+from imagenette_zoo.data import readers
+from imagenette_zoo.data.folders import ImageSet
+from imagenette_zoo.data.images import open_image
+from imagenette_zoo.data.locate import load_splits
+from imagenette_zoo.errors import UserError
+
+SPLITS = ('train', 'val')
+
+pytestmark = pytest.mark.usefixtures('cache')
+
+
+def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
+
+
+def tar_a_class(folder: Path, place: Path) -> Path:
+    for split in SPLITS:
+        (place / split).mkdir(parents=True)
+        for each in (folder / split).iterdir():
+            with tarfile.open(place / split / f'{each.name}.tar', 'w') as tar:
+                for path in each.iterdir():
+                    add(tar, path.name, path.read_bytes())
+    return place
+
+
+def tar_a_split(folder: Path, place: Path) -> Path:
+    place.mkdir()
+    for split in SPLITS:
+        with tarfile.open(place / f'{split}.tar', 'w') as tar:
+            for path in sorted((folder / split).rglob('*.png'), reverse=True):
+                add(tar, f'{path.parent.name}/{path.name}', path.read_bytes())
+    return place
+
+
+def parquet(folder: Path, place: Path) -> Path:
+    datasets = pytest.importorskip('datasets')
+    place.mkdir()
+    names = sorted(each.name for each in (folder / 'train').iterdir())
+    features = datasets.Features({'image': datasets.Image(), 'label': datasets.ClassLabel(names=names)})
+    for split, name in (('train', 'train'), ('val', 'validation')):
+        paths = sorted((folder / split).rglob('*.png'), reverse=True)
+        rows: dict[str, Any] = {
+            'image': [{'bytes': path.read_bytes(), 'path': path.name} for path in paths],
+            'label': [path.parent.name for path in paths],
+        }
+        table = datasets.Dataset.from_dict(rows, features=features).data.table  # knows the features
+        pytest.importorskip('pyarrow.parquet').write_table(table, place / f'{name}.parquet')
+    return place
+
+
+def options_for(make: Callable[[Path, Path], Path], folder: Path, tmp_path: Path) -> dict[str, Any]:
+    place = make(folder, tmp_path / 'other')
+    if make is parquet:
+        return {'dataset': f'hfds/{place}', 'data_dir': str(tmp_path / 'arrow')}
+    return {'data_dir': str(place)}
+
+
+def content(images: ImageSet) -> list[tuple[str, int, bytes]]:
+    files = [(images.root / path).read_bytes() for path in images.paths]
+    return list(zip(images.paths, images.targets, files, strict=True))
+
+
+@pytest.mark.parametrize('make', [tar_a_class, tar_a_split, parquet])
+def test_the_images_are_those_of_the_folder(
+    folder: Path, tmp_path: Path, make: Callable[[Path, Path], Path]
+) -> None:
+    same = load_splits(DataOptions(data_dir=str(folder)))
+    options = options_for(make, folder, tmp_path)
+    for images, expected in zip(load_splits(DataOptions(**options)), same, strict=True):
+        assert (images.classes, images.class_names) == (expected.classes, expected.class_names)
+        assert content(images) == content(expected)
+        assert images.passed_over == ()
+
+
+@pytest.mark.parametrize('make', [tar_a_class, parquet])
+def test_a_training_ends_with_the_same_weights(
+    folder: Path, tmp_path: Path, recipe: Callable[..., Recipe], make: Callable[[Path, Path], Path]
+) -> None:
+    options = options_for(make, folder, tmp_path)
+    runs = [
+        train(recipe(epochs=1, experiment=name, **given), quiet=True)
+        for name, given in (('folder', {}), ('other', options))
+    ]
+    weights = [safetensors.torch.load_file(run.folder / 'last' / 'model.safetensors') for run in runs]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert runs[0].loss == runs[1].loss
+    [scores] = imagenette_zoo.validate(runs[1].folder, workers=0, device='cpu', quiet=True)
+    assert scores.images == 12
+
+
+def test_a_class_map_orders_the_classes(folder: Path, tmp_path: Path) -> None:
+    place = tar_a_class(folder, tmp_path / 'tars')
+    (tmp_path / 'map.txt').write_text('class2\nclass0\n')
+    train, val = load_splits(DataOptions(data_dir=str(place), class_map=str(tmp_path / 'map.txt')))
+    assert train.classes == val.classes == ('class2', 'class0')
+    assert {(path.split('/')[1], target) for path, target in zip(val.paths, val.targets, strict=True)} == {
+        ('class2', 0), ('class0', 1)
+    }  # fmt: skip
+
+
+def test_what_has_changed_is_read_again(folder: Path, tmp_path: Path) -> None:
+    place = tar_a_class(folder, tmp_path / 'tars')
+    before = load_splits(DataOptions(data_dir=str(place)))[1]
+    assert load_splits(DataOptions(data_dir=str(place)))[1].root == before.root
+    (place / 'val' / 'class0.tar').unlink()
+    assert len(load_splits(DataOptions(data_dir=str(place)))[1]) == len(before) - 4
+
+
+def test_webdatasets_have_the_same_pixels(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip('webdataset')
+    same = load_splits(DataOptions(data_dir=str(folder)))
+    for images in same:
+        with tarfile.open(tmp_path / f'{images.split}-0.tar', 'w') as tar:
+            for index, (path, target) in enumerate(zip(images.paths, images.targets, strict=True)):
+                add(tar, f'{index:04d}.png', (images.root / path).read_bytes())
+                add(tar, f'{index:04d}.cls', str(target).encode())
+    names = {'train_split': 'train-{0..0}.tar', 'val_split': 'val-0.tar'}
+    options = DataOptions(data_dir=str(tmp_path), dataset='wds/any', **names)
+    for images, expected in zip(load_splits(options), same, strict=True):
+        assert images.targets == expected.targets
+        for path, other in zip(images.paths, expected.paths, strict=True):
+            assert open_image(images.root / path).tobytes() == open_image(expected.root / other).tobytes()
+
+
+def test_torchvisions_data_sets_are_written_as_png(tmp_path: Path) -> None:
+    pixels = np.random.RandomState(0).randint(256, size=(10, 28, 28)).astype(np.uint8)
+    (tmp_path / 'MNIST' / 'raw').mkdir(parents=True)
+    for name in ('train', 't10k'):
+        raw = tmp_path / 'MNIST' / 'raw' / name
+        Path(f'{raw}-images-idx3-ubyte').write_bytes(struct.pack('>4I', 0x803, 10, 28, 28) + pixels.tobytes())
+        Path(f'{raw}-labels-idx1-ubyte').write_bytes(struct.pack('>2I', 0x801, 10) + bytes(range(10)))
+    for images in load_splits(DataOptions(dataset='torch/mnist', data_dir=str(tmp_path))):
+        assert images.targets == tuple(range(10))
+        assert images.classes[3] == '3 - three'
+        for path, expected in zip(images.paths, pixels, strict=True):
+            assert np.array_equal(np.asarray(open_image(images.root / path, channels=1)), expected)
+
+
+def test_torchvisions_imagenette_is_a_folder(folder: Path) -> None:
+    images, _ = load_splits(DataOptions(dataset='torch/imagenette', data_dir=str(folder)))
+    assert images.root == folder
+
+
+@pytest.mark.parametrize(
+    ('given', 'part'),
+    [
+        ({'dataset': 'hfds/a/b'}, 'needs a package: pip install datasets'),
+        ({'dataset': 'wds/a', 'data_dir': '.'}, 'needs a package: pip install webdataset'),
+        ({'dataset': 'tfds/a'}, 'needs a package: pip install tensorflow-datasets'),
+    ],
+)
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, given: dict[str, str], part: str) -> None:
+    monkeypatch.setattr(readers.importlib.util, 'find_spec', lambda name: None)
+    with pytest.raises(UserError, match=part):
+        load_splits(DataOptions(**given))
+
+
+def test_bad_input_is_one_line(folder: Path, tmp_path: Path) -> None:
+    place = tar_a_class(folder, tmp_path / 'tars')
+
+    def message(**given: Any) -> str:
+        with pytest.raises(UserError) as error:
+            load_splits(DataOptions(**given))
+        assert '\n' not in str(error.value)
+        return str(error.value)
+
+    assert 'expected a .txt file' in message(data_dir=str(place), class_map='map.pkl')
+    assert 'contradict' in message(data_dir=str(place), dataset='synthette')
+    assert '--input-key: is for tars and' in message(data_dir=str(folder), input_key='x')
+    assert 'give the folder of its files by --data-dir' in message(dataset='torch/cifar10')
+    assert 'cannot be read' in message(dataset='torch/cifar10', data_dir=str(tmp_path))
+    with pytest.raises(UserError, match=r"--dataset: 'cifar' is not one of imagenette, folder, synthette or hfds/"):
+        DataOptions(dataset='cifar')
+    with tarfile.open(place / 'val' / 'class0.tar', 'w') as tar:
+        add(tar, 'notes.txt', b'none')
+    assert load_splits(DataOptions(data_dir=str(place)))[1].classes == ('class0', 'class1', 'class2')
+    data = (place / 'val' / 'class1.tar').read_bytes()
+    (place / 'val' / 'class1.tar').write_bytes(data[: len(data) // 2 + 100])
+    assert 'split validation: cannot be read' in message(data_dir=str(place))

@@ -12,7 +12,6 @@ from ..utils.files import cache_dir
 from .archives import ARCHIVE_SUFFIXES, unpacked
 from .constants import FAMILY
 from .folders import SPLITS, ImageSet, holds_splits, is_hidden, load_split, parse_slice, spellings
-from .readers import FOLDERS, as_folder, is_read
 
 __all__ = ['find_root', 'load_splits', 'resolve_dataset', 'root_name', 'validation_images']
 
@@ -33,6 +32,8 @@ def resolve_dataset(
     Raises:
         UserError: An unknown name, no data, or a `data_dir` with `synthette`, which needs none.
     """
+    from .readers import FOLDERS, as_folder, is_read  # needs timm
+
     if is_read(dataset, data_dir, *splits):
         return as_folder(dataset, data_dir, splits, options or DataOptions())
     for name in ('input_key', 'target_key', 'class_map', 'train_num_samples'):
@@ -112,7 +113,7 @@ def find_root(data_dir: str | Path | None, *splits: str) -> Path:
 def root_name(dataset: str, data_dir: str | None, *splits: str) -> str | None:
     """The name of the folder that `resolve_dataset` gives; None where it is not there, or would first be made."""
     place = data_dir or os.environ.get('IMAGENETTE_DIR')
-    if dataset == 'synthette' or (place and not os.path.isdir(os.path.expanduser(place))):
+    if dataset.startswith(('synthette', *SOURCES)) or (place and not os.path.isdir(os.path.expanduser(place))):
         return None
     try:
         return Path(os.path.abspath(find_root(data_dir, *splits))).name

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from ..config.groups import ArchitectureOptions
+from ..config.groups import ArchitectureOptions, DataOptions
 from ..config.recipe import ModelOptions, Recipe
 from ..data.locate import resolve_dataset
 from ..errors import Mistakes, UserError, nearest
@@ -122,17 +122,16 @@ def run_study(study: Study, slot: Slot, console: Console, extent: Extent = WHOLE
 
 def _check_data(study: Study, slot: Slot, only: Sequence[str]) -> None:
     """Raises `UserError` where the images of trainings that are to come are not at hand."""
-    recipes = [
-        each.base
+    recipes = {
+        repr([getattr(each.base, name) for name in sorted(DataOptions.names())]): each.base
         for each in study.trials()
         if (not only or each.run in only)
         and each.seed in study.seeds
         and not (slot.output / each.name / 'result.json').is_file()
-    ]
-    for place in dict.fromkeys(
-        (each.dataset, slot.data_dir or each.data_dir, each.train_split, each.val_split) for each in recipes
-    ):
-        resolve_dataset(*place)
+    }
+    for recipe in recipes.values():
+        place = slot.data_dir or recipe.data_dir
+        resolve_dataset(recipe.dataset, place, recipe.train_split, recipe.val_split, options=recipe)
 
 
 @contextlib.contextmanager

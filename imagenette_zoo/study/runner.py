@@ -104,11 +104,10 @@ def run_study(study: Study, slot: Slot, console: Console, extent: Extent = WHOLE
     """
     budget = extent.hours(study)
     check_models(study, console)
+    here = needs_this_process(study, slot)
     _check_data(study, slot, extent.only)
     with opened(study, slot, console, extent.only) as chosen, sigterm_interrupts(), Workers() as workers:
-        start: Callable[[Trial, Slot, int], Job] = workers.start if slot.in_process else Job
-        if needs_this_process(study, slot):
-            start = TrainedHere
+        start: Callable[[Trial, Slot, int], Job] = TrainedHere if here else workers.start if slot.in_process else Job
 
         def train(trials: list[Trial]) -> Trials:
             states = {trial.name: state_of(trial, slot) for trial in trials}

@@ -470,10 +470,10 @@ def test_processes_tell_what_is_wrong(images: ImageSet, home: Path, monkeypatch:
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(UserError, match=f'^image {path} '):
         train_pixels(images, 48, QUIET)
-    monkeypatch.setattr(image_files, 'decode', lambda path: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(image_files, 'decode', lambda path, channels: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(UserError, match=r'a process ended with .* images to do'):
         train_pixels(images, 48, QUIET)
-    monkeypatch.setattr(image_files, 'decode', lambda path: {}['wrong'])
+    monkeypatch.setattr(image_files, 'decode', lambda path, channels: {}['wrong'])
     with pytest.raises(RuntimeError, match='KeyError'):
         train_pixels(images, 48, QUIET)
     assert names(home) == []
@@ -550,11 +550,11 @@ def builder(images: ImageSet) -> Iterator[Builder]:
     def build() -> None:
         decode = image_files.decode
 
-        def wait_at_the_last(path: Path) -> Any:
+        def wait_at_the_last(path: Path, channels: int) -> Any:
             if str(path).endswith(images.paths[-1]):
                 begun.set()
                 go_on.wait()
-            return decode(path)
+            return decode(path, channels)
 
         image_files.decode = wait_at_the_last
         train_pixels(images, 48, QUIET)

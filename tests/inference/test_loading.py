@@ -151,7 +151,7 @@ def test_the_demo_takes_every_kind_of_name(
     from imagenette_zoo.sharing import demo
 
     models: dict[str, Any] = {}
-    monkeypatch.setattr(demo, '_answer', lambda loaded, _: models.update(loaded) or (lambda *_: None))
+    monkeypatch.setattr(demo, '_answer', lambda loaded, *_: models.update(loaded) or (lambda *_: None))
     if kind == 'the hub':
         assert request.getfixturevalue('client')('load', 'hf-hub:me/net')  # into its cache
         monkeypatch.setattr('huggingface_hub.constants.HF_HUB_CACHE', str(home / 'hub'))

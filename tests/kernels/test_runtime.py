@@ -186,6 +186,7 @@ def test_a_changed_library_is_made_anew(change: str, library: Path, anew: object
     assert list(library.parent.iterdir()) == []
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @needs_compiler
 def test_two_processes_compile_at_once(folder: Path) -> None:

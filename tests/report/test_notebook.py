@@ -150,7 +150,7 @@ def test_a_study_as_a_mapping(options: dict[str, Any], monkeypatch: pytest.Monke
         ('supported', 'It is <larger>.')
     ]
     html = study._repr_html_()
-    assert 'Is &lt;mine&gt; better?: 2 of 2 trainings done' in html
+    assert 'Is &lt;mine&gt; better? 2 of 2 trainings done' in html
     assert '<td>supported</td><td>It is &lt;larger&gt;.</td>' in html
     assert 'SUPPORTED' in repr(study)
     assert study.plot()._repr_png_().startswith(b'\x89PNG')

@@ -144,10 +144,12 @@ def test_intervals_count_updates(
 
 # --- Signals ----------------------------------------------------------------------------------------------------------
 
+LONG = pytest.mark.long
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize('step', [0, 3, 5])  # of six steps in the second epoch: first, middle, last
+@pytest.mark.parametrize('step', [pytest.param(0, marks=LONG), 3, pytest.param(5, marks=LONG)])  # of six
 @pytest.mark.parametrize('options', OPTIONS)
 def test_a_signal_stops_after_the_step(
     recipe: MakeRecipe,

@@ -65,6 +65,17 @@ def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(file), f'{page.name}: {target}'
 
 
+def test_the_outputs_of_commands_are_those_of_the_result_files() -> None:
+    results = ROOT / 'docs' / 'results' / 'readme'
+    first, demo, [photo] = (json.loads((results / f'{name}.json').read_text()) for name in ('first', 'demo', 'predict'))
+    readme = (ROOT / 'README.md').read_text()
+    assert f'top-1 {first["top1"]:.2f} %, top-5 {first["top5"]:.2f} %, loss {first["loss"]:.3f}, ' in readme
+    for each in photo['top']:
+        assert re.search(rf'{each["class"]} +{100 * each["probability"]:.1f} %', readme)
+    [claim] = demo['claims']
+    assert f'{claim["what_is_so"]}: {claim["verdict"]}' in (ROOT / 'docs' / 'getting-started.md').read_text()
+
+
 def test_the_table_of_faults_is_that_of_the_result_file() -> None:
     outcome = json.loads((ROOT / 'docs' / 'results' / 'reliability' / 'faults.json').read_text())
     page = (ROOT / 'docs' / 'reliability.md').read_text()

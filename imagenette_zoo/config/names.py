@@ -10,7 +10,7 @@ from ..utils.modules import import_modules, is_reference
 __all__ = ['NAMES', 'check_model', 'look_up', 'timm_optimizer']
 
 NAMES = frozenset(('model', 'opt'))  # options that name what timm has
-SOURCES = ('local-dir:', 'hf-hub:', 'hf_hub:')  # of other models
+ELSEWHERE = ('local-dir:', 'hf-hub:', 'hf_hub:')  # where models of other names are
 
 
 def look_up(option: str, value: Any) -> None:
@@ -34,7 +34,7 @@ def check_model(name: str) -> None:
     import timm
 
     bare = name.split('.')[0]
-    if is_reference(name) or name.startswith(SOURCES) or timm.is_model(bare):
+    if is_reference(name) or name.startswith(ELSEWHERE) or timm.is_model(bare):
         return
     import_modules(())  # the plugins
     if not timm.is_model(bare):

@@ -24,12 +24,14 @@ class Part:
         names: The options.
         gives_way: Whether they do, from the values that hold now and those that held where they were given.
         fitted: The value of an option then, by its name; its default where there is none.
+        moot: Also where the other one is given beside them: they say nothing that could contradict it.
     """
 
     of: tuple[str, ...]
     names: tuple[str, ...]
     gives_way: Callable[[Values, Values], bool]
     fitted: Callable[[str, Values, Values], Any] | None = None
+    moot: bool = False
 
 
 def _is_given(name: str) -> Callable[[Values, Values], bool]:
@@ -77,6 +79,10 @@ def _mixes(now: Values) -> bool:
     return bool(now['mixup'] or now['cutmix'] or now['cutmix_minmax'] is not None)
 
 
+TEACHING = (
+    'kd_distill_type', 'kd_loss_type', 'kd_temperature', 'distill_loss_weight', 'task_loss_weight',
+    'kd_student_feature_dim', 'kd_teacher_feature_dim', 'kd_token_distill_type',
+)  # fmt: skip
 SIZES = ('train_size_probs', 'train_size_schedule', 'train_size_schedule_spread', 'train_size_random_mix')
 PARTS = (
     # The same thing in two ways.
@@ -106,6 +112,7 @@ PARTS = (
     # What is nothing by itself.
     Part(('sched',), ('sched_on_updates',), lambda now, then: now['sched'] == 'plateau'),
     Part(('model_ema',), ('model_ema_warmup', 'model_ema_force_cpu'), lambda now, then: not now['model_ema']),
+    Part(('kd_model_name',), TEACHING, lambda now, then: now['kd_model_name'] is None, moot=True),
     Part(('torchcompile',), ('torchcompile_mode',), lambda now, then: now['torchcompile'] in (None, 'none')),
     Part(('train_img_sizes',), SIZES, lambda now, then: now['train_img_sizes'] is None),
     Part(
@@ -159,7 +166,8 @@ def resolve(layers: Sequence[Values], defaults: Values) -> tuple[dict[str, Any],
         winner = max(part.of, key=lambda name: level[name])
         for name in part.names:
             then = held[level[name]]
-            if level[name] < level[winner] and part.gives_way(now, then):
+            below = level[name] < level[winner] or (part.moot and level[name] == level[winner] > 0)
+            if below and part.gives_way(now, then):
                 value = part.fitted(name, now, then) if part.fitted else defaults[name]
                 if value != now[name]:
                     changes.setdefault(winner, {})[name] = now[name]

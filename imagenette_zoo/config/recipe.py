@@ -251,6 +251,45 @@ class AugmentationOptions(Options):
 
 
 @dataclass(frozen=True)
+class DistillationOptions(Options):
+    """Distillation"""
+
+    kd_model_name: str | None = option(
+        None,
+        "trained model that teaches this one: a run's folder or its best/, local-dir:FOLDER, hf-hub:NAME, or a name "
+        'that has published weights',
+        metavar='TEACHER',
+    )
+    kd_distill_type: str = option(
+        'logit',
+        'what is taught: logit; feature, those before the classifier; token, for models with a distillation head',
+        choices=('logit', 'feature', 'token'),
+    )
+    kd_loss_type: str = option('kl', 'loss between the logits', choices=('kl',))
+    kd_temperature: float = option(4.0, 'temperature of both softmaxes, for logit and token', above=0)
+    distill_loss_weight: float | None = option(
+        None, "weight of the teacher's loss (1 - task-loss-weight where only that is given, else 1)", low=0
+    )
+    task_loss_weight: float | None = option(None, "weight of the classes' loss (1 if not given)", low=0)
+    kd_student_feature_dim: int | None = option(None, "width of the student's features (its own if not given)", low=1)
+    kd_teacher_feature_dim: int | None = option(None, "width of the teacher's features (its own if not given)", low=1)
+    kd_token_distill_type: str = option(
+        'soft', "what the distillation head learns: the teacher's soft or hard decisions", choices=('soft', 'hard')
+    )
+
+    def check(self) -> None:
+        super().check()
+        for name, default in DistillationOptions.defaults().items():
+            if self.kd_model_name is None and getattr(self, name) != default:
+                raise UserError(f'--{name.replace("_", "-")} has no effect without --kd-model-name, a teacher')
+        if self.distill_loss_weight is None and (self.task_loss_weight or 0) > 1:
+            raise UserError(
+                f'--task-loss-weight {self.task_loss_weight:g}: the teacher would have the rest to 1, which is '
+                f'negative: give --distill-loss-weight, too'
+            )
+
+
+@dataclass(frozen=True)
 class SizeScheduleOptions(Options):
     """Scheduled image sizes"""
 
@@ -376,6 +415,7 @@ class Recipe(
     RunOptions,
     EmaOptions,
     SizeScheduleOptions,
+    DistillationOptions,
     AugmentationOptions,
     LearningRateOptions,
     OptimizerOptions,

@@ -60,6 +60,10 @@ class Batches:
         """Chooses the order and the augmentations of the next pass over a training set, and the batch it starts at."""
         raise NotImplementedError
 
+    def drawn(self) -> Iterator[torch.Tensor]:
+        """The indices `(N,)` of the images of each batch of that pass."""
+        raise NotImplementedError
+
 
 # --- From the cache ---------------------------------------------------------------------------------------------------
 
@@ -99,6 +103,9 @@ class CachedTrainBatches(Batches):
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         self.sampler.set_epoch(epoch, start)
+
+    def drawn(self) -> Iterator[torch.Tensor]:
+        return self.sampler.drawn()
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         device = self.pixels.device
@@ -294,6 +301,9 @@ class FileBatches(Batches):
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         self.loader.batch_sampler.set_epoch(epoch, start)  # type: ignore[union-attr]
+
+    def drawn(self) -> Iterator[torch.Tensor]:
+        return self.loader.batch_sampler.drawn()  # type: ignore[union-attr,no-any-return]
 
 
 _workers: 'WeakSet[Any]' = WeakSet()

@@ -25,7 +25,8 @@ from .locate import load_splits
 from .sampling import EpochBatches, SizeSchedule
 
 __all__ = [
-    'Data', 'data_hash', 'eval_batches', 'eval_transform', 'load_data', 'load_images', 'train_batches', 'uses_cache',
+    'Data', 'data_hash', 'eval_batches', 'eval_transform', 'fixed_crops', 'load_data', 'load_images', 'train_batches',
+    'uses_cache',
 ]  # fmt: skip
 
 LARGEST_CACHE = 16 * 2**30  # bytes of decoded images that auto keeps
@@ -187,6 +188,17 @@ def train_batches(
         )
     transforms = {img_size: _train_transform(recipe, config, img_size) for img_size in img_sizes}
     return train_loader(images, transforms, sampler, recipe.workers, recipe.pin_mem)
+
+
+def fixed_crops(recipe: Recipe, images: ImageSet, config: dict[str, Any]) -> Batches | None:
+    """All training images in order, as they come in every epoch; None where an epoch has other pixels than the next."""
+    if not recipe.no_aug or recipe.mixes or recipe.batch_transform or recipe.train_img_sizes:
+        return None
+    channels, _, width = config['input_size']
+    transform = _train_transform(recipe, config, width)
+    return eval_loader(
+        replace(images, channels=channels), transform, recipe.batch_size, recipe.workers, recipe.pin_mem
+    )
 
 
 def _not_batched(recipe: Recipe, config: dict[str, Any]) -> str:

@@ -139,6 +139,12 @@ class EpochBatches:
         for batch, img_size in list(zip(order.split(self.global_batch), img_sizes, strict=True))[self.start :]:
             yield batch[self.rank :: self.world_size], img_size
 
+    def drawn(self) -> Iterator[torch.Tensor]:
+        """The indices `(N,)` of the images of each batch."""
+        images_of = self.draws()
+        for draws, _ in self.batches():
+            yield images_of[draws]
+
     def __iter__(self) -> Iterator[list[Key]]:
         images = self.draws().tolist()
         for batch, img_size in self.batches():

@@ -37,7 +37,7 @@ from ..utils.modules import import_modules
 from .onnx_model import OnnxModel, is_onnx
 
 __all__ = [
-    'TrainedModel', 'load_trained', 'not_finite', 'open_model', 'run_of', 'run_images', 'images_of',
+    'TrainedModel', 'check_classes', 'load_trained', 'not_finite', 'open_model', 'run_of', 'run_images', 'images_of',
     'training_images_of',
 ]  # fmt: skip
 
@@ -123,7 +123,7 @@ def load_trained(
     if images is None:
         names = _class_names(name, model, options.checkpoint)
     else:
-        _check_classes(name, model, options.checkpoint, images)
+        check_classes(name, model, options.checkpoint, images)
         names = list(images.class_names)
     try:
         config = factory.input_config(options, model, use_test_size=True, crop_mode=options.crop_mode)
@@ -210,21 +210,24 @@ def _check_number(name: str, asked: int | None, own: int) -> None:
         raise UserError(f'--num-classes {asked}: {name} has {own} classes: leave the option out')
 
 
-def _check_classes(name: str, model: Any, checkpoint: str | None, images: ImageSet) -> None:
+def check_classes(
+    name: str,
+    model: Any,
+    checkpoint: str | None,
+    images: ImageSet,
+    remedy: str = 'give the --data-dir of its own data',
+) -> None:
     """Raises `UserError` where the model's classes are not those of these images."""
     classes = len(images.classes)
     if model.num_classes != classes:
-        raise UserError(
-            f'{name}: has {model.num_classes} classes, {images.root} has {classes}: give the --data-dir of its own data'
-        )
+        raise UserError(f'{name}: has {model.num_classes} classes, {images.root} has {classes}: {remedy}')
     names = None if checkpoint else model.pretrained_cfg.get('label_names')
     if not isinstance(names, list | tuple) or len(names) != classes or list(names) == list(images.class_names):
         return
     # others are as ImageNet's, by which no folder is named
     if model_folder(name) or is_onnx(name) or tuple(names) == LABEL_NAMES:
         raise UserError(
-            f'{name}: its classes ({names[0]}, …) are not those of {images.root} ({images.class_names[0]}, …): '
-            'give the --data-dir of its own data'
+            f'{name}: its classes ({names[0]}, …) are not those of {images.root} ({images.class_names[0]}, …): {remedy}'
         )
 
 

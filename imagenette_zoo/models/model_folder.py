@@ -32,7 +32,7 @@ from .own import NOTEBOOK, code_of, last_linear, own_function
 
 __all__ = [
     'save_model_folder', 'link_model_folder', 'read_metric', 'read_weights', 'load_weights', 'model_folder',
-    'load_folder', 'read_config', 'listed_names',
+    'load_folder', 'read_config', 'listed_names', 'weights_file',
 ]  # fmt: skip
 
 
@@ -44,12 +44,17 @@ def save_model_folder(folder: Path, config: Mapping[str, Any], state_dict: Mappi
     """
     with write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / 'config.json', config)
+    write_atomic(folder / 'model.safetensors', weights_file(state_dict))
+
+
+def weights_file(state_dict: Mapping[str, torch.Tensor]) -> bytes:
+    """The content of the `model.safetensors` of a model."""
     layout = torch.contiguous_format
     tensors = {  # copies: safetensors refuses two names for one memory, which some models have
         name: tensor.detach().to('cpu', copy=True, memory_format=layout) for name, tensor in state_dict.items()
     }
-    write_json(folder / 'config.json', config)
-    write_atomic(folder / 'model.safetensors', safetensors.torch.save(tensors, metadata={'format': 'pt'}))
+    return safetensors.torch.save(tensors, metadata={'format': 'pt'})
 
 
 def link_model_folder(source: Path, target: Path) -> None:

@@ -16,6 +16,7 @@ from ..errors import UserError
 from ..models import factory
 from ..models.own import code_of
 from ..training.cuda_graph import WARM_UP_STEPS
+from ..training.distillation import load_teacher
 from ..training.learner import Learner
 from ..training.run import make_model
 from ..utils import environment
@@ -55,7 +56,8 @@ class TimedModel:
         collect(world.device)
         model = make_model(recipe, self.classes)
         config = factory.input_config(recipe, model, crop_mode='center')
-        self.learner = Learner(recipe, model, world, 1)
+        teacher = load_teacher(recipe, config, world.device) if recipe.kd_model_name else None
+        self.learner = Learner(recipe, model, world, 1, teacher=teacher)
         self.channels, _, self.size = config['input_size']
         self.sizes = recipe.train_img_sizes or (self.size,)
         self.batch = min(recipe.batch_size, train)

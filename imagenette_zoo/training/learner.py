@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -26,6 +26,7 @@ from ..models.own import own_function
 from ..utils.distributed import World
 from ..utils.modules import is_reference
 from .cuda_graph import GraphedStep, why_not_graphed
+from .distillation import Teacher, check_teacher, distillation_task
 from .loss import loss_function
 from .own import (
     FactorSchedule,
@@ -54,7 +55,8 @@ def learning_rate(recipe: Recipe, world_size: int = 1) -> float:
 
 
 def check_parts(recipe: Recipe) -> None:
-    """Looks whether there are the model, the optimizer, the schedule, the loss and the transform that a recipe names.
+    """Looks whether there are the model, the teacher, the optimizer, the schedule, the loss and the transform that a
+    recipe names.
 
     Raises:
         UserError: One is not there. All that are missing are said.
@@ -65,6 +67,8 @@ def check_parts(recipe: Recipe) -> None:
             check_model(recipe.model)
     with mistakes.collected():
         (own_optimizer_class if is_reference(recipe.opt) else timm_optimizer)(recipe.opt)
+    with mistakes.collected():
+        check_teacher(recipe)
     for option in ('sched', 'loss', 'batch_transform'):
         value = getattr(recipe, option)
         if is_reference(value):
@@ -83,6 +87,7 @@ class Learner:
         updates_per_epoch: Optimizer steps an epoch.
         log: Takes a line about each thing that it does otherwise than asked.
         weights: `(classes,)` of each class in the loss.
+        teacher: Teaches the model.
 
     Raises:
         UserError: The optimizer is unknown or does not take an argument it is given; something of the user's own is not
@@ -97,6 +102,7 @@ class Learner:
         updates_per_epoch: int,
         log: Callable[[str], object] = str,
         weights: torch.Tensor | None = None,
+        teacher: Teacher | None = None,
     ) -> None:
         self.recipe = recipe
         self.world = world
@@ -114,6 +120,9 @@ class Learner:
                 raise UserError(f'--grad-checkpointing: {recipe.model} does not support it') from None
         self.model = model
         self.loss_fn = loss_function(recipe, weights).to(world.device)
+        self.teacher = teacher
+        self.task = None if teacher is None else distillation_task(recipe, model, self.loss_fn, teacher)
+        self.trained: nn.Module = model if self.task is None else self.task.trainable_module  # with a projection
         self.own_transform = (
             OwnTransform(recipe, int(model.num_classes), world)  # type: ignore[arg-type]
             if recipe.batch_transform
@@ -137,9 +146,9 @@ class Learner:
             if recipe.model_ema
             else None
         )
-        self.fast = compiled(model, recipe, len(recipe.train_img_sizes or (0,)))
+        self.fast = compiled(self.trained, recipe, len(recipe.train_img_sizes or (0,)))
         self.eval_fast = compiled(self.eval_model, recipe) if recipe.torchcompile else None
-        self.plain: nn.Module = model
+        self.plain = self.trained
         if world.size > 1:
             ids = [world.device.index] if world.device.type == 'cuda' else None
             self.fast = DistributedDataParallel(self.fast, device_ids=ids)
@@ -147,7 +156,9 @@ class Learner:
         only_rates = not is_reference(recipe.sched) or isinstance(self.scheduler, FactorSchedule)
         updates = only_rates and recipe.nan != 'skip' and recipe.clip_grad is None and self.scaler is None
         self.graphed_step = (
-            GraphedStep(model, self.optimizer, self._loss, self._backward, updates, log) if obstacle is None else None
+            GraphedStep(self.trained, self.optimizer, self._loss, self._backward, updates, log)
+            if obstacle is None
+            else None
         )
         self._has_own_model = own_function(recipe.model) is not None
         self.updates = 0
@@ -158,13 +169,13 @@ class Learner:
         recipe = self.recipe
         kwargs = {**optimizer_kwargs(recipe), 'lr': learning_rate(recipe, self.world.size), **recipe.opt_kwargs}
         if is_reference(recipe.opt):
-            return own_optimizer(recipe.opt, self.model, kwargs)
+            return own_optimizer(recipe.opt, self.trained, kwargs)
         name = timm_optimizer(recipe.opt)
         one_kernel = timm.optim.get_optimizer_info(name).opt_class in _FUSED and 'foreach' not in kwargs
         if one_kernel and self.world.device.type == 'cuda':
             kwargs.setdefault('fused', True)
         try:
-            return create_optimizer_v2(self.model, **kwargs)
+            return create_optimizer_v2(self.trained, **kwargs)
         except (TypeError, ValueError, AssertionError, ImportError, RuntimeError, LookupError) as error:
             raise UserError(f'--opt {recipe.opt}: {first_line(error)}') from None
 
@@ -271,8 +282,12 @@ class Learner:
 
     def _loss(self, images: torch.Tensor, targets: torch.Tensor, model: nn.Module | None = None) -> torch.Tensor:
         explained = in_one_line('--model', self.recipe.model) if self._has_own_model else nullcontext()
+        model = self.fast if model is None else model
         with autocast(self.recipe, self.world.device), explained:
-            return self.loss_fn((self.fast if model is None else model)(images), targets)
+            if self.task is None:
+                return self.loss_fn(model(images), targets)  # type: ignore[no-any-return]
+            self.task.trainable_module = model
+            return self.task(images, targets)['loss']  # type: ignore[no-any-return]
 
     def blank_batch(self, count: int, shape: tuple[int, int, int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Images of zeros `(count, *shape)` and targets, of the kinds that training has."""
@@ -304,7 +319,7 @@ class Learner:
 
     def give_up_compiling(self) -> None:
         """Goes on with the model as it is."""
-        self.fast, self.eval_fast = self.model, None
+        self.fast, self.eval_fast = self.trained, None
 
     def _backward(self, loss: torch.Tensor) -> None:
         """Adds up the gradients, scaled where there is a scaler."""
@@ -330,8 +345,11 @@ class Learner:
         scaler.update()  # and then lowers the scale
         return not skips or scaler.get_scale() >= before
 
-    def _clipped(self) -> Iterator[nn.Parameter]:
-        return model_parameters(self.model, exclude_head='agc' in self.recipe.clip_mode)  # type: ignore[return-value]
+    def _clipped(self) -> Iterable[nn.Parameter]:
+        without_head = 'agc' in self.recipe.clip_mode
+        if self.task is not None:
+            return self.task.get_clip_parameters(without_head)  # type: ignore[no-any-return]
+        return model_parameters(self.model, without_head)  # type: ignore[return-value]
 
     @property
     def _is_second_order(self) -> bool:
@@ -339,11 +357,11 @@ class Learner:
 
     def _gradients_are_finite(self) -> bool:
         """Whether the gradients are, which are the same in all processes."""
-        return _are_finite([parameter.grad for parameter in self.model.parameters() if parameter.grad is not None])
+        return _are_finite([parameter.grad for parameter in self.trained.parameters() if parameter.grad is not None])
 
     def is_finite(self) -> bool:
         """Whether all weights are, which are the same in all processes. Waits for the device."""
-        return _are_finite(list(self.model.parameters()))
+        return _are_finite(list(self.trained.parameters()))
 
     def after_update(self) -> None:
         """Steps a schedule that goes by updates."""
@@ -373,6 +391,7 @@ class Learner:
         return {
             'model': self.model.state_dict(),
             'loss': self.loss_fn.state_dict(),
+            'task': {} if self.task is None else self.task.get_task_state(self.trained),
             'ema': self.ema.module.state_dict() if self.ema is not None else None,
             'optimizer': self.optimizer.state_dict(),
             'scheduler': self._scheduler_state(),
@@ -394,6 +413,8 @@ class Learner:
         """Takes up what `state_dict` gave."""
         self.model.load_state_dict(state['model'])
         self.loss_fn.load_state_dict(state.get('loss', {}))  # runs from before have none
+        if self.task is not None:
+            self.task.load_task_state(state['task'], module=self.trained)
         for group, here in zip(state['optimizer']['param_groups'], self.optimizer.param_groups, strict=False):
             if 'capturable' in group:  # it is not yet recorded, and may now be on a CPU
                 group['capturable'] = False

@@ -33,7 +33,8 @@ class Result:
     before the first step (decoding, compiling), `seconds['total']` that of training and validation together.
     `seconds['to_80']` is the total until the end of the validation that first gave 80 % top-1, or None.
     `best_epoch` counts from 0, as timm does: its weights are in `checkpoints/epoch-N/` of that number. `code` has the
-    SHA-256 of each module of the user's own. `stopped` says why the run ended by `stop_at` or `patience`.
+    SHA-256 of each module of the user's own, `teacher` that of the weights of `kd_model_name`, as `model.safetensors`
+    holds them. `stopped` says why the run ended by `stop_at` or `patience`.
     """
 
     model: str
@@ -58,6 +59,7 @@ class Result:
     command: str
     code: dict[str, str] = field(default_factory=dict)
     stopped: str = ''
+    teacher: str = ''
     folder: Path = field(default=Path(), repr=False)
 
     def as_json(self) -> dict[str, Any]:
@@ -107,12 +109,19 @@ def differences(then: Result, run: Run) -> list[str]:
         if then.code.get(name) != code.get(name):
             old_hash, new_hash = (each.get(name, 'none')[:12] for each in (then.code, code))
             differing.append(f'the code in {name}: SHA-256 {old_hash} then, {new_hash} now')
+    if then.teacher != _teacher(run):
+        old_hash, new_hash = (each[:12] or 'none' for each in (then.teacher, _teacher(run)))
+        differing.append(f'the weights of the teacher: SHA-256 {old_hash} then, {new_hash} now')
     data = _dataset(run)
     if any(data.get(name) != value for name, value in then.dataset.items()):
         same = {name for name in ('name', 'train', 'val') if then.dataset.get(name) == data[name]}
         what = 'other images' if len(same) == 3 else f'{len(train):,} and {len(val):,} images of {train.root.name}'
         differing.append(f'the data: {what} now')
     return differing
+
+
+def _teacher(run: Run) -> str:
+    return '' if run.learner.teacher is None else run.learner.teacher.sha256
 
 
 def _dataset(run: Run) -> dict[str, Any]:
@@ -208,6 +217,7 @@ def make_result(run: Run, params: int, gmacs: float | None) -> Result:
         command=environment.this_command(),
         code=run.folder.code(),
         stopped=end_reason(history, recipe),
+        teacher=_teacher(run),
         folder=run.folder.path,
     )
 

@@ -26,6 +26,7 @@ from ..utils.distributed import World
 from ..utils.files import file_stem, unused
 from ..utils.seeding import seed_everything
 from .compilation import resolve
+from .distillation import load_teacher
 from .learner import Learner, check_parts
 from .loss import class_weights
 from .meter import Position
@@ -93,14 +94,15 @@ class Run:
 
     def signature(self) -> dict[str, Any]:
         """The data and the processes: like the recipe, they must be the same when the run is continued."""
+        teacher = self.learner.teacher
         return {
             'training images': len(self.data.train),
             'validation images': len(self.data.val),
             'classes': list(self.data.train.classes),
             'data': self.data_hash,
             'processes': self.learner.world.size,
+            **({} if teacher is None else {'weights of the teacher': teacher.sha256}),
         }
-
 
     def environment(self) -> dict[str, Any]:
         """The versions and the machine: where they change, the last digits of the weights do."""
@@ -137,6 +139,7 @@ def prepare(recipe: Recipe, folder: RunFolder, state: bytes | None, world: World
     start = recipe if state is None else recipe.replace(pretrained=False, initial_checkpoint=None)
     model = make_model(start, len(train_images.classes), console.line)
     config = factory.input_config(recipe, model, crop_mode='center')
+    teacher = load_teacher(recipe, config, world.device, train_images) if recipe.kd_model_name else None
     data = pipeline.load_data(recipe, train_images, val_images, config, world, console)
     sets = (train_images, val_images)
     data_hash = pipeline.data_hash(recipe, sets, config['input_size'][-1], console)
@@ -147,7 +150,13 @@ def prepare(recipe: Recipe, folder: RunFolder, state: bytes | None, world: World
     own = resolve(recipe, model, len(train_images), world.device, console)
     updates = -(-len(data.train_batches) // recipe.grad_accum_steps)
     weights = class_weights(recipe, train_images.targets, len(train_images.classes))
-    learner = Learner(own, model, world, updates, console.line, weights)
+    learner = Learner(own, model, world, updates, console.line, weights, teacher)
+    if teacher is not None:
+        world.check_agreed('the weights of the teacher', teacher.sha256)
+        console.line(f'taught by {recipe.kd_model_name} (SHA-256 {teacher.sha256[:12]}): {recipe.kd_distill_type}')
+        if (crops := pipeline.fixed_crops(recipe, train_images, config)) is not None:
+            teacher.answer_once(crops, data.transform.normalize, factory.autocast(recipe, world.device))
+            console.line(f'its answers to the {len(train_images):,} images are known, since none is augmented')
     try_own(learner, data.train_batches.size, shapes or [config['input_size']])
     if own.torchcompile:
         _compile(recipe, learner, config, console)

@@ -288,7 +288,9 @@ def _train_epoch(epoch: int, run: Run, stop: StopSignals, console: Console) -> N
     saved = position.step
     log_interval = recipe.log_interval * accumulate
     with console.progress(f'epoch {epoch + 1}', len(batches), log_interval, position.step) as progress:
-        for step, (images, targets) in enumerate(batches, position.step):
+        for step, ((images, targets), drawn) in enumerate(zip(batches, batches.drawn(), strict=True), position.step):
+            if learner.teacher is not None:
+                learner.teacher.look_up(drawn)
             seed_everything(recipe.seed, 'step', epoch, step, world.rank)
             images, targets = learner.transform(*data.transform(images, targets), epoch, step)
             first = step - step % accumulate

@@ -78,6 +78,7 @@ def test_a_runs_folder(recipe: MakeRecipe) -> None:
         'command',
         'code',
         'stopped',
+        'teacher',
     }
     assert saved['dataset'].pop('hash').startswith('content:')
     assert len(saved['dataset'].pop('files')) == 32

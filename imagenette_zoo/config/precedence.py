@@ -24,7 +24,7 @@ class Part:
         names: The options.
         gives_way: Whether they do, from the values that hold now and those that held where they were given.
         fitted: The value of an option then, by its name; its default where there is none.
-        moot: Also where the other one is given beside them: they say nothing that could contradict it.
+        moot: Also where they are given above it: they say nothing that could contradict it.
     """
 
     of: tuple[str, ...]
@@ -166,8 +166,7 @@ def resolve(layers: Sequence[Values], defaults: Values) -> tuple[dict[str, Any],
         winner = max(part.of, key=lambda name: level[name])
         for name in part.names:
             then = held[level[name]]
-            below = level[name] < level[winner] or (part.moot and level[name] == level[winner] > 0)
-            if below and part.gives_way(now, then):
+            if (part.moot or level[name] < level[winner]) and part.gives_way(now, then):
                 value = part.fitted(name, now, then) if part.fitted else defaults[name]
                 if value != now[name]:
                     changes.setdefault(winner, {})[name] = now[name]

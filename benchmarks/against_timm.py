@@ -8,7 +8,7 @@ import json
 import re
 import shutil
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -183,11 +183,40 @@ def loaders(args: argparse.Namespace) -> None:
             result = json.loads((Path(args.scratch) / f'{loader}-{seed}' / 'result.json').read_text())
             top1.append(result['top1'])
             print(f'{loader}, seed {seed}: {top1[-1]:.2f} %', flush=True)
-        differences = [a - b for a, b in zip(accuracies['cache'], accuracies['timm'], strict=True)]
-        details: dict[str, Any] = {'cache - timm, points': differences}
-        if len(differences) > 1:
-            details['standard error'] = statistics.stdev(differences) / len(differences) ** 0.5
-        report('loaders', 'top-1 %', accuracies, {}, args, details)
+        report('loaders', 'top-1 %', accuracies, {}, args, _paired(accuracies))
+
+
+def distillation(args: argparse.Namespace) -> None:
+    """Final top-1 of a student that is taught, by timm's script and ours, over seeds; both have the same options."""
+    accuracies: dict[str, list[float]] = {name: [] for name in args.order}
+    losses: dict[str, list[float]] = {name: [] for name in args.order}
+    for seed in range(args.first_seed, args.first_seed + args.seeds):
+        for name, top1 in accuracies.items():
+            folder = Path(args.scratch) / f'taught-{name}-{seed}'
+            words: list[Any] = _options(args, args.models[0], args.data_dir)
+            words += ['--kd-model-name', args.teacher, '--kd-distill-type', args.distill_type, '-j', args.workers]
+            words += ['--epochs', args.epochs, '--seed', seed, '--output', args.scratch, '--experiment', folder.name]
+            if name == 'timm':
+                words += TIMMS_MISH if args.models[0] == 'mbv2_mish_imagenette' else []
+                run_process([args.timm_dir / 'train.py', '--device-modules', 'imagenette_zoo', *words], args.timm_dir)
+            else:
+                run_process([ROOT / 'train.py', *words])
+            rows = list(csv.DictReader((folder / 'summary.csv').read_text().splitlines()))
+            top1.append(float(rows[-1]['eval_top1']))
+            losses[name].append(float(rows[-1]['train_loss']))
+            print(f'{name}, seed {seed}: {top1[-1]:.2f} %, training loss {losses[name][-1]:.3f}', flush=True)
+        details = {'training loss of the last epoch': losses, **(_paired(accuracies) if len(args.order) == 2 else {})}
+        report('distillation', 'top-1 %', accuracies, {}, args, details)
+
+
+def _paired(accuracies: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """The differences between two series, seed by seed."""
+    (one, first), (other, second) = accuracies.items()
+    differences = [a - b for a, b in zip(first, second, strict=True)]
+    details: dict[str, Any] = {f'{one} - {other}, points': differences}
+    if len(differences) > 1:
+        details['standard error'] = statistics.stdev(differences) / len(differences) ** 0.5
+    return details
 
 
 def _note(folder: Path, curve: list[dict[str, float]], target: float, seconds: float, processor_seconds: float) -> bool:

@@ -5,6 +5,7 @@ python benchmarks/run.py --timm-dir TIMM --data-dir DIR                 most of 
 python benchmarks/run.py --only pipeline fused --data-dir DIR           some of them
 python benchmarks/run.py --only accuracy --timm-dir TIMM --data-dir DIR seconds to 80 % by seed, 80 min on two cores
 python benchmarks/run.py --only loaders --data-dir DIR                  top-1 with our loader and timm's, over seeds
+python benchmarks/run.py --only distillation --timm-dir TIMM --data-dir DIR   top-1 of a taught student over seeds
 python benchmarks/run.py --only export --device cpu --data-dir DIR      onnxruntime beside PyTorch, eager and compiled
 python benchmarks/run.py --only recorded --device cuda --data-dir DIR   steps as CUDA graphs beside eager ones
 python benchmarks/run.py --only compiled --amp --data-dir DIR           compiled steps beside eager ones
@@ -50,10 +51,11 @@ BENCHMARKS = {
     'validate': against_timm.validate,
     'accuracy': against_timm.accuracy,
     'loaders': against_timm.loaders,
+    'distillation': against_timm.distillation,
 }
 # long, or of one device, or in need of the extra [onnx]
-NOT_ALL = ('accuracy', 'batchnorm', 'loaders', 'export', 'recorded', 'compiled', 'layout')
-NEED_TIMM = {'train', 'validate', 'accuracy'}
+NOT_ALL = ('accuracy', 'batchnorm', 'distillation', 'loaders', 'export', 'recorded', 'compiled', 'layout')
+NEED_TIMM = {'train', 'validate', 'accuracy', 'distillation'}
 
 
 def main() -> None:
@@ -76,9 +78,11 @@ def main() -> None:
     parser.add_argument('--recipe', type=Path, default=ROOT / 'hparams' / 'mbv2_mish_80.yaml', help='for accuracy')
     parser.add_argument('--target', type=float, default=80.0, help='top-1 that accuracy waits for, %%')
     parser.add_argument('--order', nargs='+', choices=('timm', 'ours'), default=['timm', 'ours'], help='for accuracy')
-    parser.add_argument('--seeds', type=int, default=3, help='for accuracy and loaders')
-    parser.add_argument('--first-seed', type=int, default=0, help='for accuracy and loaders')
-    parser.add_argument('--epochs', type=int, default=3, help='for loaders')
+    parser.add_argument('--seeds', type=int, default=3, help='for accuracy, distillation and loaders')
+    parser.add_argument('--first-seed', type=int, default=0, help='likewise')
+    parser.add_argument('--epochs', type=int, default=3, help='for distillation and loaders')
+    parser.add_argument('--teacher', default='mbv2_mish_maxblur_imagenette', help='for distillation: TEACHER of both')
+    parser.add_argument('--distill-type', choices=('logit', 'feature'), default='logit', help='for distillation')
     parser.add_argument('--results-dir', type=Path, default=Path('benchmark-results'))
     args = parser.parse_args()
     if args.device != 'cuda' and args.only == ['recorded']:
@@ -86,7 +90,7 @@ def main() -> None:
     if args.device != 'cuda' and 'recorded' in args.only:
         print('recorded is left out: it needs --device cuda')
         args.only.remove('recorded')
-    need_timm = NEED_TIMM if 'timm' in args.order else NEED_TIMM - {'accuracy'}
+    need_timm = NEED_TIMM if 'timm' in args.order else NEED_TIMM - {'accuracy', 'distillation'}
     if args.timm_dir is None and (missing := [name for name in args.only if name in need_timm]):
         parser.error(f'{", ".join(missing)}: give --timm-dir, a checkout of timm')
     if args.timm_dir is not None and not (args.timm_dir / 'timm' / 'version.py').is_file():

@@ -54,6 +54,8 @@ def check_teacher(recipe: Recipe) -> None:
     try:
         if model_folder(name) is None:
             check_model(name)
+            if timm.is_model(name) and not timm.is_model_pretrained(name):
+                raise UserError(f'{name}: no weights are published: give a run or a model folder')
     except UserError as error:
         raise UserError(f'--kd-model-name: {error}') from None
 

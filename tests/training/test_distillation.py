@@ -210,6 +210,7 @@ def test_the_result_has_the_weights_of_the_teacher_and_a_repeat_compares_them(
         (dict(kd_model_name='others'), 'others: its classes (x, …) are not those of {data} (class0, …): give'),
         (dict(kd_model_name='nobody'), "--kd-model-name: unknown model 'nobody'"),
         (dict(kd_model_name='test_resnet3'), "--kd-model-name: unknown model 'test_resnet3'; did you mean test_"),
+        (dict(kd_model_name='resnet34_mp2_imagenette'), 'no weights are published: give a run or a model folder'),
         (dict(kd_distill_type='token'), "--kd-distill-type token: Model ResNet does not have 'set_distilled_training'"),
         (
             dict(kd_distill_type='feature', kd_student_feature_dim=256),

@@ -68,6 +68,8 @@ def losses(run: Path) -> list[float]:
         (True, dict(amp=True, channels_last=True, model='mbv2_mish_imagenette')),
         (True, dict(amp=True, opt='sgd', nan='skip', clip_grad=1.0)),
         (True, dict(amp=True, opt='nmuon', channels_last=True)),
+        (True, dict(kd_model_name='mbv2_mish_imagenette', kd_distill_type='feature', amp=True)),
+        (True, dict(kd_model_name='mbv2_mish_imagenette', kd_distill_type='feature', no_aug=True, workers=0)),
         (False, dict(grad_accum_steps=2)),
         (False, dict(grad_checkpointing=True)),
         (False, dict(torchcompile='inductor', torchcompile_mode='reduce-overhead')),

@@ -298,6 +298,9 @@ def _training(facts: CardFacts, trained: Trained) -> Iterator[str]:
             recipe['model_kwargs'] = own
         if 'global_pool' in args:
             recipe.setdefault('gp', args['global_pool'])
+    teacher = str(recipe.get('kd_model_name', ''))
+    if teacher and not (timm.is_model(teacher) or teacher.startswith(('hf-hub:', 'hf_hub:'))):  # a path
+        recipe['kd_model_name'] = f'a folder, the SHA-256 of its model.safetensors is {result.teacher}'
     yield f'```yaml\n{yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)}```'
 
 

@@ -494,6 +494,22 @@ def test_slices_label_noise_and_the_hash_are_on_the_card(run: Path) -> None:
     assert trained.record.result.dataset['hash'] in text
 
 
+def test_a_teacher_is_named_on_the_card_but_no_path_of_this_machine(run: Path) -> None:
+    config = json.loads((run / 'last' / 'config.json').read_text())
+    trained = read_trained(run, 'last')
+    trained.record.result.teacher = 'cafe'
+    facts = CardFacts('me/small', config, config['label_names'], 1, None, 'mit', trained)
+    for name, shown in (
+        ('mbv2_mish_imagenette', 'kd_model_name: mbv2_mish_imagenette'),
+        ('hf-hub:me/taught', 'kd_model_name: hf-hub:me/taught'),
+        ('/home/me/runs/big', 'is cafe'),
+    ):
+        trained.record.result.recipe['kd_model_name'] = name
+        text = str(model_card(facts))
+        assert shown in text
+        assert '/home/me' not in text
+
+
 # --- Bad input --------------------------------------------------------------------------------------------------------
 
 

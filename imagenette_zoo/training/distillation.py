@@ -19,7 +19,7 @@ from ..data.loaders import Batches
 from ..errors import UserError, first_line
 from ..inference.loading import check_classes, load_trained
 from ..models.model_folder import model_folder, weights_file
-from ..utils.seeding import restore_generators, seed_everything
+from ..utils.seeding import seed_everything
 
 __all__ = ['Teacher', 'check_teacher', 'distillation_task', 'load_teacher']
 
@@ -76,7 +76,7 @@ class Teacher(nn.Module):
         super().__init__()
         self.sha256 = hashlib.sha256(weights_file(model.state_dict())).hexdigest()
         device = next(model.parameters()).device
-        self.teacher = _tasks().DistillationTeacher(model.eval().requires_grad_(False), device=device)
+        self.teacher = _tasks().DistillationTeacher(model, device=device)
         self.of_features = of_features
         self.input_size = student['input_size']
         own, others = ((tuple(each['mean']), tuple(each['std'])) for each in (config, student))
@@ -134,9 +134,8 @@ def load_teacher(
     """
     name, of_features = str(recipe.kd_model_name), recipe.kd_distill_type == 'feature'
     try:
-        with restore_generators():  # the student's training is to be the same but for the teacher
-            options = UseOptions(model=name, input_size=config['input_size'])
-            trained = load_trained(name, options, device, recipe.is_channels_last(device))
+        options = UseOptions(model=name, input_size=config['input_size'])
+        trained = load_trained(name, options, device, recipe.is_channels_last(device))
         if images is not None and not of_features:
             remedy = 'give a teacher of these classes, or --kd-distill-type feature, which needs none'
             check_classes(name, trained.model, None, images, remedy)

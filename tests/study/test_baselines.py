@@ -14,9 +14,8 @@ import imagenette_zoo as iz
 from imagenette_zoo.cli.main import main
 from imagenette_zoo.config.recipe import Recipe
 from imagenette_zoo.errors import UserError
-from imagenette_zoo.report import studies
 from imagenette_zoo.study import baselines
-from imagenette_zoo.study.analysis import Analysis
+from imagenette_zoo.study.analysis import Analysis, analyse
 from imagenette_zoo.study.baselines import MOST_BYTES, pack, read_baselines
 from imagenette_zoo.study.decisions import with_pairs
 from imagenette_zoo.study.estimate import dry_run
@@ -25,6 +24,7 @@ from imagenette_zoo.study.plan import find_study, plan_models, read_study, recip
 from imagenette_zoo.study.process import Slot
 from imagenette_zoo.study.records import Record, by_run, options_of, sample
 from imagenette_zoo.study.step_times import TimedModel
+from imagenette_zoo.training.trainer import train
 from imagenette_zoo.utils import environment
 from imagenette_zoo.utils.console import Console
 from tests.report.records import make_record
@@ -44,12 +44,14 @@ QUICK = ['--device', 'cpu', '--in-process']
 def trained(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study of two models with three seeds, trained, not to be changed."""
     place = tmp_path_factory.mktemp('baselines')
-    file = place / 'small.yaml'
-    file.write_text(STUDY)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(studies, 'write_report', lambda folder, *_, **__: folder)
-        assert main(['study', str(file), *QUICK, '--data-dir', str(folder), '--output', str(place / 'runs')]) == 0
-    return place / 'runs' / 'small'
+    (place / 'study.yaml').write_text(STUDY)
+    for trial in read_study(place / 'study.yaml').trials():
+        train(
+            trial.recipe.replace(output=str(place), experiment=trial.name, data_dir=str(folder), device='cpu'),
+            quiet=True,
+        )
+        analyse(place / trial.name, Console(quiet=True))
+    return place
 
 
 @pytest.fixture

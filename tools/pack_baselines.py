@@ -27,7 +27,7 @@ def main(words: list[str] | None = None, file: Path = FILE) -> int:
     try:
         study = read_study(args.runs / 'study.yaml')
         runs = by_run(study_records(study, args.runs))
-        records = [record for name in study.runs for record in runs.get(name, ())]
+        records = [record for name in study.runs for record in runs.get(name, ()) if record.analysis is not None]
         data = pack(records)
         write_atomic(file, data)
     except UserError as error:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,13 @@ def test_the_same_trainings_are_the_same_bytes(there: Path, trained: Path, capsy
     assert pack_baselines.main([str(trained)], again) == 0
     assert again.read_bytes() == (there / 'zoo.safetensors').read_bytes()
     assert '6 trainings of 2 runs' in capsys.readouterr().out
+    part = there / 'part'
+    shutil.copytree(trained, part)
+    (part / 'good-seed2' / 'analysis.json').unlink()
+    shutil.rmtree(part / 'bad-seed3')
+    assert pack_baselines.main([str(part)], there / 'part.safetensors') == 0
+    assert capsys.readouterr().out.endswith('not finished: good-seed2, bad-seed3\n')
+    assert len(read_baselines(there / 'part.safetensors')) == 4
     read = read_baselines()
     own = iz.Study.open(trained).records
     assert [(each.run, each.seed, each.packaged) for each in read] == [

@@ -3,6 +3,7 @@
 - The pages of the committed studies, as docs/claims.md, and the verdicts of docs/own-ideas.md.
 - README's picture: the verdicts of docs/claims.md beside heat maps of weights in the package on drawn images.
 - The picture of docs/studies.md: one claim of the committed trainings, look by look.
+- The picture of docs/models.md and docs/results/results-imagenette-96.csv: the benchmark of the zoo.
 - docs/leaderboard.md, and the tables that `tables.py` makes.
 
 As in: python tools/figures.py
@@ -15,6 +16,7 @@ from typing import Any
 
 import leaderboard
 import torch
+import zoo_results
 from PIL import Image
 from tables import put, tables
 
@@ -24,6 +26,7 @@ from imagenette_zoo.inference.loading import load_trained
 from imagenette_zoo.inference.predict import Prediction, look_at, under_heat
 from imagenette_zoo.report.drawing import draw_picture
 from imagenette_zoo.report.studies import report_on
+from imagenette_zoo.study.baselines import read_baselines
 from imagenette_zoo.study.comparisons import Looks
 from imagenette_zoo.study.decisions import Test, run_tests
 from imagenette_zoo.study.plan import read_study
@@ -51,6 +54,9 @@ def main(root: Path = ROOT) -> None:
     write_atomic(docs / 'front.png', front(docs))
     write_atomic(docs / 'studies.svg', studies())
     write_atomic(docs / 'leaderboard.md', leaderboard.page().encode())
+    records = read_baselines()
+    write_atomic(docs / 'results' / zoo_results.csv_name(), zoo_results.csv_text(records).encode())
+    write_atomic(docs / 'models.svg', zoo_results.picture(records))
     made = tables()
     for page in (root / 'README.md', *docs.glob('*.md')):
         write_atomic(page, put(page.read_text(), made).encode())

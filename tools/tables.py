@@ -13,9 +13,11 @@ from statistics import median
 from typing import NamedTuple
 
 import leaderboard
+import zoo_results
 
 from imagenette_zoo.config.zoo_models import MODELS
 from imagenette_zoo.errors import UserError
+from imagenette_zoo.study.baselines import read_baselines
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / 'docs' / 'results'
@@ -189,6 +191,7 @@ def tables() -> dict[str, str]:
         'ablation': _table(('', 'images/s', 'page faults a step', *(f'{name}, ms' for name in OPERATORS)), _ablation()),
         'to-80': _table(('', 'ours', 'timm', 'ratio', 'file'), _to_80()),
         'export': _table(('', *ways, 'file'), _export(ways)),
+        'benchmark': _table(zoo_results.HEAD, zoo_results.table_rows(read_baselines())),
         'models': _table(('name', 'M parameters', 'GMACs', 'what it is'), _models()),
         'weights': _table(('name', 'top-1 %, images squeezed', 'px', 'M parameters', 'file', 'trained by'), _weights()),
     }

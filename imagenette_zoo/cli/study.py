@@ -8,7 +8,7 @@ from typing import Any
 
 from ..config.fields import add_flags, given_flags
 from ..config.groups import CodeOptions, DataOptions
-from ..config.hparams import GOOD_RECIPE, recipe_names
+from ..config.hparams import BENCHMARK, GOOD_RECIPE, recipe_names
 from ..config.recipe import Recipe
 from ..config.uses import PassesOptions
 from ..errors import UserError
@@ -141,15 +141,24 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '-c',
         '--config',
-        default=GOOD_RECIPE,
         metavar='RECIPE',
-        help=f'a YAML file, or one of {", ".join(recipe_names())}; flags override it (default: {GOOD_RECIPE})',
+        help=f'a YAML file, or one of {", ".join(recipe_names())}; flags override it (default: {GOOD_RECIPE}, or with '
+        '--against that of the baselines)',
     )
     parser.add_argument('--seeds', type=positive, default=3, metavar='N', help='trainings of each run (default: 3)')
     parser.add_argument(
         '--one-look',
         action='store_true',
         help='compare the runs once, when all seeds are done: decides more, but no further seeds can follow',
+    )
+    parser.add_argument(
+        '--against',
+        nargs='+',
+        action='extend',
+        default=[],
+        metavar=f'{BENCHMARK}[:MODEL]',
+        help=f'compare with models that came with the package and are not trained again: {BENCHMARK} with all, '
+        f'{BENCHMARK}:resnet18 with that; the runs take their recipe',
     )
     parser.add_argument(
         '--vary',
@@ -165,28 +174,31 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_starts(args: argparse.Namespace) -> str:
-    from ..study.plan import INSTEAD, parse_vary, plan_models
+    from ..study.plan import INSTEAD, parse_vary, plan_models, recipe_of
 
     flags = given_flags(args, Recipe)
     for name, instead in {'model': 'give its name', **INSTEAD}.items():
         if name in flags:
             raise UserError(f'--{name}: not of this command: {instead}')
-    recipe, vary = Recipe.load(args.config, **flags), parse_vary(args.vary)
-    study = plan_models(args.models, recipe, args.seeds, vary, args.one_look, args.until_decided)
-    return f'run: {study.title}: {_size(len(study.runs), args.seeds)} by recipe {args.config}{LOADING}'
+    recipe, vary = recipe_of(args.config, args.against, **flags), parse_vary(args.vary)
+    study = plan_models(args.models, recipe, args.seeds, vary, args.one_look, args.until_decided, args.against)
+    name = args.config or (f'of the study {BENCHMARK}' if args.against else GOOD_RECIPE)
+    return f'run: {study.title}: {_size(len(study.runs), args.seeds)} by recipe {name}{LOADING}'
 
 
 def _run(args: argparse.Namespace) -> int:
     from ..report.studies import run_models
-    from ..study.plan import default_name, parse_vary
+    from ..study.plan import default_name, parse_vary, recipe_of
     from ..study.process import Slot
 
     flags = given_flags(args, Recipe)
     vary = parse_vary(args.vary)
     name = flags.get('experiment') or default_name(args.models, vary)
-    recipe = Recipe.load(args.config, **flags).varied(experiment=None)
+    recipe = recipe_of(args.config, args.against, **flags).varied(experiment=None)
     slot = Slot(Path(recipe.output, name), recipe.data_dir, flags.get('device'), args.jobs, args.in_process)
-    run_models(args.models, recipe, args.seeds, slot, vary=vary, one_look=args.one_look, **_plan(args))
+    run_models(
+        args.models, recipe, args.seeds, slot, vary=vary, one_look=args.one_look, against=args.against, **_plan(args)
+    )
     return 0
 
 

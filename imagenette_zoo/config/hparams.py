@@ -22,6 +22,7 @@ __all__ = ['find_modules', 'read_yaml', 'recipe_names', 'study_names', 'find_rec
 
 FLAGSHIP = 'mbv2_mish'
 GOOD_RECIPE = 'mbv2_mish_80'  # for any model, in ten epochs
+BENCHMARK = 'zoo'  # the study whose trainings come with the package
 RECIPES = ('', 'leaderboard')  # folders of hparams/
 OTHER_DEFAULTS = {'channels_last': False, 'decay_epochs': 90, 'device': 'cuda'}  # of timm's script, where ours differ
 

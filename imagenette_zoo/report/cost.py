@@ -10,7 +10,7 @@ from ..study.metrics import COSTS, metric_of
 from .drawing import INK, MARKERS, MOST_LINES, PAPER, Numbers, Picture, draw_picture, legend, names, run_label
 from .section import Cell, Figure, Section, Table, metric_cell, run_cell
 
-__all__ = ['HOW', 'fronts', 'section']
+__all__ = ['HOW', 'cost_picture', 'fronts', 'section']
 
 HOW = (
     'Cost',
@@ -49,7 +49,7 @@ def section(content: Numbers) -> Section | None:
     for cost in COSTS:
         front = content['front'][cost]
         if front:
-            picture = _cost_picture(content['runs'], front, cost, labels[cost], f'cost-{cost}')
+            picture = cost_picture(content['runs'], front, cost, labels[cost], f'cost-{cost}')
             runs = ', '.join(run_label(run) for run in content['runs'] if run['number'] in front)
             caption = f'On the front: {runs}. Whiskers: 95 % interval, from three seeds on.'
             drawn.append(Figure(picture, caption, _cost_table(content, cost)))
@@ -72,7 +72,7 @@ def _cost_table(content: Numbers, cost: str) -> Table:
     return Table(f'Top-1 against {name}', ['run', name, 'top-1, %', 'on the front'], rows)
 
 
-def _cost_picture(runs: Sequence[Numbers], front: Sequence[int], metric: str, label: str, name: str) -> Picture:
+def cost_picture(runs: Sequence[Numbers], front: Sequence[int], metric: str, label: str, name: str) -> Picture:
     """Top-1 against what it costs, and the front of those runs that no other beats.
 
     Args:

@@ -11,16 +11,16 @@ from typing import Any
 
 from torch import nn
 
-from ..config.hparams import GOOD_RECIPE
 from ..config.recipe import Recipe
 from ..errors import UserError, require
 from ..models.own import NAMED, NOTEBOOK, is_of_this_process, name_model, own_function
+from ..study.baselines import all_records
 from ..study.decisions import Verdict, judge, with_pairs
 from ..study.metrics import METRICS
-from ..study.plan import INSTEAD, default_name, find_study, plain_name, plan_models, plan_study, read_study
+from ..study.plan import INSTEAD, default_name, find_study, plain_name, plan_models, plan_study, read_study, recipe_of
 from ..study.plan import Study as Plan
 from ..study.process import WHOLE, Extent, Slot
-from ..study.records import Record, as_run, by_run, samples_of, study_records
+from ..study.records import Record, as_run, by_run, samples_of
 from ..study.sentences import sentence
 from ..training.result import Result
 from ..training.run_folder import RunFolder
@@ -67,12 +67,12 @@ class Study:
 
     @cached_property
     def records(self) -> list[Record]:
-        """The finished trainings.
+        """The finished trainings, and the baselines that they are compared with.
 
         Raises:
             UserError: One is damaged.
         """
-        return study_records(as_run(self.plan, self.folder), self.folder)
+        return all_records(as_run(self.plan, self.folder), self.folder)
 
     @property
     def verdicts(self) -> list[Verdict]:
@@ -147,7 +147,8 @@ class Study:
     def _progress(self) -> str:
         plan = as_run(self.plan, self.folder)
         of = '' if plan.until_decided else f' of {len(plan.trials())}'
-        return f'{headed(plan.title)} {len(self.records)}{of} trainings done, in {self.folder}'
+        done = sum(not record.packaged for record in self.records)
+        return f'{headed(plan.title)} {done}{of} trainings done, in {self.folder}'
 
     def __repr__(self) -> str:
         parts = [self._progress(), *([summary(self.records)] if self.records else [])]
@@ -166,7 +167,8 @@ def run(
     vary: Mapping[str, Sequence[Any]] | None = None,
     seeds: int = 3,
     one_look: bool = False,
-    config: str | Path = GOOD_RECIPE,
+    against: str | Sequence[str] = (),
+    config: str | Path | None = None,
     until_decided: bool = False,
     budget: float | None = None,
     jobs: int = 1,
@@ -183,7 +185,9 @@ def run(
         vary: A run for each value, and for each combination: `{'lr': [1e-3, 3e-3], 'act_layer': ['relu', 'mish']}`.
         seeds: How many trainings each run has.
         one_look: Compares the runs once, when all seeds are done, which decides more. No seeds can follow.
-        config: The recipe.
+        against: Baselines that come with the package, `'zoo'` for all of them, or names as `'zoo:resnet18'`: the runs
+            are compared with these, which are not trained again, and by their recipe.
+        config: The recipe; if not given `mbv2_mish_80`, or that of the baselines.
         until_decided: Trains with as many seeds as it takes to tell each pair of runs apart, or equal.
         budget: Hours of training and validation.
         jobs: Trainings at the same time.
@@ -206,8 +210,9 @@ def run(
         raise UserError(f'seeds: {seeds!r} is not a number of trainings from 1 on')
     named = _named(models)
     values = {key: _by_name(key, each) for key, each in (vary or {}).items()}
-    recipe = Recipe.load(config, **options).varied(experiment=None)
-    plan = plan_models(list(named), recipe, seeds, values, one_look, until_decided)
+    against = [against] if isinstance(against, str) else against
+    recipe = recipe_of(config, against, **options).varied(experiment=None)
+    plan = plan_models(list(named), recipe, seeds, values, one_look, until_decided, against)
     runs = {
         name: replace(each, recipe=each.recipe.replace(model=named.get(each.recipe.model, each.recipe.model)))
         for name, each in plan.runs.items()

@@ -14,6 +14,7 @@ from urllib.parse import quote
 import numpy as np
 
 from ..errors import UserError, cleaned, require
+from ..study import baselines
 from ..study.metrics import COSTS, METRICS
 from ..study.plan import Study
 from ..study.records import Record, by_run, sample
@@ -66,7 +67,7 @@ def write_report(
     """
     check_packages()
     content = report_numbers(records, study, compare)
-    worst = mistakes.section(records, data_dir, images)
+    worst = mistakes.section([record for record in records if not record.packaged], data_dir, images)
     content['mistakes'] = mistakes.numbers(worst)
     sections = [
         section
@@ -131,6 +132,7 @@ def report_numbers(
         'limits': study.limits if study else '',
         'changes': list(study.changes) if study else [],
         'unfinished': setup.unfinished(records, study),
+        'packaged': baselines.about(records),
         'claims': judged,
         'runs': [_run(number, name, each, *styles[name]) for number, (name, each) in enumerate(ranked.items(), 1)],
         'panels': panels,
@@ -150,6 +152,7 @@ def _run(number: int, name: str, records: Sequence[Record], colour: str, style: 
         'colour': colour,
         'style': style,
         'model': records[0].result.model,
+        'packaged': records[0].packaged,
         'seeds': [record.seed for record in records],
         **runs.numbers(records),
         'per_class': classes.numbers(records),

@@ -66,7 +66,7 @@ def _runs_table(content: Numbers) -> Table:
     runs = content['runs']
     columns: list[tuple[str, list[Cell]]] = [
         ('run', [run_cell(run) for run in runs]),
-        ('seeds', [Cell(str(len(run['seeds'])), len(run['seeds'])) for run in runs]),
+        ('seeds', [_seeds_cell(run) for run in runs]),
         _metric_column(runs, 'top1'),
     ]
     if any(run['metrics']['best_top1'] != run['metrics']['top1'] for run in runs):
@@ -96,6 +96,11 @@ def _runs_table(content: Numbers) -> Table:
         True,
         header.index('top-1, %'),
     )
+
+
+def _seeds_cell(run: Numbers) -> Cell:
+    count = len(run['seeds'])
+    return Cell(f'{count}, packaged' if run['packaged'] else str(count), count)
 
 
 def _says_something(cell: Cell) -> bool:

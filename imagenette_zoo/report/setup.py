@@ -17,7 +17,9 @@ __all__ = ['about', 'notes', 'numbers', 'option_value', 'options', 'options_tabl
 
 
 def numbers(records: Sequence[Record], runs: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
-    """The images, seeds, machines and versions of the trainings."""
+    """The images, seeds, machines and versions of the trainings, but for those that came with the package."""
+    records = [record for record in records if not record.packaged]
+    runs = {name: each for name, each in runs.items() if not each[0].packaged}
     results = [record.result for record in records]
     packages = distinct([name for result in results for name in result.versions])
     return {
@@ -101,6 +103,7 @@ def notes(content: Numbers) -> list[str]:
     setup = content['setup']
     lines = [content['limits']] if content['limits'] else []
     lines += [f'{change[:1].upper()}{change[1:]}.' for change in content['changes']]
+    lines += content['packaged']
     missing = content['unfinished']
     if missing:
         more = f' and {len(missing) - 10} more' if len(missing) > 10 else ''

@@ -11,13 +11,14 @@ from typing import Any
 
 from ..config.recipe import Recipe
 from ..errors import UserError, nearest
+from ..study.baselines import all_records, check
 from ..study.decisions import judge, with_pairs
 from ..study.estimate import dry_run
 from ..study.hours import hours_spent
 from ..study.on_ray import run_on_ray
 from ..study.plan import Study, check_comparable, find_study, plan_models, read_study
 from ..study.process import WHOLE, Extent, Slot, Trials
-from ..study.records import Record, as_run, by_run, group_runs, same_hardware, samples_of, study_records
+from ..study.records import Record, as_run, by_run, group_runs, same_hardware, samples_of
 from ..study.runner import run_study
 from ..study.sentences import sentence
 from ..utils.console import Console, duration, table
@@ -76,6 +77,7 @@ def run_models(
     *,
     vary: Mapping[str, Sequence[Any]] | None = None,
     one_look: bool = False,
+    against: Sequence[str] = (),
     plan_only: bool = False,
     ray: str | None = None,
 ) -> None:
@@ -89,13 +91,14 @@ def run_models(
         extent: How much of it.
         vary: Options and arguments of the models with several values each, as `plan_models` takes them.
         one_look: The runs are compared once, when all seeds are done.
+        against: Baselines that come with the package, to be compared with.
         plan_only: Only prints the plan and its hours.
         ray: The address of a Ray cluster that the trainings are sent to.
 
     Raises:
         UserError: What is varied can't be, two runs would be the same, or a training failed.
     """
-    study = plan_models(models, recipe, seeds, vary, one_look, extent.until_decided)
+    study = plan_models(models, recipe, seeds, vary, one_look, extent.until_decided, against)
     carry_out(study, slot, Console(), extent, plan_only=plan_only, ray=ray)
 
 
@@ -114,7 +117,12 @@ def carry_out(
         UserError: A training failed; the report on the others is written.
         KeyboardInterrupt: Ctrl-C or SIGTERM; what was computed is saved.
     """
-    for line in _notes(study):
+    if study.against and (extent.until_decided or study.until_decided):
+        raise UserError(
+            '--until-decided: baselines that come with the package get no further seeds: leave --against out and name '
+            'their models beside yours'
+        )
+    for line in [*_notes(study), *check(study, slot)]:
         console.line(line)
     if extent.until_decided:
         check_comparable(study, '--until-decided')
@@ -169,7 +177,7 @@ def _print_undecided(trials: Trials, budget: float | None, spent: float, console
 
 def _report(study: Study, slot: Slot, console: Console) -> None:
     study = as_run(study, slot.output)
-    records = study_records(study, slot.output)
+    records = all_records(study, slot.output)
     if not records:
         return
     console.line()
@@ -209,10 +217,12 @@ def summary_rows(records: Sequence[Record]) -> list[tuple[str, ...]]:
     ]
     for run, members in by_run(records).items():
         top1 = mean_text(stat_of([record.result.top1 for record in members]), 'top1')
-        total = sum(record.result.seconds['total'] or 0.0 for record in members) / len(members)
+        total = sum(record.result.seconds.get('total') or 0.0 for record in members) / len(members)
         rate = sum(record.result.images_per_second for record in members) / len(members)
-        times = (duration(total), f'{rate:.0f}') if timed else ()
-        rows.append((run, str(len(members)), top1, *times, f'{members[0].result.params / 1e6:.2f}'))
+        packaged = members[0].packaged
+        times = ('–', '–') if packaged else (duration(total), f'{rate:.0f}')
+        seeds = f'{len(members)}, packaged' if packaged else str(len(members))
+        rows.append((run, seeds, top1, *(times if timed else ()), f'{members[0].result.params / 1e6:.2f}'))
     return rows
 
 
@@ -252,7 +262,7 @@ def report_on(
     first = Path(paths[0])
     if len(paths) == 1 and os.path.isfile(first / 'study.yaml'):
         study = as_run(read_study(first / 'study.yaml'), first)
-        records = study_records(study, first)
+        records = all_records(study, first)
     else:
         records = group_runs(_run_folders(paths))
         study = Study('', {}, tuple(sorted({record.seed for record in records})))

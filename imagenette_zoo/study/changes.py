@@ -67,6 +67,9 @@ def _changes(before: Study, now: Study, seen: Mapping[str, list[int]]) -> list[s
         changes.append(
             f'the seeds were changed from {_listed(known)} to {_listed(kept)} after {most} blocks were seen: {ERROR}'
         )
+    if before.against != now.against and most >= first:
+        then, after = (', '.join(each.against) or 'none' for each in (before, now))
+        changes.append(f'the baselines were changed from {then} to {after} after {most} blocks were seen: {ERROR}')
     if not claims:  # pairs of runs
         for name in before.runs:
             if name not in now.runs and len(seen[name]) >= first:

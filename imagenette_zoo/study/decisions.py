@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -88,28 +88,33 @@ class Verdict:
         return '; '.join(dict.fromkeys(filter(None, [self.claim.note, *(each.note for each in self.findings)])))
 
 
-def all_pairs(runs: Iterable[str], metric: str = 'top1', practical: float | None = 1.0) -> tuple[Claim, ...]:
-    """A claim for each pair of runs, that the one that is named first is larger.
+def all_pairs(runs: Iterable[str], against: Collection[str] = ()) -> tuple[Claim, ...]:
+    """A claim for each pair of runs, that the one that is named first has the higher top-1.
 
     Args:
         runs: Their names, the largest first.
-        metric: By what they are compared.
-        practical: The least difference that matters.
+        against: Those of them that are baselines: only pairs of one of these and one of the others are compared, then.
     """
     return tuple(
-        Claim(f'{a}, {b}', f'{a} is above {b}.', metric, (f'{a} > {b}',), (Comparison(a, b, 0.0),), practical)
+        Claim(f'{a}, {b}', f'{a} is above {b}.', 'top1', (f'{a} > {b}',), (Comparison(a, b, 0.0),), 1.0)
         for a, b in itertools.combinations(runs, 2)
+        if not against or (a in against) != (b in against)
     )
 
 
 def with_pairs(study: Study, records: Iterable[Record]) -> Study:
-    """The study; one without claims asks of each pair of its runs on the same images which has the higher top-1."""
+    """The study; one without claims asks of each pair of its runs on the same images which has the higher top-1.
+
+    Where there are baselines it asks so of each run and each baseline that has the seeds for a look.
+    """
     runs = by_run(records)
-    images = distinct([record.result.dataset for each in runs.values() for record in each])
-    if study.claims or not 1 < len(runs) <= MOST_COMPARED or len(images) > 1:
+    against = {run for run, each in runs.items() if each[0].packaged}
+    images = distinct([record.result.dataset for run in runs.keys() - against for record in runs[run]])
+    if study.claims or len(images) > 1 or not (against or 1 < len(runs) <= MOST_COMPARED):
         return study
     ranked = sorted(runs, key=lambda run: -sum(record.result.top1 for record in runs[run]) / len(runs[run]))
-    return replace(study, claims=all_pairs(ranked))
+    few = {run for run in against if len(runs[run]) < study.stages[0][0]}  # which would only raise the bar for others
+    return replace(study, claims=all_pairs((run for run in ranked if run not in few), against))
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from ..config.recipe import Recipe
 from ..utils.console import Console, counted, duration, table
 from ..utils.process import restore_process
 from .adaptive import State, next_round
+from .baselines import baselines_of
 from .comparisons import UNDECIDED
 from .decisions import all_pairs, judge
 from .hours import hours_spent
@@ -20,7 +21,7 @@ from .metrics import metric_of
 from .plan import MOST_COMPARED, STEP_TIME_BLOCKS, Claim, Study
 from .power import TOP1_IMAGES, power, top1_spreads
 from .process import WHOLE, Extent, Slot, epochs_done
-from .records import study_records
+from .records import by_run, study_records
 from .runner import check_models, state_of
 from .step_times import TimedModel, image_counts
 
@@ -94,8 +95,7 @@ def _print_reach(
     until_decided: bool,
 ) -> None:
     """What the hours that are left can decide, claim by claim; without claims of all pairs."""
-    pairs = all_pairs(study.runs) if 1 < len(study.runs) <= MOST_COMPARED else ()
-    claims = study.claims or pairs
+    claims = study.claims or _pairs(study)
     if not claims:
         return
     tested = sum(not metric_of(claim.metric).exact for claim in claims)
@@ -105,12 +105,13 @@ def _print_reach(
     rows: list[tuple[str, ...]] = [('claim', 'metric', 'time a block', 'blocks', *points, *seen)]
     for claim in claims:
         metric = metric_of(claim.metric)
-        cost = sum(hours[run] for run in claim.runs)
+        own = [run for run in claim.runs if run in study.runs]  # the others are baselines
+        cost = sum(hours[run] for run in own)
         chances = ['–'] * len(POINTS)
         if metric.exact or metric.by_steps:
             blocks, cost_text = ('counted' if metric.exact else str(STEP_TIME_BLOCKS)), ''
         else:
-            names = claim.runs if until_decided else study.runs
+            names = own if until_decided else study.runs
             most = study.stages[-1][0] if until_decided else len(study.seeds)
             count = next(
                 (n for n in range(most, 0, -1) if sum(max(0, n - done[run]) * hours[run] for run in names) <= left), 0
@@ -134,6 +135,15 @@ def _print_reach(
         console.line('\n'.join(f'{claim.name}: {claim.sentence}  [{"; ".join(claim.order)}]' for claim in claims))
 
 
+def _pairs(study: Study) -> tuple[Claim, ...]:
+    """The pairs that will be judged without claims: of all runs, or of each run with each baseline."""
+    if not study.against:
+        return all_pairs(study.runs) if 1 < len(study.runs) <= MOST_COMPARED else ()
+    few = study.stages[0][0]
+    baselines = [name for name, each in by_run(baselines_of(study)).items() if len(each) >= few]
+    return all_pairs([*study.runs, *baselines], baselines)
+
+
 def _chance(points: int, blocks: int, tested: int, claim: Claim, study: Study) -> str:
     if blocks < study.stages[0][0]:
         return '0 %'
@@ -145,6 +155,8 @@ def _chance(points: int, blocks: int, tested: int, claim: Claim, study: Study) -
 
 def _as_it_seems(study: Study, slot: Slot) -> dict[str | frozenset[str], str]:
     """What is known of the claims by the trainings that are done, in words."""
+    if study.against:  # baselines get no further seeds
+        return {}
     study = replace(study, until_decided=True)  # as if there were as many seeds as it takes
     records = study_records(study, slot.output)
     state = State.of(study, records, slot.output)

@@ -16,19 +16,19 @@ from typing import Any
 import yaml
 
 from ..config.fields import literal
-from ..config.hparams import find_modules, find_recipe, shipped
+from ..config.hparams import BENCHMARK, GOOD_RECIPE, find_modules, find_recipe, shipped
 from ..config.names import NAMES, look_up
 from ..config.precedence import related
 from ..config.recipe import Recipe
 from ..errors import Mistakes, UserError, UserErrors, first_line, nearest
 from ..utils.modules import is_reference
 from ..utils.reading import LARGEST_YAML, PlainLoader, read_errors, read_text, yaml_reason
-from .metrics import METRICS, THRESHOLD, TO_AN_ACCURACY
+from .metrics import METRICS, THRESHOLD, TO_AN_ACCURACY, metric_of
 
 __all__ = [
     'INSTEAD', 'MOST_COMPARED', 'STAGES', 'STEP_TIME_BLOCKS', 'STEP_TIME_STAGES', 'Claim', 'Comparison', 'StepTimes',
     'Study', 'StudyRun', 'Trial', 'check_comparable', 'default_name', 'differing', 'dump_claim', 'dump_study',
-    'find_study', 'make_study', 'parse_vary', 'plain_name', 'plan_models', 'plan_study', 'read_study',
+    'find_study', 'make_study', 'parse_vary', 'plain_name', 'plan_models', 'plan_study', 'read_study', 'recipe_of',
 ]  # fmt: skip
 
 NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9._+=-]{0,79}')
@@ -172,6 +172,7 @@ class Study:
         failed: The seeds of each run whose training failed. This and the rest are not of the file: `as_run` reads them.
         changes: How the claims or their stages were changed after results were seen.
         step_times: The time of training steps by run, where a claim asks for it.
+        against: Baselines that come with the package, as `zoo` (all) or `zoo:MODEL`: its runs are compared with them.
     """
 
     title: str
@@ -186,6 +187,7 @@ class Study:
     failed: Mapping[str, frozenset[int]] = field(default_factory=dict)
     changes: tuple[str, ...] = ()
     step_times: StepTimes | None = None
+    against: tuple[str, ...] = ()
 
     @property
     def all_seeds(self) -> tuple[int, ...]:
@@ -213,6 +215,7 @@ def dump_study(study: Study) -> str:
         'budget': study.budget,
         'until_decided': study.until_decided,
         'stages': _dump_stages(study.stages),
+        'against': list(study.against),
         'runs': {run.name: _dump_run(run.recipe.as_dict(), base, defaults) for run in study.runs.values()},
         'claims': [dump_claim(claim) for claim in study.claims],
     }
@@ -279,6 +282,7 @@ def plan_models(
     vary: Mapping[str, Sequence[Any]] | None = None,
     one_look: bool = False,
     until_decided: bool = False,
+    against: Sequence[str] = (),
 ) -> Study:
     """A study of models, and of options that take several values: each combination is a run, named by what differs.
 
@@ -289,6 +293,8 @@ def plan_models(
         vary: Values by key: an option of `Recipe` (`model` adds to `models`), else an argument of the model.
         one_look: The runs are compared once, when all seeds are done, with the whole level.
         until_decided: Trainings go on after `seeds`.
+        against: Baselines, as `Study` has them. They get no further seeds, so there is one look, if there are seeds
+            for it.
 
     Raises:
         UserError: A key or a value can't be varied, two runs would be the same, or one look can't compare the runs.
@@ -327,8 +333,11 @@ def plan_models(
         except UserError as error:
             raise UserError(f'{name}: {error}') from None
     title = ' and '.join(models) + (f': {", ".join(values)}' if values else '')
-    stages = ((seeds, 1.0),) if one_look else STAGES
-    study = Study(title, runs, tuple(range(1, seeds + 1)), stages=stages, until_decided=until_decided)
+    stages = ((seeds, 1.0),) if one_look or (against and seeds >= FEWEST_BLOCKS) else STAGES
+    study = Study(
+        title, runs, tuple(range(1, seeds + 1)), stages=stages, until_decided=until_decided,
+        against=tuple(map(_check_baseline, against)),
+    )  # fmt: skip
     if one_look:
         check_comparable(study, '--one-look')
     return study
@@ -336,11 +345,34 @@ def plan_models(
 
 def check_comparable(study: Study, flag: str) -> None:
     """Raises `UserError` where there is nothing to compare: no claim, and no pair of runs that is judged."""
-    if not study.claims and not 1 < len(study.runs) <= MOST_COMPARED:
+    if not study.claims and not study.against and not 1 < len(study.runs) <= MOST_COMPARED:
         raise UserError(
             f'{flag}: nothing to compare: without claims it needs 2 to {MOST_COMPARED} runs, not {len(study.runs)}: '
             'name so many, or write a study file with claims'
         )
+
+
+def _check_baseline(name: str) -> str:
+    """What `against` names, if it is of its form: `zoo` or `zoo:MODEL`.
+
+    Raises:
+        UserError: It is not.
+    """
+    source, colon, run = name.partition(':')
+    if source != BENCHMARK or bool(colon) != bool(run):
+        raise UserError(f'--against: {name!r} is neither {BENCHMARK} nor {BENCHMARK}:MODEL')
+    return name
+
+
+def recipe_of(config: str | Path | None, against: Sequence[str], **overrides: Any) -> Recipe:
+    """The recipe of `run`: that which is named, else that of the baselines, else the good one for any model.
+
+    Raises:
+        UserError: As `Recipe.load`.
+    """
+    if config is None and against:
+        return Recipe.of(read_study(find_study(BENCHMARK)).base, overrides)
+    return Recipe.load(config or GOOD_RECIPE, **overrides)
 
 
 def _axis(key: str, values: list[Any]) -> list[Any]:
@@ -505,7 +537,7 @@ class _Reader:
     def study(self, root: Any) -> Study:
         known = {
             'title', 'limits', 'device_modules', 'base', 'options', 'seeds', 'budget', 'until_decided', 'stages',
-            'runs', 'claims',
+            'runs', 'claims', 'against',
         }  # fmt: skip
         parts = self.mapping(root, 'a study', known)
 
@@ -522,7 +554,9 @@ class _Reader:
         runs: dict[str, StudyRun | None] = part('runs', lambda node: self.runs(node, base, options), {})
         if 'runs' not in parts:
             self.mistakes.errors.append(self.fail(root, 'a study needs runs'))
-        claims = part('claims', lambda node: self.claims(node, runs), ()) if runs else ()
+        against = part('against', self.against, ())
+        named = {**runs, **{name: None for name in against if ':' in name}}
+        claims = part('claims', lambda node: self.claims(node, named), ()) if runs else ()
         seeds = part('seeds', self.seeds, (1, 2, 3))
         budget = part('budget', lambda node: self.number(node, 'budget: hours are needed'), None)
         stages = part('stages', self.stages, STAGES)
@@ -545,7 +579,16 @@ class _Reader:
             {**base, **options},
             stages,
             until_decided,
+            against=against,
         )
+
+    def against(self, node: Any) -> tuple[str, ...]:
+        value = self.plain(node)
+        names = value if isinstance(value, list) else [value]
+        try:
+            return tuple(_check_baseline(str(name)) for name in names)
+        except UserError as error:
+            raise self.fail(node, error) from None
 
     def yes(self, node: Any) -> bool:
         value = self.plain(node)
@@ -725,6 +768,13 @@ class _Reader:
         if not orders:
             raise self.fail(parts['order'][1], 'order: at least one is needed')
         comparisons = [part for order in orders for part in self.order(parts['order'][1], order, bounds, runs)]
+        packaged = [name for each in comparisons for name in (each.larger, each.smaller) if ':' in name]
+        if packaged and (THRESHOLD.fullmatch(metric) or metric in METRICS) and metric_of(metric).timed:
+            raise self.fail(
+                parts['metric'][1],
+                f'metric: {metric}: nothing is known of the times of {packaged[0]}, which comes with the package: make '
+                'it a run of the study',
+            )
         if len({each.bound for each in comparisons}) > 1:
             raise self.fail(parts['order'][1], 'order: with a ratio all are <=, or none is')
         return Claim(

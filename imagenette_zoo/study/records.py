@@ -41,6 +41,7 @@ class Record:
         result: Its `result.json`.
         history: Its `metrics.jsonl`, a row an epoch.
         analysis: Its predictions for each image, or None where it was not analysed.
+        packaged: It came with the package (`baselines.py`): nothing is known of its times.
     """
 
     run: str
@@ -48,6 +49,7 @@ class Record:
     result: Result
     history: list[dict[str, Any]]
     analysis: Analysis | None
+    packaged: bool = False
 
     @property
     def seed(self) -> int:
@@ -61,7 +63,7 @@ class Record:
         """
         spent, before = 0.0, (0.0, 100 / max(len(self.result.per_class), 1))
         for row in self.history:
-            spent += 1 if unit == 'epochs' else row['seconds']
+            spent += 1 if unit == 'epochs' else row.get('seconds', math.nan)  # none of a packaged one
             if 'eval_top1' not in row:
                 continue
             now = (spent, row['eval_top1'])
@@ -73,7 +75,8 @@ class Record:
 
     def metric(self, name: str) -> float | None:
         """A metric, as `metric_of` knows it; None where it is not known of this run."""
-        value = metric_of(name).read(self)
+        metric = metric_of(name)
+        value = None if self.packaged and metric.timed else metric.read(self)
         return None if value is None else float(value)
 
 
@@ -307,8 +310,8 @@ def _name(recipe: Mapping[str, Any], all_of_them: Sequence[Mapping[str, Any]]) -
 
 
 def same_hardware(records: Iterable[Record]) -> bool:
-    """Whether the times of trainings compare."""
-    return len(distinct([record.result.hardware for record in records])) == 1
+    """Whether the times of trainings compare, but for packaged ones, which have none."""
+    return len(distinct([record.result.hardware for record in records if not record.packaged])) == 1
 
 
 def by_run(records: Iterable[Record]) -> dict[str, list[Record]]:

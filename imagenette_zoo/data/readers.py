@@ -29,7 +29,7 @@ from .constants import IMAGE_EXTENSIONS
 from .folders import ORDER_FILE, SPLITS, is_hidden, parse_slice, spellings
 from .images import open_file
 
-__all__ = ['as_folder', 'is_read']
+__all__ = ['Sample', 'as_folder', 'is_read', 'write_split']
 
 NEEDS = {  # module, and the packages that are to be installed for it
     'hfds/': ('datasets', 'datasets'),
@@ -85,7 +85,7 @@ def as_folder(dataset: str, data_dir: str | Path | None, splits: Sequence[str], 
             with whole_folder(target) as temporary:
                 with _in_one_line(what):
                     classes, samples = _samples(source, root, split, class_map, options)
-                _write(temporary, classes, _readable(samples, what))
+                write_split(temporary, classes, samples, what)
     return folder
 
 
@@ -213,10 +213,21 @@ def _index(target: Any, index: int) -> int:
 # --- The folder -------------------------------------------------------------------------------------------------------
 
 
-def _write(folder: Path, classes: Sequence[str], samples: Iterable[Sample]) -> None:
-    """Writes the images of a split by class, and the order of the classes."""
+def write_split(folder: Path, classes: Sequence[str], samples: Iterable[Sample], what: str) -> None:
+    """Writes the images of a split by class, and the order of the classes.
+
+    Args:
+        folder: Of the split.
+        classes: Their names, as far as they are known.
+        samples: The images.
+        what: The split is called in messages.
+
+    Raises:
+        UserError: The samples cannot be read, or there are none.
+    """
+    folder.mkdir(exist_ok=True)
     names = list(_distinct(map(_file_name, classes)))
-    for number, (target, name, data) in enumerate(samples):
+    for number, (target, name, data) in enumerate(_readable(samples, what)):
         names += map(str, range(len(names), target + 1))  # of classes that have no names
         place = folder / names[target]
         place.mkdir(exist_ok=True)

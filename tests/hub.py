@@ -151,6 +151,18 @@ def _info(hub: Hub, body: bytes, allowed: bool, repo_id: str, branch: str | None
     return 200, {'_id': 'x', 'tags': [], 'downloads': 0, **content}, {}
 
 
+def _tree(hub: Hub, body: bytes, allowed: bool, repo_id: str, branch: str, folder: str) -> Reply:
+    """What a folder holds."""
+    repo, entries = hub.repos[repo_id], {}
+    for name, data in repo.branches[repo.at(branch) or 'main'].items():
+        above, _, _ = name.rpartition('/')
+        if above == folder:
+            entries[name] = {'type': 'file', 'path': name, 'size': len(data), 'oid': _git(data)}
+        elif above and not folder:
+            entries[above] = {'type': 'directory', 'path': above, 'size': 0, 'oid': _git(b'')}
+    return (200 if entries else 404), [*entries.values()], {}
+
+
 def _validate(hub: Hub, body: bytes, allowed: bool) -> Reply:
     """What the Hub checks of a card's metadata, in short."""
     parts = json.loads(body)['content'].split('---\n')
@@ -244,6 +256,7 @@ ROUTES: Any = (
     ('POST', '/api/repos/create', _create),
     ('POST', '/api/validate-yaml', _validate),
     ('GET', f'/api/(?:models|datasets)/{ID}(?:/revision/(.+))?', _info),
+    ('GET', f'/api/datasets/{ID}/tree/([^/]+)/?(.*)', _tree),
     ('POST', f'/api/models/{ID}/branch/(.+)', _branch),
     ('POST', f'/api/models/{ID}/preupload/(.+)', _preupload),
     ('POST', f'/api/models/{ID}/commit/(.+)', _commit),
@@ -251,7 +264,7 @@ ROUTES: Any = (
     ('PUT', r'/lfs/(\w+)', _store),
     ('GET HEAD', f'(?:/datasets)?/{ID}/resolve/([^/]+)/(.+)', _resolve),
 )
-PUBLIC = {_validate, _info, _resolve, _store}  # the storage is asked with what the batch gave
+PUBLIC = {_validate, _info, _tree, _resolve, _store}  # the storage is asked with what the batch gave
 
 CLIENT = """\
 import json, os, sys, tempfile, time

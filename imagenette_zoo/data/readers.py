@@ -12,8 +12,9 @@ import io
 import json
 import os
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -150,9 +151,11 @@ def _samples(
     if not source:
         tar = ReaderImageInTar(str(_tars(str(root), split)), class_map=class_map or '', cache_tarinfo=False)
         return _in_order(tar.class_name_to_idx), _from_tar(tar)
+    if source.startswith(('hfds/', 'tfds/')) and split in spellings('val'):
+        split = 'validation'
     if source.startswith('hfds/'):
-        split = 'validation' if split in spellings('val') else split
-        with redirect_stdout(io.StringIO()):
+        watched = sys.stderr if sys.stderr.isatty() else io.StringIO()  # for its progress bars
+        with redirect_stdout(watched), redirect_stderr(watched):
             reader = create_reader(source, root=root, split=split, class_map=class_map, **keys)
         return _in_order(reader.class_to_idx), _from_hub(reader)
     count = options.train_num_samples if split == parse_slice(options.train_split)[0] else None
@@ -161,7 +164,8 @@ def _samples(
     images = create_dataset(
         source, root=root, split=split, class_map=class_map, is_training=False, num_samples=count, **more
     )
-    classes = getattr(images, 'classes', None) or _in_order(class_map or {})
+    indices = class_map or getattr(getattr(images, 'reader', None), 'class_to_idx', None) or {}
+    classes = getattr(images, 'classes', None) or _in_order(indices)
     return list(map(str, classes)), _decoded(images)
 
 

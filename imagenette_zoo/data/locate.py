@@ -13,9 +13,9 @@ from .archives import ARCHIVE_SUFFIXES, unpacked
 from .constants import FAMILY
 from .folders import SPLITS, ImageSet, holds_splits, is_hidden, load_split, parse_slice, spellings
 
-OTHERS = FAMILY.keys() - {'imagenette'}
-
 __all__ = ['find_root', 'load_splits', 'resolve_dataset', 'root_name', 'validation_images']
+
+OTHERS = FAMILY.keys() - {'imagenette'}  # whose folders only the cache or `data_dir` can name
 
 
 def resolve_dataset(

@@ -463,6 +463,7 @@ def test_fetch_without_network(cache: Path, monkeypatch: pytest.MonkeyPatch, ser
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
+    monkeypatch.setattr('huggingface_hub.constants.ENDPOINT', f'http://127.0.0.1:{port}')
     for url, reason in (
         (f'http://127.0.0.1:{port}/imagenette2-160.tgz', 'Connection refused'),
         (f'{server}/imagenette2-160.tgz', 'HTTP Error 404: File not found'),

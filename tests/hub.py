@@ -1,4 +1,4 @@
-"""A Hugging Face Hub on loopback, as far as publishing and loading a model go, and a process that talks to it.
+"""A Hugging Face Hub on loopback, as far as publishing and loading go, and a process that talks to it.
 
 The client reads its endpoint when it is imported, so that what is tested runs in a process of its own.
 """
@@ -35,6 +35,10 @@ class Repo:
 
     def sha(self, branch: str) -> str:
         return hashlib.sha1(repr(sorted(self.branches[branch].items())).encode()).hexdigest()
+
+    def at(self, revision: str) -> str | None:
+        """The branch of that name or commit."""
+        return next((name for name in self.branches if revision in (name, self.sha(name))), None)
 
 
 class Hub(ThreadingHTTPServer):
@@ -134,14 +138,29 @@ def _info(hub: Hub, body: bytes, allowed: bool, repo_id: str, branch: str | None
     repo = hub.repos.get(repo_id)
     if repo is None or (repo.private and not allowed):
         return 404, {'error': 'Repository not found'}, {'X_Error_Code': 'RepoNotFound'}
+    if branch and repo.at(branch) is None:
+        return 404, {'error': 'Revision not found'}, {'X_Error_Code': 'RevisionNotFound'}
+    branch = repo.at(branch or 'main')
     siblings = []
-    for name, data in repo.branches[branch or 'main'].items():
+    for name, data in repo.branches[branch].items():
         file: dict[str, Any] = {'rfilename': name, 'size': len(data), 'blobId': _git(data)}
-        if name.endswith('.safetensors'):
+        if name.endswith(('.safetensors', '.parquet')):
             file |= {'blobId': 'ab' * 20, 'lfs': {'sha256': _sha256(data), 'size': len(data), 'pointerSize': 134}}
         siblings.append(file)
-    content = {'id': repo_id, 'sha': repo.sha(branch or 'main'), 'private': repo.private, 'siblings': siblings}
+    content = {'id': repo_id, 'sha': repo.sha(branch), 'private': repo.private, 'siblings': siblings}
     return 200, {'_id': 'x', 'tags': [], 'downloads': 0, **content}, {}
+
+
+def _tree(hub: Hub, body: bytes, allowed: bool, repo_id: str, branch: str, folder: str) -> Reply:
+    """What a folder holds."""
+    repo, entries = hub.repos[repo_id], {}
+    for name, data in repo.branches[repo.at(branch) or 'main'].items():
+        above, _, _ = name.rpartition('/')
+        if above == folder:
+            entries[name] = {'type': 'file', 'path': name, 'size': len(data), 'oid': _git(data)}
+        elif above and not folder:
+            entries[above] = {'type': 'directory', 'path': above, 'size': 0, 'oid': _git(b'')}
+    return (200 if entries else 404), [*entries.values()], {}
 
 
 def _validate(hub: Hub, body: bytes, allowed: bool) -> Reply:
@@ -217,6 +236,7 @@ def _resolve(hub: Hub, body: bytes, allowed: bool, repo_id: str, branch: str, na
     repo = hub.repos.get(repo_id)
     if repo is None or (repo.private and not allowed):
         return 404, b'', {'X_Error_Code': 'RepoNotFound'}
+    branch = repo.at(branch) or ''
     if name not in repo.branches.get(branch, {}):
         return 404, b'', {'X_Error_Code': 'EntryNotFound'}
     data = repo.branches[branch][name]
@@ -235,15 +255,16 @@ ID = r'([\w.-]+/[\w.-]+)'
 ROUTES: Any = (
     ('POST', '/api/repos/create', _create),
     ('POST', '/api/validate-yaml', _validate),
-    ('GET', f'/api/models/{ID}(?:/revision/(.+))?', _info),
+    ('GET', f'/api/(?:models|datasets)/{ID}(?:/revision/(.+))?', _info),
+    ('GET', f'/api/datasets/{ID}/tree/([^/]+)/?(.*)', _tree),
     ('POST', f'/api/models/{ID}/branch/(.+)', _branch),
     ('POST', f'/api/models/{ID}/preupload/(.+)', _preupload),
     ('POST', f'/api/models/{ID}/commit/(.+)', _commit),
     ('POST', rf'/{ID}\.git/info/lfs/objects/batch', _batch),
     ('PUT', r'/lfs/(\w+)', _store),
-    ('GET HEAD', f'/{ID}/resolve/([^/]+)/(.+)', _resolve),
+    ('GET HEAD', f'(?:/datasets)?/{ID}/resolve/([^/]+)/(.+)', _resolve),
 )
-PUBLIC = {_validate, _info, _resolve, _store}  # the storage is asked with what the batch gave
+PUBLIC = {_validate, _info, _tree, _resolve, _store}  # the storage is asked with what the batch gave
 
 CLIENT = """\
 import json, os, sys, tempfile, time

@@ -91,21 +91,21 @@ def _data(args: argparse.Namespace) -> int:
 
 def fetch_command(size: str, name: str = 'imagenette') -> int:
     """Download a data set (`160`, `320` or `full`) into the user cache and say where it is; returns the exit code."""
-    from ..data.archives import fetch
+    from ..data.archives import fetch, origin
     from ..data.folders import unlabelled_line
     from ..data.locate import find_root
 
     root = fetch(size, name)
     print(f'{name.title()} ({size}) is in {root}')
+    if address := origin(root):
+        print(f'note: it is the copy on the Hub, {address}, without noisy labels')
     if line := unlabelled_line(root):
         print(f'note: {line}')
-    if name != 'imagenette':
-        print(f'Give --data-dir {root} to train with it or check it.')
-        return 0
-    variable = os.environ.get('IMAGENETTE_DIR')
-    first = Path(variable) if variable else find_root(None)
+    variable = os.environ.get('IMAGENETTE_DIR') if name == 'imagenette' else None
+    first = Path(variable) if variable else find_root(None, dataset=name)
+    option = '' if name == 'imagenette' else f' --dataset {name}'
     if first == root:
-        print('imagenette-zoo train finds it there; "imagenette-zoo data check" verifies every image.')
+        print(f'imagenette-zoo train{option} finds it there; "imagenette-zoo data check{option}" verifies every image.')
     else:
         print(f'Without --data-dir {first} is used. Give --data-dir {root} to use or check this one.')
     return 0

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ['DATASETS', 'SOURCES', 'CodeOptions', 'ValidationOptions']
 
-DATASETS = ('imagenette', 'folder', 'synthette')
+DATASETS = ('imagenette', 'imagewoof', 'imagewang', 'folder', 'synthette')
 SOURCES = ('hfds/', 'wds/', 'tfds/', 'torch/')  # of timm's readers
 
 
@@ -32,8 +32,9 @@ class DataOptions(Options):
     )
     dataset: str = option(
         '',
-        "data set: imagenette, for any image folder; synthette, the embedded drawn one; or one of timm's readers, as "
-        'hfds/OWNER/NAME of Hugging Face, wds/NAME, tfds/NAME, torch/cifar10',
+        "data set: imagenette, for any image folder; imagewoof and imagewang, in the cache if not in --data-dir; "
+        "synthette, the embedded drawn one; or one of timm's readers, as hfds/OWNER/NAME of Hugging Face, wds/NAME, "
+        'tfds/NAME, torch/cifar10',
         choices=('', *DATASETS),
         prefixes=SOURCES,
     )

@@ -75,6 +75,11 @@ def _fitted_size(name: str, now: Values, then: Values) -> Any:
     return (now['in_chans'] or channels, *([now['img_size']] * 2 if now['img_size'] else size))
 
 
+def _other_images(now: Values, then: Values) -> bool:
+    """The data set is another one, which has its own place."""
+    return now['dataset'] in ('imagewoof', 'imagewang', 'synthette') and now['dataset'] != then['dataset']
+
+
 def _mixes(now: Values) -> bool:
     return bool(now['mixup'] or now['cutmix'] or now['cutmix_minmax'] is not None)
 
@@ -99,7 +104,7 @@ PARTS = (
     Part(('cutmix',), ('cutmix_minmax',), _is_given('cutmix')),
     Part(('resume',), ('overwrite',), _is_given('resume')),
     Part(('overwrite',), ('resume',), _is_given('overwrite')),
-    Part(('dataset',), ('data_dir',), lambda now, then: now['dataset'] == 'synthette'),  # which needs none
+    Part(('dataset',), ('data_dir',), _other_images),
     # What belongs to one optimizer, or to one schedule.
     Part(('opt',), ('opt_kwargs', 'opt_betas', 'opt_eps'), _differs('opt')),
     Part(

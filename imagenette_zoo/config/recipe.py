@@ -396,7 +396,11 @@ class TrackingOptions(Options):
 
     log_tensorboard: bool = option(False, "log to TensorBoard: event files in the run's folder", affects='nothing')
     log_wandb: bool = option(False, 'log to Weights & Biases; WANDB_MODE=offline sends nothing', affects='nothing')
-    wandb_project: str | None = option(None, 'project of the run in wandb', affects='nothing', metavar='NAME')
+    log_trackio: bool = option(False, 'log to trackio, on this machine', affects='nothing')
+    log_mlflow: bool = option(False, 'log to MLflow, where its own variables say', affects='nothing')
+    wandb_project: str | None = option(
+        None, 'project of the run in wandb and trackio, experiment in MLflow', affects='nothing', metavar='NAME'
+    )
     wandb_tags: tuple[str, ...] = option((), 'tags of the run in wandb', affects='nothing', metavar='TAG')
     wandb_resume_id: str | None = option(
         None,

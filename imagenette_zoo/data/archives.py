@@ -10,6 +10,7 @@ import lzma
 import os
 import re
 import shutil
+import socket
 import ssl
 import stat
 import sys
@@ -25,10 +26,11 @@ from urllib.error import URLError
 
 from ..errors import UserError, os_reason
 from ..utils.files import cache_dir, whole_folder
+from ..utils.reading import read_text
 from .constants import FAMILY
 from .folders import holds_splits
 
-__all__ = ['ARCHIVE_SUFFIXES', 'extract', 'fetch', 'unpacked']
+__all__ = ['ARCHIVE_SUFFIXES', 'digest_of', 'extract', 'fetch', 'origin', 'unpacked']
 
 ARCHIVE_SUFFIXES = ('.tgz', '.tar.gz', '.tar', '.zip')
 # What an archive may unpack to. Photos don't get smaller by packing; flat drawings do.
@@ -51,6 +53,8 @@ FASTAI_CHECKS = {  # bytes, and the MD5 of the first MiB (fastai/data/download_c
     'imagewang-320': (669826647, 'fff8ac034d60e14fcf7789845e625263'),
     'imagewang': (2900347689, '2b7776bac0fc95db72ac8a3b091a3e30'),
 }
+ORIGIN_FILE = 'origin.txt'  # in a data set that came from the Hub: the address of the copy
+PATIENCE = 30.0  # seconds that the archives' host may be silent
 _OFFLINE = (URLError, HTTPException, ConnectionError, TimeoutError, ssl.SSLError)  # what a bad connection raises
 
 
@@ -93,7 +97,7 @@ def unpacked(archive: Path, check: Callable[[Path], object]) -> Path:
     try:
         if archive.stat().st_size == 0:
             raise UserError(f'archive {archive} is empty (0 bytes): download it again')
-        md5 = _md5(archive)
+        md5 = digest_of(archive)
     except OSError as error:
         raise UserError(f'archive {archive} cannot be read: {os_reason(error)}') from error
     name = archive.name.removesuffix('.tgz')
@@ -110,8 +114,9 @@ def unpacked(archive: Path, check: Callable[[Path], object]) -> Path:
     return target
 
 
-def _md5(path: Path) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
+def digest_of(path: Path, algorithm: str = 'md5') -> str:
+    """The digest of a file, in hexadecimal digits."""
+    digest = hashlib.new(algorithm, usedforsecurity=False)
     with path.open('rb') as file:
         while block := file.read(1 << 20):
             digest.update(block)
@@ -277,6 +282,8 @@ def _zip_problem(info: zipfile.ZipInfo) -> str:
 def fetch(size: str, dataset: str = 'imagenette') -> Path:
     """Download a data set into the user cache, compare it with what is published of it, and unpack it.
 
+    Where the archive's host cannot be reached, the images come from a copy on the Hugging Face Hub, see `origin`.
+
     Args:
         size: `160`, `320` (pixels of the shorter side) or `full`.
         dataset: `imagenette`, `imagewoof` or `imagewang`.
@@ -296,33 +303,68 @@ def fetch(size: str, dataset: str = 'imagenette') -> Path:
         return target
     if os.path.exists(target):
         raise UserError(f'{target} exists but does not hold train/ and val/: remove it and fetch again')
-    from torchvision.datasets.utils import download_url
-
     url = URL.format(name) if name in FASTAI_CHECKS else _torchvisions(name)[0]
     with whole_folder(target) as folder:
-        archive = folder / f'{name}.tgz'
         try:
-            # torchvision prints and draws its progress bar even where nobody watches
-            watched = sys.stderr if sys.stderr.isatty() else io.StringIO()
-            with redirect_stdout(watched), redirect_stderr(watched):
-                download_url(url, str(folder), archive.name)
+            _fetch_archive(url, folder, name)
         except _OFFLINE as error:
             cause = error.reason if isinstance(error, URLError) and isinstance(error.reason, OSError) else error
-            raise UserError(
-                f'cannot download {url} ({os_reason(cause)}): check the network and try again, or download it '
-                f'elsewhere and give it as --data-dir {archive.name}',
-            ) from error
-        try:
-            _check_published(archive, name, _md5(archive))
-        except UserError as error:
-            raise UserError(f'download of {url}: {error}: try again') from None
-        content = folder / 'content'
-        content.mkdir()
-        extract(archive, content)
-        archive.unlink()
-        if not holds_splits(content / name):
-            raise UserError(f'{url} holds no train/ and val/: try another size, or give --data-dir')
-        for child in (content / name).iterdir():
-            child.rename(folder / child.name)
-        shutil.rmtree(content)
+            _fetch_copy(url, os_reason(cause), folder, dataset, size)
     return target
+
+
+def origin(root: Path) -> str | None:
+    """The copy on the Hub that `fetch` has taken a data set from; None where it was the archive."""
+    return read_text(root / ORIGIN_FILE).strip() if (root / ORIGIN_FILE).is_file() else None
+
+
+def _fetch_archive(url: str, folder: Path, name: str) -> None:
+    """Fills a folder with what an official archive holds.
+
+    Raises:
+        OSError: It cannot be downloaded; one of `_OFFLINE`.
+        UserError: It is another file.
+    """
+    from torchvision.datasets.utils import download_url
+
+    archive = folder / f'{name}.tgz'
+    # torchvision prints and draws its progress bar even where nobody watches
+    watched = sys.stderr if sys.stderr.isatty() else io.StringIO()
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(PATIENCE)
+    try:
+        with redirect_stdout(watched), redirect_stderr(watched):
+            download_url(url, str(folder), archive.name)
+    finally:
+        socket.setdefaulttimeout(before)
+    try:
+        _check_published(archive, name, digest_of(archive))
+    except UserError as error:
+        raise UserError(f'download of {url}: {error}: try again') from None
+    content = folder / 'content'
+    content.mkdir()
+    extract(archive, content)
+    archive.unlink()
+    if not holds_splits(content / name):
+        raise UserError(f'{url} holds no train/ and val/: try another size, or give --data-dir')
+    for child in (content / name).iterdir():
+        child.rename(folder / child.name)
+    shutil.rmtree(content)
+
+
+def _fetch_copy(url: str, reason: str, folder: Path, dataset: str, size: str) -> None:
+    """Fills a folder with the images of a copy on the Hub, and names it in a file."""
+    from .hub_copies import write_copy  # needs timm
+
+    downloads = folder / 'downloads'
+    downloads.mkdir()
+    try:
+        address = write_copy(dataset, size, folder, downloads)
+    except UserError as error:
+        raise UserError(
+            f'cannot download {url} ({reason}); {error}: check the network and try again, or download it elsewhere and '
+            f'give it as --data-dir {url.rpartition("/")[2]}'
+        ) from error
+    for left in (*folder.glob('*.tgz'), downloads):
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    (folder / ORIGIN_FILE).write_text(f'{address}\n', encoding='utf-8')

@@ -15,6 +15,8 @@ from .folders import SPLITS, ImageSet, holds_splits, is_hidden, load_split, pars
 
 __all__ = ['find_root', 'load_splits', 'resolve_dataset', 'root_name', 'validation_images']
 
+OTHERS = FAMILY.keys() - {'imagenette'}  # whose folders only the cache or `data_dir` can name
+
 
 def resolve_dataset(
     dataset: str = '', data_dir: str | Path | None = None, *splits: str, options: DataOptions | None = None
@@ -22,9 +24,9 @@ def resolve_dataset(
     """The folder that holds the splits.
 
     Args:
-        dataset: `imagenette`, `folder` or nothing: the folder or archive at `data_dir`, else the Imagenette that
-            `find_root` finds. `synthette`: the embedded data set, drawn on first use. Others are as `as_folder` takes
-            them.
+        dataset: `imagenette`, `imagewoof`, `imagewang`, `folder` or nothing: the folder or archive at `data_dir`, else
+            what `find_root` finds. `synthette`: the embedded data set, drawn on first use. Others are as `as_folder`
+            takes them.
         data_dir: Where the data are.
         *splits: What it must hold; `train` and `val` if not given.
         options: How timm's readers are to read it.
@@ -44,7 +46,7 @@ def resolve_dataset(
     if dataset not in ('', *DATASETS, *FOLDERS):
         raise UserError(f'dataset {dataset!r} is unknown: expected one of {", ".join(DATASETS)}')
     if dataset != 'synthette':
-        return find_root(data_dir, *splits)
+        return find_root(data_dir, *splits, dataset=dataset)
     if data_dir:
         raise UserError(f'--data-dir {data_dir} and --dataset synthette contradict each other: give one of them')
     from .synthette import make  # needs numpy
@@ -83,7 +85,7 @@ def validation_images(
     return load_split(root, split, classes, max_megapixels)
 
 
-def find_root(data_dir: str | Path | None, *splits: str) -> Path:
+def find_root(data_dir: str | Path | None, *splits: str, dataset: str = '') -> Path:
     """The folder that holds the splits: `train/` and `val/` (or `validation/`) where no others are asked for.
 
     Args:
@@ -91,6 +93,7 @@ def find_root(data_dir: str | Path | None, *splits: str) -> Path:
             is unpacked once into the user cache. None stands for `$IMAGENETTE_DIR`, else what `fetch` put into the
             user cache, the largest first.
         *splits: What it must hold, as `load_split` takes them.
+        dataset: `imagewoof` or `imagewang`, for which None stands for the user cache alone.
 
     Raises:
         UserError: Nothing there, not a data set, several data sets, or a bad archive.
@@ -98,25 +101,34 @@ def find_root(data_dir: str | Path | None, *splits: str) -> Path:
     needed = tuple(dict.fromkeys(parse_slice(split)[0] for split in splits)) or SPLITS
     if data_dir is not None and str(data_dir):
         return _root_at(Path(os.path.expanduser(data_dir)), 'data folder', needed)
-    variable = os.environ.get('IMAGENETTE_DIR')
+    variable = _variable(dataset)
     if variable:
         return _root_at(Path(os.path.expanduser(variable)), 'IMAGENETTE_DIR', needed)
-    for folder in reversed(FAMILY['imagenette'].values()):
+    for folder in reversed(FAMILY[dataset if dataset in FAMILY else 'imagenette'].values()):
         if holds_splits(cache_dir() / folder):
             return cache_dir() / folder
+    if dataset in OTHERS:
+        raise UserError(
+            f'no {dataset.title()} found: run "imagenette-zoo data fetch {dataset} --size 160", or give --data-dir'
+        )
     raise UserError(
         'no Imagenette found: run "imagenette-zoo data fetch --size 160" (100 MB), or give --data-dir, or set '
         'IMAGENETTE_DIR, or use --dataset synthette',
     )
 
 
+def _variable(dataset: str) -> str | None:
+    """The folder that the environment names, which is Imagenette's."""
+    return None if dataset in OTHERS else os.environ.get('IMAGENETTE_DIR')
+
+
 def root_name(dataset: str, data_dir: str | None, *splits: str) -> str | None:
     """The name of the folder that `resolve_dataset` gives; None where it is not there, or would first be made."""
-    place = data_dir or os.environ.get('IMAGENETTE_DIR')
+    place = data_dir or _variable(dataset)
     if dataset.startswith(('synthette', *SOURCES)) or (place and not os.path.isdir(os.path.expanduser(place))):
         return None
     try:
-        return Path(os.path.abspath(find_root(data_dir, *splits))).name
+        return Path(os.path.abspath(find_root(data_dir, *splits, dataset=dataset))).name
     except UserError:
         return None
 

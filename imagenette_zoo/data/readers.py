@@ -12,8 +12,9 @@ import io
 import json
 import os
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from .constants import IMAGE_EXTENSIONS
 from .folders import ORDER_FILE, SPLITS, is_hidden, parse_slice, spellings
 from .images import open_file
 
-__all__ = ['as_folder', 'is_read']
+__all__ = ['Sample', 'as_folder', 'is_read', 'write_split']
 
 NEEDS = {  # module, and the packages that are to be installed for it
     'hfds/': ('datasets', 'datasets'),
@@ -85,7 +86,7 @@ def as_folder(dataset: str, data_dir: str | Path | None, splits: Sequence[str], 
             with whole_folder(target) as temporary:
                 with _in_one_line(what):
                     classes, samples = _samples(source, root, split, class_map, options)
-                _write(temporary, classes, _readable(samples, what))
+                write_split(temporary, classes, samples, what)
     return folder
 
 
@@ -150,9 +151,11 @@ def _samples(
     if not source:
         tar = ReaderImageInTar(str(_tars(str(root), split)), class_map=class_map or '', cache_tarinfo=False)
         return _in_order(tar.class_name_to_idx), _from_tar(tar)
+    if source.startswith(('hfds/', 'tfds/')) and split in spellings('val'):
+        split = 'validation'
     if source.startswith('hfds/'):
-        split = 'validation' if split in spellings('val') else split
-        with redirect_stdout(io.StringIO()):
+        watched = sys.stderr if sys.stderr.isatty() else io.StringIO()  # for its progress bars
+        with redirect_stdout(watched), redirect_stderr(watched):
             reader = create_reader(source, root=root, split=split, class_map=class_map, **keys)
         return _in_order(reader.class_to_idx), _from_hub(reader)
     count = options.train_num_samples if split == parse_slice(options.train_split)[0] else None
@@ -161,7 +164,8 @@ def _samples(
     images = create_dataset(
         source, root=root, split=split, class_map=class_map, is_training=False, num_samples=count, **more
     )
-    classes = getattr(images, 'classes', None) or _in_order(class_map or {})
+    indices = class_map or getattr(getattr(images, 'reader', None), 'class_to_idx', None) or {}
+    classes = getattr(images, 'classes', None) or _in_order(indices)
     return list(map(str, classes)), _decoded(images)
 
 
@@ -213,10 +217,21 @@ def _index(target: Any, index: int) -> int:
 # --- The folder -------------------------------------------------------------------------------------------------------
 
 
-def _write(folder: Path, classes: Sequence[str], samples: Iterable[Sample]) -> None:
-    """Writes the images of a split by class, and the order of the classes."""
+def write_split(folder: Path, classes: Sequence[str], samples: Iterable[Sample], what: str) -> None:
+    """Writes the images of a split by class, and the order of the classes.
+
+    Args:
+        folder: Of the split.
+        classes: Their names, as far as they are known.
+        samples: The images.
+        what: The split is called in messages.
+
+    Raises:
+        UserError: The samples cannot be read, or there are none.
+    """
+    folder.mkdir(exist_ok=True)
     names = list(_distinct(map(_file_name, classes)))
-    for number, (target, name, data) in enumerate(samples):
+    for number, (target, name, data) in enumerate(_readable(samples, what)):
         names += map(str, range(len(names), target + 1))  # of classes that have no names
         place = folder / names[target]
         place.mkdir(exist_ok=True)

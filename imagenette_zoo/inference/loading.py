@@ -332,7 +332,7 @@ def _splits_of(models: Sequence[str], options: DataOptions) -> tuple[str, str | 
             root = os.path.abspath(run_images(name, recipe, val))
         except UserError as gone:
             try:  # a run from another machine: as for a model without one
-                root = os.path.abspath(find_root(None, val))
+                root = os.path.abspath(find_root(None, val, dataset=recipe.dataset))
             except UserError:
                 raise gone from None
         sources.setdefault((root, val, train.partition('[')[0]), (name, train))  # a slice has all classes

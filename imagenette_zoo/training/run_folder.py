@@ -5,7 +5,7 @@
 written last: a folder that has one holds a finished run. In files epochs count from 0, as timm's do, in print from 1.
 `.saved` is there once there was a state, `.lock` is held by the process that writes there. `code/` has copies of the
 user's own modules and their hashes. `tensorboard/` and `wandb/` are their own packages' to write, where they track the
-run.
+run; `trackio/` and `mlflow/` name the run there.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ __all__ = ['ANALYSIS_FILES', 'resumed_run', 'RunFolder']
 
 ANALYSIS_FILES = ('analysis.json', 'predictions.safetensors')  # what `imagenette-zoo analyse` adds to a run
 OWN_FILES = ('result.json', 'state.pt', 'args.yaml', 'summary.csv', 'metrics.jsonl', *ANALYSIS_FILES)  # first its mark
-OWN_FOLDERS = ('last', 'best', 'checkpoints', 'tensorboard', 'wandb', 'code')
+OWN_FOLDERS = ('last', 'best', 'checkpoints', 'tensorboard', 'wandb', 'trackio', 'mlflow', 'code')
 
 SAVED = '.saved'  # it is there once a state was written, so that a removed state is noticed
 NO_COMMENT = bytes(2)  # how an archive ends that has none: with its length

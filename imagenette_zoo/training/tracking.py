@@ -1,8 +1,8 @@
-"""Trackers that people already use: TensorBoard and Weights & Biases get what `metrics.jsonl` holds, by its names.
+"""Trackers that people already use: TensorBoard, Weights & Biases, trackio and MLflow get what `metrics.jsonl` holds.
 
-A row of the history is logged at the step of its epoch. The accuracy of a class is `eval_top1/CLASS`, a number of the
-result is `result/top1`. A tracker that is opened gets the whole history of the run. So each epoch is there exactly
-once, whatever was lost or logged too early when a run was killed, and also if tracking begins late.
+A row of the history is logged at the step of its epoch, by its names. The accuracy of a class is `eval_top1/CLASS`, a
+number of the result is `result/top1`. A tracker that is opened gets the whole history of the run. So each epoch is
+there exactly once, whatever was lost or logged too early when a run was killed, and also if tracking begins late.
 
 No tracker can hurt a run. It is called between the epochs, each of which seeds its own random numbers. One that raises
 or does not answer is left out from then on.
@@ -12,13 +12,19 @@ from __future__ import annotations
 
 import functools
 import importlib
+import io
+import logging
 import os
+import re
+import shlex
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
+from unittest import mock
 
 import yaml
 
@@ -34,6 +40,7 @@ Row = Mapping[str, Any]
 
 WANDB_PATIENCE = 30.0  # seconds that wandb may take to reach its server, at the start and at the end
 PATIENCE = 45.0  # seconds for anything: above wandb's own and the 10 it adds to them, since it says why it failed
+PROJECT = 'imagenette-zoo'  # of runs for which none is given, where a tracker needs one
 COMPARED = ('eval_top1', 'eval_top5', 'eval_loss', 'train_loss')  # columns of TensorBoard's table of runs
 RESULT = ('top1', 'best_top1', 'best_epoch', 'top5', 'loss', 'params', 'gmacs', 'images_per_second', 'peak_memory_mib')
 
@@ -114,7 +121,8 @@ class Tracking:
 
     def _try(self, option: str, act: Callable[[], T]) -> T | None:
         try:
-            return _within(PATIENCE, act)
+            with redirect_stdout(io.StringIO()):  # they greet
+                return _within(PATIENCE, act)
         except (Exception, SystemExit) as error:  # libraries of others, networks and disks
             self._open.pop(option, None)
             reason = first_line(error)
@@ -159,6 +167,17 @@ def _imported(option: str, module: str, name: str) -> Any:
         package = option.removeprefix('log_')
         raise UserError(f'{_flag(option)} needs {package}: pip install "imagenette-zoo[{package}]"') from None
     return imported
+
+
+def _former_id(folder: Path, tracker: str) -> str | None:
+    """The id that a tracker has given the run, as its folder keeps it."""
+    kept = folder / tracker / 'run-id'
+    return kept.read_text(encoding='utf-8').strip() if kept.is_file() else None
+
+
+def _keep_id(folder: Path, tracker: str, run_id: str) -> None:
+    (folder / tracker).mkdir(exist_ok=True)
+    write_atomic(folder / tracker / 'run-id', run_id.encode())
 
 
 def _metrics(row: Row) -> dict[str, float]:
@@ -249,8 +268,7 @@ class _Wandb:
 
     def __init__(self, recipe: Recipe, folder: Path, history: Sequence[Row]) -> None:
         wandb = importlib.import_module('wandb')
-        kept = folder / 'wandb' / 'run-id'
-        former = kept.read_text(encoding='utf-8').strip() if kept.is_file() else None
+        former = _former_id(folder, 'wandb')
         self._run = wandb.init(
             project=recipe.wandb_project,
             name=folder.name,
@@ -270,8 +288,7 @@ class _Wandb:
             ),
         )
         if self._run.id != former:
-            kept.parent.mkdir(exist_ok=True)
-            write_atomic(kept, self._run.id.encode())
+            _keep_id(folder, 'wandb', self._run.id)
         offline = f'offline, wandb sync {Path(self._run.dir).parent} sends it'
         self.location = offline if self._run.offline else self._run.url or 'disabled'
         for row in history:
@@ -288,4 +305,92 @@ class _Wandb:
         self._run.finish(exit_code)
 
 
-TRACKERS: tuple[type[Tracker], ...] = (_TensorBoard, _Wandb)
+class _Trackio:
+    """A run of trackio, in trackio's own folder. One that is opened again is written anew."""
+
+    option: ClassVar[str] = 'log_trackio'
+
+    @staticmethod
+    def check() -> None:
+        _imported(_Trackio.option, 'trackio', 'Run')
+        for variable in ('TRACKIO_SPACE_ID', 'TRACKIO_SERVER_URL'):  # there a former run can't be removed
+            if os.environ.get(variable):
+                raise UserError(f'--log-trackio logs on this machine: unset {variable}; "trackio sync" sends a project')
+
+    def __init__(self, recipe: Recipe, folder: Path, history: Sequence[Row]) -> None:
+        trackio = importlib.import_module('trackio')
+        project = recipe.wandb_project or PROJECT
+        self.location = f'trackio show --project {shlex.quote(project)}'
+        if former := _former_id(folder, 'trackio'):
+            importlib.import_module('trackio.fragments').import_inbox_dir()  # what network file systems keep aside
+            importlib.import_module('trackio.api').Run(project, folder.name, former).delete()
+        # where there is a token it asks the Hub who the user is, and waits for the answer without end
+        with mock.patch.object(importlib.import_module('huggingface_hub.constants'), 'HF_HUB_OFFLINE', True):
+            self._run = trackio.init(
+                project=project,
+                name=folder.name,
+                group=folder.parent.name,
+                config=recipe.as_dict(),
+                embed=False,
+                auto_log_cpu=False,
+                auto_log_gpu=False,
+            )
+        _keep_id(folder, 'trackio', self._run.id)
+        for row in history:
+            self.epoch(row)
+
+    def epoch(self, row: Row) -> None:
+        self._run.log({'epoch': row['epoch'], **_metrics(row)}, step=row['epoch'])
+
+    def result(self, values: Mapping[str, float], epochs: int) -> None:
+        self._run.log(dict(values), step=epochs - 1)
+
+    def close(self, exit_code: int) -> None:
+        self._run.finish()
+
+
+class _MLflow:
+    """A run of MLflow, where its own variables say. One that is opened again replaces the former."""
+
+    option: ClassVar[str] = 'log_mlflow'
+
+    @staticmethod
+    def check() -> None:
+        _imported(_MLflow.option, 'mlflow', 'MlflowClient')
+
+    def __init__(self, recipe: Recipe, folder: Path, history: Sequence[Row]) -> None:
+        mlflow = importlib.import_module('mlflow')
+        logging.getLogger('mlflow').setLevel(logging.WARNING)
+        self._entities = importlib.import_module('mlflow.entities')
+        self._client = mlflow.MlflowClient()
+        uri = mlflow.get_tracking_uri()
+        self.location = uri if uri.startswith('http') else f'mlflow ui --backend-store-uri {shlex.quote(uri)}'
+        experiment = mlflow.set_experiment(recipe.wandb_project or PROJECT).experiment_id
+        if former := _former_id(folder, 'mlflow'):
+            with suppress(mlflow.MlflowException):  # it is not there
+                self._client.delete_run(former)
+        run = self._client.create_run(experiment, run_name=folder.name, tags={'group': folder.parent.name})
+        self._id = run.info.run_id
+        _keep_id(folder, 'mlflow', self._id)
+        params = [self._entities.Param(name, str(value)) for name, value in recipe.as_dict().items()]
+        for start in range(0, len(params), 100):  # as many as a server takes at once
+            self._client.log_batch(self._id, params=params[start : start + 100])
+        for row in history:
+            self.epoch(row)
+
+    def _add(self, values: Mapping[str, float], step: int) -> None:
+        now = int(1000 * time.time())
+        named = {re.sub(r'[^\w: -]', '.', name): value for name, value in values.items()}  # a/b would be in a folder a
+        self._client.log_batch(self._id, [self._entities.Metric(name, named[name], now, step) for name in named])
+
+    def epoch(self, row: Row) -> None:
+        self._add(_metrics(row), row['epoch'])
+
+    def result(self, values: Mapping[str, float], epochs: int) -> None:
+        self._add(values, epochs - 1)
+
+    def close(self, exit_code: int) -> None:
+        self._client.set_terminated(self._id, 'FAILED' if exit_code else 'FINISHED')
+
+
+TRACKERS: tuple[type[Tracker], ...] = (_TensorBoard, _Wandb, _Trackio, _MLflow)

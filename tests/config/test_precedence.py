@@ -45,6 +45,8 @@ PROGRESSIVE = dict(img_size=128, train_img_sizes=[96, 128], train_size_schedule=
         ({'cutmix_minmax': [0.2, 0.8]}, {'cutmix': 0.5}, {'cutmix_minmax': None}),
         ({'data_dir': 'x'}, {'dataset': 'synthette'}, {'data_dir': None}),
         ({'data_dir': 'x'}, {'dataset': 'folder'}, {'data_dir': 'x'}),
+        ({'data_dir': 'x'}, {'dataset': 'imagewoof'}, {'data_dir': None}),
+        ({'data_dir': 'x', 'dataset': 'imagewoof'}, {'dataset': 'imagewoof'}, {'data_dir': 'x'}),
         ({'overwrite': True}, {'resume': 'auto', 'experiment': 'x'}, {'overwrite': False}),
         ({'opt': 'nmuon', 'opt_kwargs': {'ns_steps': 3}}, {'opt': 'adamw'}, {'opt_kwargs': {}}),
         ({'opt': 'nmuon', 'opt_kwargs': {'ns_steps': 3}}, {'opt': 'nmuon'}, {'opt_kwargs': {'ns_steps': 3}}),

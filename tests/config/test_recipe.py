@@ -290,7 +290,7 @@ def test_where_options_may_differ() -> None:
     """Whoever adds an option that does not decide the result says so here, too."""
     nothing = {
         'workers', 'pin_mem', 'max_megapixels', 'log_interval', 'log_swaps', 'log_tensorboard', 'log_wandb',
-        'wandb_project', 'wandb_tags', 'wandb_resume_id',
+        'log_trackio', 'log_mlflow', 'wandb_project', 'wandb_tags', 'wandb_resume_id',
     }  # fmt: skip
     location = {'data_dir', 'output', 'experiment', 'overwrite', 'resume', 'device_modules'}
     neither = {*nothing, *location, 'device', 'checkpoint_hist'}

@@ -6,6 +6,7 @@ import io
 import shutil
 import socket
 import stat
+import sys
 import tarfile
 import threading
 import zipfile
@@ -21,9 +22,10 @@ import pytest
 from imagenette_zoo.cli import data
 from imagenette_zoo.cli.main import main
 from imagenette_zoo.config.groups import DataOptions
-from imagenette_zoo.data import archives, constants, folders, locate
+from imagenette_zoo.data import archives, constants, folders, hub_copies, locate
 from imagenette_zoo.errors import UserError
 from tests.data.imagenette import WNIDS, assert_one_line, make_archive, make_imagenette
+from tests.hub import Hub, Repo
 
 pytestmark = pytest.mark.usefixtures('cache')
 
@@ -434,12 +436,13 @@ def test_fetch_of_the_family(
     assert main(['data', 'fetch', name, '--size', '160']) == 0
     shown = capsys.readouterr().out
     assert f'{name.title()} (160) is in {cache / folder}' in shown
-    assert f'Give --data-dir {cache / folder} to train' in shown
-    train, val = locate.load_splits(DataOptions(data_dir=str(cache / folder)))
+    assert f'imagenette-zoo train --dataset {name} finds it there' in shown
+    train, val = locate.load_splits(DataOptions(dataset=name))
+    assert train.root == cache / folder
     assert train.class_names == val.class_names == tuple(constants.IMAGEWOOF.values())
     line = f'note: {cache / folder / "unsup"} is left out: its images have no labels that may be used'
     assert (line in shown) == (name == 'imagewang')
-    assert main(['data', 'check', '--data-dir', str(cache / folder)]) == 0
+    assert main(['data', 'check', '--dataset', name]) == 0
     assert (line in capsys.readouterr().out) == (name == 'imagewang')
 
     moved = (tmp_path / 'www' / f'{folder}.tgz').rename(tmp_path / f'{folder}.tgz')
@@ -460,6 +463,7 @@ def test_fetch_without_network(cache: Path, monkeypatch: pytest.MonkeyPatch, ser
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
+    monkeypatch.setattr('huggingface_hub.constants.ENDPOINT', f'http://127.0.0.1:{port}')
     for url, reason in (
         (f'http://127.0.0.1:{port}/imagenette2-160.tgz', 'Connection refused'),
         (f'{server}/imagenette2-160.tgz', 'HTTP Error 404: File not found'),
@@ -475,3 +479,102 @@ def test_fetch_without_network(cache: Path, monkeypatch: pytest.MonkeyPatch, ser
 def test_fetch_of_an_unknown_size() -> None:
     with pytest.raises(UserError, match="'64' is unknown: expected one of 160, 320, full"):
         archives.fetch('64')
+
+
+# --- Copies on the Hugging Face Hub -----------------------------------------------------------------------------------
+
+
+def in_parquet(root: Path, split: str, classes: list[str]) -> bytes:
+    """The images of a split as the Hub's copies have them."""
+    import pyarrow
+    import pyarrow.parquet
+
+    paths = sorted((root / split).rglob('*.JPEG'))
+    images = [{'bytes': path.read_bytes(), 'path': path.name} for path in paths]
+    table = pyarrow.table({'image': images, 'label': [classes.index(path.parent.name) for path in paths]})
+    file = io.BytesIO()
+    pyarrow.parquet.write_table(table, file)
+    return file.getvalue()
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """The Hub's copies of an Imagenette and an Imagewoof of 20 images each; the archives' host does not answer."""
+    pytest.importorskip('pyarrow')
+    with Hub() as hub:
+        monkeypatch.setattr('huggingface_hub.constants.ENDPOINT', hub.url)
+        template = f'{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}'
+        monkeypatch.setattr('huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE', template)
+        for dataset, layout in (('imagenette', '{}-00000-of-00001'), ('imagewoof', '{}/0000')):
+            classes = list(constants.IMAGENETTE if dataset == 'imagenette' else constants.IMAGEWOOF)
+            root = make_imagenette(tmp_path / dataset, classes)
+            files = {
+                f'160px/{layout.format(name)}.parquet': in_parquet(root, split, classes)
+                for split, name in (('train', 'train'), ('val', 'validation'))
+            }
+            repo = hub.repos[f'frgfm/{dataset}'] = Repo(private=False)
+            repo.branches['refs/convert/parquet' if dataset == 'imagewoof' else 'old'] = files
+            revisions = (repo.sha('old'),) if dataset == 'imagenette' else hub_copies.COPIES[dataset].revisions
+            copy = hub_copies.COPIES[dataset]._replace(images={'train': 20, 'validation': 20}, revisions=revisions)
+            monkeypatch.setitem(hub_copies.COPIES, dataset, copy)
+        publish(monkeypatch, 'http://127.0.0.1:9/imagenette2-160.tgz', '0' * 32)
+        monkeypatch.setattr(archives, 'URL', 'http://127.0.0.1:9/{}.tgz')
+        yield hub
+
+
+@pytest.mark.parametrize('dataset', ['imagenette', 'imagewoof'])
+@pytest.mark.usefixtures('no_imagenette_dir')
+def test_without_the_archives_host_the_hubs_copy_comes(
+    dataset: str, hub: Hub, tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(['data', 'fetch', dataset]) == 0
+    out, err = capsys.readouterr()
+    repo = hub.repos[f'frgfm/{dataset}']
+    address = f'https://huggingface.co/datasets/frgfm/{dataset}/tree/{repo.sha(list(repo.branches)[-1])}'
+    assert f'note: it is the copy on the Hub, {address}, without noisy labels' in out
+    assert err == ''
+    root = cache / constants.FAMILY[dataset]['160']
+    assert sorted(path.name for path in root.iterdir()) == ['origin.txt', 'train', 'val']
+    copies, originals = (locate.load_splits(DataOptions(data_dir=str(place))) for place in (root, tmp_path / dataset))
+    for images, same in zip(copies, originals, strict=True):
+        assert (images.paths, images.targets, images.class_names) == (same.paths, same.targets, same.class_names)
+        assert all((root / path).read_bytes() == (same.root / path).read_bytes() for path in images.paths)
+    assert main(['data', 'fetch', dataset]) == 0
+    assert address in capsys.readouterr().out
+    assert locate.resolve_dataset(dataset) == root
+
+
+def test_neither_the_archive_nor_a_copy_is_one_line(
+    hub: Hub, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def message(dataset: str = 'imagewoof') -> str:
+        with pytest.raises(UserError) as error:
+            archives.fetch('160', dataset)
+        assert_one_line(error)
+        assert list(cache.iterdir()) == []
+        assert str(error.value).startswith('cannot download http://127.0.0.1:9/image')
+        return str(error.value)
+
+    assert '(Connection refused); the Hub has no copy of Imagewang: check the network' in message('imagewang')
+    files = hub.repos['frgfm/imagewoof'].branches['refs/convert/parquet']
+    train = '160px/train/0000.parquet'
+    good = files.pop(train)
+    assert 'it has no 160px/ with all splits at main or refs/convert/parquet' in message()
+    other_order = in_parquet(tmp_path / 'imagewoof', 'train', [*constants.IMAGEWOOF][::-1])
+    for bad, part in {
+        other_order: "image 'n02086240_0.JPEG' has the label 9, which cannot be right",
+        b'none': ', train: cannot be read',
+    }.items():
+        files[train] = bad
+        assert part in message()
+    files[train] = good
+    with monkeypatch.context() as patch:
+        copy = hub_copies.COPIES['imagewoof']
+        patch.setitem(hub_copies.COPIES, 'imagewoof', copy._replace(images={'train': 30, 'validation': 20}))
+        assert ', train: holds 20 images: expected 30' in message()
+        patch.setattr('tests.hub._sha256', lambda data: '0' * 64)
+        assert '.parquet came damaged' in message()
+    monkeypatch.setattr('huggingface_hub.constants.ENDPOINT', 'http://127.0.0.1:9')
+    assert 'its copy on the Hub, frgfm/imagewoof, cannot be had: ' in message()
+    monkeypatch.setitem(sys.modules, 'pyarrow.parquet', None)
+    assert 'its copy on the Hub needs pyarrow: pip install "imagenette-zoo[parquet]"' in message()

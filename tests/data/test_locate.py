@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from imagenette_zoo.config.groups import DataOptions
-from imagenette_zoo.data import folders, locate
+from imagenette_zoo.data import constants, folders, locate
 from imagenette_zoo.data.locate import load_splits, resolve_dataset, validation_images
 from imagenette_zoo.errors import UserError
 from tests.data.imagenette import WNIDS, assert_one_line, make_archive, make_imagenette
@@ -42,6 +42,23 @@ def test_root_comes_from_the_environment_then_from_the_cache(
     monkeypatch.setenv('IMAGENETTE_DIR', str(tmp_path / 'gone'))
     with pytest.raises(UserError, match=r'IMAGENETTE_DIR .*gone does not exist'):
         locate.find_root(None)
+
+
+@pytest.mark.parametrize('name', ['imagewoof', 'imagewang'])
+def test_the_rest_of_the_family_is_found_by_its_name(
+    name: str, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the cache; IMAGENETTE_DIR names an Imagenette."""
+    monkeypatch.setenv('IMAGENETTE_DIR', str(make_imagenette(tmp_path / 'mine')))
+    line = f'no {name.title()} found: run "imagenette-zoo data fetch {name} --size 160", or give --data-dir$'
+    with pytest.raises(UserError, match=line) as error:
+        resolve_dataset(name)
+    assert_one_line(error)
+    assert locate.root_name(name, None) is None
+    root = make_imagenette(cache / constants.FAMILY[name]['320'])
+    assert resolve_dataset(name) == locate.find_root(None, 'train', dataset=name) == root
+    assert locate.root_name(name, None) == root.name
+    assert resolve_dataset(name, tmp_path / 'mine') == tmp_path / 'mine'
 
 
 def two_sets(place: Path) -> None:
@@ -122,7 +139,7 @@ def test_resolve_dataset(tmp_path: Path) -> None:
     root = make_imagenette(tmp_path / 'data')
     for dataset in ('', 'imagenette', 'folder'):
         assert resolve_dataset(dataset, root) == root
-    with pytest.raises(UserError, match="'cifar' is unknown: expected one of imagenette, folder, synthette"):
+    with pytest.raises(UserError, match="'cifar' is unknown: expected one of imagenette, imagewoof, imagewang, folder"):
         resolve_dataset('cifar', root)
     with pytest.raises(UserError, match='contradict'):
         resolve_dataset('synthette', root)

@@ -1,5 +1,7 @@
-"""TensorBoard and Weights & Biases: given what metrics.jsonl holds, each epoch once, and never in the way of a run."""
+"""Trackers: given what metrics.jsonl holds, each epoch once, and never in the way of a run."""
 
+import csv
+import importlib.util
 import json
 import os
 import shutil
@@ -166,20 +168,10 @@ def test_the_recipe_and_the_result_are_told(recipe: MakeRecipe) -> None:
 def test_after_a_resume_each_epoch_is_there_once(
     recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, killed: str
 ) -> None:
-    """Killed in epoch 2 of 4; 24 images make three steps an epoch."""
-    options = {**(BOTH if killed != 'while nothing tracked' else {}), 'epochs': 4}
+    options = BOTH if killed != 'while nothing tracked' else {}
     run = Path(recipe().output) / 'run'
-    with monkeypatch.context() as patch:
-        if killed == 'before it was told':
-            epoch = tracking.Tracking.epoch
-            patch.setattr(tracking.Tracking, 'epoch', lambda self, row: crash() if row['epoch'] else epoch(self, row))
-        else:
-            before_step(patch, 6, crash)
-        if killed == 'before the state was saved':
-            patch.setattr('imagenette_zoo.training.run.Run.save', save_first(run))
-        with pytest.raises(ZeroDivisionError):
-            train(recipe(**options), quiet=True)
-    former = accumulator(run) if options.get('log_tensorboard') else None
+    kill(recipe(**options, epochs=4), monkeypatch, killed)
+    former = accumulator(run) if options else None
     if former is not None:
         events = next((run / 'tensorboard').iterdir())
         shutil.copy(events, events.with_name('events.out.tfevents.9999999999.of.a.wrong.clock'))
@@ -191,6 +183,20 @@ def test_after_a_resume_each_epoch_is_there_once(
     assert [file.stat().st_size > 0 for file in (run / 'tensorboard').iterdir()].count(True) == 1
     if former is not None:  # a TensorBoard that is looking on
         assert [event.step for event in former.Reload().Scalars('train_loss')] == [0, 1, 2, 3]
+
+
+def kill(recipe: Recipe, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    """A training that is killed in epoch 2 of 4; 24 images make three steps an epoch."""
+    with monkeypatch.context() as patch:
+        if when == 'before it was told':
+            epoch = tracking.Tracking.epoch
+            patch.setattr(tracking.Tracking, 'epoch', lambda self, row: crash() if row['epoch'] else epoch(self, row))
+        else:
+            before_step(patch, 6, crash)
+        if when == 'before the state was saved':
+            patch.setattr('imagenette_zoo.training.run.Run.save', save_first(Path(recipe.output) / 'run'))
+        with pytest.raises(ZeroDivisionError):
+            train(recipe, quiet=True)
 
 
 def save_first(run: Path) -> Callable[[Any], None]:
@@ -241,10 +247,123 @@ def test_overwriting_removes_what_the_trackers_wrote(recipe: MakeRecipe) -> None
         train(recipe(experiment='other'), quiet=True)
 
 
+# --- Trackers without an account --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def _own_places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """trackio reads its variable when it is imported; MLflow's files, unlike its database, are there at once."""
+    place = tmp_path_factory.mktemp('trackers')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('TRACKIO_DIR', str(place / 'trackio'))
+        patch.setenv('MLFLOW_TRACKING_URI', (place / 'mlflow').as_uri())
+        patch.setenv('MLFLOW_ALLOW_FILE_STORE', 'true')
+        patch.setenv('DO_NOT_TRACK', 'true')
+        yield
+
+
+Run = tuple[Points, dict[str, Any], str]  # the numbers of a run, its options, its group
+
+
+def in_trackio(project: str) -> list[Run]:
+    import trackio.fragments
+    from trackio.sqlite_storage import SQLiteStorage
+
+    trackio.fragments.import_inbox_dir()
+    runs = []
+    for run in trackio.Api().runs(project):
+        points: Points = {}
+        for row in SQLiteStorage.get_logs(project, run.name, run_id=run.id):
+            for name in row.keys() - {'step', 'timestamp', 'epoch'}:
+                points.setdefault(name, []).append((row['step'], row[name]))
+        config = dict(run.config or {})
+        runs.append((points, config, config.pop('_Group')))
+    return runs
+
+
+def in_mlflow(project: str) -> list[Run]:
+    import mlflow
+
+    client = mlflow.MlflowClient()
+    runs = []
+    for run in client.search_runs([client.get_experiment_by_name(project).experiment_id]):
+        history = {name: client.get_metric_history(run.info.run_id, name) for name in run.data.metrics}
+        points = {
+            name.replace('.', '/'): sorted((each.step, each.value) for each in series)
+            for name, series in history.items()
+        }
+        runs.append((points, run.data.params, run.data.tags['group']))
+    return runs
+
+
+READERS = {'trackio': in_trackio, 'mlflow': in_mlflow}
+
+
+@pytest.fixture
+def local(_own_places: None, tmp_path: Path) -> dict[str, Any]:
+    """Options that log to those of them that are installed, in a project named as the test's folder."""
+    installed = [name for name in READERS if importlib.util.find_spec(name)]
+    if not installed:
+        pytest.skip('neither trackio nor mlflow is installed')
+    return {**{f'log_{name}': True for name in installed}, 'wandb_project': tmp_path.name}
+
+
+def read(local: dict[str, Any]) -> dict[str, list[Run]]:
+    return {name: READERS[name](local['wandb_project']) for name in READERS if f'log_{name}' in local}
+
+
+def test_local_trackers_hold_the_numbers_and_the_recipe(
+    recipe: MakeRecipe, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, local: dict[str, Any]
+) -> None:
+    """And ask for no address, also where there is a token of the Hub."""
+    asked: list[Any] = []
+    monkeypatch.setenv('HF_TOKEN', 'hf_x')
+    monkeypatch.setattr('socket.getaddrinfo', lambda *address, **_: asked.append(address))
+    plain = train(recipe(experiment='plain'), quiet=True)
+    capfd.readouterr()
+    result = train(recipe(**local), quiet=True)
+    assert capfd.readouterr() == ('', '')
+    assert asked == []
+    assert content(plain.folder) == content(result.folder)
+    rows = list(csv.DictReader((result.folder / 'summary.csv').read_text().splitlines()))
+    summary = {name: [(epoch, float(row[name])) for epoch, row in enumerate(rows)] for name in rows[0]}
+    for tracker, [(points, config, group)] in read(local).items():
+        numbers = {name: points.pop(f'result/{name}') for name in tracking.RESULT}
+        assert numbers == {name: [(1, getattr(result, name))] for name in numbers}, tracker
+        assert points == logged(result.folder), tracker
+        assert {name: points[name] for name in summary if name != 'epoch'}.items() <= summary.items(), tracker
+        assert {name: str(config[name]) for name in result.recipe} == {k: str(v) for k, v in result.recipe.items()}
+        assert group == 'runs'
+
+
+@pytest.mark.parametrize('killed', ['before it was told', 'before the state was saved'])
+def test_after_a_resume_each_epoch_is_in_local_trackers_once(
+    recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, killed: str, local: dict[str, Any]
+) -> None:
+    """And another run of the project stays."""
+    if killed == 'before the state was saved':
+        monkeypatch.setenv('TRACKIO_STORAGE_MODE', 'jsonl')  # as on a network file system
+    kill(recipe(epochs=4, **local), monkeypatch, killed)
+    train(recipe(epochs=1, experiment='other', **local), quiet=True)
+    train(recipe(epochs=4, resume='auto', **local), quiet=True)
+    for tracker, runs in read(local).items():
+        by_length = {len(points['train_loss']): points for points, _, _ in runs}
+        assert (len(runs), sorted(by_length)) == (2, [1, 4]), tracker
+        points = {name: series for name, series in by_length[4].items() if not name.startswith('result/')}
+        assert points == logged(Path(recipe().output) / 'run'), tracker
+
+
+def test_trackio_stays_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip('trackio')
+    monkeypatch.setenv('TRACKIO_SPACE_ID', 'me/mine')
+    with pytest.raises(UserError, match='--log-trackio logs on this machine: unset TRACKIO_SPACE_ID'):
+        tracking.check_trackers(Recipe(log_trackio=True))
+
+
 # --- Trackers that fail -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('package', ['tensorboard', 'wandb'])
+@pytest.mark.parametrize('package', ['tensorboard', 'wandb', 'trackio', 'mlflow'])
 def test_a_missing_package_is_one_line_and_leaves_nothing(
     recipe: MakeRecipe,
     monkeypatch: pytest.MonkeyPatch,

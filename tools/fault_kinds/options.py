@@ -113,6 +113,8 @@ COSTLY = {  # that would take long, start programs, or reach for the network whe
     'torchcompile',
     'pretrained',
     'log_wandb',
+    'log_trackio',
+    'log_mlflow',
     'model',
     'batch_size',
     'device',

@@ -43,7 +43,7 @@ RETURNED = (
 CODE = re.compile(r'code/[A-Za-z_]\w*\.(py|json)')  # comes home, too, where a run has some
 
 
-def run_on_ray(study: Study, slot: Slot, console: Console, address: str, extent: Extent = WHOLE) -> Trials:
+def run_on_ray(study: Study, slot: Slot, console: Console, extent: Extent = WHOLE, *, address: str) -> Trials:
     """Trains what is missing of a study on a Ray cluster.
 
     Args:
@@ -51,8 +51,8 @@ def run_on_ray(study: Study, slot: Slot, console: Console, address: str, extent:
         slot: `output` is on this machine, `data_dir` the folder of the images on every node. Each training has a GPU
             where the cluster has some, else a node's cores.
         console: Where it is printed.
-        address: The cluster's, as `ray.init` takes it; `local` starts one on this machine.
         extent: How much of it; a budget holds between the rounds of `until_decided` only.
+        address: The cluster's, as `ray.init` takes it; `local` starts one on this machine.
 
     Raises:
         UserError: Ray is missing or there is no cluster; a folder holds something else.

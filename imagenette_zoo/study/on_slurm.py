@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError, first_line, require
+from ..errors import UserError, first_line, nearest, require
 from ..utils.console import Console
 from ..utils.signals import sigterm_interrupts
 from .cluster import Sent, check_extent, collect
@@ -37,7 +37,13 @@ COMMON = (
 
 
 def run_on_slurm(
-    study: Study, slot: Slot, console: Console, cluster: str, options: Mapping[str, Any], extent: Extent = WHOLE
+    study: Study,
+    slot: Slot,
+    console: Console,
+    extent: Extent = WHOLE,
+    *,
+    cluster: str,
+    options: Mapping[str, Any],
 ) -> Trials:
     """Trains what is missing of a study by jobs of SLURM.
 
@@ -45,9 +51,9 @@ def run_on_slurm(
         study: What is to be trained.
         slot: `output` and `data_dir` are folders that all nodes see.
         console: Where it is printed.
+        extent: How much of it; a budget holds between the rounds of `until_decided` only.
         cluster: submitit's name of it: `slurm`, or `local` for processes on this machine, which all start at once.
         options: Of the jobs: submitit's common ones, and those of sbatch, such as `partition`.
-        extent: How much of it; a budget holds between the rounds of `until_decided` only.
 
     Raises:
         UserError: submitit is missing or there is no SLURM, an option is wrong; a folder holds something else.
@@ -74,13 +80,18 @@ def _executor(submitit: Any, slot: Slot, cluster: str, options: Mapping[str, Any
     Raises:
         UserError: There is no SLURM, or an option is wrong.
     """
-    for key in ('nodes', 'tasks_per_node', 'ntasks_per_node'):
-        if options.get(key, 1) != 1:
-            raise UserError(f'--slurm-options {key}={options[key]}: a training of a study is one process: leave it out')
-    given = {'name': slot.output.name, 'timeout_min': MINUTES, **options}
-    if 'time' in given:  # of which submitit computes
-        given['timeout_min'] = given.pop('time')
-    named = {name if name in COMMON or name.startswith('slurm_') else f'slurm_{name}': given[name] for name in given}
+    options = {key.removeprefix('slurm_'): value for key, value in options.items()}
+    known = {*COMMON, *submitit.SlurmExecutor._valid_parameters()}
+    for key, value in options.items():
+        if key not in known:
+            raise UserError(f'--slurm-options {key}: neither sbatch nor submitit has it{nearest(key, known)}')
+        if key in ('nodes', 'tasks_per_node', 'ntasks_per_node') and value != 1:
+            raise UserError(f'--slurm-options {key}={value}: a training of a study is one process: leave it out')
+        if key in ('time', 'timeout_min') and type(value) is not int:  # submitit computes with it
+            raise UserError(f'--slurm-options {key}={value}: is not a whole number of minutes')
+    given = {'name': slot.output.name, 'time': MINUTES, **options}
+    given['timeout_min'] = given.pop('timeout_min', given.pop('time'))
+    named = {name if name in COMMON else f'slurm_{name}': value for name, value in given.items()}
     try:
         folder = slot.output.absolute() / 'slurm'
         executor = submitit.AutoExecutor(folder, cluster, **{f'{cluster}_max_num_timeout': TIMEOUTS})
@@ -88,7 +99,7 @@ def _executor(submitit: Any, slot: Slot, cluster: str, options: Mapping[str, Any
         raise UserError(f'--slurm: {first_line(error)}; --slurm local tries it on this machine') from None
     try:
         executor.update_parameters(**named)
-    except (NameError, AssertionError, TypeError, ValueError) as error:
+    except (AssertionError, TypeError, ValueError) as error:
         raise UserError(f'--slurm-options: {first_line(error)}') from None
     return executor
 

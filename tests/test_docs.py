@@ -30,7 +30,7 @@ def commands(page: Path) -> list[list[str]]:
     found = []
     for text in blocks(page, 'bash'):
         for line in re.sub(r'\\\n\s*', ' ', text).splitlines():
-            words = shlex.split(line, comments=True)
+            words = shlex.split(line.partition(' > ')[0], comments=True)
             if words[:1] == ['imagenette-zoo']:
                 found.append(words[1:])
             elif words[:1] == ['python'] and words[1] in SCRIPTS:

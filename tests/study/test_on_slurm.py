@@ -132,6 +132,7 @@ def test_ctrl_c_cancels_the_jobs_and_says_so(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @needs_linux
 def test_a_job_whose_time_is_up_goes_on_to_the_same_bits(place: Path, folder: Path) -> None:  # noqa: F811
     """The signal comes in the middle of a training; the job saves, is queued again, and ends."""
@@ -154,5 +155,6 @@ def test_a_job_whose_time_is_up_goes_on_to_the_same_bits(place: Path, folder: Pa
     log = (study / 'logs' / 'slow-seed1.log').read_text()
     assert 'Everything is saved' in log
     assert 'continued at epoch' in log
-    assert main(['study', 'rates.yaml', '--data-dir', str(folder), '--output', 'here']) == 0
+    alone = ['--only', 'slow', '--seed', '1', '--output', 'here']
+    assert main(['study', 'rates.yaml', '--data-dir', str(folder), *alone]) == 0
     assert weights(study) == weights(place / 'here' / 'rates')

@@ -60,6 +60,7 @@ def run_on_slurm(
         KeyboardInterrupt: Ctrl-C; the jobs are cancelled, what they saved stays.
     """
     check_extent('--slurm', study, slot, extent, console)
+    options = {key.removeprefix('slurm_'): value for key, value in options.items()}
     submitit = require('submitit', '--slurm', 'slurm')
     executor = _executor(submitit, slot, cluster, options)
     check_models(study, console)
@@ -80,17 +81,15 @@ def _executor(submitit: Any, slot: Slot, cluster: str, options: Mapping[str, Any
     Raises:
         UserError: There is no SLURM, or an option is wrong.
     """
-    options = {key.removeprefix('slurm_'): value for key, value in options.items()}
     known = {*COMMON, *submitit.SlurmExecutor._valid_parameters()}
     for key, value in options.items():
         if key not in known:
             raise UserError(f'--slurm-options {key}: neither sbatch nor submitit has it{nearest(key, known)}')
         if key in ('nodes', 'tasks_per_node', 'ntasks_per_node') and value != 1:
             raise UserError(f'--slurm-options {key}={value}: a training of a study is one process: leave it out')
-        if key in ('time', 'timeout_min') and type(value) is not int:  # submitit computes with it
-            raise UserError(f'--slurm-options {key}={value}: is not a whole number of minutes')
-    given = {'name': slot.output.name, 'time': MINUTES, **options}
-    given['timeout_min'] = given.pop('timeout_min', given.pop('time'))
+        if key in ('time', 'timeout_min', 'array_parallelism') and type(value) is not int:  # which is computed with
+            raise UserError(f'--slurm-options {key}={value}: is not a whole number')
+    given = {'name': slot.output.name, 'timeout_min': MINUTES, **options}
     named = {name if name in COMMON else f'slurm_{name}': value for name, value in given.items()}
     try:
         folder = slot.output.absolute() / 'slurm'

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +26,7 @@ Capture = pytest.CaptureFixture[str]
     ('option', 'reason'),
     [
         ('partitoin=gpu', 'partitoin: neither sbatch nor submitit has it; did you mean partition'),
-        ('time=1:00:00', 'time=1:00:00: is not a whole number of minutes'),
+        ('time=1:00:00', 'time=1:00:00: is not a whole number'),
         ('nodes=2', 'nodes=2: a training of a study is one process: leave it out'),
         ('cpus_per_task=many', ': Parameter "cpus_per_task" expected type'),
     ],
@@ -44,7 +45,7 @@ def test_sbatch_gets_the_options(place: Path, monkeypatch: pytest.MonkeyPatch) -
     """There is no SLURM here: what would be sent is looked at."""
     submitit = pytest.importorskip('submitit')
     monkeypatch.setattr(submitit.SlurmExecutor, 'affinity', classmethod(lambda cls: 2))
-    options = {'partition': 'gpu', 'time': 30, 'gpus_per_node': 1, 'slurm_account': 'me', 'mem_gb': 16}
+    options = {'partition': 'gpu', 'time': 30, 'gpus_per_node': 1, 'account': 'me', 'mem_gb': 16}
 
     def script(options: dict[str, Any]) -> str:
         executor = on_slurm._executor(submitit, Slot(place / 'runs' / 'rates'), 'slurm', options)
@@ -129,6 +130,33 @@ def test_ctrl_c_cancels_the_jobs_and_says_so(
         'Continue with: imagenette-zoo study rates.yaml --slurm',
     ]
     assert cluster.cancelled == [0, 1, 2, 3]
+
+
+@needs_linux
+def test_the_signal_to_all_processes_of_a_job_does_not_end_its_command(tmp_path: Path) -> None:
+    pytest.importorskip('submitit')
+    assert _Job(['sh', '-c', 'kill -USR2 $$; exit 7'], tmp_path / 'log')() == 7
+
+
+@needs_linux
+def test_a_job_whose_time_is_up_waits_until_its_command_has_saved(tmp_path: Path) -> None:
+    pytest.importorskip('submitit')
+    log = tmp_path / 'log'
+    job = _Job(['sh', '-c', 'trap "sleep 0.3; echo saved; exit 143" TERM; while :; do sleep 0.05; done'], log)
+
+    def end(*_: object) -> None:
+        again = job.checkpoint()
+        assert log.read_text() == 'saved\n'
+        assert (again.function.words, again.function.log) == (job.words, log)
+        raise SystemExit
+
+    former = signal.signal(signal.SIGUSR2, end)
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGUSR2)).start()
+    try:
+        with pytest.raises(SystemExit):
+            job()
+    finally:
+        signal.signal(signal.SIGUSR2, former)
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ docs: $(VENV)/.installed
 	$(BIN)/pip install --quiet --editable '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
-# The pages of the committed studies, as docs/claims.md, and the pictures of README and docs/studies.md.
+# Pages, pictures and tables of README and docs, from the result files behind them.
 figures: $(VENV)/.installed
 	$(BIN)/python tools/figures.py
 

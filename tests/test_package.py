@@ -4,7 +4,6 @@ import inspect
 import json
 import os
 import pickle
-import re
 import shutil
 import subprocess
 import sys
@@ -77,14 +76,6 @@ def test_models_pickle() -> None:
 def test_an_error_without_a_message_has_a_line_too() -> None:
     assert first_line(ValueError('\nwhat\nwhere')) == 'what'
     assert first_line(AssertionError()) == 'AssertionError'
-
-
-@pytest.mark.slow
-def test_the_table_of_the_docs_is_that_of_the_models() -> None:
-    page = (ROOT / 'docs' / 'models.md').read_text()
-    table = re.findall(r'^\| `(\w+)` \| (.*) \| (\d+\.\d\d) \| (\d+\.\d\d) \|$', page, re.MULTILINE)
-    models = imagenette_zoo.list_models()
-    assert table == [(m.name, m.description, f'{m.parameters / 1e6:.2f}', f'{m.gmacs:.2f}') for m in models]
 
 
 def contents(wheel: Path) -> dict[str, int]:

@@ -1,18 +1,22 @@
-"""The pages of the committed studies, and the pictures of README and docs/studies.md.
+"""Everything in README and docs that is made of result files: pages, pictures and tables.
 
-That of docs/studies.md shows one claim of the committed trainings, look by look.
-
-README's has the verdicts of docs/claims.md, and beside them heat maps of weights in the package on drawn images.
+- The pages of the committed studies, as docs/claims.md, and the verdicts of docs/own-ideas.md.
+- README's picture: the verdicts of docs/claims.md beside heat maps of weights in the package on drawn images.
+- The picture of docs/studies.md: one claim of the committed trainings, look by look.
+- docs/leaderboard.md, and the tables that `tables.py` makes.
 
 As in: python tools/figures.py
 """
 
 import io
+import tempfile
 from pathlib import Path
 from typing import Any
 
+import leaderboard
 import torch
 from PIL import Image
+from tables import put, tables
 
 from imagenette_zoo.config.uses import UseOptions
 from imagenette_zoo.data.drawings import DRAWINGS
@@ -27,18 +31,29 @@ from imagenette_zoo.study.records import as_run, by_run, samples_of, study_recor
 from imagenette_zoo.study.statistics import LEVEL, Means
 from imagenette_zoo.utils.files import write_atomic
 
-DOCS = Path(__file__).parents[1] / 'docs'
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / 'docs' / 'results'
 PAGES = {'claims-cpu': 'claims'}  # whose page has another name than its results
+PICTURES = {'own-ideas'}  # of whose report only the verdicts are shown
 CLAIM, COMPARISON = 'C5', 1
 MODEL = 'mbv2_mish_maxblur_imagenette'
 DPI, TEXT, COLUMN = 150, 7.5, 2.1  # inches: of the verdicts without what is compared in numbers, and of the heat maps
 
 
-def main() -> None:
-    for file in sorted((DOCS / 'results').glob('*/study.yaml')):
-        write_page(DOCS, file.parent.name)
-    write_atomic(DOCS / 'front.png', front())
-    write_atomic(DOCS / 'studies.svg', studies())
+def main(root: Path = ROOT) -> None:
+    """Writes all of it below `root`, which has README.md and docs/."""
+    docs = root / 'docs'
+    for file in sorted(RESULTS.glob('*/study.yaml')):
+        if file.parent.name in PICTURES:
+            write_verdicts(docs, file.parent.name)
+        else:
+            write_page(docs, file.parent.name)
+    write_atomic(docs / 'front.png', front(docs))
+    write_atomic(docs / 'studies.svg', studies())
+    write_atomic(docs / 'leaderboard.md', leaderboard.page().encode())
+    made = tables()
+    for page in (root / 'README.md', *docs.glob('*.md')):
+        write_atomic(page, put(page.read_text(), made).encode())
 
 
 def write_page(docs: Path, name: str) -> None:
@@ -47,9 +62,17 @@ def write_page(docs: Path, name: str) -> None:
     report_on([str(docs / 'results' / name)], str(page), images=False, markdown=f'{page}.md')
 
 
-def front() -> bytes:
+def write_verdicts(docs: Path, name: str) -> None:
+    """The verdicts of a study as `docs/NAME.png`, and its numbers as `docs/results/NAME.json`."""
+    with tempfile.TemporaryDirectory() as folder:
+        report_on([str(docs / 'results' / name)], folder, images=False)
+        for made, target in (('figures/verdicts.png', f'{name}.png'), ('report.json', f'results/{name}.json')):
+            write_atomic(docs / target, (Path(folder) / made).read_bytes())
+
+
+def front(docs: Path = ROOT / 'docs') -> bytes:
     """The verdicts of docs/claims.md beside heat maps."""
-    verdicts = Image.open(DOCS / 'claims' / 'figures' / 'verdicts.png', formats=['PNG']).convert('RGB')
+    verdicts = Image.open(docs / 'claims' / 'figures' / 'verdicts.png', formats=['PNG']).convert('RGB')
     trained = load_trained(MODEL, UseOptions(model=MODEL), torch.device('cpu'))
     pixels = torch.stack([torch.from_numpy(trained.pixels(draw())) for draw in DRAWINGS.values()])
     predictions = look_at(trained, pixels, heat_maps=True)
@@ -76,7 +99,7 @@ def _draw_heat_maps(figure: Any, predictions: list[Prediction]) -> None:
 
 
 def studies() -> bytes:
-    folder = DOCS / 'results' / 'claims-cpu'
+    folder = RESULTS / 'claims-cpu'
     study = as_run(read_study(folder / 'study.yaml'), folder)
     samples = samples_of(study, by_run(study_records(study, folder)))
     [test] = [each for each in run_tests(study.claims, samples, study.stages) if each and each.claim.name == CLAIM]

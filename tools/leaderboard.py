@@ -107,11 +107,9 @@ def page() -> str:
     )  # fmt: skip
     lines = [f'| {" | ".join(header)} |', '|---|' + '---:|' * 3 + '---|' + '---:|' * 7 + '---|---|']
     touched = set()
-    for file in sorted(RECIPES.glob('*.yaml'), key=lambda file: tuple(map(int, re.findall(r'\d+', file.stem)))):
-        records = [_read(folder, file.stem) for folder in sorted((RESULTS / file.stem).glob('*-seed*'))]
-        for runs in sorted(by_run(records).values(), key=lambda runs: -_mean(runs)):
-            touched.add((*_key(runs[0]), runs[0].result.epochs))
-            lines.append(f'| {" | ".join(_cells(runs, file.stem))} |')
+    for row, runs in rows():
+        touched.add((*key(runs[0]), runs[0].result.epochs))
+        lines.append(f'| {" | ".join(_cells(runs, row))} |')
     missing = ''
     for data, noise, size in RECORDS:
         epochs = [str(number) for number in EPOCHS if (data, noise, size, number) not in touched]
@@ -121,16 +119,24 @@ def page() -> str:
     return TEXT + '\n'.join(lines) + (f'\n\nNot tried, among others:\n\n{missing}' if missing else '\n')
 
 
-def _key(record: Record) -> tuple[str, int, int]:
+def rows() -> Iterator[tuple[str, list[Record]]]:
+    """The row of each recipe, and its runs of one model: the best model first."""
+    for file in sorted(RECIPES.glob('*.yaml'), key=lambda file: tuple(map(int, re.findall(r'\d+', file.stem)))):
+        records = [_read(folder, file.stem) for folder in sorted((RESULTS / file.stem).glob('*-seed*'))]
+        for runs in sorted(by_run(records).values(), key=mean_top1, reverse=True):
+            yield file.stem, runs
+
+
+def key(record: Record) -> tuple[str, int, int]:
     """The data set, label noise and pixels of a run."""
     result = record.result
     return IMAGES[result.dataset['train'], result.dataset['val']], result.recipe['label_noise'], result.img_size
 
 
 def _cells(runs: Sequence[Record], row: str) -> Iterator[str]:
-    result, mean = runs[0].result, _mean(runs)
-    data, noise, _ = key = _key(runs[0])
-    record = dict(zip(EPOCHS, RECORDS.get(key, ()), strict=False)).get(result.epochs)
+    result, mean = runs[0].result, mean_top1(runs)
+    data, noise, size = key(runs[0])
+    record = dict(zip(EPOCHS, RECORDS.get((data, noise, size), ()), strict=False)).get(result.epochs)
     yield from (data.title(), str(result.img_size), str(result.epochs))
     yield from (f'{noise} %' if noise else '', f'`{result.model}`')
     spread = f' ± {statistics.stdev(run.result.top1 for run in runs):.2f}' if len(runs) > 1 else ''
@@ -150,12 +156,12 @@ def _cells(runs: Sequence[Record], row: str) -> Iterator[str]:
     yield f'`{" ".join(["train.py -c", f"hparams/leaderboard/{row}.yaml", *more, "--seed N"])}`'
 
 
-def _mean(runs: Sequence[Record]) -> float:
+def mean_top1(runs: Sequence[Record]) -> float:
     return statistics.mean(run.result.top1 for run in runs)
 
 
 def _run(record: Record) -> str:
-    data, noise, _ = _key(record)
+    data, noise, _ = key(record)
     return record.result.model + (f'-noise{noise}' if noise else '') + (f'-{data}' if data != 'imagenette' else '')
 
 

@@ -176,8 +176,12 @@ def _compile(recipe: Recipe, learner: Learner, config: dict[str, Any], console: 
     """Compiles the model now, so that one which can't be compiled fails before anything is written."""
     channels, _, size = config['input_size']
     try:
-        seconds = learner.compile(recipe.train_img_sizes or (size,), channels)
+        seconds, rates = learner.compile(recipe.train_img_sizes or (size,), channels)
         console.line(f'compiled in {seconds:.1f} s')
+        if rates and rates['compiled'] < 0.9 * rates['eager']:
+            # "at least": the plain model in a compiled run has not all of the faster layers of a run without
+            shown = f'{rates["compiled"]:.0f} images/s, without it at least {rates["eager"]:.0f}'
+            console.line(f'--torchcompile makes steps slower here: {shown}; leave it out')
     except (torch._dynamo.exc.TorchDynamoException, RuntimeError) as error:
         reason = first_line(error)
         if recipe.torchcompile != 'auto' or learner.world.size > 1:

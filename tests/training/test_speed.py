@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,27 @@ def test_a_compile_that_fails_in_the_middle_leaves_no_trace(
     monkeypatch.setattr(learner.Learner, '_loss', broken)
     tried = train(recipe(**common, experiment='tried'), quiet=True)
     assert all(map(torch.equal, *(weights(result.folder).values() for result in (plain, tried))))
+
+
+class _Slow(torch.nn.Module):
+    """As slow as a compiled model may be."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.3)
+        return self.model(images)
+
+
+@pytest.mark.parametrize('slow', [True, False])
+def test_a_compiled_model_that_is_slower_is_named(
+    slow: bool, recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(learner, 'compiled', lambda model, *_: _Slow(model) if slow else model)
+    train(recipe(model='test_resnet', epochs=1, device='cpu', torchcompile='inductor'))
+    assert ('--torchcompile makes steps slower here' in capsys.readouterr().out) is slow
 
 
 def test_auto_goes_on_without_a_compiler_that_fails(

@@ -1,6 +1,7 @@
 """The commands, Python lines and links of README and docs are ones that work."""
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -30,7 +31,7 @@ def commands(page: Path) -> list[list[str]]:
     found = []
     for text in blocks(page, 'bash'):
         for line in re.sub(r'\\\n\s*', ' ', text).splitlines():
-            words = shlex.split(line, comments=True)
+            words = list(itertools.takewhile('>'.__ne__, shlex.split(line, comments=True)))
             if words[:1] == ['imagenette-zoo']:
                 found.append(words[1:])
             elif words[:1] == ['python'] and words[1] in SCRIPTS:

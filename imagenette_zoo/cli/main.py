@@ -11,6 +11,7 @@ from contextlib import redirect_stdout, suppress
 
 from ..config.fields import Parser
 from ..errors import UserError
+from ..utils.launch import read_slurm
 from ..utils.signals import sigterm_interrupts
 from ..utils.streams import Output, brief_leftovers, complain
 from ..version import __version__
@@ -97,6 +98,7 @@ def validate_main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str]) -> int:
+    read_slurm()
     parser = make_parser(argv)
     if not argv:
         parser.print_help()
@@ -129,7 +131,7 @@ def _start(command: Command, args: argparse.Namespace) -> None:
     assert command.starts is not None
     line = command.starts(args)
     primary = os.environ.get('RANK', '0') == '0'
-    if primary and command.is_log:
+    if primary and command.is_log and not getattr(args, 'print_commands', False):
         print(line, flush=True)
     elif primary and sys.stderr.isatty():
         complain(line)

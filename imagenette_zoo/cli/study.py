@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..config.fields import add_flags, given_flags
+from ..config.fields import Pairs, add_flags, given_flags
 from ..config.groups import CodeOptions, DataOptions
 from ..config.hparams import BENCHMARK, GOOD_RECIPE, recipe_names
 from ..config.recipe import Recipe
 from ..config.uses import PassesOptions
 from ..errors import UserError
-from ..utils.console import counted, headed
+from ..utils.console import Console, counted, headed
 from .command import LOADING, Command, one_model, positive
+
+if TYPE_CHECKING:  # which is slow to import
+    from ..study.plan import Study
+    from ..study.process import Slot
 
 __all__ = ['ANALYSE', 'PASSES', 'REPORT', 'RUN', 'STUDY']
 
@@ -46,8 +51,8 @@ def _passes(args: argparse.Namespace) -> int:
     return 0
 
 
-def _add_plan(parser: argparse.ArgumentParser) -> None:
-    """The arguments that `study` and `run` have in common."""
+def _add_plan(parser: argparse.ArgumentParser) -> Any:
+    """The arguments that `study` and `run` have in common; returns the group of those that exclude each other."""
     parser.add_argument('--jobs', type=positive, default=1, metavar='N', help='trainings at the same time (default: 1)')
     parser.add_argument(
         '--in-process',
@@ -71,23 +76,59 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
         action='store_true',
         help='only print the plan, its hours by a few steps of each run that are timed now, and what it can decide',
     )
-    parser.add_argument(
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
         '--ray',
         nargs='?',
         const='local',
         metavar='ADDRESS',
         help='send the trainings to a Ray cluster (no address: one on this machine is started); needs the extra [ray]',
     )
+    where.add_argument(
+        '--slurm',
+        nargs='?',
+        const='slurm',
+        choices=('slurm', 'local'),
+        help='send the trainings as jobs to SLURM, by submitit (local: processes of this machine, to try); needs the '
+        'extra [slurm]',
+    )
+    parser.add_argument(
+        '--slurm-options',
+        nargs='+',
+        action=Pairs,
+        default={},
+        metavar='KEY=VALUE',
+        help="of the jobs, by sbatch's or submitit's names: partition=gpu time=120 (minutes) gpus_per_node=1 mem_gb=32",
+    )
+    where.add_argument(
+        '--print-commands',
+        action='store_true',
+        help='only print a command for each missing training (with --until-decided: of the next round), which any '
+        'scheduler may start, again and again, where the folder of the study is',
+    )
+    return where
 
 
-def _plan(args: argparse.Namespace) -> dict[str, Any]:
+def _carry_out(study: Study, slot: Slot, args: argparse.Namespace) -> None:
+    """Does with a study what the arguments of `_add_plan` say."""
+    from ..report.studies import carry_out, print_commands
+    from ..study.on_ray import run_on_ray
+    from ..study.on_slurm import run_on_slurm
     from ..study.process import Extent
+    from ..study.runner import run_study
 
-    return {
-        'extent': Extent(getattr(args, 'only', ()), args.budget, args.until_decided),
-        'plan_only': args.dry_run,
-        'ray': args.ray,
-    }
+    extent = Extent(getattr(args, 'only', ()), args.budget, args.until_decided)
+    if args.slurm_options and not args.slurm:
+        raise UserError('--slurm-options: are of --slurm: add that, or leave them out')
+    if args.print_commands and not args.dry_run:
+        print_commands(study, slot, extent)
+        return
+    train = run_study
+    if args.ray:
+        train = partial(run_on_ray, address=args.ray)
+    elif args.slurm:
+        train = partial(run_on_slurm, cluster=args.slurm, options=args.slurm_options)
+    carry_out(study, slot, Console(), extent, plan_only=args.dry_run, train=train)
 
 
 def _hours(text: str) -> float:
@@ -104,19 +145,36 @@ def _add_study(parser: argparse.ArgumentParser) -> None:
     from ..config.hparams import study_names
 
     names = ', '.join(study_names())
-    parser.add_argument('study', metavar='FILE', help=f'a study: a YAML file, or one of {names}')
+    parser.add_argument(
+        'study', metavar='FILE', help=f'a study: a YAML file, the folder of one that was begun, or one of {names}'
+    )
     _add_data_dir(parser)
-    parser.add_argument('--output', default='runs', metavar='DIR', help='the study gets a folder there (default: runs)')
+    parser.add_argument('--output', metavar='DIR', help='the study gets a folder there (default: runs)')
     parser.add_argument('--device', metavar='DEVICE', help=DEVICES)
     parser.add_argument('--only', nargs='+', default=[], metavar='RUN', help='only these of its runs')
-    _add_plan(parser)
+    _add_plan(parser).add_argument(
+        '--seed',
+        type=int,
+        metavar='N',
+        help='only do the training of the run of --only with this seed, in this process',
+    )
     add_flags(parser, CodeOptions)
 
 
 def _study_starts(args: argparse.Namespace) -> str:
-    from ..study.plan import find_study, read_study
+    from ..study.plan import find_study, is_begun, read_study
 
-    study = read_study(find_study(args.study), look_up=not given_flags(args, CodeOptions))
+    if args.seed is not None and len(args.only) != 1:
+        raise UserError('--seed: is of one run: name it with --only RUN')
+    if args.seed is not None and (args.dry_run or args.until_decided):
+        raise UserError('--seed: does one training: leave --dry-run and --until-decided out')
+    begun = is_begun(args.study)
+    if begun and args.output:
+        raise UserError(f'--output: the study goes on in {args.study}: leave it out')
+    file = Path(args.study, 'study.yaml') if begun else find_study(args.study)
+    study = read_study(file, look_up=not begun and not given_flags(args, CodeOptions))
+    if args.seed is not None:
+        return f'study: {headed(study.title)} {args.only[0]} with seed {args.seed}{LOADING}'
     return f'study: {headed(study.title)} {_size(len(study.runs), len(study.seeds))}{LOADING}'
 
 
@@ -125,12 +183,18 @@ def _size(runs: int, seeds: int) -> str:
 
 
 def _study(args: argparse.Namespace) -> int:
-    from ..report.studies import run_study_file
+    from ..report.studies import study_of_file
+    from ..study.lines import train_one
+    from ..study.plan import is_begun
     from ..study.process import Slot
 
-    slot = Slot(Path(args.output, Path(args.study).stem), args.data_dir, args.device, args.jobs, args.in_process)
-    modules = given_flags(args, CodeOptions).get('device_modules', ())
-    run_study_file(args.study, slot, modules=modules, **_plan(args))
+    folder = Path(args.study) if is_begun(args.study) else Path(args.output or 'runs', Path(args.study).stem)
+    slot = Slot(folder, args.data_dir, args.device, args.jobs, args.in_process)
+    study = study_of_file(args.study, given_flags(args, CodeOptions).get('device_modules', ()), args.only)
+    if args.seed is None:
+        _carry_out(study, slot, args)
+    else:
+        train_one(study, args.only[0], args.seed, slot, Console())
     return 0
 
 
@@ -187,8 +251,7 @@ def _run_starts(args: argparse.Namespace) -> str:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from ..report.studies import run_models
-    from ..study.plan import default_name, parse_vary, recipe_of
+    from ..study.plan import default_name, parse_vary, plan_models, recipe_of
     from ..study.process import Slot
 
     flags = given_flags(args, Recipe)
@@ -196,9 +259,8 @@ def _run(args: argparse.Namespace) -> int:
     name = flags.get('experiment') or default_name(args.models, vary)
     recipe = recipe_of(args.config, args.against, **flags).varied(experiment=None)
     slot = Slot(Path(recipe.output, name), recipe.data_dir, flags.get('device'), args.jobs, args.in_process)
-    run_models(
-        args.models, recipe, args.seeds, slot, vary=vary, one_look=args.one_look, against=args.against, **_plan(args)
-    )
+    study = plan_models(args.models, recipe, args.seeds, vary, args.one_look, args.until_decided, args.against)
+    _carry_out(study, slot, args)
     return 0
 
 
@@ -211,7 +273,6 @@ def _add_analyse(parser: argparse.ArgumentParser) -> None:
 
 def _analyse(args: argparse.Namespace) -> int:
     from ..study.analysis import analyse, finished_run
-    from ..utils.console import Console
 
     console = Console()
     for run in [finished_run(name) for name in args.runs]:

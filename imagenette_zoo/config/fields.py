@@ -25,7 +25,7 @@ from ..errors import UserError, nearest
 from ..utils.modules import is_reference
 from .timm_options import OPTIONS
 
-__all__ = ['MAY_DIFFER', 'option', 'Options', 'Parser', 'add_flags', 'given_flags', 'literal']
+__all__ = ['MAY_DIFFER', 'option', 'Options', 'Pairs', 'Parser', 'add_flags', 'given_flags', 'literal']
 
 
 Affects = Literal['result', 'rounding', 'divergence', 'recovery', 'record', 'nothing', 'location', 'seed']
@@ -317,7 +317,7 @@ def literal(text: str) -> Any:
         return {'true': True, 'false': False}.get(text.lower(), text)
 
 
-class _Pairs(argparse.Action):
+class Pairs(argparse.Action):
     """`key=value …` into a dict, values read by `literal` (timm's `ParseKwargs`)."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
@@ -368,7 +368,7 @@ def _add_flag(group: Any, field: dataclasses.Field[Any], kind: Any) -> None:
     metavar = '{' + ','.join(named) + '}' if len(named) > 1 else ''.join(named) or meta['metavar']
     kwargs['metavar'] = metavar or {int: 'N', float: 'X'}.get(kind, field.name.upper().replace('_', '-'))
     if kind is dict or typing.get_origin(kind) is dict:
-        kwargs |= dict(nargs='*', action=_Pairs, metavar='KEY=VALUE')
+        kwargs |= dict(nargs='*', action=Pairs, metavar='KEY=VALUE')
     elif typing.get_origin(kind) is tuple:
         action = 'extend' if str in typing.get_args(kind) else 'store'  # names may be given one by one
         kwargs |= dict(nargs='+', action=action, metavar=meta['metavar'] or 'X')

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -11,13 +10,23 @@ from typing import Any
 
 from torch import nn
 
-from ..config.recipe import Recipe
 from ..errors import UserError, require
 from ..models.own import NAMED, NOTEBOOK, is_of_this_process, name_model, own_function
 from ..study.baselines import all_records
 from ..study.decisions import Verdict, judge, with_pairs
 from ..study.metrics import METRICS
-from ..study.plan import INSTEAD, default_name, find_study, plain_name, plan_models, plan_study, read_study, recipe_of
+from ..study.plan import (
+    INSTEAD,
+    begun_study,
+    default_name,
+    find_study,
+    is_begun,
+    plain_name,
+    plan_models,
+    plan_study,
+    read_study,
+    recipe_of,
+)
 from ..study.plan import Study as Plan
 from ..study.process import WHOLE, Extent, Slot
 from ..study.records import Record, as_run, by_run, samples_of
@@ -58,7 +67,7 @@ class Study:
         Raises:
             UserError: There is none.
         """
-        return cls(_begun(Path(folder)), Slot(Path(folder)))
+        return cls(begun_study(Path(folder)), Slot(Path(folder)))
 
     @property
     def folder(self) -> Path:
@@ -305,21 +314,14 @@ def study(
     if isinstance(source, Mapping):
         plan = plan_study(_with_names(source))
         folder = _folder(output, experiment, plain_name(plan.title or 'study'))
-    elif os.path.isfile(Path(source, 'study.yaml')):
-        plan, folder = _begun(Path(source)), Path(source)
+    elif is_begun(source):
+        plan, folder = begun_study(Path(source)), Path(source)
         _check_known(plan, folder)
     else:
         file = find_study(source)
         plan, folder = read_study(file, look_up=not device_modules), Path(output, experiment or Path(source).stem)
     slot = Slot(folder, None if data_dir is None else str(data_dir), device, jobs)
     return Study(with_modules(plan, device_modules), slot, extent).resume(quiet=quiet)
-
-
-def _begun(folder: Path) -> Plan:
-    """The plan in a study's folder. Code that it names is not imported: only the user names code."""
-    plan = read_study(folder / 'study.yaml')
-    recipes = {name: Recipe.of({**run.recipe.as_dict(), 'device_modules': ()}) for name, run in plan.runs.items()}
-    return replace(plan, runs={name: replace(run, recipe=recipes[name]) for name, run in plan.runs.items()})
 
 
 def _check_known(plan: Plan, folder: Path) -> None:

@@ -4,59 +4,52 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from ..config.recipe import Recipe
 from ..errors import UserError, nearest
 from ..study.baselines import all_records, check
+from ..study.cluster import check_extent
 from ..study.decisions import judge, with_pairs
 from ..study.estimate import dry_run
 from ..study.hours import hours_spent
-from ..study.on_ray import run_on_ray
-from ..study.plan import Study, check_comparable, find_study, plan_models, read_study
+from ..study.lines import missing_lines
+from ..study.plan import Study, begun_study, check_comparable, find_study, is_begun, read_study
 from ..study.process import WHOLE, Extent, Slot, Trials
 from ..study.records import Record, as_run, by_run, group_runs, same_hardware, samples_of
 from ..study.runner import run_study
 from ..study.sentences import sentence
 from ..utils.console import Console, duration, table
+from ..utils.environment import this_program
 from .page import check_packages, write_report
 from .section import mean_text, stat_of
 
 __all__ = [
-    'carry_out', 'report_on', 'run_models', 'run_study_file', 'summary', 'summary_rows', 'verdicts', 'with_modules',
+    'carry_out', 'print_commands', 'report_on', 'study_of_file', 'summary', 'summary_rows', 'verdicts', 'with_modules',
 ]  # fmt: skip
 
 
-def run_study_file(
-    name: str,
-    slot: Slot,
-    extent: Extent = WHOLE,
-    *,
-    modules: Sequence[str] = (),
-    plan_only: bool = False,
-    ray: str | None = None,
-) -> None:
-    """Runs what is missing of a study, judges its claims and writes its report.
+def study_of_file(name: str, modules: Sequence[str] = (), only: Sequence[str] = ()) -> Study:
+    """A study as a command names it.
 
     Args:
-        name: Its file, or the name of one that comes with the package.
-        slot: Where and how; the study gets a folder of its name there.
-        extent: How much of it.
+        name: Its file, its folder, or the name of one that comes with the package.
         modules: Code of the user's own, instead of the study's.
-        plan_only: Only prints the plan and its hours.
-        ray: The address of a Ray cluster that the trainings are sent to.
+        only: Names of runs that it must have.
 
     Raises:
-        UserError: Something in the file is wrong, or a training failed.
+        UserError: Something in the file is wrong.
     """
-    study = with_modules(read_study(find_study(name), look_up=not modules), modules)
-    for run in extent.only:
+    study = begun_study(Path(name)) if is_begun(name) else read_study(find_study(name), look_up=not modules)
+    study = with_modules(study, modules)
+    for run in only:
         if run not in study.runs:
             raise UserError(f'--only: {name} has no run {run!r}{nearest(run, study.runs)}')
-    carry_out(study, slot, Console(), extent, plan_only=plan_only, ray=ray)
+    return study
 
 
 def with_modules(study: Study, modules: Sequence[str]) -> Study:
@@ -68,40 +61,6 @@ def with_modules(study: Study, modules: Sequence[str]) -> Study:
     return replace(study, runs=named)
 
 
-def run_models(
-    models: Sequence[str],
-    recipe: Recipe,
-    seeds: int,
-    slot: Slot,
-    extent: Extent = WHOLE,
-    *,
-    vary: Mapping[str, Sequence[Any]] | None = None,
-    one_look: bool = False,
-    against: Sequence[str] = (),
-    plan_only: bool = False,
-    ray: str | None = None,
-) -> None:
-    """Trains models by one recipe with several seeds, and reports.
-
-    Args:
-        models: Their names.
-        recipe: All other options.
-        seeds: How many.
-        slot: Where and how.
-        extent: How much of it.
-        vary: Options and arguments of the models with several values each, as `plan_models` takes them.
-        one_look: The runs are compared once, when all seeds are done.
-        against: Baselines that come with the package, to be compared with.
-        plan_only: Only prints the plan and its hours.
-        ray: The address of a Ray cluster that the trainings are sent to.
-
-    Raises:
-        UserError: What is varied can't be, two runs would be the same, or a training failed.
-    """
-    study = plan_models(models, recipe, seeds, vary, one_look, extent.until_decided, against)
-    carry_out(study, slot, Console(), extent, plan_only=plan_only, ray=ray)
-
-
 def carry_out(
     study: Study,
     slot: Slot,
@@ -109,14 +68,54 @@ def carry_out(
     extent: Extent = WHOLE,
     *,
     plan_only: bool = False,
-    ray: str | None = None,
+    train: Callable[[Study, Slot, Console, Extent], Trials] = run_study,
 ) -> None:
-    """Runs what is missing of a study and reports, as `run_study_file` says.
+    """Runs what is missing of a study, judges its claims and writes its report.
+
+    Args:
+        study: The study.
+        slot: Where and how; `output` is its folder.
+        console: Where it is printed.
+        extent: How much of it.
+        plan_only: Only prints the plan and its hours.
+        train: Trains what is missing: on this machine, or sent to others.
 
     Raises:
         UserError: A training failed; the report on the others is written.
         KeyboardInterrupt: Ctrl-C or SIGTERM; what was computed is saved.
     """
+    study = _prepared(study, slot, console, extent)
+    if plan_only:
+        dry_run(study, slot, console, extent)
+        return
+    check_packages()
+    trials = train(study, slot, console, extent)
+    try:
+        _report(study, slot, console)
+    except UserError as error:
+        if trials.failed:  # which are what is raised, then
+            console.line(f'no report: {error}')
+        _print_failures(trials, slot, console)
+        raise
+    _print_undecided(trials, extent.hours(study), hours_spent(as_run(study, slot.output), slot.output), console)
+    _print_failures(trials, slot, console)
+
+
+def print_commands(study: Study, slot: Slot, extent: Extent) -> None:
+    """Prints a command for each training that is missing, and all else to standard error."""
+    with redirect_stdout(sys.stderr):
+        console = Console()
+        study = _prepared(study, slot, console, extent)
+        check_extent('--print-commands', study, replace(slot, jobs=1), extent, console)
+        lines = missing_lines(study, slot, console, extent)
+        if not lines:
+            console.line('no training is missing: the same command without --print-commands judges')
+    for words in lines:
+        print(shlex.join([*this_program(), *words]))
+
+
+def _prepared(study: Study, slot: Slot, console: Console, extent: Extent) -> Study:
+    """A study as its folder has it, after its notes."""
     if study.against and (extent.until_decided or study.until_decided):
         raise UserError(
             '--until-decided: baselines that come with the package get no further seeds: leave --against out and name '
@@ -127,32 +126,7 @@ def carry_out(
     if extent.until_decided:
         check_comparable(study, '--until-decided')
         study = replace(study, until_decided=True)
-    study = as_run(study, slot.output)
-    if plan_only:
-        dry_run(study, slot, console, extent)
-        return
-    if ray is not None and slot.jobs > 1:
-        raise UserError('--ray: --jobs is for one machine: leave it out')
-    if ray is not None and slot.in_process:
-        raise UserError('--ray: --in-process is for one machine: leave it out')
-    if ray is not None and extent.budget is not None and not extent.until_decided:
-        raise UserError('--ray: --budget works there with --until-decided only: add that, or leave --budget out')
-    check_packages()
-    if ray is None:
-        trials = run_study(study, slot, console, extent)
-    else:
-        if study.budget is not None and not extent.until_decided:
-            console.line(f'the budget of {study.budget:g} h is for one machine: a Ray cluster runs all of the study')
-        trials = run_on_ray(study, slot, console, ray, extent)
-    try:
-        _report(study, slot, console)
-    except UserError as error:
-        if trials.failed:  # which are what is raised, then
-            console.line(f'no report: {error}')
-        _print_failures(trials, slot, console)
-        raise
-    _print_undecided(trials, extent.hours(study), hours_spent(as_run(study, slot.output), slot.output), console)
-    _print_failures(trials, slot, console)
+    return as_run(study, slot.output)
 
 
 def _notes(study: Study) -> list[str]:

@@ -21,7 +21,7 @@ from .analysis import analyse
 from .plan import Study, Trial
 from .process import PROGRAM, Job, Slot, start_process
 
-__all__ = ['TrainedHere', 'Workers', 'needs_this_process']
+__all__ = ['TrainedHere', 'Workers', 'needs_this_process', 'train_here']
 
 WORKER = (sys.executable, '-m', 'imagenette_zoo.cli.worker')
 PATIENCE = 10.0  # seconds that an idle process gets to end
@@ -137,11 +137,15 @@ class TrainedHere(Job):
         self.trial = trial
         self.number = number
         self.folder = slot.output / trial.name
-        place = {'output': slot.output, 'experiment': trial.name, 'resume': 'auto'}
-        given = {name: value for name in ('data_dir', 'device') if (value := getattr(slot, name))}
-        console = Console(bars_only=True)
-        train_by(trial.recipe.replace(**place, **given), console)
-        analyse(self.folder, console, slot.data_dir, slot.device)
+        train_here(trial, slot, Console(bars_only=True))
 
     def poll(self) -> int:
         return 0
+
+
+def train_here(trial: Trial, slot: Slot, console: Console) -> None:
+    """Trains in this process, or goes on with what is in the folder, and analyses the weights."""
+    place = {'output': slot.output, 'experiment': trial.name, 'resume': 'auto'}
+    given = {name: value for name in ('data_dir', 'device') if (value := getattr(slot, name))}
+    train_by(trial.recipe.replace(**place, **given), console)
+    analyse(slot.output / trial.name, console, slot.data_dir, slot.device)

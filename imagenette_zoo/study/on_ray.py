@@ -20,17 +20,16 @@ from typing import Any
 from ..errors import UserError, first_line, require
 from ..training.result import Result
 from ..training.run_folder import RunFolder
-from ..utils.console import Console, counted
+from ..utils.console import Console
 from ..utils.files import write_atomic
 from ..utils.modules import imported_modules
 from ..utils.reading import from_json, parse_json
 from ..utils.signals import sigterm_interrupts
-from .adaptive import train_until_decided
 from .analysis import FILES
+from .cluster import Sent, check_extent, collect
 from .plan import Study, Trial
-from .process import WHOLE, Extent, Slot, Trials, check_code, commands, outcome, reason
-from .records import keep_failure
-from .runner import SAY_SECONDS, check_models, opened, state_of
+from .process import WHOLE, Extent, Slot, Trials, check_code, commands, reason
+from .runner import SAY_SECONDS, check_models, in_rounds, opened
 from .step_times import time_study
 
 __all__ = ['run_on_ray']
@@ -44,21 +43,22 @@ RETURNED = (
 CODE = re.compile(r'code/[A-Za-z_]\w*\.(py|json)')  # comes home, too, where a run has some
 
 
-def run_on_ray(study: Study, slot: Slot, console: Console, address: str, extent: Extent = WHOLE) -> Trials:
+def run_on_ray(study: Study, slot: Slot, console: Console, extent: Extent = WHOLE, *, address: str) -> Trials:
     """Trains what is missing of a study on a Ray cluster.
 
     Args:
         study: What is to be trained.
-        slot: `output` is on this machine, `data_dir` the folder of the images on every node; `jobs` is not looked
-            at: each training has a GPU where the cluster has some, else a node's cores.
+        slot: `output` is on this machine, `data_dir` the folder of the images on every node. Each training has a GPU
+            where the cluster has some, else a node's cores.
         console: Where it is printed.
-        address: The cluster's, as `ray.init` takes it; `local` starts one on this machine.
         extent: How much of it; a budget holds between the rounds of `until_decided` only.
+        address: The cluster's, as `ray.init` takes it; `local` starts one on this machine.
 
     Raises:
         UserError: Ray is missing or there is no cluster; a folder holds something else.
         KeyboardInterrupt: Ctrl-C; what has come home stays.
     """
+    check_extent('--ray', study, slot, extent, console)
     ray = require('ray', '--ray', 'ray')
     check_models(study, console)
     with opened(study, slot, console, extent.only) as chosen:
@@ -67,19 +67,16 @@ def run_on_ray(study: Study, slot: Slot, console: Console, address: str, extent:
             ray.init(address=address, log_to_driver=False, logging_level='error')
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise UserError(f'--ray {address}: no cluster there ({first_line(error)})') from None
+        where = f'to {sum(node["Alive"] for node in ray.nodes())} nodes'
+        saved = 'What came home stays; the rest begins again.'
+
+        def train(trials: list[Trial]) -> Trials:
+            return collect(trials, slot, console, lambda waiting: _send(ray, waiting, slot), where, saved)
+
         try:
             with sigterm_interrupts():
                 time_study(study, slot, console)
-                if not extent.until_decided:
-                    return _collect(ray, chosen, slot, console)
-                return train_until_decided(
-                    study,
-                    slot.output,
-                    console,
-                    lambda trials: _collect(ray, trials, slot, console),
-                    budget=extent.hours(study),
-                    slots=_slots(ray),
-                )
+                return in_rounds(study, slot, console, extent, chosen, train, _slots(ray))
         finally:
             ray.shutdown()
 
@@ -108,40 +105,25 @@ def _slots(ray: Any) -> int:
     return max(1, int(min(there.get(name[4:-1].upper(), 0) / count for name, count in needed.items())))
 
 
-def _collect(ray: Any, chosen: list[Trial], slot: Slot, console: Console) -> Trials:
-    states = {trial.name: state_of(trial, slot) for trial in chosen}
-    trials = Trials(done=[trial for trial in chosen if states[trial.name] == 'done'])
-    waiting = []
-    for trial in chosen:
-        if RunFolder(slot.output / trial.name).finished and states[trial.name] != 'done':  # nobody looked at it
-            code = subprocess.run(commands(trial, slot)[1]).returncode
-            if code:
-                trials.failed[trial.name] = 'its analysis failed'
-                keep_failure(slot.output, trial.name, trials.failed[trial.name])
-            else:
-                trials.done.append(trial)
-        elif states[trial.name] != 'done':
-            waiting.append(trial)
+def _send(ray: Any, trials: list[Trial], slot: Slot) -> Sent:
+    """Sends trainings. Those that only nobody looked at are analysed here."""
     train = ray.remote(max_retries=RETRIES, **_resources(ray))(_train_there)
-    there = replace(slot, output=Path(), data_dir=slot.data_dir and str(Path(slot.data_dir).expanduser().absolute()))
-    tasks = {train.remote(trial, there, _packed(trial)): trial for trial in waiting}
-    nodes = sum(node['Alive'] for node in ray.nodes())
-    console.line(f'{len(chosen)} trainings: {len(trials.done)} done, {len(waiting)} sent to {nodes} nodes')
-    with console.progress('trainings', len(chosen), done=len(trials.done)) as progress:
-        while tasks:
-            ready, _ = ray.wait(list(tasks), num_returns=1, timeout=SAY_SECONDS)
-            if not ready and not console.live:
-                console.line(f'{counted(len(tasks), "training")} under way')
-            for task in ready:
-                trial = tasks.pop(task)
-                text = _bring_home(ray, task, trial, slot, trials)
-                progress.bar.update()
-                console.line(f'[{len(trials.done) + len(trials.failed)}/{len(chosen)}] {trial.name}: {text}')
-    return trials
+    there = replace(slot.absolute(), output=Path())
+    here = [trial for trial in trials if RunFolder(slot.output / trial.name).finished]
+    tasks = {train.remote(trial, there, _packed(trial)): trial for trial in trials if trial not in here}
+    for trial in here:
+        yield trial, 'its analysis failed' if subprocess.run(commands(trial, slot)[1]).returncode else ''
+    while tasks:
+        ready, _ = ray.wait(list(tasks), num_returns=1, timeout=SAY_SECONDS)
+        if not ready:
+            yield None
+        for task in ready:
+            trial = tasks.pop(task)
+            yield trial, _bring_home(ray, task, trial, slot)
 
 
-def _bring_home(ray: Any, ready: Any, trial: Trial, slot: Slot, trials: Trials) -> str:
-    """Writes what a task returned; the outcome in words."""
+def _bring_home(ray: Any, ready: Any, trial: Trial, slot: Slot) -> str:
+    """Writes what a task returned; the reason where it failed, else nothing."""
     try:
         files, why = ray.get(ready)
     except ray.exceptions.RayError as error:
@@ -150,21 +132,17 @@ def _bring_home(ray: Any, ready: Any, trial: Trial, slot: Slot, trials: Trials) 
         (slot.output / 'logs').mkdir(exist_ok=True)
         write_atomic(slot.output / 'logs' / f'{trial.name}.log', files.pop('log', b''))
         if why:
-            raise UserError(why)
+            return str(why)
         folder = slot.output / trial.name
         if missing := [name for name in RETURNED if name not in files]:
-            raise UserError(f'{", ".join(missing)} did not arrive: all nodes need the same version of this package')
+            return f'{", ".join(missing)} did not arrive: all nodes need the same version of this package'
         from_json(Result, parse_json(files['result.json'].decode()), folder=folder)  # what is not ours is not written
         for name in [*filter(CODE.fullmatch, files), *RETURNED]:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             write_atomic(folder / name, files[name])
-        text = outcome(folder)
     except (OSError, UserError, ValueError, RecursionError) as error:
-        trials.failed[trial.name] = first_line(error)
-        keep_failure(slot.output, trial.name, trials.failed[trial.name])
-        return f'FAILED: {first_line(error)}'
-    trials.done.append(trial)
-    return text
+        return first_line(error)
+    return ''
 
 
 def _packed(trial: Trial) -> dict[str, bytes | None]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,9 @@ from .metrics import METRICS, THRESHOLD, TO_AN_ACCURACY, metric_of
 
 __all__ = [
     'INSTEAD', 'MOST_COMPARED', 'STAGES', 'STEP_TIME_BLOCKS', 'STEP_TIME_STAGES', 'Claim', 'Comparison', 'StepTimes',
-    'Study', 'StudyRun', 'Trial', 'check_comparable', 'default_name', 'differing', 'dump_claim', 'dump_study',
-    'find_study', 'make_study', 'parse_vary', 'plain_name', 'plan_models', 'plan_study', 'read_study', 'recipe_of',
+    'Study', 'StudyRun', 'Trial', 'begun_study', 'check_comparable', 'default_name', 'differing', 'dump_claim',
+    'dump_study', 'find_study', 'is_begun', 'make_study', 'parse_vary', 'plain_name', 'plan_models', 'plan_study',
+    'read_study', 'recipe_of',
 ]  # fmt: skip
 
 NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9._+=-]{0,79}')
@@ -265,6 +267,22 @@ def find_study(name: str | Path) -> Path:
         UserError: There is none.
     """
     return shipped(name, 'study', 'studies')
+
+
+def is_begun(folder: str | Path) -> bool:
+    """Whether this is the folder of a study."""
+    return os.path.isfile(Path(folder, 'study.yaml'))
+
+
+def begun_study(folder: Path) -> Study:
+    """The study in a study's folder. Code that it names is not imported: only the user names code.
+
+    Raises:
+        UserError: It is damaged.
+    """
+    study = read_study(folder / 'study.yaml')
+    recipes = {name: Recipe.of({**run.recipe.as_dict(), 'device_modules': ()}) for name, run in study.runs.items()}
+    return replace(study, runs={name: replace(run, recipe=recipes[name]) for name, run in study.runs.items()})
 
 
 def make_study(title: str, recipes: Mapping[str, Recipe], seeds: tuple[int, ...]) -> Study:

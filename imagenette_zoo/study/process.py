@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,7 +25,7 @@ from ..training.result import read_result
 from ..utils.console import duration
 from ..utils.environment import available_cores
 from ..utils.files import write_atomic
-from ..utils.modules import imported_modules
+from ..utils.modules import absolute_files, imported_modules
 from ..utils.reading import open_regular, read_bytes, read_errors
 from .plan import Study, Trial, differing
 
@@ -61,10 +61,16 @@ class Slot:
         if isinstance(self.jobs, bool) or not isinstance(self.jobs, int) or self.jobs < 1:
             raise UserError(f'jobs: {self.jobs!r} is not a number of trainings from 1 on')
 
-    def flags(self) -> list[str]:
-        """The flags of a training that say where it runs."""
+    def absolute(self) -> Slot:
+        """The same for any current folder."""
+        data_dir = self.data_dir and os.path.abspath(os.path.expanduser(self.data_dir))
+        return replace(self, output=Path(os.path.abspath(self.output)), data_dir=data_dir)
+
+    def flags(self, modules: Sequence[str]) -> list[str]:
+        """The flags of a training that say where it runs, and by which code of the user's own."""
         given = {'--data-dir': self.data_dir, '--device': self.device}
-        return [word for name, value in given.items() if value for word in (name, value)]
+        words = [word for name, value in given.items() if value for word in (name, value)]
+        return [*words, *(['--device-modules', *absolute_files(modules)] if modules else [])]
 
 
 @dataclass(frozen=True)
@@ -140,8 +146,7 @@ def commands(trial: Trial, slot: Slot) -> list[list[str]]:
     given = {flag: str(getattr(trial.recipe, name)) for flag, name in of_data.items() if trial.recipe.insists_on(name)}
     words = [word for pair in given.items() for word in pair]
     words += ['--seed', str(trial.seed), '--output', str(slot.output), '--experiment', trial.name, '--resume']
-    modules = trial.recipe.device_modules
-    flags = [*slot.flags(), *(['--device-modules', *modules] if modules else [])]
+    flags = slot.flags(trial.recipe.device_modules)
     return [
         [*PROGRAM, 'train', '-c', str(recipe), *words, *flags],
         [*PROGRAM, 'analyse', str(slot.output / trial.name), *flags],

@@ -40,7 +40,7 @@ from .process import WHOLE, Extent, Job, Slot, Trials, epochs_done, outcome, rea
 from .records import check_recipe, distinct, keep_failure
 from .step_times import time_study
 
-__all__ = ['check_models', 'opened', 'run_study', 'state_of']
+__all__ = ['check_models', 'in_rounds', 'interrupted', 'opened', 'run_study', 'state_of']
 
 POLL_SECONDS = 0.2  # between checks of what runs
 SAY_SECONDS = 60.0  # between lines where there is no terminal
@@ -114,9 +114,22 @@ def run_study(study: Study, slot: Slot, console: Console, extent: Extent = WHOLE
             return _Overview(study, trials, states, slot, console, budget, start).run()
 
         time_study(study, slot, console)
-        if extent.until_decided:
-            return train_until_decided(study, slot.output, console, train, budget=budget, slots=slot.jobs)
-        return train(chosen)
+        return in_rounds(study, slot, console, extent, chosen, train, slot.jobs)
+
+
+def in_rounds(
+    study: Study,
+    slot: Slot,
+    console: Console,
+    extent: Extent,
+    chosen: list[Trial],
+    train: Callable[[list[Trial]], Trials],
+    slots: int,
+) -> Trials:
+    """Trains what was chosen, or with `until_decided` what the claims need, round by round."""
+    if extent.until_decided:
+        return train_until_decided(study, slot.output, console, train, budget=extent.hours(study), slots=slots)
+    return train(chosen)
 
 
 def _check_data(study: Study, slot: Slot, only: Sequence[str]) -> None:
@@ -254,9 +267,7 @@ class _Overview:
                         progress.bar.update(now - shown)
                         shown = now
             except KeyboardInterrupt as request:
-                stopped = request if isinstance(request, Stopped) else Stopped(signal.SIGINT)
-                stopped.message = self._stop()
-                raise stopped from None
+                raise interrupted(request, self.trials, self.total, self._stop(), self.console) from None
             except BaseException:
                 self._stop()
                 raise
@@ -337,7 +348,7 @@ class _Overview:
         return f'; about {duration(sum(left) / self.slot.jobs)} left' if sum(left) > 0 else ''
 
     def _stop(self) -> str:
-        """Makes the running trainings save and stop, and says how to go on."""
+        """Makes the running trainings save and stop, and says what is saved."""
         processes = [job.process for job in self.running if job.process is not None]
         saved = 'Everything is saved.'
         if processes:
@@ -351,8 +362,14 @@ class _Overview:
             for process in processes:
                 process.kill()
             saved = 'What was saved last stays.'
-        done = f'{len(self.trials.done)} of {counted(self.total, "training")} done'
-        text = f'Stopped with {done}. {saved} Continue with: {this_command()}'
-        if not in_ipython():  # whose caller says how
-            self.console.line(text)
-        return text
+        return saved
+
+
+def interrupted(request: KeyboardInterrupt, trials: Trials, total: int, saved: str, console: Console) -> Stopped:
+    """What ends a study that was asked to stop, after a line on what is saved and how to go on."""
+    stopped = request if isinstance(request, Stopped) else Stopped(signal.SIGINT)
+    done = f'{len(trials.done)} of {counted(total, "training")} done'
+    stopped.message = f'Stopped with {done}. {saved} Continue with: {this_command()}'
+    if not in_ipython():  # whose caller says how
+        console.line(stopped.message)
+    return stopped

@@ -75,7 +75,7 @@ class StopSignals:
             self._watcher.join(PATIENCE)  # a thread that prints while Python ends would abort it
 
     def _receive(self, number: int, _: FrameType | None) -> None:
-        if self.requested is not None and not _repeated(self._since):
+        if self.requested is not None and not _repeated(number, self._since):
             kill_workers()
             raise KeyboardInterrupt
         if self.requested is None:
@@ -111,7 +111,7 @@ class StopSignals:
         since = 0.0
         with open(reader, 'rb', buffering=0) as signals:
             while number := int.from_bytes(signals.read(1), 'big'):
-                if number not in (signal.SIGINT, signal.SIGTERM) or (since and _repeated(since)):
+                if number not in (signal.SIGINT, signal.SIGTERM) or (since and _repeated(number, since)):
                     continue
                 if not since and not self._at_once and self.world.primary:
                     if sys.stderr.isatty():  # behind the bar
@@ -124,8 +124,11 @@ class StopSignals:
                 since = since or time.monotonic()
 
 
-def _repeated(since: float) -> bool:
-    """Whether a signal is the one that came at `since` once more: torchrun passes it on."""
+def _repeated(number: int, since: float) -> bool:
+    """Whether a signal is the one that came at `since` once more: torchrun passes it on, and a job gets SIGTERM from
+    SLURM and from what runs in it."""
+    if number == signal.SIGTERM and not {'SLURM_JOB_ID', 'SUBMITIT_EXECUTOR'}.isdisjoint(os.environ):
+        return True
     return 'TORCHELASTIC_RUN_ID' in os.environ and time.monotonic() - since < REPEATED
 
 

@@ -1,4 +1,4 @@
-"""The processes that train together, as `torchrun` starts them; alone without it."""
+"""The processes that train together, as `torchrun` or `srun` starts them; alone without them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from ..errors import UserError
+from ..errors import UserError, first_line
+from .launch import read_slurm
 
 __all__ = ['World', 'choose_device', 'join']
 
@@ -103,7 +104,8 @@ def choose_device(name: str) -> torch.device:
     """
     if name == 'auto':
         name = 'cuda' if torch.cuda.is_available() else 'cpu'
-    if name == 'cuda' and 'LOCAL_RANK' in os.environ:
+    alone = 'SLURM_STEP_ID' in os.environ and torch.cuda.device_count() == 1  # by --gpus-per-task: each sees its own
+    if name == 'cuda' and 'LOCAL_RANK' in os.environ and not alone:
         name = f'cuda:{os.environ["LOCAL_RANK"]}'
     try:
         device = torch.device(name)
@@ -117,18 +119,25 @@ def choose_device(name: str) -> torch.device:
 
 
 def join(device_name: str) -> World:
-    """Joins the other processes that `torchrun` started.
+    """Joins the other processes that `torchrun` or `srun` started.
 
     Raises:
-        UserError: There is no such device on this machine.
+        UserError: There is no such device on this machine, or the others did not come.
     """
+    read_slurm()
     size = int(os.environ.get('WORLD_SIZE', 1))
     device = choose_device(device_name)
     if size == 1:
         return World(device)
     if device.type == 'cuda':
         torch.cuda.set_device(device)
-    store, rank, size = next(dist.rendezvous('env://'))
+    try:
+        store, rank, size = next(dist.rendezvous('env://'))
+    except (dist.DistError, ValueError) as error:  # ValueError: a variable is missing
+        raise UserError(
+            f'the {size} processes did not meet ({first_line(error)[:120]}): start all by torchrun or srun, or set '
+            f'WORLD_SIZE=1 for one alone'
+        ) from None
     store = dist.PrefixStore(_agree(store, rank, size), store)
     dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo', store=store, rank=rank, world_size=size)
     control = dist.new_group(backend='gloo') if device.type == 'cuda' else None

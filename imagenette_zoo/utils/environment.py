@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-__all__ = ['available_cores', 'versions', 'hardware', 'changes', 'this_command']
+__all__ = ['available_cores', 'versions', 'hardware', 'changes', 'this_command', 'this_program']
 
 
 def available_cores() -> int:
@@ -60,9 +60,12 @@ def changes(then: Mapping[str, Any], now: Mapping[str, Any], but: Collection[str
     return [f'{name} {then.get(name)} then, {now.get(name)} now' for name in names if then.get(name) != now.get(name)]
 
 
+def this_program() -> list[str]:
+    """How this process was started, without its arguments."""
+    program = Path(sys.argv[0])
+    return ['python', '-m', program.parent.name] if program.name == '__main__.py' else [program.name]
+
+
 def this_command() -> str:
     """The command line of this process."""
-    program = Path(sys.argv[0])
-    if program.name == '__main__.py':
-        return shlex.join(['python', '-m', program.parent.name, *sys.argv[1:]])
-    return shlex.join([program.name, *sys.argv[1:]])
+    return shlex.join([*this_program(), *sys.argv[1:]])

@@ -26,8 +26,8 @@ from ..errors import UserError, first_line, nearest
 from .reading import read_bytes, read_errors
 
 __all__ = [
-    'UserModule', 'import_modules', 'imported_modules', 'in_a_line', 'is_foreign', 'is_reference', 'other_module',
-    'owner', 'reference_to', 'resolve',
+    'UserModule', 'absolute_files', 'import_modules', 'imported_modules', 'in_a_line', 'is_foreign', 'is_reference',
+    'other_module', 'owner', 'reference_to', 'resolve',
 ]  # fmt: skip
 
 PLUGINS = 'imagenette_zoo.plugins'  # the entry points of installed packages
@@ -87,9 +87,17 @@ def import_modules(names: Sequence[str], log: Callable[[str], object] | None = N
             of = f' of {point.dist.name}' if point.dist else ''
             raise UserError(f'plugin {point.name}{of}: {error}') from None
     for name in names:
-        is_file = name.endswith('.py') or '/' in name or '\\' in name
-        modules.append(_import_file(Path(name), log) if is_file else _import_package(name, log))
+        modules.append(_import_file(Path(name), log) if _is_file(name) else _import_package(name, log))
     return modules
+
+
+def absolute_files(names: Sequence[str]) -> list[str]:
+    """The same names for any current folder."""
+    return [os.path.abspath(os.path.expanduser(name)) if _is_file(name) else name for name in names]
+
+
+def _is_file(name: str) -> bool:
+    return name.endswith('.py') or '/' in name or '\\' in name
 
 
 def _import_file(path: Path, log: Callable[[str], object] | None) -> UserModule:

@@ -24,10 +24,11 @@ from imagenette_zoo.report import studies
 from imagenette_zoo.report.studies import report_on
 from imagenette_zoo.study import on_ray, runner
 from imagenette_zoo.study.adaptive import ROUNDS
+from imagenette_zoo.study.cluster import Sent, collect
 from imagenette_zoo.study.plan import Trial, dump_study, read_study
 from imagenette_zoo.study.process import Job, Slot, check_code, environment
 from imagenette_zoo.study.records import as_run
-from imagenette_zoo.study.runner import Trials, state_of
+from imagenette_zoo.study.runner import state_of
 from imagenette_zoo.training.run_folder import RunFolder
 from imagenette_zoo.training.trainer import train
 from imagenette_zoo.utils.console import Console
@@ -499,13 +500,14 @@ def test_code_goes_to_a_node_and_comes_home(
     def run(command: list[str], **_: object) -> SimpleNamespace:
         return SimpleNamespace(returncode=main(command[3:]))
 
-    monkeypatch.setattr(on_ray.subprocess, 'run', run)
+    names = {name: getattr(subprocess, name) for name in ('DEVNULL', 'STDOUT')}
+    monkeypatch.setattr(on_ray, 'subprocess', SimpleNamespace(run=run, **names))  # others start processes, too
     files, why = on_ray._train_there(trial, Slot(Path(), data_dir=str(folder)), packed)
     assert not why
     assert files['code/my_idea.py'] == IDEA.encode()
     cluster = SimpleNamespace(get=lambda _: (files, ''), exceptions=SimpleNamespace(RayError=ConnectionError))
     files['code/../../strange.py'] = b''
-    on_ray._bring_home(cluster, None, trial, Slot(place), Trials())
+    assert on_ray._bring_home(cluster, None, trial, Slot(place)) == ''
     home = place / trial.name
     assert RunFolder(home).code() == {'my_idea.py': hashlib.sha256(IDEA.encode()).hexdigest()}
     assert (home / 'code' / 'my_idea.py').read_text() == IDEA
@@ -530,8 +532,11 @@ def test_what_can_not_be_brought_home_is_one_failure(place: Path) -> None:
     for names in (on_ray.RETURNED, on_ray.RETURNED[1:]):
         files = dict.fromkeys((*names, 'log'), b'{}')
         cluster = SimpleNamespace(get=lambda _, f=files: (f, ''), exceptions=SimpleNamespace(RayError=ConnectionError))
-        found = Trials()
-        assert on_ray._bring_home(cluster, None, trial, Slot(place), found).startswith('FAILED: ')
+
+        def send(_: object, cluster: Any = cluster) -> Sent:
+            yield trial, on_ray._bring_home(cluster, None, trial, Slot(place))
+
+        found = collect([trial], Slot(place), Console(quiet=True), send, 'there', '')
         assert (list(found.failed), found.done) == ([trial.name], [])
         assert not (place / trial.name).exists()
 

@@ -796,6 +796,53 @@ def test_processes_with_other_images(recipe: MakeRecipe, tmp_path: Path, other: 
 
 
 @pytest.mark.slow
+def test_processes_of_srun_train_as_those_of_torchrun(
+    two_processes: tuple[Callable[..., Recipe], Path], tmp_path: Path
+) -> None:
+    """Two tasks of a step on one node, and beside them what an sbatch script starts without srun: alone."""
+    make, whole = two_processes
+    (tmp_path / 'r.yaml').write_text(yaml.safe_dump(changed(make(output=str(tmp_path)))))
+    words = [sys.executable, '-m', 'imagenette_zoo', 'train', '-c', str(tmp_path / 'r.yaml')]
+    job = {
+        'SLURM_JOB_ID': str(free_port()), 'SLURM_NTASKS': '2', 'SLURM_PROCID': '0', 'SLURM_LOCALID': '0',
+        'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1',
+    }  # fmt: skip
+    step = {'SLURM_STEP_ID': '0', 'SLURM_STEP_NUM_TASKS': '2', 'SLURM_STEP_NODELIST': 'localhost'}
+
+    def task(variables: dict[str, str], *more: str) -> Any:
+        env = {**os.environ, **job, **variables}
+        return subprocess.Popen([*words, *more], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    ranks = ({'SLURM_PROCID': str(rank), 'SLURM_LOCALID': str(rank)} for rank in (0, 1))
+    outputs = finished(*(task({**step, **rank}) for rank in ranks))
+    assert content(tmp_path / 'whole') == content(whole)
+    assert outputs[0].startswith('train: test_resnet')
+    assert outputs[1] == '', 'one talks'
+    finished(task({}, '--experiment', 'alone', '--epochs', '1'))
+    assert 'processes' not in read_result(tmp_path / 'alone').hardware
+
+
+def test_a_second_sigterm_is_of_the_scheduler_in_a_job_of_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ('SLURM_JOB_ID', 'SUBMITIT_EXECUTOR', 'TORCHELASTIC_RUN_ID'):
+        monkeypatch.delenv(variable, raising=False)
+
+    def stops_at_once(number: int) -> bool:
+        with StopSignals(World(torch.device('cpu'))) as signals:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert signals.requested == signal.SIGTERM
+            try:
+                os.kill(os.getpid(), number)
+            except KeyboardInterrupt:
+                return True
+        return False
+
+    assert stops_at_once(signal.SIGTERM)
+    monkeypatch.setenv('SLURM_JOB_ID', '1')
+    assert not stops_at_once(signal.SIGTERM)
+    assert stops_at_once(signal.SIGINT)
+
+
+@pytest.mark.slow
 def test_a_signal_stops_all_processes_together(
     two_processes: tuple[Callable[..., Recipe], Path], tmp_path: Path
 ) -> None:

@@ -263,3 +263,6 @@ class ValidationOptions(ComputeOptions, EvalInputOptions, ArchitectureOptions, W
             raise UserError('--checkpoint goes with one --model')
         if self.results_file and not self.results_file.endswith(('.json', '.csv')):
             raise UserError(f'--results-file: {self.results_file!r} must end in .json or .csv')
+        for name in ('knn_k', 'knn_t'):
+            if not self.knn and getattr(self, name) != getattr(ValidationOptions, name):
+                raise UserError(f'--{name.replace("_", "-")} has no effect without --knn')

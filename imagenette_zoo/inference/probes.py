@@ -12,7 +12,7 @@ from ..models import factory
 from ..utils.console import Console
 from ..utils.distributed import World
 from .evaluate import features_of
-from .loading import TrainedModel
+from .loading import TrainedModel, not_finite
 
 __all__ = ['all_features', 'knn', 'linear_probe']
 
@@ -32,14 +32,20 @@ def all_features(
         options: Precision.
         world: The processes.
         console: Where the progress is shown.
+
+    Raises:
+        UserError: They are no numbers.
     """
-    rows, targets = [], []
+    parts, targets = [], []
     with console.progress('features', len(batches)) as progress, factory.autocast(options, world.device):
         for pixels, target in batches:
-            rows.append(features_of(trained, trained.normalize(pixels)).float().cpu())
+            parts.append(features_of(trained, trained.normalize(pixels)).float().cpu())
             targets.append(target.cpu())
             progress.advance(len(pixels))
-    return world.gather_rows(torch.cat(rows), len(images)), world.gather_rows(torch.cat(targets), len(images))
+    rows = world.gather_rows(torch.cat(parts), len(images))
+    if not rows.isfinite().all():
+        raise not_finite(trained.name)
+    return rows, world.gather_rows(torch.cat(targets), len(images))
 
 
 def knn(
@@ -48,7 +54,7 @@ def knn(
     """Predicted classes `(M,)` by a vote of the k nearest training images, as lightly takes it.
 
     Each votes with `exp(similarity / t)`, where the similarity is the cosine (Wu et al. 2018,
-    https://arxiv.org/abs/1805.01978, section 3.4).
+    https://arxiv.org/abs/1805.01978, section 3.4), divided by the largest vote, which no temperature makes infinite.
 
     Args:
         train: Features of training images, `(N, features)`.
@@ -61,7 +67,8 @@ def knn(
     train, predictions = functional.normalize(train, dim=1), []
     for part in functional.normalize(rows, dim=1).split(IMAGES):
         similarity, nearest = (part @ train.T).topk(min(k, len(train)))
-        votes = torch.zeros(len(part), classes).scatter_add_(1, targets[nearest], (similarity / t).exp())
+        weights = ((similarity - similarity[:, :1]) / t).exp()
+        votes = torch.zeros(len(part), classes).scatter_add_(1, targets[nearest], weights)
         predictions.append(votes.argmax(1))
     return torch.cat(predictions)
 

@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 import imagenette_zoo as iz
 from imagenette_zoo.cli.main import main
 from imagenette_zoo.config.groups import ValidationOptions
+from imagenette_zoo.errors import UserError
 from imagenette_zoo.inference.loading import images_of, training_images_of
 from imagenette_zoo.inference.probes import knn, linear_probe
 from tests.inference.test_predict import model_folder
@@ -28,6 +30,23 @@ def test_neighbours_vote_by_their_cosine() -> None:
             expected.append(int(votes.argmax()))
         assert knn(train, targets, rows, 3, k, 0.1).tolist() == expected
     assert knn(1e4 * train, targets, rows, 3, 7).tolist() == knn(train, targets, rows, 3, 7).tolist()
+
+
+def test_no_temperature_makes_votes_infinite() -> None:
+    train, targets = torch.tensor([[1.0, 0.1], [1.0, 0.0], [1.0, 0.2]]), torch.tensor([0, 1, 0])
+    for t in (0.1, 1e-3, 1e-9):
+        assert knn(train, targets, torch.tensor([[1.0, 0.0]]), 2, 3, t).tolist() == [int(t < 0.1)]
+    with pytest.raises(UserError, match='--knn-t has no effect without --knn'):
+        ValidationOptions(knn_t=0.07)
+
+
+def test_features_that_are_no_numbers_are_not_probed(tmp_path: Path, folder: Path) -> None:
+    other = model_folder(tmp_path / 'other')
+    weights = safetensors.torch.load_file(other / 'model.safetensors')
+    name = next(name for name in weights if name.endswith('running_var'))
+    safetensors.torch.save_file({**weights, name: torch.full_like(weights[name], -1)}, other / 'model.safetensors')
+    with pytest.raises(UserError, match='gives NaN or infinite numbers'):
+        iz.validate(other, folder, knn=True, workers=0, quiet=True)
 
 
 def test_a_linear_probe_tells_classes_apart_beside_large_noise() -> None:

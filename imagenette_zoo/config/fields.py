@@ -220,7 +220,8 @@ def _scalar(field: dataclasses.Field[Any], kind: type, value: Any) -> Any:
         return value
     converted = _convert(field, kind, value)
     is_own = meta['references'] and is_reference(converted)
-    is_own = is_own or (isinstance(converted, str) and converted.startswith(meta['prefixes']))
+    has_prefix = isinstance(converted, str) and converted.startswith(meta['prefixes'])
+    is_own = is_own or (has_prefix and converted not in meta['prefixes'])
     if meta['choices'] is not None and isinstance(converted, str) and not is_own:
         expected = [f'one of {", ".join(filter(None, meta["choices"]))}'] if meta['choices'] else []
         expected += [f'{", ".join(meta["prefixes"])} and a name'] if meta['prefixes'] else []

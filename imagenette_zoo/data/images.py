@@ -27,7 +27,7 @@ from .constants import FORMATS
 
 __all__ = [
     'LARGEST_UPLOAD', 'Unfit', 'decode', 'decoded', 'forget_other_formats', 'image_size', 'in_threads',
-    'only_size_warnings', 'open_file', 'open_image', 'prepared', 'with_channels',
+    'only_size_warnings', 'open_file', 'open_image', 'prepared', 'turn_of', 'with_channels',
 ]  # fmt: skip
 
 _logger = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ def image_size(path: str | Path, largest: float = LARGEST) -> tuple[int, int]:
         with only_size_warnings(largest), open_file(path) as image:
             if image.format == 'TIFF':  # Pillow turns it as it loads it, and its size before that
                 image.load()
-            turned = _turn(image) in (_UPRIGHT[5], _UPRIGHT[6], _UPRIGHT[7], _UPRIGHT[8])
+            turned = turn_of(image) in (_UPRIGHT[5], _UPRIGHT[6], _UPRIGHT[7], _UPRIGHT[8])
             return (image.height, image.width) if turned else image.size
     except Exception as error:
         raise UserError(f'image {path} {_complaint(path, error)}') from error
@@ -170,7 +170,7 @@ def decode(path: str | Path, channels: int = 3) -> tuple[Image.Image, str]:
             mode, raw = image.mode, _raw_mode(image)
             stated = _stated_maximum(image) if mode[0] in 'IF' else None
             image.load()
-            turn = _turn(image)
+            turn = turn_of(image)
             image = _low_bytes(path, image, raw, channels) if raw else image
             image = _in_eight_bits(path, image, stated) if mode[0] in 'IF' else image
             return with_channels(image if turn is None else image.transpose(turn), channels), mode
@@ -206,7 +206,7 @@ def _keep_fourth(image: Any) -> None:
         image.tile = [(*tile[:3], (raw.replace('X', 'A'), *tile[3][1:])) for tile in image.tile]
 
 
-def _turn(image: Image.Image) -> Image.Transpose | None:
+def turn_of(image: Image.Image) -> Image.Transpose | None:
     """How to put a picture upright; `ImageOps.exif_transpose` writes the EXIF anew and so trips over any odd tag."""
     try:
         return _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))

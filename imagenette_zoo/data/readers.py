@@ -1,7 +1,7 @@
 """Data sets that timm's readers read: tars, and those of Hugging Face, WebDataset, TensorFlow and torchvision.
 
 Each split is written once into the user cache, as a folder of images by class: the bytes of the files where the reader
-gives them, else PNG. From there on it is an image folder like any other, with the same pixels in the same order.
+gives them, else PNG or TIFF. From there on it is an image folder like any other: the same pixels in the same order.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
-from pathlib import Path
+from functools import partial
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from timm.data import create_dataset
+from timm.data.readers import img_extensions, reader_wds
 from timm.data.readers.class_map import load_class_map
 from timm.data.readers.reader_factory import create_reader
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
@@ -28,7 +30,7 @@ from ..errors import UserError, first_line
 from ..utils.files import cache_dir, file_stem, to_json, whole_folder
 from .constants import IMAGE_EXTENSIONS
 from .folders import ORDER_FILE, SPLITS, is_hidden, parse_slice, spellings
-from .images import open_file
+from .images import open_file, turn_of
 
 __all__ = ['Sample', 'as_folder', 'is_read', 'write_split']
 
@@ -39,8 +41,10 @@ NEEDS = {  # module, and the packages that are to be installed for it
 }
 FOLDERS = ('torch/imagenette', 'torch/image_folder', 'torch/folder')  # of torchvision, which are image folders already
 LARGEST_FILE = 2**30  # bytes of an image in a tar
+MOST_CLASSES = 10**6
 
-PNG_MODES = ('1', 'L', 'LA', 'P', 'RGB', 'RGBA', 'I', 'I;16')
+PNG_MODES = ('1', 'L', 'LA', 'P', 'RGB', 'RGBA', 'I;16')
+TIFF_MODES = ('I', 'I;16B', 'F', 'CMYK', 'YCbCr', 'LAB', 'RGBX')  # of which PNG would lose values
 
 # The class index of an image, its file's name if it has one, and its bytes.
 Sample = tuple[int, str, bytes]
@@ -97,6 +101,8 @@ def _in_one_line(what: str) -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(f'{what}: {error}') from None
+    except KeyError as error:
+        raise UserError(f'{what}: has no field {error}: choose by --input-key and --target-key') from error
     except Exception as error:
         raise UserError(f'{what}: cannot be read: {first_line(error)[:200]}') from error
 
@@ -149,14 +155,14 @@ def _samples(
     """The names of the classes, as far as they are known, and every image."""
     keys = {'input_key': options.input_key, 'target_key': options.target_key}
     if not source:
-        tar = ReaderImageInTar(str(_tars(str(root), split)), class_map=class_map or '', cache_tarinfo=False)
-        return _in_order(tar.class_name_to_idx), _from_tar(tar)
+        tar = _open_tars(str(_tars(str(root), split)), class_map)
+        return _from_tars(tar, keep_classes=class_map is not None)
     if source.startswith(('hfds/', 'tfds/')) and split in spellings('val'):
         split = 'validation'
     if source.startswith('hfds/'):
         watched = sys.stderr if sys.stderr.isatty() else io.StringIO()  # for its progress bars
         with redirect_stdout(watched), redirect_stderr(watched):
-            reader = create_reader(source, root=root, split=split, class_map=class_map, **keys)
+            reader = _open_hub(partial(create_reader, source, root=root, class_map=class_map, **keys), split)
         return _in_order(reader.class_to_idx), _from_hub(reader)
     count = options.train_num_samples if split == parse_slice(options.train_split)[0] else None
     more: dict[str, Any] = {} if source.startswith('torch/') else keys
@@ -173,14 +179,46 @@ def _in_order(class_to_idx: Mapping[Any, int]) -> list[str]:
     return [str(name) for name in sorted(class_to_idx, key=lambda name: class_to_idx[name])]
 
 
-def _from_tar(reader: Any) -> Iterator[Sample]:
-    for index in range(len(reader)):
+def _open_tars(path: str, class_map: dict[str, int] | None) -> Any:
+    before = img_extensions.get_img_extensions()
+    img_extensions.set_img_extensions(IMAGE_EXTENSIONS)  # as in a folder; timm knows but JPEG and PNG
+    try:
+        return ReaderImageInTar(path, class_map=class_map or '', cache_tarinfo=False)
+    except ValueError:  # it unpacks the images into two lists
+        raise UserError('holds no images' + (' of the classes of --class-map' if class_map else '')) from None
+    finally:
+        img_extensions.set_img_extensions(before)
+
+
+def _from_tars(reader: Any, keep_classes: bool) -> tuple[list[str], Iterable[Sample]]:
+    """Classes and images, without the hidden ones: those of a system, and their classes unless they are given."""
+    names = _in_order(reader.class_name_to_idx)
+    shown = [
+        index
+        for index, (member, *_) in enumerate(reader.samples)
+        if not any(map(is_hidden, PurePosixPath(member.path).parts))
+    ]
+    used = range(len(names)) if keep_classes else sorted({int(reader.targets[index]) for index in shown})
+    return [names[target] for target in used], _from_tar(reader, shown, [*used])
+
+
+def _from_tar(reader: Any, shown: Iterable[int], used: Sequence[int]) -> Iterator[Sample]:
+    for index in shown:
         file, target = reader[index]
         data = file.read(LARGEST_FILE + 1)
         name = reader.filename(index, basename=True)
         if len(data) > LARGEST_FILE:
             raise UserError(f'image {name} has more than {LARGEST_FILE >> 20:,} MiB: remove it')
-        yield int(target), name, data
+        yield used.index(int(target)), name, data
+
+
+def _open_hub(open_split: Callable[..., Any], split: str) -> Any:
+    try:
+        return open_split(split=split)
+    except ValueError:
+        if split != 'validation':
+            raise
+        return open_split(split='val')  # some have this name
 
 
 def _from_hub(reader: Any) -> Iterator[Sample]:
@@ -194,19 +232,30 @@ def _from_hub(reader: Any) -> Iterator[Sample]:
 
 def _decoded(images: Any) -> Iterator[Sample]:
     samples = images if hasattr(images, 'reader') else (images[index] for index in range(len(images)))
-    for index, (image, target) in enumerate(samples):
-        file = io.BytesIO()
-        image = image if image.mode in PNG_MODES else image.convert('RGB')
-        image.save(file, 'PNG', compress_level=1)
-        yield _index(target, index), '', file.getvalue()
+    handler, reader_wds.log_and_continue = reader_wds.log_and_continue, _raised  # timm leaves out what can't be read
+    try:
+        for index, (image, target) in enumerate(samples):
+            file = io.BytesIO()
+            turn = turn_of(image)
+            image = image if turn is None else image.transpose(turn)
+            image = image if image.mode in (*PNG_MODES, *TIFF_MODES) else image.convert('RGB')
+            image.save(file, 'TIFF' if image.mode in TIFF_MODES else 'PNG', compress_level=1)
+            yield _index(target, index), '', file.getvalue()
+    finally:
+        reader_wds.log_and_continue = handler
+
+
+def _raised(error: Exception) -> bool:
+    raise error
 
 
 def _index(target: Any, index: int) -> int:
     try:
         number = int(target)
-    except (TypeError, ValueError):
-        number = -1
-    if number < 0:
+        is_whole = isinstance(target, str) or number == target
+    except (TypeError, ValueError, OverflowError):
+        number, is_whole = -1, False
+    if not is_whole or not 0 <= number < MOST_CLASSES:
         raise UserError(
             f'the label of image {index} is {str(target)[:40]!r}: expected the index of a class; choose the field by '
             '--target-key, or name the classes by --class-map'
@@ -263,6 +312,7 @@ def _file_name(text: str) -> str:
 def _distinct(names: Iterable[str]) -> Iterator[str]:
     seen: set[str] = set()
     for index, name in enumerate(names):
-        name = f'{name}-{index}' if name in seen else name
+        while name in seen:
+            name = f'{name}-{index}'
         seen.add(name)
         yield name

@@ -1,6 +1,7 @@
 """Data sets of timm's readers are the image folders that they were made of, to the bit."""
 
 import io
+import shutil
 import struct
 import tarfile
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 
 import imagenette_zoo
 from imagenette_zoo import train
@@ -109,6 +111,45 @@ def test_a_training_ends_with_the_same_weights(
     assert scores.images == 12
 
 
+def test_a_tar_has_the_images_that_a_folder_has(folder: Path, tmp_path: Path) -> None:
+    """Of all formats, and without what is a system's own."""
+    folder = shutil.copytree(folder, tmp_path / 'folder')
+    for split in SPLITS:
+        Image.new('RGB', (20, 20)).save(folder / split / 'class0' / 'z.webp')
+        (folder / split / 'class1' / '._mac.png').write_bytes(b'Mac OS X')
+        (folder / split / '__MACOSX').mkdir()
+        (folder / split / '__MACOSX' / 'x.png').write_bytes(b'Mac OS X')
+    (tmp_path / 'tars').mkdir()
+    for split in SPLITS:
+        with tarfile.open(tmp_path / 'tars' / f'{split}.tar', 'w') as tar:
+            tar.add(folder / split, '.')
+    same = load_splits(DataOptions(data_dir=str(folder)))
+    for images, expected in zip(load_splits(DataOptions(data_dir=str(tmp_path / 'tars'))), same, strict=True):
+        assert images.classes == expected.classes == ('class0', 'class1', 'class2')
+        assert content(images) == content(expected)
+
+
+def test_a_split_of_the_hub_may_be_called_val(folder: Path, tmp_path: Path) -> None:
+    place = parquet(folder, tmp_path / 'parquet')
+    (place / 'validation.parquet').rename(place / 'v.parquet')
+    files = '\n'.join(f'  - {{split: {name}, path: {name[0]}*.parquet}}' for name in SPLITS)
+    (place / 'README.md').write_text(f'---\nconfigs:\n- config_name: default\n  data_files:\n{files}\n---\n')
+    _, val = load_splits(DataOptions(dataset=f'hfds/{place}', data_dir=str(tmp_path / 'arrow')))
+    assert len(val) == 12
+
+
+@pytest.mark.parametrize('label', [0.9, 2 * 10**9, -1, float('inf'), 'cat', None])
+def test_a_label_is_the_index_of_a_class(label: Any) -> None:
+    with pytest.raises(UserError, match=r'the label of image 7 is .* expected the index of a class'):
+        readers._index(label, 7)
+    assert [readers._index(each, 7) for each in (3, '3', 3.0, np.int64(3))] == [3] * 4
+
+
+def test_classes_of_one_name_stay_apart(tmp_path: Path) -> None:
+    readers.write_split(tmp_path, ['a-2', 'a', 'a'], [(index, f'{index}.png', b'') for index in range(3)], 'it')
+    assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 3
+
+
 def test_a_class_map_orders_the_classes(folder: Path, tmp_path: Path) -> None:
     place = tar_a_class(folder, tmp_path / 'tars')
     (tmp_path / 'map.txt').write_text('class2\nclass0\n')
@@ -141,6 +182,41 @@ def test_webdatasets_have_the_same_pixels(folder: Path, tmp_path: Path) -> None:
         assert images.targets == expected.targets
         for path, other in zip(images.paths, expected.paths, strict=True):
             assert open_image(images.root / path).tobytes() == open_image(expected.root / other).tobytes()
+
+
+def test_webdatasets_keep_all_values_and_lose_no_image(tmp_path: Path) -> None:
+    """Photos lie on their side, values go beyond 16 bits, and what can't be read is an error."""
+    pytest.importorskip('webdataset')
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    colours = np.random.RandomState(0).randint(256, size=(8, 12, 4)).astype(np.uint8)
+    files = {}
+    for name, pixels, more in (
+        ('0.jpg', colours[..., :3], {'exif': exif}),
+        ('1.tif', colours[..., 0] / np.float32(256), {}),
+        ('2.tif', colours[..., 0].astype(np.int32) * 1000, {}),
+        ('3.tif', Image.frombytes('CMYK', (12, 8), colours.tobytes()), {}),
+    ):
+        image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+        image.save(tmp_path / name, **more)
+        files[name] = (tmp_path / name).read_bytes()
+
+    def options(files: dict[str, bytes], shards: str = '0') -> DataOptions:
+        for split in SPLITS:
+            with tarfile.open(tmp_path / f'{split}-0.tar', 'w') as tar:
+                for name, data in files.items():
+                    add(tar, name, data)
+                    add(tar, name[:-3] + 'cls', b'0')
+        names = {'train_split': f'train-{{0..{shards}}}.tar', 'val_split': 'val-0.tar'}
+        return DataOptions(data_dir=str(tmp_path), dataset='wds/any', input_key='jpg;tif', **names)
+
+    for images in load_splits(options(files)):
+        for path, name in zip(images.paths, files, strict=True):
+            assert np.array_equal(open_image(images.root / path), open_image(tmp_path / name)), name
+    with pytest.raises(UserError, match='No such file or directory'):
+        load_splits(options(files, shards='1'))
+    with pytest.raises(UserError, match='cannot be read'):
+        load_splits(options({**files, '4.jpg': b'no image'}))
 
 
 @pytest.mark.slow
@@ -238,6 +314,10 @@ def test_bad_input_is_one_line(folder: Path, tmp_path: Path) -> None:
     assert '--input-key: is for tars and' in message(data_dir=str(folder), input_key='x')
     assert 'give the folder of its files by --data-dir' in message(dataset='torch/cifar10')
     assert 'cannot be read' in message(dataset='torch/cifar10', data_dir=str(tmp_path))
+    (tmp_path / 'map.txt').write_text('cat\n')
+    assert 'no images of the classes of' in message(data_dir=str(place), class_map=str(tmp_path / 'map.txt'))
+    with pytest.raises(UserError, match=r"--dataset: 'hfds/' is not one of .* and a name"):
+        DataOptions(dataset='hfds/')
     with pytest.raises(UserError, match=r"--dataset: 'cifar' is not one of .*, folder, synthette or hfds/"):
         DataOptions(dataset='cifar')
     with tarfile.open(place / 'val' / 'class0.tar', 'w') as tar:

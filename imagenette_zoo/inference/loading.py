@@ -159,6 +159,9 @@ def open_model(name: str, options: Any, classes: int | None = None) -> Any:
             raise UserError(f'--model {name}: has its own weights: leave out --checkpoint and --pretrained')
         model = OnnxModel(name)
         _check_number(name, options.num_classes, model.num_classes)
+        kwargs['in_chans'] = options.channels not in (None, model.pretrained_cfg['input_size'][0])
+        if changed := [key for key, value in kwargs.items() if value]:
+            raise UserError(f'--model {name}: is as it was exported, with its own {", ".join(changed)}: leave them out')
         return model
     folder = model_folder(name)
     if folder is not None:

@@ -29,6 +29,7 @@ from ..utils.seeding import restore_generators
 from .evaluate import features_of
 from .gradcam import check_layer, grad_cam
 from .loading import TrainedModel, load_trained, not_finite
+from .onnx_model import OnnxModel
 from .tables import write_table
 
 __all__ = ['Prediction', 'describe', 'look_at', 'predict', 'predict_each', 'under_heat']
@@ -137,6 +138,8 @@ def predict_each(images: Sequence[str | Path], options: PredictOptions, console:
     device = choose_device(options.device)
     with restore_generators():  # only here: around the yields the caller would see other generators
         trained = load_trained(options.model, options, device, device.type == 'cpu' and len(paths) >= MANY)
+    if figures and isinstance(trained.model, OnnxModel):
+        raise UserError(f'--save-figure {options.save_figure}: an ONNX file has no gradients: give what it is made of')
     check_layer(trained.model, options.cam_layer)
     with console.progress('predict', len(paths)) as progress:
         pixels = enumerate(_pixels(trained, paths, options.max_megapixels))

@@ -14,6 +14,7 @@ from torch import nn
 
 import imagenette_zoo as iz
 from imagenette_zoo.cli.main import main
+from imagenette_zoo.errors import UserError
 from imagenette_zoo.models import factory
 from imagenette_zoo.models.model_folder import save_model_folder
 from imagenette_zoo.sharing import export as module
@@ -252,6 +253,9 @@ def test_an_onnx_file_is_validated_and_predicts(tmp_path: Path, capsys: pytest.C
     fails("can't take images of 64 px", '--model', str(file), '--img-size', '64')
     fails('only validate and predict take an ONNX file', '--model', str(file), command='export')
     fails("doesn't tell the features before its classifier", '--model', str(file), '--knn')
+    fails('with its own global_pool, in_chans', '--model', str(file), '--gp', 'max', '--in-chans', '1')
+    with pytest.raises(UserError, match='an ONNX file has no gradients'):
+        iz.predict(data / 'val' / 'class0' / '0.png', file, save_figure=str(tmp_path / 'figures'))
     proto = onnx.load(file)
     del proto.metadata_props[:]
     onnx.save(proto, tmp_path / 'bare.onnx')

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from ..errors import UserError
+from ..utils.files import check_place
 from .fields import Options, option
 from .groups import ArchitectureOptions, ComputeOptions, DataOptions, EvalInputOptions, WeightsOptions
 
@@ -87,8 +87,7 @@ class TableOptions(Options):
         if self.output and Path(self.output).suffix != f'.{self.format}':
             expected = f'.{self.format}' if self.format else f'one of .{", .".join(TABLES)}'
             raise UserError(f'--output: {self.output!r} must end in {expected}')
-        if self.output and not os.path.isdir(Path(self.output).absolute().parent):
-            raise UserError(f'--output {self.output}: no such folder')
+        check_place('--output', self.output)
         if self.format == 'parquet' and not self.output:
             raise UserError('--format parquet is no text: give a file, as in --output predictions.parquet')
 
@@ -139,8 +138,7 @@ class PassesOptions(ComputeOptions, EvalInputOptions, ArchitectureOptions, Weigh
             flag = '--' + name.replace('_', '-')
             if value and not value.endswith(ends):
                 raise UserError(f'{flag}: {value!r} must end in {" or ".join(ends)}')
-            if value and not Path(value).absolute().parent.is_dir():
-                raise UserError(f'{flag} {value}: no such folder')
+            check_place(flag, value)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,7 +22,7 @@ from ..models.factory import compiled, model_cost
 from ..utils import environment
 from ..utils.console import Console, html_table, table
 from ..utils.distributed import World, choose_device
-from ..utils.files import write_atomic, write_json
+from ..utils.files import check_place, write_atomic, write_json
 from ..utils.memory import is_out_of_memory
 from ..utils.process import restore_process
 from .evaluate import evaluate, features_of, shift_consistency
@@ -104,8 +103,7 @@ def validate(
         model = ValidationOptions(model=names, data_dir=str(data_dir) if data_dir else None, **options)
     if not model.model:
         raise UserError('--model is needed: give a run or a model, as in --model runs/NAME')
-    if model.results_file and not os.path.isdir(Path(model.results_file).absolute().parent):
-        raise UserError(f'--results-file {model.results_file}: no such folder')
+    check_place('--results-file', model.results_file)
     console = Console(quiet)
     world = World(choose_device(model.device))
     images = images_of(model.model, model)

@@ -31,8 +31,8 @@ except ImportError:  # Windows
 
 __all__ = [
     'cache_dir', 'is_own', 'keep_inductor_private', 'private_folder', 'private_home', 'without_others', 'whole_folder',
-    'ProcessLock', 'open_at_once', 'remove', 'write_errors', 'write_atomic', 'to_json', 'write_json', 'sync',
-    'file_stem', 'unused',
+    'ProcessLock', 'open_at_once', 'remove', 'write_errors', 'write_atomic', 'check_place', 'to_json', 'write_json',
+    'sync', 'file_stem', 'unused',
 ]  # fmt: skip
 
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
@@ -306,6 +306,14 @@ def write_atomic(path: Path, data: bytes) -> None:
             temporary.unlink(missing_ok=True)
             raise
         sync(path.parent)
+
+
+def check_place(option: str, path: str | None) -> None:
+    """Raises `UserError` where no file can be written at the end, before anything is computed; None is no file."""
+    if path and not os.path.isdir(Path(path).absolute().parent):
+        raise UserError(f'{option} {path}: no such folder')
+    if path and os.path.isdir(path):
+        raise UserError(f'{option} {path}: is a folder: give a file')
 
 
 def to_json(values: Any, indent: int | None = None) -> str:

@@ -112,11 +112,13 @@ def test_tables_that_cannot_be(
 ) -> None:
     monkeypatch.setitem(sys.modules, 'pyarrow', None)
     model = str(model_folder(tmp_path / 'm'))
+    (tmp_path / 'folder.csv').mkdir()
     for words, part in (
         (['--output', 't.txt'], 'must end in one of .csv, .json, .jsonl, .parquet'),
         (['--output', photos[0]], 'must end in one of'),
         (['--output', 't.csv', '--format', 'json'], 'must end in .json'),
         (['--output', str(tmp_path / 'no' / 't.csv')], 'no such folder'),
+        (['--output', str(tmp_path / 'folder.csv')], 'is a folder: give a file'),
         (['--format', 'parquet'], 'give a file'),
         (['--output', str(tmp_path / 't.parquet')], 'needs pyarrow: pip install "imagenette-zoo[parquet]"'),
         (['--format', 'csv', '--json'], 'give one of them'),
@@ -126,4 +128,4 @@ def test_tables_that_cannot_be(
         printed = capsys.readouterr()
         assert part in printed.err
         assert not printed.out
-    assert {path.name for path in tmp_path.iterdir()} == {'m', 'photos'}
+    assert {path.name for path in tmp_path.iterdir()} == {'m', 'photos', 'folder.csv'}

@@ -31,7 +31,7 @@ from ..utils.console import Console
 from ..utils.files import write_errors
 from ..utils.process import restore_process
 from ..utils.reading import parse_json, read_errors, read_text
-from .loading import load_trained, run_of
+from .loading import load_trained, names_beside, run_of
 
 __all__ = ['average']
 
@@ -159,7 +159,8 @@ def _model(checkpoints: Sequence[_Checkpoint], options: AverageOptions) -> tuple
         given = {name: getattr(options, name) for name in AverageOptions.names() & UseOptions.names()}
         use_ema = not options.no_use_ema
         trained = load_trained(options.model, UseOptions(**given, checkpoint=str(path), use_ema=use_ema), cpu)
-        model_config = factory.model_config(trained.model, trained.config, trained.class_names, options.model_kwargs)
+        names = trained.class_names if names_beside(path) else None  # none are made up
+        model_config = factory.model_config(trained.model, trained.config, names, options.model_kwargs)
         return trained.model, model_config
     config = read_config(path)
     for other in folders:

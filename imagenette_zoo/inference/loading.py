@@ -37,8 +37,8 @@ from ..utils.modules import import_modules
 from .onnx_model import OnnxModel, is_onnx
 
 __all__ = [
-    'TrainedModel', 'check_classes', 'load_trained', 'not_finite', 'open_model', 'run_of', 'run_images', 'images_of',
-    'training_images_of',
+    'TrainedModel', 'check_classes', 'load_trained', 'names_beside', 'not_finite', 'open_model', 'run_of', 'run_images',
+    'images_of', 'training_images_of',
 ]  # fmt: skip
 
 
@@ -241,7 +241,7 @@ def _class_names(name: str, model: Any, checkpoint: str | None) -> list[str]:
     if count < 1:
         raise UserError(f'{name}: has no classifier (num_classes 0), only features: give a model with a classifier')
     # the model's own are those of its published weights
-    names = _names_beside(Path(checkpoint)) if checkpoint else model.pretrained_cfg.get('label_names')
+    names = names_beside(Path(checkpoint)) if checkpoint else model.pretrained_cfg.get('label_names')
     if named := listed_names(names, count, name):
         return named
     subset = infer_imagenet_subset(model)
@@ -251,7 +251,7 @@ def _class_names(name: str, model: Any, checkpoint: str | None) -> list[str]:
     return [info.index_to_description(index) for index in range(count)]
 
 
-def _names_beside(checkpoint: Path) -> Any:
+def names_beside(checkpoint: Path) -> Any:
     """The class names in the model folder of a checkpoint, where it lies in one."""
     try:
         return read_config(checkpoint.parent).get('label_names')

@@ -295,7 +295,7 @@ def autocast(options: ComputeOptions, device: torch.device) -> contextlib.Abstra
 def model_config(
     model: Any,
     config: dict[str, Any],
-    class_names: Sequence[str],
+    class_names: Sequence[str] | None,
     model_args: dict[str, Any],
     from_scratch: bool = False,
 ) -> dict[str, Any]:
@@ -304,7 +304,7 @@ def model_config(
     Args:
         model: The model.
         config: The data config that it was evaluated with.
-        class_names: A name for each output.
+        class_names: A name for each output; None where they are not known.
         model_args: Arguments that `timm.create_model` must be given to build the same model.
         from_scratch: Whether the weights were random at first: then licence and origin of the published ones go.
     """
@@ -316,13 +316,15 @@ def model_config(
     if old.get('pool_size'):
         scale = config['input_size'][-1] / old['input_size'][-1]
         new['pool_size'] = [max(1, -int(-size * scale // 1)) for size in old['pool_size']]
-    names = list(class_names)
-    model.pretrained_cfg = model.default_cfg = {**old, **new, 'num_classes': len(names), 'label_names': names}
+    old.pop('label_names', None)
+    named = {} if class_names is None else {'label_names': list(class_names)}
+    count = model.num_classes if class_names is None else len(class_names)
+    model.pretrained_cfg = model.default_cfg = {**old, **new, 'num_classes': count, **named}
     if hasattr(model, '_model_args'):  # since timm 1.0.31
         model._model_args = as_plain(model._model_args)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / 'config.json'
-        save_config_for_hf(model, path, model_config={'label_names': names}, model_args=model_args or None)
+        save_config_for_hf(model, path, model_config=named, model_args=model_args or None)
         saved = json.loads(path.read_text())
     architecture = saved['architecture']
     if own_function(architecture) is not None:

@@ -94,6 +94,8 @@ def test_files_of_timms_trainer(tmp_path: Path, folder: Path) -> None:
     assert main(['average', *files, *model, '-n', '2', '--output', str(tmp_path / 'mean')]) == 0
     assert_mean(tmp_path / 'mean', averages[0], averages[2])
     assert len(iz.predict(folder / 'val' / 'class1' / '0.png', tmp_path / 'mean')[0].top) == 3
+    [scores] = iz.validate(tmp_path / 'mean', folder, workers=0, quiet=True)
+    assert list(scores.per_class) == NAMES, 'files name no classes, so those of the images are taken'
     assert main(['average', *files, *model, '--no-sort', '--no-use-ema', '--output', str(tmp_path / 'all')]) == 0
     assert_mean(tmp_path / 'all', *(torch.load(file)['state_dict'] for file in files))
 

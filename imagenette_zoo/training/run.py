@@ -147,6 +147,8 @@ def prepare(recipe: Recipe, folder: RunFolder, state: bytes | None, world: World
     shapes = [(config['input_size'][0], size, size) for size in recipe.train_img_sizes or ()]
     for shape in (*shapes, config['input_size']):
         factory.probe(model, recipe.model, shape)
+        if teacher is not None:
+            teacher.probe(shape)
     own = resolve(recipe, model, len(train_images), world.device, console)
     updates = -(-len(data.train_batches) // recipe.grad_accum_steps)
     weights = class_weights(recipe, train_images.targets, len(train_images.classes))

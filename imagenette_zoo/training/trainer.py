@@ -88,7 +88,12 @@ def _recipe(recipe: Recipe | str | Path | None, options: dict[str, Any]) -> Reci
         run = resumed_run(options['resume'], options.get('output', Recipe.output), options.get('experiment'))
         file = run / 'args.yaml'
         if os.path.isfile(file):  # all of it holds, also what would give way to an option
-            return Recipe(**{**Recipe.load(file).as_dict(), **options})
+            then = Recipe.load(file)
+            resumed = Recipe(**{**then.as_dict(), **options})
+            if not resumed.retry or 'grad_accum_steps' in options:
+                return resumed
+            parts = then.batch_size * then.grad_accum_steps // resumed.batch_size  # as before a batch became smaller
+            return resumed.replace(grad_accum_steps=parts or 1)
     if recipe is None and 'model' not in options:
         recipe = FLAGSHIP
     if recipe is not None:

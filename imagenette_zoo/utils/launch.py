@@ -44,7 +44,7 @@ def world_size() -> int:
     """
     value = os.environ.get('WORLD_SIZE') or '1'
     if not value.isdecimal() or not int(value):
-        raise UserError(f'WORLD_SIZE={value}: is not a number of processes: start them by torchrun or srun, or unset it')
+        raise UserError(f'WORLD_SIZE={value}: is no number of processes: start them by torchrun or srun, or unset it')
     return int(value)
 
 

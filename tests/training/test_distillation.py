@@ -168,10 +168,10 @@ def test_a_teacher_that_was_moved_goes_on_teaching(
     other = str(make_teacher(tmp_path / 'other', seed=1))
     with pytest.raises(UserError, match='was started with other weights of the teacher'):
         train(recipe(**{**there, 'kd_model_name': other}), quiet=True)
-    with pytest.raises(UserError, match='was started with kd_model_name .*here, not None'):
+    with pytest.raises(UserError, match=r'was started with kd_model_name .*here, not None'):
         train(recipe(**{**there, 'kd_model_name': None}), quiet=True)
     assert train(recipe(**there), quiet=True).epochs == 2
-    with pytest.raises(UserError, match='was started with kd_model_name .*here, not .*other'):  # nothing is read of it
+    with pytest.raises(UserError, match=r'was started with kd_model_name .*here, not .*other'):  # nothing is read of it
         train(recipe(**{**there, 'kd_model_name': other}), quiet=True)
 
 

@@ -77,7 +77,7 @@ def test_the_first_of_a_list_of_nodes(nodes: str, first: str) -> None:
 @pytest.mark.parametrize('size', ['two', '0', '-1'])
 def test_a_size_that_is_no_number_of_processes_is_one_line(monkeypatch: pytest.MonkeyPatch, size: str) -> None:
     monkeypatch.setenv('WORLD_SIZE', size)
-    with pytest.raises(UserError, match=f'^WORLD_SIZE={size}: is not a number of processes'):
+    with pytest.raises(UserError, match=f'^WORLD_SIZE={size}: is no number of processes'):
         join('cpu')
     monkeypatch.setenv('WORLD_SIZE', '')
     assert join('cpu').size == 1

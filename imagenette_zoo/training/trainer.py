@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 
 from ..config.hparams import FLAGSHIP
 from ..config.recipe import Recipe
@@ -27,6 +28,7 @@ from ..utils.modules import import_modules
 from ..utils.process import restore_process
 from ..utils.seeding import seed_everything
 from ..utils.signals import Stopped
+from ..utils.threads import Processors
 from .interrupts import StopSignals, explained, smaller_batch
 from .meter import Meter, Position, check_finite
 from .result import (
@@ -158,9 +160,11 @@ def _attempt(
     repeats: Result | None,
 ) -> Result | Recipe:
     """Trains; returns a recipe to begin again with where memory is full and `--retry` may go on."""
-    run = None
+    run, processors = None, Processors()
     try:
         run = prepare(recipe, folder, state, world, console)
+        if world.device.type == 'cpu' and (line := processors.crowded(torch.get_num_threads())):
+            console.line(line)
         recipe = run.recipe
         run.setup_seconds = time.perf_counter() - start
         if repeats is not None:

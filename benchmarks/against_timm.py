@@ -8,11 +8,11 @@ import json
 import re
 import shutil
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, in_turns, ratio, report, run_process, subset
+from common import ROOT, competing, in_turns, ratio, report, run_process, subset
 from step import VARIANTS
 
 from imagenette_zoo.config.recipe import Recipe
@@ -47,8 +47,9 @@ def ablation(args: argparse.Namespace) -> None:
     report('ablation', 'images/s', series, ratios, argparse.Namespace(**{**vars(args), 'amp': False}), details)
 
 
-def train(args: argparse.Namespace) -> None:
-    """Training images/s of the last of two epochs, and the memory of the whole run, for each model."""
+def _training(args: argparse.Namespace) -> tuple[Callable[..., float], Callable[..., float], dict[str, list[float]]]:
+    """What trains by timm's script and by ours, each giving images/s of the last of two epochs, and what fills with the
+    memory of each whole run."""
     data = subset(args.data_dir, Path(args.scratch) / 'train-data', args.images // 10, 2)
     memory: dict[str, list[float]] = {}
     number = iter(range(10**6))
@@ -63,17 +64,47 @@ def train(args: argparse.Namespace) -> None:
         # "Train: 1 [  14/15 (100%)]  Loss: ...  Time: 1.946s,   32.88/s  (2.018s,   31.71/s)  LR: ...": the mean so far
         return float(re.findall(rf'Train: {EPOCHS - 1} \[.*?\(\s*[\d.]+s,\s*([\d.]+)/s\)', output)[-1])
 
-    def ours(model: str) -> float:
+    def ours(model: str, **variables: str) -> float:
         name = f'run{next(number)}'
         words: Sequence[Any] = [ROOT / 'train.py', *_options(args, model, data), '--epochs', EPOCHS]
         words = [*words, '--warmup-epochs', '0', '--output', args.scratch, '--experiment', name]
-        _, _, peak = run_process(words, device=args.device)
+        _, _, peak = run_process(words, device=args.device, variables=variables)
         memory.setdefault(f'{model} ours', []).append(peak)
         folder = Path(args.scratch) / name
         row = json.loads((folder / 'metrics.jsonl').read_text().splitlines()[-1])
         shutil.rmtree(folder)
         return row['train_images'] / row['train_seconds']
 
+    return timms, ours, memory
+
+
+def busy(args: argparse.Namespace) -> None:
+    """Training images/s of our script and timm's while other processes compete for the processors."""
+    timms, ours, _ = _training(args)
+    model = args.models[0]
+    contestants = {
+        'ours': lambda: ours(model),
+        "ours, OpenMP's own wait": lambda: ours(model, GOMP_SPINCOUNT='300000'),
+        'ours, one thread': lambda: ours(model, OMP_NUM_THREADS='1'),
+        'timm': lambda: timms(model),
+    }
+    ours(model)  # decodes, and compiles the kernels
+    series: dict[str, list[float]] = {}
+    for others in args.competitors:
+        with competing(others):
+            found = in_turns(contestants, args.rounds)
+        series |= {f'{name}, {others} competing': rates for name, rates in found.items()}
+    ratios = {
+        f'ours / {name}, {others} competing': ratio(series, f'ours, {others} competing', f'{name}, {others} competing')
+        for others in args.competitors
+        for name in list(contestants)[1:]
+    }
+    report(f'busy-{model}', 'images/s', series, ratios, args)
+
+
+def train(args: argparse.Namespace) -> None:
+    """Training images/s of the last of two epochs, and the memory of the whole run, for each model."""
+    timms, ours, memory = _training(args)
     for model in args.models:
         contestants = {'ours': lambda model=model: ours(model), 'timm': lambda model=model: timms(model)}
         if args.timm_compiled:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,18 @@ def _of_checkout(folder: Path | None) -> dict[str, str]:
     words = ['git', '-C', str(folder), 'describe', '--tags', '--always']
     commit = subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
     return {"timm of timm's scripts": f'{version} {commit}'.strip()}
+
+
+@contextlib.contextmanager
+def competing(processes: int) -> Iterator[None]:
+    """So many other processes keep a processor busy each."""
+    others = [subprocess.Popen([sys.executable, '-c', 'while True: sum(range(10000))']) for _ in range(processes)]
+    try:
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
 
 
 def subset(root: Path, destination: Path, train: int, val: int) -> Path:

@@ -10,6 +10,7 @@ python benchmarks/run.py --only export --device cpu --data-dir DIR      onnxrunt
 python benchmarks/run.py --only recorded --device cuda --data-dir DIR   steps as CUDA graphs beside eager ones
 python benchmarks/run.py --only compiled --amp --data-dir DIR           compiled steps beside eager ones
 python benchmarks/run.py --only layout --img-size 224 --data-dir DIR    evaluation channels-last and not
+python benchmarks/run.py --only busy --timm-dir TIMM --data-dir DIR     training while other processes compete
 python benchmarks/run.py --only batchnorm --device cpu --data-dir DIR   BatchNorm: images/s, and how far from float64
 
 TIMM is a checkout of timm, DIR a folder with train/ and val/.
@@ -48,14 +49,15 @@ BENCHMARKS = {
     'export': export.export,
     'ablation': against_timm.ablation,
     'train': against_timm.train,
+    'busy': against_timm.busy,
     'validate': against_timm.validate,
     'accuracy': against_timm.accuracy,
     'loaders': against_timm.loaders,
     'distillation': against_timm.distillation,
 }
 # long, or of one device, or in need of the extra [onnx]
-NOT_ALL = ('accuracy', 'batchnorm', 'distillation', 'loaders', 'export', 'recorded', 'compiled', 'layout')
-NEED_TIMM = {'train', 'validate', 'accuracy', 'distillation'}
+NOT_ALL = ('accuracy', 'batchnorm', 'busy', 'distillation', 'loaders', 'export', 'recorded', 'compiled', 'layout')
+NEED_TIMM = {'train', 'busy', 'validate', 'accuracy', 'distillation'}
 
 
 def main() -> None:
@@ -67,6 +69,7 @@ def main() -> None:
     parser.add_argument('--amp', action='store_true', help='bfloat16')
     parser.add_argument('--rounds', type=int, default=3)
     parser.add_argument('--models', nargs='+', default=['mbv2_mish_imagenette', 'resnet50', 'mbv2_imagenette'])
+    parser.add_argument('--competitors', type=int, nargs='+', default=[0, 2], help='for busy: processes')
     parser.add_argument('--timm-compiled', action='store_true', help='train: also with --torchcompile')
     parser.add_argument('--img-size', type=int, default=128)
     parser.add_argument('--batch-size', type=int, default=64)

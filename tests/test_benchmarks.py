@@ -87,8 +87,10 @@ def test_benchmarks_against_timms_scripts(tmp_path: Path) -> None:
         '--only',
         'train',
         'validate',
+        'busy',
     ]
     results = run(tmp_path, *words)
-    for name in ('train-mbv2_mish_imagenette', 'memory-mbv2_mish_imagenette', 'validate', 'validate-process'):
+    names = ('train-mbv2_mish_imagenette', 'memory-mbv2_mish_imagenette', 'busy-mbv2_mish_imagenette')
+    for name in (*names, 'validate', 'validate-process'):
         assert json.loads((results / f'{name}.json').read_text())['median_ratios']
         assert "timm of timm's scripts" in json.loads((results / f'{name}.json').read_text())['versions']

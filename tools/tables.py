@@ -189,6 +189,7 @@ def tables() -> dict[str, str]:
         'headlines': _table(('', 'ours', 'to compare'), _headlines()),
         'times-as-fast': _table(("times as fast as timm's", *PLACES), _times_as_fast()),
         'ablation': _table(('', 'images/s', 'page faults a step', *(f'{name}, ms' for name in OPERATORS)), _ablation()),
+        'busy': _table(('images/s', *(f'{others} competing' for others in COMPETING)), _busy()),
         'to-80': _table(('', 'ours', 'timm', 'ratio', 'file'), _to_80()),
         'export': _table(('', *ways, 'file'), _export(ways)),
         'benchmark': _table(zoo_results.HEAD, zoo_results.table_rows(read_baselines())),
@@ -262,6 +263,16 @@ def _times_as_fast() -> Iterator[list[str]]:
     names = [TO_80[key] for key in list(TO_80)[:2]]
     ratios = [times(_reached(name, 'timm')[1] / _reached(name, 'ours')[1]) for name in names]
     yield ['time to 80 % top-1 (two pairs)', '', ', '.join(ratios), '']
+
+
+COMPETING = 0, 2, 4
+WAITS = "OpenMP's own", '20,000 rounds', '10,000 rounds', '6,000 rounds', 'none', 'one thread'
+
+
+def _busy() -> Iterator[list[str]]:
+    rounds = json.loads((RESULTS / 'speed' / 'busy-steps.json').read_text())['rounds']
+    for wait in WAITS:
+        yield [wait, *(digits(median(rounds[f'{wait}, {others} competing'])) for others in COMPETING)]
 
 
 TO_80 = {  # by seed and Muon

@@ -14,6 +14,7 @@ from ..errors import UserError
 from ..utils.launch import read_slurm
 from ..utils.signals import sigterm_interrupts
 from ..utils.streams import Output, brief_leftovers, complain
+from ..utils.threads import spin_briefly
 from ..version import __version__
 from . import completion, data, inference, new, runs, sharing, study, timm_scripts, train
 from .command import Command
@@ -98,6 +99,7 @@ def validate_main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str]) -> int:
+    spin_briefly()
     read_slurm()
     parser = make_parser(argv)
     if not argv:

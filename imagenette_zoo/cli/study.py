@@ -166,8 +166,10 @@ def _study_starts(args: argparse.Namespace) -> str:
 
     if args.seed is not None and len(args.only) != 1:
         raise UserError('--seed: is of one run: name it with --only RUN')
-    if args.seed is not None and (args.dry_run or args.until_decided):
-        raise UserError('--seed: does one training: leave --dry-run and --until-decided out')
+    of_several = {name: getattr(args, name) for name in ('dry_run', 'until_decided', 'in_process', 'budget')}
+    of_several['jobs'] = args.jobs > 1
+    if args.seed is not None and (given := [name for name, value in of_several.items() if value]):
+        raise UserError(f'--seed: does one training: leave --{given[0].replace("_", "-")} out')
     begun = is_begun(args.study)
     if begun and args.output:
         raise UserError(f'--output: the study goes on in {args.study}: leave it out')

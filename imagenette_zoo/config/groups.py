@@ -71,7 +71,7 @@ class InputOptions(Options):
 
     img_size: int | None = option(None, 'image side in pixels (model default if not given)', low=8, high=4096)
     in_chans: int | None = option(
-        None, "channels that images are read in: 1, 3 or 4 (the model's, which are 3 in training, if not given)"
+        None, "channels that images are read in: 1, 3 or 4 (the model's, which are 3 in training, if not given)", low=1
     )
     input_size: tuple[int, ...] | None = option(
         None, 'channels, height and width of the images, in one', low=1, high=4096, length=3, metavar='N'

@@ -115,6 +115,8 @@ def build_own(name: str, function: Callable[..., Any], kwargs: Mapping[str, Any]
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         if given.get('num_classes') is None or 'num_classes' not in parameters:
             given.pop('num_classes', None)
+        if given.get('in_chans') == 3 and 'in_chans' not in parameters:  # as without it
+            del given['in_chans']
         if unknown := [key for key in given if key not in parameters]:
             raise UserError(f'model {name}: takes no {unknown[0]}: add it as an argument, or leave the option out')
     try:

@@ -23,7 +23,8 @@ from ..utils.console import counted, duration
 __all__ = ['CardFacts', 'Trained', 'model_card', 'needs_zoo', 'read_trained']
 
 INSTALL = 'While imagenette-zoo is not on PyPI, install its wheel or a checkout: `pip install PATH`.'
-UNTOLD = {*Recipe.may_differ('in a repeat'), 'initial_checkpoint'}  # paths of one machine, or decide nothing
+# Paths of one machine, or decide nothing.
+UNTOLD = {*Recipe.may_differ('in a repeat'), 'initial_checkpoint', 'class_map'}
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ training alone.
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 
 from ..errors import UserError
 from ..utils.console import Console
+from ..utils.launch import check_alone
 from .in_process import train_here
 from .plan import Study, Trial
 from .process import WHOLE, Extent, Slot, Trials, outcome
@@ -58,11 +58,7 @@ def train_one(study: Study, run: str, seed: int, slot: Slot, console: Console) -
     trials = {trial.seed: trial for trial in study.trials() if trial.run == run}
     if seed not in trials:
         raise UserError(f'--seed {seed}: the study has no such seed: expected one of {", ".join(map(str, trials))}')
-    if os.environ.get('WORLD_SIZE', '1') != '1':
-        raise UserError(
-            f'--seed {seed}: a training of a study is one process, not one of {os.environ["WORLD_SIZE"]}: set '
-            f'WORLD_SIZE=1 where each has a training of its own'
-        )
+    check_alone(f'--seed {seed}: a training of a study')
     trial = trials[seed]
     if state_of(trial, slot) != 'done':
         check_models(replace(study, runs={run: study.runs[run]}), console)

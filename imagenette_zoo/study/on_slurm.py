@@ -87,8 +87,9 @@ def _executor(submitit: Any, slot: Slot, cluster: str, options: Mapping[str, Any
             raise UserError(f'--slurm-options {key}: neither sbatch nor submitit has it{nearest(key, known)}')
         if key in ('nodes', 'tasks_per_node', 'ntasks_per_node') and value != 1:
             raise UserError(f'--slurm-options {key}={value}: a training of a study is one process: leave it out')
-        if key in ('time', 'timeout_min', 'array_parallelism') and type(value) is not int:  # which is computed with
-            raise UserError(f'--slurm-options {key}={value}: is not a whole number')
+        computed_with = key in ('time', 'timeout_min', 'array_parallelism')
+        if computed_with and (type(value) is not int or value < 1):
+            raise UserError(f'--slurm-options {key}={value}: is not a whole number above 0')
     given = {'name': slot.output.name, 'timeout_min': MINUTES, **options}
     named = {name if name in COMMON else f'slurm_{name}': value for name, value in given.items()}
     try:

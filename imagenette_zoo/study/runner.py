@@ -27,6 +27,7 @@ from ..training.run_folder import RunFolder
 from ..utils.console import Console, counted, duration, in_ipython
 from ..utils.environment import this_command
 from ..utils.files import write_atomic
+from ..utils.launch import check_alone
 from ..utils.modules import import_modules
 from ..utils.seeding import restore_generators
 from ..utils.signals import Stopped, sigterm_interrupts
@@ -153,6 +154,7 @@ def opened(study: Study, slot: Slot, console: Console, only: Sequence[str]) -> I
     Raises:
         UserError: A folder holds something else, or another process runs this study.
     """
+    check_alone(f'{slot.output}: a study')
     if (slot.output / 'args.yaml').exists():
         raise UserError(f'{slot.output}: holds a run, not a study: choose another --output or --experiment')
     try:

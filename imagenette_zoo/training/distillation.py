@@ -18,6 +18,7 @@ from ..data.folders import ImageSet
 from ..data.loaders import Batches
 from ..errors import UserError, first_line
 from ..inference.loading import check_classes, load_trained
+from ..models.factory import probe
 from ..models.model_folder import model_folder, weights_file
 from ..utils.seeding import seed_everything
 
@@ -66,14 +67,18 @@ class Teacher(nn.Module):
     Nothing in it waits for the device, so that steps can be recorded.
 
     Args:
+        name: As it was asked for.
         model: The model, on its device.
         config: Its data config.
         student: The data config of the student, in whose normalisation the images come.
         of_features: Whether it answers by the features before its classifier, else by its logits.
     """
 
-    def __init__(self, model: nn.Module, config: dict[str, Any], student: dict[str, Any], of_features: bool) -> None:
+    def __init__(
+        self, name: str, model: nn.Module, config: dict[str, Any], student: dict[str, Any], of_features: bool
+    ) -> None:
         super().__init__()
+        self.name = name
         self.sha256 = hashlib.sha256(weights_file(model.state_dict())).hexdigest()
         device = next(model.parameters()).device
         self.teacher = _tasks().DistillationTeacher(model, device=device)
@@ -97,6 +102,17 @@ class Teacher(nn.Module):
         if self.answers is not None:
             return self.current[: len(images)]
         return self.teacher(images, return_features)  # type: ignore[no-any-return]
+
+    def probe(self, shape: tuple[int, int, int]) -> None:
+        """Looks whether it takes images of a shape.
+
+        Raises:
+            UserError: It does not.
+        """
+        try:
+            probe(self.teacher.model, self.name, shape)
+        except UserError as error:
+            raise UserError(f'--kd-model-name: {error}') from None
 
     @torch.no_grad()
     def answer_once(self, batches: Batches, normalize: Normalize, precision: AbstractContextManager[Any]) -> None:
@@ -141,7 +157,7 @@ def load_teacher(
             check_classes(name, trained.model, None, images, remedy)
     except UserError as error:
         raise UserError(f'--kd-model-name: {error}') from None
-    return Teacher(trained.model, trained.config, config, of_features)
+    return Teacher(name, trained.model, trained.config, config, of_features)
 
 
 def distillation_task(recipe: Recipe, student: nn.Module, criterion: nn.Module, teacher: Teacher) -> Any:

@@ -147,6 +147,8 @@ def prepare(recipe: Recipe, folder: RunFolder, state: bytes | None, world: World
     shapes = [(config['input_size'][0], size, size) for size in recipe.train_img_sizes or ()]
     for shape in (*shapes, config['input_size']):
         factory.probe(model, recipe.model, shape)
+        if teacher is not None:
+            teacher.probe(shape)
     own = resolve(recipe, model, len(train_images), world.device, console)
     updates = -(-len(data.train_batches) // recipe.grad_accum_steps)
     weights = class_weights(recipe, train_images.targets, len(train_images.classes))
@@ -276,6 +278,8 @@ def check_resumable(recipe: Recipe, folder: RunFolder) -> bool:
     for option, value, then in _differing(recipe, started.as_dict(), 'on resume'):
         if option == 'epochs' and longer:
             continue
+        if option == 'kd_model_name' and value and then and (longer or not folder.finished):
+            continue  # it may have been moved: `_resume` compares the weights
         gave_way = (option == 'batch_size' and then < value) or (option == 'num_classes' and then is not None)
         if gave_way and not recipe.insists_on(option):  # `prepare` looks again, by the images
             continue
@@ -326,6 +330,8 @@ def _resume(run: Run, data: bytes, console: Console) -> None:
         then = {**Recipe().as_dict(), **state.get('recipe', run.recipe.as_dict())}
         for option, value, other in _differing(run.recipe, then, 'on resume'):
             if option == 'epochs' and value > other and not _planned_by_epochs(run.recipe):
+                continue
+            if option == 'kd_model_name' and value and other:  # the signature has its weights
                 continue
             raise UserError(
                 f'{run.folder["state.pt"]}: is of a run with {option} {other}, but this one has {value}: put the '

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 
 from ..config.hparams import FLAGSHIP
 from ..config.recipe import Recipe
@@ -27,6 +28,7 @@ from ..utils.modules import import_modules
 from ..utils.process import restore_process
 from ..utils.seeding import seed_everything
 from ..utils.signals import Stopped
+from ..utils.threads import Processors
 from .interrupts import StopSignals, explained, smaller_batch
 from .meter import Meter, Position, check_finite
 from .result import (
@@ -88,7 +90,12 @@ def _recipe(recipe: Recipe | str | Path | None, options: dict[str, Any]) -> Reci
         run = resumed_run(options['resume'], options.get('output', Recipe.output), options.get('experiment'))
         file = run / 'args.yaml'
         if os.path.isfile(file):  # all of it holds, also what would give way to an option
-            return Recipe(**{**Recipe.load(file).as_dict(), **options})
+            then = Recipe.load(file)
+            resumed = Recipe(**{**then.as_dict(), **options})
+            if not resumed.retry or 'grad_accum_steps' in options:
+                return resumed
+            parts = then.batch_size * then.grad_accum_steps // resumed.batch_size  # as before a batch became smaller
+            return resumed.replace(grad_accum_steps=parts or 1)
     if recipe is None and 'model' not in options:
         recipe = FLAGSHIP
     if recipe is not None:
@@ -153,9 +160,11 @@ def _attempt(
     repeats: Result | None,
 ) -> Result | Recipe:
     """Trains; returns a recipe to begin again with where memory is full and `--retry` may go on."""
-    run = None
+    run, processors = None, Processors()
     try:
         run = prepare(recipe, folder, state, world, console)
+        if world.device.type == 'cpu' and (line := processors.crowded(torch.get_num_threads())):
+            console.line(line)
         recipe = run.recipe
         run.setup_seconds = time.perf_counter() - start
         if repeats is not None:

@@ -57,6 +57,8 @@ def _try_transform(learner: Learner, count: int, shape: tuple[int, int, int]) ->
     if new_shape != shape:
         try:
             probe(learner.model, learner.recipe.model, new_shape)
+            if learner.teacher is not None:
+                learner.teacher.probe(new_shape)
         except UserError as error:
             raise UserError(f'{name}: makes images of {new_shape}: {error}') from None
     return targets

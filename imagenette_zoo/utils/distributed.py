@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from ..errors import UserError, first_line
-from .launch import read_slurm
+from .launch import read_slurm, world_size
 
 __all__ = ['World', 'choose_device', 'join']
 
@@ -125,7 +125,7 @@ def join(device_name: str) -> World:
         UserError: There is no such device on this machine, or the others did not come.
     """
     read_slurm()
-    size = int(os.environ.get('WORLD_SIZE', 1))
+    size = world_size()
     device = choose_device(device_name)
     if size == 1:
         return World(device)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 
-__all__ = ['read_slurm']
+from ..errors import UserError
+
+__all__ = ['check_alone', 'read_slurm', 'world_size']
 
 PORTS = range(15000, 30000)  # below those that the system gives away
 
@@ -32,6 +34,28 @@ def read_slurm() -> None:
     own.setdefault('MASTER_ADDR', _first_node(own.get('SLURM_STEP_NODELIST') or own.get('SLURM_JOB_NODELIST', '')))
     step = 31 * int(own.get('SLURM_JOB_ID', 0)) + int(own.get('SLURM_STEP_ID', 0))  # several may share a node
     own.setdefault('MASTER_PORT', str(PORTS[step % len(PORTS)]))
+
+
+def world_size() -> int:
+    """How many processes train together, as the variables say.
+
+    Raises:
+        UserError: They say no number.
+    """
+    value = os.environ.get('WORLD_SIZE') or '1'
+    if not value.isdecimal() or not int(value):
+        raise UserError(f'WORLD_SIZE={value}: is no number of processes: start them by torchrun or srun, or unset it')
+    return int(value)
+
+
+def check_alone(what: str) -> None:
+    """Looks whether this process is not one of several, whose variables those that it starts would inherit.
+
+    Raises:
+        UserError: It is one of several.
+    """
+    if (size := world_size()) > 1:
+        raise UserError(f'{what} is one process, not one of {size}: set WORLD_SIZE=1 where each has its own')
 
 
 def _first_node(nodes: str) -> str:

@@ -131,6 +131,13 @@ def test_a_bad_model_is_one_line(name: str, kwargs: dict[str, object], line: str
     assert '\n' not in str(raised.value)
 
 
+def test_a_model_without_the_argument_is_for_three_channels() -> None:
+    """A teacher is asked for those of its student."""
+    assert build_model('my_idea:MyNet', num_classes=4, in_chans=3).num_classes == 4
+    with pytest.raises(UserError, match='takes no in_chans: add it as an argument'):
+        build_model('my_idea:MyNet', num_classes=4, in_chans=1)
+
+
 @pytest.mark.parametrize(
     ('name', 'line'),
     [

@@ -498,6 +498,7 @@ def test_a_teacher_is_named_on_the_card_but_no_path_of_this_machine(run: Path) -
     config = json.loads((run / 'last' / 'config.json').read_text())
     trained = read_trained(run, 'last')
     trained.record.result.teacher = 'cafe'
+    trained.record.result.recipe['class_map'] = '/home/me/classes.txt'
     facts = CardFacts('me/small', config, config['label_names'], 1, None, 'mit', trained)
     for name, shown in (
         ('mbv2_mish_imagenette', 'kd_model_name: mbv2_mish_imagenette'),

@@ -124,7 +124,8 @@ def test_lines_of_a_round_are_those_of_the_next_until_they_are_done(
     [
         (['--seed', '1'], '--seed: is of one run: name it with --only RUN'),
         (['--seed', '9', '--only', 'slow'], '--seed 9: the study has no such seed: expected one of 1, 2'),
-        (['--seed', '1', '--only', 'slow', '--dry-run'], '--seed: does one training: leave --dry-run'),
+        (['--seed', '1', '--only', 'slow', '--dry-run'], '--seed: does one training: leave --dry-run out'),
+        (['--seed', '1', '--only', 'slow', '--jobs', '2'], '--seed: does one training: leave --jobs out'),
         (['--seed', '1', '--ray'], 'not allowed with argument'),
         (['--print-commands', '--in-process'], '--print-commands: --in-process is for one machine: leave it out'),
         (['--slurm-options', 'time=3'], '--slurm-options: are of --slurm: add that, or leave them out'),
@@ -146,6 +147,8 @@ def test_a_training_of_a_study_is_one_process(
     monkeypatch.setenv('WORLD_SIZE', '4')
     assert main(['study', 'rates.yaml', '--only', 'slow', '--seed', '1']) == 2
     assert 'one process, not one of 4: set WORLD_SIZE=1' in capsys.readouterr().err
+    assert main(['study', 'rates.yaml', '--print-commands']) == 2
+    assert 'rates: a study is one process, not one of 4: set WORLD_SIZE=1' in capsys.readouterr().err
 
 
 @pytest.mark.slow

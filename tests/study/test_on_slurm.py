@@ -27,6 +27,7 @@ Capture = pytest.CaptureFixture[str]
     [
         ('partitoin=gpu', 'partitoin: neither sbatch nor submitit has it; did you mean partition'),
         ('time=1:00:00', 'time=1:00:00: is not a whole number'),
+        ('array_parallelism=0', 'array_parallelism=0: is not a whole number above 0'),
         ('nodes=2', 'nodes=2: a training of a study is one process: leave it out'),
         ('cpus_per_task=many', ': Parameter "cpus_per_task" expected type'),
     ],

@@ -158,6 +158,23 @@ def test_an_interrupted_run_continues_to_the_same_weights(
     assert weights(halves.folder).keys() == expected, 'the projection is published'
 
 
+def test_a_teacher_that_was_moved_goes_on_teaching(
+    recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    options = dict(epochs=2, kd_model_name=str(make_teacher(tmp_path / 'here')))
+    with pytest.raises(KeyboardInterrupt), interrupted(monkeypatch, epoch=1):
+        train(recipe(**options), quiet=True)
+    there = dict(options, resume='auto', kd_model_name=str((tmp_path / 'here').rename(tmp_path / 'there')))
+    other = str(make_teacher(tmp_path / 'other', seed=1))
+    with pytest.raises(UserError, match='was started with other weights of the teacher'):
+        train(recipe(**{**there, 'kd_model_name': other}), quiet=True)
+    with pytest.raises(UserError, match=r'was started with kd_model_name .*here, not None'):
+        train(recipe(**{**there, 'kd_model_name': None}), quiet=True)
+    assert train(recipe(**there), quiet=True).epochs == 2
+    with pytest.raises(UserError, match=r'was started with kd_model_name .*here, not .*other'):  # nothing is read of it
+        train(recipe(**{**there, 'kd_model_name': other}), quiet=True)
+
+
 def test_a_teacher_without_weight_changes_nothing(recipe: MakeRecipe, teacher: Path) -> None:
     alone = train(recipe(epochs=1, experiment='alone'), quiet=True)
     taught = recipe(epochs=1, experiment='taught', kd_model_name=f'local-dir:{teacher}', distill_loss_weight=0)
@@ -227,6 +244,22 @@ def test_teachers_of_no_use_are_one_line_and_nothing_is_written(
     with pytest.raises(UserError) as error:
         train(recipe(**{'kd_model_name': str(teacher), **options}), quiet=True)
     assert line.format(data=recipe().data_dir) in str(error.value)
+    assert not (tmp_path / 'runs').exists()
+
+
+@pytest.mark.parametrize('kind', ['logit', 'feature'])
+def test_a_teacher_that_cannot_take_a_size_of_the_training_is_said_at_once(
+    recipe: MakeRecipe, tmp_path: Path, kind: str
+) -> None:
+    torch.manual_seed(0)
+    size = dict(img_size=32, embed_dim=24, depth=1, num_heads=1)
+    model = timm.create_model('deit_tiny_patch16_224', num_classes=3, **size)
+    names = [f'class{index}' for index in range(3)]
+    config = factory.model_config(model, factory.input_config(Recipe(img_size=32), model), names, size)
+    save_model_folder(tmp_path / 'vit', config, model.state_dict())
+    taught = recipe(train_img_sizes=(32, 48), kd_model_name=str(tmp_path / 'vit'), kd_distill_type=kind)
+    with pytest.raises(UserError, match=r"^--kd-model-name: model .*vit can't take images of 48 px"):
+        train(taught, quiet=True)
     assert not (tmp_path / 'runs').exists()
 
 

@@ -629,6 +629,7 @@ def expect_error(capsys: pytest.CaptureFixture[str], words: list[str], *parts: s
         (dict(model_kwargs='colour=red'), ['colour']),
         (dict(model_kwargs='in_chans=1'), ['in_chans: has an option of its own, --in-chans']),
         (dict(in_chans=2), ['--in-chans: images of 2 channels', '1, 3 or 4']),
+        (dict(in_chans=0), ['--in-chans: 0 is out of range', 'at least 1']),
         (dict(in_chans=4), ['image ', 'class', 'has not four channels of its own']),
         (dict(in_chans=1, color_jitter=0.4), ['--color-jitter 0.4', 'three channels']),
         (dict(in_chans=1, aa='v0'), ['--aa v0', 'three channels']),
@@ -1000,6 +1001,10 @@ def test_full_memory_is_tried_again_with_a_smaller_batch(
     (result.folder / 'result.json').unlink()
     again = {**options, 'experiment': result.folder.name, 'resume': 'auto'}
     assert train(recipe(**again), quiet=True).recipe['batch_size'] == 2, 'the command of the run continues it'
+    words = dict(resume='auto', experiment=result.folder.name, output=recipe().output, batch_size=8, retry=True)
+    assert train(quiet=True, **words).recipe['grad_accum_steps'] == 4, 'also without a recipe'
+    with pytest.raises(UserError, match='was started with batch_size 2, not 3'):
+        train(quiet=True, **{**words, 'batch_size': 3})
     check_recipe(result, Trial('run', recipe(**options), 42))
     with pytest.raises(UserError, match='was trained with batch_size 2, the study says 8'):
         check_recipe(result, Trial('run', recipe(**{**options, 'retry': False}), 42))

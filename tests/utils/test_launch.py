@@ -4,6 +4,8 @@ import os
 
 import pytest
 
+from imagenette_zoo.errors import UserError
+from imagenette_zoo.utils.distributed import join
 from imagenette_zoo.utils.launch import _first_node, read_slurm
 
 OURS = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')
@@ -70,3 +72,12 @@ def test_the_variables_that_timm_needs_are_enough(monkeypatch: pytest.MonkeyPatc
 )
 def test_the_first_of_a_list_of_nodes(nodes: str, first: str) -> None:
     assert _first_node(nodes) == first
+
+
+@pytest.mark.parametrize('size', ['two', '0', '-1'])
+def test_a_size_that_is_no_number_of_processes_is_one_line(monkeypatch: pytest.MonkeyPatch, size: str) -> None:
+    monkeypatch.setenv('WORLD_SIZE', size)
+    with pytest.raises(UserError, match=f'^WORLD_SIZE={size}: is no number of processes'):
+        join('cpu')
+    monkeypatch.setenv('WORLD_SIZE', '')
+    assert join('cpu').size == 1

@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from figures import DOCS, write_page
+from figures import ROOT, write_page
 from harvest_archive import STATE, STUDY_FILES, TRAINING_FILES, studies, unpack
 
 from imagenette_zoo.errors import UserError
@@ -30,7 +30,7 @@ from imagenette_zoo.utils.reading import read_errors, read_json
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('archive', type=Path, help='harvest.tar.gz')
-    parser.add_argument('--docs', type=Path, default=DOCS, metavar='DIR', help='the folder of the pages')
+    parser.add_argument('--docs', type=Path, default=ROOT / 'docs', metavar='DIR', help='the folder of the pages')
     args = parser.parse_args(arguments)
     try:
         with tempfile.TemporaryDirectory() as temporary:

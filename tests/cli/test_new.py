@@ -9,6 +9,7 @@ from imagenette_zoo.cli.main import main
 from imagenette_zoo.utils import modules
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_file_trains_as_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

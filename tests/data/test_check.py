@@ -64,6 +64,7 @@ def test_check_of_images_of_many_megapixels(tmp_path: Path, capsys: pytest.Captu
     assert main(['data', 'check', '--data-dir', str(tmp_path)]) == 0
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_real_imagenette_is_sound(imagenette_dir: Path) -> None:
     report = check.check(locate.find_root(imagenette_dir))

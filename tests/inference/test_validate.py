@@ -182,6 +182,7 @@ def test_the_report_and_the_files(
     assert 'top1 class0' in rows[0]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_fusing_changes_nothing_but_the_model(recipe: MakeRecipe) -> None:
     result = train(recipe(model='mbv2_mish_mp3_imagenette', epochs=1, img_size=64), quiet=True)

@@ -491,6 +491,7 @@ def test_requires_gradients_as_before(frozen: bool) -> None:
     assert {weight.requires_grad for weight in fuse(model).parameters()} == {not frozen}
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_compiles(caplog: pytest.LogCaptureFixture) -> None:
     model, x = create(SMALL_MP2[0], aa_layer=BlurPool2d, **SMALL_MP2[1]).float(), images(dtype=torch.float32)

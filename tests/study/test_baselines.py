@@ -318,6 +318,7 @@ def test_trainings_by_unlike_recipes_are_not_packed() -> None:
 
 
 @pytest.mark.parametrize('name', read_study(find_study('zoo')).runs)
+@pytest.mark.long
 @pytest.mark.slow
 def test_each_model_of_the_benchmark_makes_a_step_at_its_pixels(name: str) -> None:
     recipe = read_study(find_study('zoo')).runs[name].recipe.replace(device='cpu', batch_size=2)

@@ -151,6 +151,7 @@ def test_a_training_of_a_study_is_one_process(
     assert 'rates: a study is one process, not one of 4: set WORLD_SIZE=1' in capsys.readouterr().err
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_line_that_is_killed_goes_on_to_the_same_bits(
     place: Path,  # noqa: F811

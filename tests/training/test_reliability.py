@@ -40,6 +40,7 @@ from tests.conftest import changed, free_port, interrupted, make_folder, needs_l
 
 ROOT = Path(__file__).parents[2]
 MakeRecipe = Callable[..., Recipe]
+LONG = pytest.mark.long
 OPTIONS: list[dict[str, Any]] = [
     dict(model_ema=True, model_ema_decay=0.9, sched_on_updates=True, mixup=0.2, reprob=0.5, opt='momentum'),
     dict(opt='adamw', grad_accum_steps=2, clip_grad=1.0, drop_path=0.1, loader='timm', workers=1),
@@ -144,13 +145,10 @@ def test_intervals_count_updates(
 
 # --- Signals ----------------------------------------------------------------------------------------------------------
 
-LONG = pytest.mark.long
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize('step', [pytest.param(0, marks=LONG), 3, pytest.param(5, marks=LONG)])  # of six
-@pytest.mark.parametrize('options', OPTIONS)
+@pytest.mark.parametrize('options', [OPTIONS[0], *(pytest.param(each, marks=LONG) for each in OPTIONS[1:])])
 def test_a_signal_stops_after_the_step(
     recipe: MakeRecipe,
     monkeypatch: pytest.MonkeyPatch,
@@ -795,6 +793,7 @@ def test_processes_with_other_images(recipe: MakeRecipe, tmp_path: Path, other: 
     assert not Path(recipe().output, 'run', 'args.yaml').exists()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_processes_of_srun_train_as_those_of_torchrun(
     two_processes: tuple[Callable[..., Recipe], Path], tmp_path: Path

@@ -90,6 +90,7 @@ def test_generators_are_as_before_when_it_raises(make: Callable[..., Recipe], mo
     assert drawn() == expected
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_random_numbers_do_not_follow_from_the_recipe(make: Callable[..., Recipe]) -> None:
     np.random.seed(1)

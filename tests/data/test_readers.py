@@ -219,6 +219,7 @@ def test_webdatasets_keep_all_values_and_lose_no_image(tmp_path: Path) -> None:
         load_splits(options({**files, '4.jpg': b'no image'}))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_data_set_of_the_hub_is_read_by_its_name(folder: Path, tmp_path: Path) -> None:
     place = parquet(folder, tmp_path / 'parquet')

@@ -266,6 +266,7 @@ def test_passes_and_export_use_a_runs_own_images(run: Path, ten: Path, tmp_path:
     assert (exported.source, exported.images) == ('data/val', 10)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.usefixtures('nowhere')
 def test_runs_on_other_images_ask_which_are_meant(recipe: MakeRecipe, folder: Path, tmp_path: Path) -> None:
@@ -289,6 +290,7 @@ def test_runs_on_other_images_ask_which_are_meant(recipe: MakeRecipe, folder: Pa
     assert len(iz.validate([runs['a'], runs['d']], val_split='train', **common)) == 2, 'a split that is given'
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.usefixtures('nowhere')
 def test_images_of_a_run_that_have_gone_are_one_line(

@@ -219,6 +219,7 @@ def test_a_damaged_model_folder(run: Path, recipe: MakeRecipe) -> None:
         validate(run / 'last', recipe().data_dir, workers=0, quiet=True)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_classes_are_those_of_the_training_split(recipe: MakeRecipe, tmp_path: Path) -> None:
     """With a `train/` of other classes beside it, and one class without validation images."""

@@ -158,6 +158,7 @@ def run(folder: Path) -> 'subprocess.Popen[str]':
     return subprocess.Popen([sys.executable, '-c', SCRIPT], env=environment, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @needs_compiler
 def test_a_truncated_library_is_made_anew(library: Path) -> None:

@@ -395,6 +395,7 @@ def test_a_compiler_that_fails_is_tried_once(
     assert not launches
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_no_compiler(tmp_path: Path) -> None:
     """A machine without one: nothing is compiled for small tensors, and torch's Mish runs for large ones."""

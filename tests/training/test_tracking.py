@@ -117,6 +117,7 @@ def equal(run: Path) -> None:
 # --- What is logged ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_both_hold_the_numbers_of_metrics_jsonl_and_change_none_of_the_run(
     recipe: MakeRecipe, capfd: pytest.CaptureFixture[str]

@@ -120,6 +120,7 @@ def test_training_learns_and_its_weights_load_in_timm(recipe: MakeRecipe) -> Non
     assert validation.top1 == result.best_top1
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @needs_local_dir
 def test_model_kwargs_travel_with_the_weights(recipe: MakeRecipe, tmp_path: Path) -> None:
@@ -552,6 +553,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(recipe: MakeRecipe) 
         torch.testing.assert_close(a[name], b[name], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize('options', [{}, {'resume': 'auto'}])
 def test_a_checkpoint_starts_a_run(recipe: MakeRecipe, options: dict[str, str]) -> None:

@@ -122,6 +122,7 @@ def test_thumbnails_of_a_report(mark: Path, photo: Path, tmp_path: Path) -> None
     assert thumbnail(images, 1 - index)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @needs_posix
 def test_other_libraries_of_the_process(mark: Path, photo: Path, tmp_path: Path) -> None:

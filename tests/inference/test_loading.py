@@ -363,4 +363,5 @@ def test_names_without_weights_say_what_to_give(folder: Path) -> None:
         with pytest.raises(UserError, match=part):
             iz.validate(name, folder, workers=0, device='cpu', quiet=True)
         with pytest.raises(UserError, match=part):
-            compare_passes(PassesOptions(model=name, data_dir=str(folder), device='cpu'), quiet=True)
+            compare_passes(PassesOptions(model=name, data_dir=str(folder), device='cpu'), quiet=True)@pytest.mark.long
+

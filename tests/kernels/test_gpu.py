@@ -19,9 +19,6 @@ TOLERANCES = {torch.float32: {'rtol': 1e-4, 'atol': 1e-4}, torch.bfloat16: {'rto
 TOLERANCES_16 = {**TOLERANCES, torch.float16: {'rtol': 3e-3, 'atol': 4e-3}}
 SPECIAL = [0.0, -0.0, 6.0, 1e-30, 20.0, -20.0, 87.0, -87.0, 88.0, -88.0, 1e4, -1e4, 1e38, -1e38, float('nan')]
 
-LONG = pytest.mark.long
-
-
 @pytest.fixture
 def gpu() -> ModuleType:
     pytest.importorskip('triton')
@@ -47,14 +44,14 @@ def norm(gpu: ModuleType, x: torch.Tensor) -> tuple[nn.BatchNorm2d, nn.BatchNorm
     return exact.double(), ours, stats
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize('dtype', TOLERANCES)
 @pytest.mark.parametrize(
     ('shape', 'act'),
     [
         *itertools.product([(3, 24, 5, 7)], _ACTIVATIONS),
-        *itertools.product([(2, 8, 1, 1), (2, 960, 4, 4)], [nn.Identity]),
-        pytest.param((9, 48, 40, 33), nn.Identity, marks=LONG),
+        *itertools.product([(2, 8, 1, 1), (2, 960, 4, 4), (9, 48, 40, 33)], [nn.Identity]),
     ],
 )
 def test_norm_act_is_torchs(gpu: ModuleType, shape: tuple[int, ...], act: type, dtype: torch.dtype) -> None:
@@ -146,16 +143,11 @@ def test_blur_sees_nan_and_infinity(gpu: ModuleType, kind: str) -> None:
     assert dx.eq(0).all()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize('dtype', TOLERANCES_16)
 @pytest.mark.parametrize('stride', [1, 2])
-@pytest.mark.parametrize(
-    'shape',
-    [
-        *[(3, 24, 5, 8), (2, 8, 1, 1), (1, 40, 2, 3)],
-        *(pytest.param(shape, marks=LONG) for shape in [(2, 8, 40, 33), (1, 776, 3, 3)]),
-    ],
-)
+@pytest.mark.parametrize('shape', [(3, 24, 5, 8), (2, 8, 1, 1), (1, 40, 2, 3), (2, 8, 40, 33), (1, 776, 3, 3)])
 def test_depthwise_is_torchs(
     gpu: ModuleType, shape: tuple[int, ...], stride: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -157,6 +157,7 @@ def test_without_a_model_named_it_is_this_one(command: str, tmp_path: Path, caps
     torch.testing.assert_close(torch.jit.load(file)(images()), pretrained()(images()), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_weights_of_another_config_are_not_packed(tmp_path: Path) -> None:
     (tmp_path / 'last').mkdir()

@@ -165,6 +165,7 @@ def test_as_a_space_it_says_in_one_line_what_is_wrong(monkeypatch: pytest.Monkey
         demo.main()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_file_starts_alone_as_the_app_of_a_space(tmp_path: Path) -> None:
     pytest.importorskip('gradio')

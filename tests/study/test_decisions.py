@@ -532,7 +532,7 @@ def test_results_of_before_are_judged() -> None:
     assert decided == {**against, 'C8, cost': 'supported'}
     assert {each.stage for each in found.values()} == {4, 5, 6, 10}
     assert sentence(found['C2, MobileNetV2']) == 'mish-maxblur is 11.8 points above mish (8.3 to 15.3): contradicted'
-    assert 'in 1 by relu and in 4 by mish' in found['C1'].note
+    assert 'in 1 by relu and in 10 by mish' in found['C1'].note
     unlike = Claim('', '', 'train_seconds', (), (Comparison('relu', 'mish', 0.0),))
     [refused] = judge([unlike], samples_of(replace(study, claims=(unlike,)), runs))
     assert refused.note == 'training time is not compared: threads 1 (relu) and 2 (relu)'

@@ -322,7 +322,7 @@ class Learner:
                 step(self.fast)
             seconds = time.perf_counter() - start
             if self.world.device.type == 'cpu':
-                for name, model in (('compiled', self.fast), ('eager', self.model)):
+                for name, model in (('compiled', self.fast), ('eager', self.trained)):
                     rates[name] = self.recipe.batch_size / min(step(model) for _ in range(3))
         finally:
             self.optimizer.zero_grad()

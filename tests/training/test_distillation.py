@@ -268,6 +268,13 @@ def test_features_can_be_taught_by_a_teacher_of_other_classes(recipe: MakeRecipe
     train(recipe(kd_model_name=str(tmp_path / 'five'), kd_distill_type='feature', epochs=1), quiet=True)
 
 
+def test_a_compiled_student_learns_features_on_a_cpu(recipe: MakeRecipe, teacher: Path) -> None:
+    """Compiled and eager steps are timed there before the first epoch."""
+    taught = dict(kd_model_name=str(teacher), kd_distill_type='feature', torchcompile='eager')
+    result = train(recipe(**taught, device='cpu', epochs=1), quiet=True)
+    assert result.epochs == 1
+
+
 def test_an_older_timm_is_said_at_once(
     recipe: MakeRecipe, teacher: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

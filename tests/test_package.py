@@ -30,6 +30,7 @@ def modules_after(statement: str) -> set[str]:
     return set(done.stdout.split())
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_import_adds_little_to_timms() -> None:
     """Only our own layers and models, the names of the classes, and what is small: no training and no other library."""

@@ -72,6 +72,7 @@ def test_a_script_runs_as_by_python(tmp_path: Path) -> None:
     assert json.loads(done.stdout) == ['__main__', words, str(tmp_path), str(script.parent), 5]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_processes_of_a_script_know_the_zoo_and_code_of_ones_own(tmp_path: Path) -> None:
     idea, script = tmp_path / 'my_idea.py', tmp_path / 'start.py'

@@ -95,6 +95,8 @@ def test_the_images_are_those_of_the_folder(
         assert images.passed_over == ()
 
 
+@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize('make', [tar_a_class, parquet])
 def test_a_training_ends_with_the_same_weights(
     folder: Path, tmp_path: Path, recipe: Callable[..., Recipe], make: Callable[[Path, Path], Path]

@@ -326,6 +326,7 @@ def test_a_step_of_training_is_torchs(name: str, calls: list[str]) -> None:
     torch.testing.assert_close(fused.state_dict(), plain.state_dict(), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_no_compiler(tmp_path: Path) -> None:
     """A machine without one: silently timm's layer."""

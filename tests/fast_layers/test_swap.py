@@ -65,6 +65,8 @@ def test_nothing_else_in_the_package_changes_a_class() -> None:
     assert modules == {'swap.py'}
 
 
+@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize('given', [False, True])
 def test_they_are_logged_where_asked_for(
     given: bool, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

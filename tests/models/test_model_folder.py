@@ -46,6 +46,7 @@ def test_the_number_of_classes_is_written_once(name: str, args: dict[str, Any], 
     assert 'num_classes' not in read_config(tmp_path)['model_args']
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize(('name', 'args', 'crop_mode'), MODELS)
 def test_transformers_loads_a_model_folder(name: str, args: dict[str, Any], crop_mode: str, tmp_path: Path) -> None:

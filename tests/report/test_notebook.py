@@ -64,6 +64,7 @@ def weights(run: Path) -> bytes:
     return (run / 'last' / 'model.safetensors').read_bytes()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_models_of_this_process_are_trained_in_it(options: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     models = {'mine': lambda num_classes: Net(num_classes), 'resnet': 'test_resnet'}
@@ -93,6 +94,7 @@ def test_a_cell_that_is_run_again(options: dict[str, Any]) -> None:
         run({'mine': lambda num_classes: Net(num_classes, width=5)}, options, experiment='again')
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_an_interrupted_study_goes_on(
     options: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

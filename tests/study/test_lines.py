@@ -56,6 +56,7 @@ def test_a_line_is_for_one_training_and_any_folder(
     assert line == ['study', study, '--only', 'lr=0.1', '--seed', '1', *flags]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_lines_end_interrupted_trainings_and_are_left_where_they_are_done(
     place: Path,  # noqa: F811

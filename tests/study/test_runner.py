@@ -185,6 +185,7 @@ def test_a_missing_package_is_said_before_anything_is_trained(
     assert not (place / 'runs').exists()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_one_failure_does_not_stop_the_others(
     place: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -245,6 +246,7 @@ def test_one_study_a_folder(place: Path, folder: Path, capsys: pytest.CaptureFix
     assert f"{Path('runs', 'rates')}: can't write" in capsys.readouterr().err
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_budget_ends_what_is_started(place: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(['study', 'rates.yaml', '--data-dir', str(folder), '--budget', '0.000001']) == 0

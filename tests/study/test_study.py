@@ -327,6 +327,7 @@ def test_every_metric_is_read_from_a_record() -> None:
     assert {name for name, metric in METRICS.items() if metric.exact} == {'params', 'gmacs'}
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_runs_are_named_by_what_tells_them_apart(tmp_path: Path, recipe: Callable[..., Recipe]) -> None:
     options = dict(epochs=1, warmup_epochs=0)

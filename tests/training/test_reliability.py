@@ -841,6 +841,7 @@ def test_a_second_sigterm_is_of_the_scheduler_in_a_job_of_slurm(monkeypatch: pyt
     assert stops_at_once(signal.SIGINT)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_signal_stops_all_processes_together(
     two_processes: tuple[Callable[..., Recipe], Path], tmp_path: Path

@@ -165,6 +165,8 @@ def test_the_recipe_and_the_result_are_told(recipe: MakeRecipe) -> None:
 # --- Resuming ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize('killed', ['before it was told', 'before the state was saved', 'while nothing tracked'])
 def test_after_a_resume_each_epoch_is_there_once(
     recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, killed: str
@@ -455,6 +457,7 @@ def test_without_the_network_the_run_goes_on_and_ends(recipe: MakeRecipe, tmp_pa
     assert (tmp_path / 'runs' / 'run' / 'result.json').is_file()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_wandb_without_a_key_is_one_line_and_leaves_nothing(recipe: MakeRecipe, tmp_path: Path) -> None:
     done = run_outside(recipe(log_wandb=True), tmp_path, {})

@@ -232,6 +232,7 @@ def test_a_recipes_batch_gives_way_to_few_images(
         train(file, resume='auto', experiment='other', quiet=True)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_finished_run_goes_on_where_its_schedule_allows_it(recipe: MakeRecipe) -> None:
     options = dict(sched='multistep', decay_milestones=(2, 9), quiet=True)
@@ -935,6 +936,8 @@ def reach(monkeypatch: pytest.MonkeyPatch, *top1: float) -> None:
     monkeypatch.setattr(trainer, '_evaluate', scores)
 
 
+@pytest.mark.long
+@pytest.mark.slow
 def test_a_run_ends_at_its_goal_with_the_weights_of_then(
     recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -977,6 +980,8 @@ def test_a_loss_is_a_goal_from_above(recipe: MakeRecipe) -> None:
     assert train(recipe(stop_at='loss=0', overwrite=True), quiet=True).epochs == 2
 
 
+@pytest.mark.long
+@pytest.mark.slow
 def test_full_memory_is_tried_again_with_a_smaller_batch(
     recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

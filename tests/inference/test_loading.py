@@ -106,6 +106,8 @@ for _taken in ('a run', 'its last'):
     del REFUSED['analyse', _taken]
 
 
+@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', KINDS)
 @pytest.mark.parametrize('command', WORDS)
 def test_every_command_takes_every_kind_of_name(
@@ -363,5 +365,5 @@ def test_names_without_weights_say_what_to_give(folder: Path) -> None:
         with pytest.raises(UserError, match=part):
             iz.validate(name, folder, workers=0, device='cpu', quiet=True)
         with pytest.raises(UserError, match=part):
-            compare_passes(PassesOptions(model=name, data_dir=str(folder), device='cpu'), quiet=True)@pytest.mark.long
+            compare_passes(PassesOptions(model=name, data_dir=str(folder), device='cpu'), quiet=True)
 

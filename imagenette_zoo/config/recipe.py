@@ -284,6 +284,8 @@ class DistillationOptions(Options):
                 f'--task-loss-weight {self.task_loss_weight:g}: the teacher would have the rest to 1, which is '
                 f'negative: give --distill-loss-weight, too'
             )
+        if self.kd_model_name and self.distill_loss_weight == self.task_loss_weight == 0:
+            raise UserError('--task-loss-weight 0 and --distill-loss-weight 0: nothing would teach: raise one of them')
 
 
 @dataclass(frozen=True)

@@ -100,6 +100,7 @@ def load_trained(
     images: ImageSet | None = None,
     reparam: bool = False,
     log: Callable[[str], object] | None = None,
+    size_remedy: str | None = None,
 ) -> TrainedModel:
     """The model that a name on the command line means, with its weights, ready for use.
 
@@ -113,6 +114,7 @@ def load_trained(
         images: Those that it is to be shown; its classes must be theirs, and their names are those of its logits.
         reparam: Fuse blocks and norms for inference.
         log: Is given a line on the layers that were replaced by faster ones.
+        size_remedy: What to do about images of a size that it can't take, as `probe` says it.
 
     Raises:
         UserError: There is no such model, it has no weights, it tells other classes apart than those of the images, or
@@ -135,7 +137,7 @@ def load_trained(
         raise UserError(f"{name}: its config doesn't say how images are prepared ({error})") from None
     if reparam and not isinstance(model, OnnxModel):
         model = fuse(model)
-    factory.probe(model, name, config['input_size'])
+    factory.probe(model, name, config['input_size'], size_remedy)
     model = factory.to_device(model, device, channels_last, log)
     return TrainedModel(name, model, config, names, transform, normalize)
 

@@ -257,8 +257,14 @@ def to_device(
     return to_channels_last(model) if channels_last else model
 
 
-def probe(model: nn.Module, name: str, input_size: tuple[int, int, int]) -> None:
+def probe(model: nn.Module, name: str, input_size: tuple[int, int, int], remedy: str | None = None) -> None:
     """Runs a model once, so that one which can't take this input fails before anything is written.
+
+    Args:
+        model: The model, in eval mode from then on.
+        name: It is called in a message.
+        input_size: Channels, height and width.
+        remedy: What to do about a size that it can't take; else the options of its own size.
 
     Raises:
         UserError: It can't, or it gives no logits.
@@ -274,7 +280,9 @@ def probe(model: nn.Module, name: str, input_size: tuple[int, int, int]) -> None
         if own_function(name) is None and not isinstance(error, (AssertionError, RuntimeError, TypeError, ValueError)):
             raise
         reason = in_a_line(error) if own_function(name) is not None else first_line(error)
-        if getattr(model, 'pretrained_cfg', {}).get('fixed_input_size'):
+        if remedy is not None:
+            reason += f' ({remedy})'
+        elif getattr(model, 'pretrained_cfg', {}).get('fixed_input_size'):
             reason += f' (also give --model-kwargs img_size={input_size[-1]})'
         raise UserError(f"model {name} can't take images of {input_size[-1]} px (--img-size): {reason}") from None
     classes = getattr(model, 'num_classes', 0)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import nn
 
@@ -51,7 +52,8 @@ def loss_function(recipe: Recipe, weights: torch.Tensor | None = None) -> nn.Mod
         return own_loss(recipe.loss)
     smoothing = 0.0 if recipe.mixes else recipe.smoothing
     if weights is not None:
-        return nn.CrossEntropyLoss(weights, label_smoothing=smoothing)
+        kind = nn.CrossEntropyLoss if weights.all() else _CrossEntropyOfSome
+        return kind(weights, label_smoothing=smoothing)
     hard = LabelSmoothingCrossEntropy(smoothing) if smoothing else nn.CrossEntropyLoss()
     soft = SoftTargetCrossEntropy()
     if recipe.bce_loss:
@@ -59,6 +61,18 @@ def loss_function(recipe: Recipe, weights: torch.Tensor | None = None) -> nn.Mod
     if recipe.batch_transform:
         return _LossOfEither(hard, soft, smoothing)
     return soft if recipe.mixes else hard
+
+
+class _CrossEntropyOfSome(nn.CrossEntropyLoss):
+    """Cross-entropy where some classes weigh 0: a batch of them alone has the loss 0, where torch divides by 0."""
+
+    def forward(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        if targets.is_floating_point():  # its mean is over the images
+            return super().forward(logits, targets)
+        losses = F.cross_entropy(logits, targets, self.weight, reduction='sum', label_smoothing=self.label_smoothing)
+        assert self.weight is not None
+        total = self.weight[targets].sum()
+        return losses * (total > 0) / total.clamp(min=torch.finfo(total.dtype).tiny)
 
 
 class _LossOfEither(nn.Module):

@@ -257,9 +257,12 @@ def test_a_teacher_that_cannot_take_a_size_of_the_training_is_said_at_once(
     names = [f'class{index}' for index in range(3)]
     config = factory.model_config(model, factory.input_config(Recipe(img_size=32), model), names, size)
     save_model_folder(tmp_path / 'vit', config, model.state_dict())
-    taught = recipe(train_img_sizes=(32, 48), kd_model_name=str(tmp_path / 'vit'), kd_distill_type=kind)
-    with pytest.raises(UserError, match=r"^--kd-model-name: model .*vit can't take images of 48 px"):
-        train(taught, quiet=True)
+    taught = dict(kd_model_name=str(tmp_path / 'vit'), kd_distill_type=kind)
+    for sizes in (dict(train_img_sizes=(32, 48)), dict(img_size=48)):
+        with pytest.raises(UserError, match=r"^--kd-model-name: model .*vit can't take images of 48 px") as error:
+            train(recipe(**taught, **sizes), quiet=True)
+        assert 'give the --img-size of the teacher' in str(error.value)
+        assert '--model-kwargs' not in str(error.value)
     assert not (tmp_path / 'runs').exists()
 
 

@@ -1071,6 +1071,17 @@ def test_the_weights_of_classes_are_those_of_torch(recipe: MakeRecipe) -> None:
         train(recipe(class_weights=[1, 2]), quiet=True)
 
 
+@pytest.mark.parametrize('smoothing', [0.0, 0.1])
+def test_a_batch_of_classes_without_weight_teaches_nothing(recipe: MakeRecipe, smoothing: float) -> None:
+    loss = loss_function(recipe(smoothing=smoothing), given := torch.tensor([0.0, 2.0, 0.5]))
+    logits = torch.randn(4, 3, requires_grad=True)
+    nothing = loss(logits, torch.zeros(4, dtype=torch.long))
+    assert (nothing.item(), torch.autograd.grad(nothing, logits)[0].count_nonzero()) == (0, 0)
+    for targets in (torch.tensor([0, 1, 2, 0]), torch.randn(4, 3).softmax(1)):
+        expected = torch.nn.functional.cross_entropy(logits, targets, given, label_smoothing=smoothing)
+        torch.testing.assert_close(loss(logits, targets), expected)
+
+
 # --- Grey and multispectral images ------------------------------------------------------------------------------------
 
 

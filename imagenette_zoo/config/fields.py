@@ -202,7 +202,7 @@ def coerce(field: dataclasses.Field[Any], kind: Any, value: Any) -> Any:
         values = list(value) if isinstance(value, (list, tuple)) else [value]
         length = field.metadata['length']
         if length is not None and len(values) != length:
-            raise _wrong(field, value, f'{length} values')
+            raise _wrong(field, ' '.join(map(str, values)), f'{length} values: {field.metadata["help"]}')
         return tuple(_scalar(field, typing.get_args(kind)[0], v) for v in values)
     return _scalar(field, kind, value)
 

@@ -37,7 +37,8 @@ __all__ = ['ANALYSIS_FILES', 'resumed_run', 'RunFolder']
 
 ANALYSIS_FILES = ('analysis.json', 'predictions.safetensors')  # what `imagenette-zoo analyse` adds to a run
 OWN_FILES = ('result.json', 'state.pt', 'args.yaml', 'summary.csv', 'metrics.jsonl', *ANALYSIS_FILES)  # first its mark
-OWN_FOLDERS = ('last', 'best', 'checkpoints', 'tensorboard', 'wandb', 'trackio', 'mlflow', 'code')
+KEPT_FOLDERS = ('trackio', 'mlflow')  # by which a tracker replaces the former run
+OWN_FOLDERS = ('last', 'best', 'checkpoints', 'tensorboard', 'wandb', 'code', *KEPT_FOLDERS)
 
 SAVED = '.saved'  # it is there once a state was written, so that a removed state is noticed
 NO_COMMENT = bytes(2)  # how an archive ends that has none: with its length
@@ -168,7 +169,7 @@ class RunFolder:
             for name in (*OWN_FILES, SAVED):
                 self[name].unlink(missing_ok=True)
             for name in OWN_FOLDERS:
-                if self[name].is_dir():
+                if name not in KEPT_FOLDERS and self[name].is_dir():
                     shutil.rmtree(self[name])
         self._keep_code(recipe.model)
         write_atomic(self['args.yaml'], text)

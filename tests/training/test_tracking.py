@@ -356,6 +356,14 @@ def test_after_a_resume_each_epoch_is_in_local_trackers_once(
         assert points == logged(Path(recipe().output) / 'run'), tracker
 
 
+def test_an_overwritten_run_is_replaced_in_local_trackers(recipe: MakeRecipe, local: dict[str, Any]) -> None:
+    """Also where a run without them came between."""
+    for options in (dict(epochs=2, **local), dict(epochs=1), dict(epochs=1, **local)):
+        train(recipe(overwrite=True, **options), quiet=True)
+    for tracker, runs in read(local).items():
+        assert [len(points['train_loss']) for points, _, _ in runs] == [1], tracker
+
+
 def test_trackio_stays_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip('trackio')
     monkeypatch.setenv('TRACKIO_SPACE_ID', 'me/mine')

@@ -18,12 +18,14 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppres
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
+from unittest import mock
 
 from timm.data import create_dataset
 from timm.data.readers import img_extensions, reader_wds
 from timm.data.readers.class_map import load_class_map
 from timm.data.readers.reader_factory import create_reader
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
+from timm.utils.misc import natural_key
 
 from ..config.groups import SOURCES, DataOptions
 from ..errors import UserError, first_line
@@ -155,8 +157,7 @@ def _samples(
     """The names of the classes, as far as they are known, and every image."""
     keys = {'input_key': options.input_key, 'target_key': options.target_key}
     if not source:
-        tar = _open_tars(str(_tars(str(root), split)), class_map)
-        return _from_tars(tar, keep_classes=class_map is not None)
+        return _from_tars(_open_tars(str(_tars(str(root), split))), class_map)
     if source.startswith(('hfds/', 'tfds/')) and split in spellings('val'):
         split = 'validation'
     if source.startswith('hfds/'):
@@ -167,49 +168,63 @@ def _samples(
     count = options.train_num_samples if split == parse_slice(options.train_split)[0] else None
     more: dict[str, Any] = {} if source.startswith('torch/') else keys
     more |= {'input_img_mode': ''} if source.startswith('wds/') else {}  # as they are
-    images = create_dataset(
-        source, root=root, split=split, class_map=class_map, is_training=False, num_samples=count, **more
-    )
+    if source.startswith('wds/') and not _names_shards(split, str(root)):
+        raise UserError("names no shards: give them, as in --train-split 'train-{000..009}.tar' --val-split val-000.tar")
+    with mock.patch.object(reader_wds._logger, 'disabled', True):  # it misses _info.json, which the names make needless
+        images = create_dataset(
+            source, root=root, split=split, class_map=class_map, is_training=False, num_samples=count, **more
+        )
     indices = class_map or getattr(getattr(images, 'reader', None), 'class_to_idx', None) or {}
     classes = getattr(images, 'classes', None) or _in_order(indices)
     return list(map(str, classes)), _decoded(images)
+
+
+def _names_shards(split: str, root: str) -> bool:
+    """Whether timm finds the shards of a WebDataset's split: by their names, or in the file that describes it."""
+    return 'tar' in split or '..' in split or any(Path(root, name).is_file() for name in ('_info.json', 'info.json'))
 
 
 def _in_order(class_to_idx: Mapping[Any, int]) -> list[str]:
     return [str(name) for name in sorted(class_to_idx, key=lambda name: class_to_idx[name])]
 
 
-def _open_tars(path: str, class_map: dict[str, int] | None) -> Any:
+def _open_tars(path: str) -> Any:
     before = img_extensions.get_img_extensions()
     img_extensions.set_img_extensions(IMAGE_EXTENSIONS)  # as in a folder; timm knows but JPEG and PNG
     try:
-        return ReaderImageInTar(path, class_map=class_map or '', cache_tarinfo=False)
+        return ReaderImageInTar(path, cache_tarinfo=False)
     except ValueError:  # it unpacks the images into two lists
-        raise UserError('holds no images' + (' of the classes of --class-map' if class_map else '')) from None
+        raise UserError('holds no images') from None
     finally:
         img_extensions.set_img_extensions(before)
 
 
-def _from_tars(reader: Any, keep_classes: bool) -> tuple[list[str], Iterable[Sample]]:
+def _from_tars(reader: Any, class_map: dict[str, int] | None) -> tuple[list[str], Iterable[Sample]]:
     """Classes and images, without the hidden ones: those of a system, and their classes unless they are given."""
-    names = _in_order(reader.class_name_to_idx)
-    shown = [
-        index
-        for index, (member, *_) in enumerate(reader.samples)
-        if not any(map(is_hidden, PurePosixPath(member.path).parts))
-    ]
-    used = range(len(names)) if keep_classes else sorted({int(reader.targets[index]) for index in shown})
-    return [names[target] for target in used], _from_tar(reader, shown, [*used])
+    labels: dict[int, str] = {}
+    for index, (member, tar, child) in enumerate(reader.samples):
+        if any(map(is_hidden, PurePosixPath(member.path).parts)):
+            continue
+        stems = (PurePosixPath(each).stem for each in (tar, child and child.name) if each)
+        label = PurePosixPath(*stems, member.path).parent.name  # timm takes that of ./IMAGE to be a dot
+        if not label:
+            raise UserError(f'{member.path[:100]} is in no folder of a class: expected CLASS/IMAGE in the tar')
+        if class_map is None or label in class_map:
+            labels[index] = label
+    if not labels:
+        raise UserError('holds no images' + (' of the classes of --class-map' if class_map else ''))
+    names = sorted(set(labels.values()), key=natural_key) if class_map is None else _in_order(class_map)
+    return names, _from_tar(reader, labels, names)
 
 
-def _from_tar(reader: Any, shown: Iterable[int], used: Sequence[int]) -> Iterator[Sample]:
-    for index in shown:
-        file, target = reader[index]
+def _from_tar(reader: Any, labels: Mapping[int, str], names: Sequence[str]) -> Iterator[Sample]:
+    for index, label in labels.items():
+        file, _ = reader[index]
         data = file.read(LARGEST_FILE + 1)
         name = reader.filename(index, basename=True)
         if len(data) > LARGEST_FILE:
             raise UserError(f'image {name} has more than {LARGEST_FILE >> 20:,} MiB: remove it')
-        yield used.index(int(target)), name, data
+        yield names.index(label), name, data
 
 
 def _open_hub(open_split: Callable[..., Any], split: str) -> Any:
@@ -223,11 +238,13 @@ def _open_hub(open_split: Callable[..., Any], split: str) -> Any:
 
 def _from_hub(reader: Any) -> Iterator[Sample]:
     for index in range(len(reader)):
+        image = reader.dataset[index][reader.image_key]
+        if image is None:  # also where the data set has no such field: timm has made one
+            raise UserError(f'the field {reader.image_key!r} has no image {index}: choose the field by --input-key')
         file, target = reader[index]
         with file:
             data = file.read()
-        path = reader.dataset[index][reader.image_key].get('path')
-        yield _index(target, index), os.path.basename(path or ''), data
+        yield _index(target, index), os.path.basename(image.get('path') or ''), data
 
 
 def _decoded(images: Any) -> Iterator[Sample]:

@@ -131,6 +131,22 @@ def test_a_tar_has_the_images_that_a_folder_has(folder: Path, tmp_path: Path) ->
         assert content(images) == content(expected)
 
 
+def test_the_class_of_a_tar_of_its_own_is_its_name(folder: Path, tmp_path: Path) -> None:
+    """Also where `tar -C CLASS .` has put a dot before each file, and in a tar within that of a split."""
+    for split in SPLITS:
+        (tmp_path / split).mkdir()
+        for each in (folder / split).iterdir():
+            with tarfile.open(tmp_path / split / f'{each.name}.tar', 'w') as tar:
+                tar.add(each, '.')
+        (tmp_path / 'within').mkdir(exist_ok=True)
+        with tarfile.open(tmp_path / 'within' / f'{split}.tar', 'w') as tar:
+            tar.add(tmp_path / split, '.')
+    same = load_splits(DataOptions(data_dir=str(folder)))
+    for place in (tmp_path, tmp_path / 'within'):
+        for images, expected in zip(load_splits(DataOptions(data_dir=str(place))), same, strict=True):
+            assert content(images) == content(expected)
+
+
 def test_a_split_of_the_hub_may_be_called_val(folder: Path, tmp_path: Path) -> None:
     place = parquet(folder, tmp_path / 'parquet')
     (place / 'validation.parquet').rename(place / 'v.parquet')
@@ -170,7 +186,9 @@ def test_what_has_changed_is_read_again(folder: Path, tmp_path: Path) -> None:
     assert len(load_splits(DataOptions(data_dir=str(place)))[1]) == len(before) - 4
 
 
-def test_webdatasets_have_the_same_pixels(folder: Path, tmp_path: Path) -> None:
+def test_webdatasets_have_the_same_pixels(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     pytest.importorskip('webdataset')
     same = load_splits(DataOptions(data_dir=str(folder)))
     for images in same:
@@ -184,6 +202,7 @@ def test_webdatasets_have_the_same_pixels(folder: Path, tmp_path: Path) -> None:
         assert images.targets == expected.targets
         for path, other in zip(images.paths, expected.paths, strict=True):
             assert open_image(images.root / path).tobytes() == open_image(expected.root / other).tobytes()
+    assert caplog.records == []
 
 
 def test_webdatasets_keep_all_values_and_lose_no_image(tmp_path: Path) -> None:
@@ -303,6 +322,20 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, given: dict
         load_splits(DataOptions(**given))
 
 
+def test_a_field_that_a_data_set_has_not_is_named(folder: Path, tmp_path: Path) -> None:
+    options = options_for(parquet, folder, tmp_path)
+    with pytest.raises(UserError, match="has no field 'nobody': choose by --input-key and --target-key"):
+        load_splits(DataOptions(**options, target_key='nobody'))
+    with pytest.raises(UserError, match="the field 'nobody' has no image 0: choose the field by --input-key"):
+        load_splits(DataOptions(**options, input_key='nobody'))
+
+
+def test_a_webdataset_without_shards_says_how_to_give_them(tmp_path: Path) -> None:
+    pytest.importorskip('webdataset')
+    with pytest.raises(UserError, match=r"split train: names no shards: give them, as in --train-split 'train-\{000"):
+        load_splits(DataOptions(data_dir=str(tmp_path), dataset='wds/any'))
+
+
 def test_bad_input_is_one_line(folder: Path, tmp_path: Path) -> None:
     place = tar_a_class(folder, tmp_path / 'tars')
 
@@ -326,6 +359,10 @@ def test_bad_input_is_one_line(folder: Path, tmp_path: Path) -> None:
     with tarfile.open(place / 'val' / 'class0.tar', 'w') as tar:
         add(tar, 'notes.txt', b'none')
     assert load_splits(DataOptions(data_dir=str(place)))[1].classes == ('class0', 'class1', 'class2')
+    with tarfile.open(tmp_path / 'train.tar', 'w') as tar:
+        tar.add(next((folder / 'train' / 'class0').iterdir()), './x.png')
+    shutil.copy(tmp_path / 'train.tar', tmp_path / 'val.tar')
+    assert 'x.png is in no folder of a class: expected CLASS/IMAGE' in message(data_dir=str(tmp_path))
     data = (place / 'val' / 'class1.tar').read_bytes()
     (place / 'val' / 'class1.tar').write_bytes(data[: len(data) // 2 + 100])
     assert 'split validation: cannot be read' in message(data_dir=str(place))

@@ -169,7 +169,7 @@ def _samples(
     more: dict[str, Any] = {} if source.startswith('torch/') else keys
     more |= {'input_img_mode': ''} if source.startswith('wds/') else {}  # as they are
     if source.startswith('wds/') and not _names_shards(split, str(root)):
-        raise UserError("names no shards: give them, as in --train-split 'train-{000..009}.tar' --val-split val-000.tar")
+        raise UserError("names no shards: give them, as --train-split 'train-{000..009}.tar' --val-split val-000.tar")
     with mock.patch.object(reader_wds._logger, 'disabled', True):  # it misses _info.json, which the names make needless
         images = create_dataset(
             source, root=root, split=split, class_map=class_map, is_training=False, num_samples=count, **more

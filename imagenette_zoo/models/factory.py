@@ -16,8 +16,8 @@ from typing import Any
 
 import timm
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.utils import EntryNotFoundError
+from huggingface_hub import constants, hf_hub_download
+from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
 from timm.data import resolve_data_config
 from timm.data.loader import adapt_to_chs
 from timm.models._hub import (
@@ -77,6 +77,12 @@ def build_model(name: str, **kwargs: Any) -> Any:
     except LookupError as error:
         reason = 'its config.json is not one of timm' if source else 'no such value of an argument'
         raise UserError(f'model {name}: {reason} ({first_line(error)})') from None
+    except LocalEntryNotFoundError:
+        tries = '' if constants.HF_HUB_OFFLINE else '; HF_HUB_OFFLINE=1 leaves out the tries'
+        raise UserError(
+            f'model {name}: the Hub cannot be reached, and its cache has no such weights: check the network, or give a '
+            f'run, a model folder or a checkpoint{tries}'
+        ) from None
     except FAILURES as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         reason = ' '.join(line.strip() for line in lines[: 2 if lines[0].endswith(':') else 1])

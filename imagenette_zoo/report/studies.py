@@ -110,8 +110,11 @@ def print_commands(study: Study, slot: Slot, extent: Extent) -> None:
         lines = missing_lines(study, slot, console, extent)
         if not lines:
             console.line('no training is missing: the same command without --print-commands judges')
+    program = this_program()
+    if program[0] == 'python':  # elsewhere another one may be found by this name
+        program[0] = sys.executable
     for words in lines:
-        print(shlex.join([*this_program(), *words]))
+        print(shlex.join([*program, *words]))
 
 
 def _prepared(study: Study, slot: Slot, console: Console, extent: Extent) -> Study:

@@ -332,7 +332,7 @@ def test_a_field_that_a_data_set_has_not_is_named(folder: Path, tmp_path: Path) 
 
 def test_a_webdataset_without_shards_says_how_to_give_them(tmp_path: Path) -> None:
     pytest.importorskip('webdataset')
-    with pytest.raises(UserError, match=r"split train: names no shards: give them, as in --train-split 'train-\{000"):
+    with pytest.raises(UserError, match=r"split train: names no shards: give them, as --train-split 'train-\{000"):
         load_splits(DataOptions(data_dir=str(tmp_path), dataset='wds/any'))
 
 

@@ -15,6 +15,7 @@ import torch
 import imagenette_zoo as iz
 from imagenette_zoo.cli.main import main
 from imagenette_zoo.config.groups import ValidationOptions
+from imagenette_zoo.errors import UserError
 from imagenette_zoo.inference.loading import open_model
 from imagenette_zoo.models import factory
 from imagenette_zoo.models.model_folder import load_folder, save_model_folder
@@ -81,6 +82,14 @@ def test_config_is_that_of_the_training_run(name: str) -> None:
     assert (run['recipe']['mean'], run['recipe']['std']) == (None, None)  # the model's own, then
     assert list(cfg.label_names) == list(run['per_class'])
     assert cfg.license == 'apache-2.0'
+
+
+@pytest.mark.parametrize('name', ['resnet10t', 'hf-hub:me/mine'])
+def test_weights_out_of_reach_are_one_line(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_CACHE', str(tmp_path))
+    with pytest.raises(UserError, match=f'^model {name}: the Hub cannot be reached, and its cache has no such weights'):
+        factory.build_model(name, pretrained=True)
 
 
 def test_another_number_of_classes() -> None:

@@ -322,3 +322,10 @@ def test_validation_options() -> None:
     assert Recipe(torchcompile_mode='default').torchcompile == 'auto', 'which compiles where it pays'
     with pytest.raises(UserError, match='overwrite the gradients'):
         Recipe(torchcompile_mode='max-autotune', grad_accum_steps=2)
+
+
+def test_too_few_values_and_a_teaching_without_weight_are_said() -> None:
+    with pytest.raises(UserError, match="^--input-size: '48 64' is not 3 values: channels, height and width"):
+        Recipe(input_size=['48', '64'])
+    with pytest.raises(UserError, match='--task-loss-weight 0 and --distill-loss-weight 0: nothing would teach'):
+        Recipe(kd_model_name='x', task_loss_weight=0, distill_loss_weight=0)

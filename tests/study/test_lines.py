@@ -56,6 +56,19 @@ def test_a_line_is_for_one_training_and_any_folder(
     assert line == ['study', study, '--only', 'lr=0.1', '--seed', '1', *flags]
 
 
+def test_lines_of_a_module_name_their_interpreter(
+    place: Path,  # noqa: F811
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+) -> None:
+    """The `python` of another shell may be one without the package."""
+    monkeypatch.setattr(sys, 'argv', ['/there/imagenette_zoo/__main__.py'])
+    (place / 'rates.yaml').write_text(STUDY.format(epochs=2))
+    assert main(['study', 'rates.yaml', '--print-commands', '--data-dir', str(folder)]) == 0
+    assert shlex.split(capsys.readouterr().out.splitlines()[0])[:4] == [sys.executable, '-m', 'imagenette_zoo', 'study']
+
+
 @pytest.mark.long
 @pytest.mark.slow
 def test_lines_end_interrupted_trainings_and_are_left_where_they_are_done(

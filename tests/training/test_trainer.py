@@ -887,6 +887,15 @@ def test_validation_images_that_are_trained_on(recipe: MakeRecipe, capsys: pytes
     assert 'training images, too' not in capsys.readouterr().out
 
 
+def test_images_of_one_class_are_said(
+    recipe: MakeRecipe, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split in ('train', 'val'):
+        shutil.copytree(folder / split / 'class0', tmp_path / 'one' / split / 'cat')
+    train(recipe(epochs=1, data_dir=str(tmp_path / 'one'), batch_size=2))
+    assert 'note: all images are of one class, cat: there is nothing to tell apart' in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_a_full_disk_behind_the_output_does_not_end_the_run() -> None:
     script = """if True:

@@ -45,3 +45,16 @@ def test_everything_made_of_result_files_is_that_of_today(
             assert file.read_bytes() == committed.read_bytes(), f'{committed}: run make figures'
     [block] = re.findall(r'```\n(run .*?)```', (ROOT / 'docs' / 'own-ideas.md').read_text(), re.DOTALL)
     assert block in capsys.readouterr().out
+
+
+def test_the_table_of_the_headline_has_the_study_beside_the_means_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
+    import tables
+
+    mish, relu, *_ = tables.runs_of('claims-cpu')
+    tench, *_, everything = tables.headline_rows([mish, relu])
+    top1 = np.mean([record.result.per_class['tench'] for record in mish])
+    assert tench[:3] == ['tench', '94.8', '93.0']
+    assert tench[3].startswith(f'{top1:.2f} ± ')
+    assert everything[0] == 'all'
+    assert everything[4].startswith(f'{np.mean([record.result.top1 for record in relu]):.2f} ± ')

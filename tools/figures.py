@@ -37,6 +37,7 @@ from imagenette_zoo.utils.files import write_atomic
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / 'docs' / 'results'
 PAGES = {'claims-cpu': 'claims'}  # whose page has another name than its results
+BELOW = {'headline': 'Top-1 by class, %, mean over seeds, beside the study\'s numbers:\n\n<!-- table: headline -->\n\n'}
 PICTURES = {'own-ideas'}  # of whose report only the verdicts are shown
 CLAIM, COMPARISON = 'C5', 1
 MODEL = 'mbv2_mish_maxblur_imagenette'
@@ -65,7 +66,10 @@ def main(root: Path = ROOT) -> None:
 def write_page(docs: Path, name: str) -> None:
     """The page of a study from its results: `docs/PAGE.md`, and `docs/PAGE/` with its figures."""
     page = docs / PAGES.get(name, name)
-    report_on([str(docs / 'results' / name)], str(page), images=False, markdown=f'{page}.md')
+    markdown = Path(f'{page}.md')
+    report_on([str(docs / 'results' / name)], str(page), images=False, markdown=str(markdown))
+    if name in BELOW:
+        write_atomic(markdown, f'{markdown.read_text()}\n{BELOW[name]}'.encode())
 
 
 def write_verdicts(docs: Path, name: str) -> None:

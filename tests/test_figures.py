@@ -27,7 +27,7 @@ def test_everything_made_of_result_files_is_that_of_today(
 
     shutil.copytree(ROOT / 'docs', tmp_path / 'docs')
     shutil.copy(ROOT / 'README.md', tmp_path)
-    names = ('front.png', 'own-ideas.png', 'studies.svg', 'models.svg', 'claims/report.json')
+    names = ('front.png', 'own-ideas.png', 'taught.png', 'studies.svg', 'models.svg', 'claims/report.json')
     changed = [tmp_path / 'docs' / name for name in names]
     for file in changed:
         file.unlink()
@@ -43,5 +43,20 @@ def test_everything_made_of_result_files_is_that_of_today(
             assert same_picture(file, committed), f'{committed}: run make figures'
         elif file.suffix != '.svg':
             assert file.read_bytes() == committed.read_bytes(), f'{committed}: run make figures'
-    [block] = re.findall(r'```\n(run .*?)```', (ROOT / 'docs' / 'own-ideas.md').read_text(), re.DOTALL)
-    assert block in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    for page in ('own-ideas.md', 'training.md'):
+        [block] = re.findall(r'```\n(run .*?)```', (ROOT / 'docs' / page).read_text(), re.DOTALL)
+        assert block in printed
+
+
+def test_the_table_of_the_headline_has_the_study_beside_the_means_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
+    import tables
+
+    mish, relu, *_ = tables.runs_of('claims-cpu')
+    tench, *_, everything = tables.headline_rows([mish, relu])
+    top1 = np.mean([record.result.per_class['tench'] for record in mish])
+    assert tench[:3] == ['tench', '94.8', '93.0']
+    assert tench[3].startswith(f'{top1:.2f} ± ')
+    assert everything[0] == 'all'
+    assert everything[4].startswith(f'{np.mean([record.result.top1 for record in relu]):.2f} ± ')

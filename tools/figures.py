@@ -1,6 +1,6 @@
 """Everything in README and docs that is made of result files: pages, pictures and tables.
 
-- The pages of the committed studies, as docs/claims.md, and the verdicts of docs/own-ideas.md.
+- The pages of the committed studies, as docs/claims.md; the verdicts of docs/own-ideas.md and of distillation in docs/training.md.
 - README's picture: the verdicts of docs/claims.md beside heat maps of weights in the package on drawn images.
 - The picture of docs/studies.md: one claim of the committed trainings, look by look.
 - The picture of docs/models.md and docs/results/results-imagenette-96.csv: the benchmark of the zoo.
@@ -37,7 +37,8 @@ from imagenette_zoo.utils.files import write_atomic
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / 'docs' / 'results'
 PAGES = {'claims-cpu': 'claims'}  # whose page has another name than its results
-PICTURES = {'own-ideas'}  # of whose report only the verdicts are shown
+BELOW = {'headline': 'Top-1 by class, %, mean over seeds, beside the study\'s numbers:\n\n<!-- table: headline -->\n\n'}
+PICTURES = {'own-ideas', 'taught'}  # of whose report only the verdicts are shown
 CLAIM, COMPARISON = 'C5', 1
 MODEL = 'mbv2_mish_maxblur_imagenette'
 DPI, TEXT, COLUMN = 150, 7.5, 2.1  # inches: of the verdicts without what is compared in numbers, and of the heat maps
@@ -65,7 +66,10 @@ def main(root: Path = ROOT) -> None:
 def write_page(docs: Path, name: str) -> None:
     """The page of a study from its results: `docs/PAGE.md`, and `docs/PAGE/` with its figures."""
     page = docs / PAGES.get(name, name)
-    report_on([str(docs / 'results' / name)], str(page), images=False, markdown=f'{page}.md')
+    markdown = Path(f'{page}.md')
+    report_on([str(docs / 'results' / name)], str(page), images=False, markdown=str(markdown))
+    if name in BELOW:
+        write_atomic(markdown, f'{markdown.read_text()}\n{BELOW[name]}'.encode())
 
 
 def write_verdicts(docs: Path, name: str) -> None:

@@ -17,7 +17,10 @@ import zoo_results
 
 from imagenette_zoo.config.zoo_models import MODELS
 from imagenette_zoo.errors import UserError
+from imagenette_zoo.report.section import mean_text, stat_of
 from imagenette_zoo.study.baselines import read_baselines
+from imagenette_zoo.study.plan import read_study
+from imagenette_zoo.study.records import Record, as_run, by_run, study_records
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / 'docs' / 'results'
@@ -192,6 +195,7 @@ def tables() -> dict[str, str]:
         'busy': _table(('images/s', *(f'{others} competing' for others in COMPETING)), _busy()),
         'to-80': _table(('', 'ours', 'timm', 'ratio', 'file'), _to_80()),
         'export': _table(('', *ways, 'file'), _export(ways)),
+        'headline': _table(HEADLINE, headline_rows(runs_of('headline')) if (RESULTS / 'headline').is_dir() else ()),
         'benchmark': _table(zoo_results.HEAD, zoo_results.table_rows(read_baselines())),
         'models': _table(('name', 'M parameters', 'GMACs', 'what it is'), _models()),
         'weights': _table(('name', 'top-1 %, images squeezed', 'px', 'M parameters', 'file', 'trained by'), _weights()),
@@ -331,6 +335,36 @@ def _export(ways: Sequence[str]) -> Iterator[list[str]]:
         for batch in (1, 16):
             rates = (digits(median(rounds[f'{way}, batch {batch}'])) for way in ways)
             yield [f'`{model}`, batch {batch}', *rates, _link(file)]
+
+
+HEADLINE = '', 'MobileNetV2, study', 'ResNet-50, study', 'MobileNetV2, here', 'ResNet-50, here'
+STUDY = {  # top-1 of its modified MobileNetV2 and of its raw ResNet-50, %
+    'tench': (94.8, 93.0),
+    'English springer': (93.9, 95.9),
+    'cassette player': (91.9, 81.2),
+    'chain saw': (80.8, 74.4),
+    'church': (90.7, 90.2),
+    'French horn': (88.1, 91.9),
+    'garbage truck': (90.7, 89.5),
+    'gas pump': (85.0, 77.8),
+    'golf ball': (91.7, 84.7),
+    'parachute': (90.0, 89.7),
+    'all': (90.0, 87.0),
+}
+
+
+def headline_rows(runs: Sequence[Sequence[Record]]) -> Iterator[list[str]]:
+    """Top-1 by class: the study's, and that of the seeds of its two models here."""
+    for name, study in STUDY.items():
+        ours = [[each.result.top1 if name == 'all' else each.result.per_class[name] for each in run] for run in runs]
+        yield [name, *(f'{top1:.1f}' for top1 in study), *(mean_text(stat_of(values), 'top1') for values in ours)]
+
+
+def runs_of(name: str) -> list[list[Record]]:
+    """The trainings of a committed study, a list a run."""
+    folder = RESULTS / name
+    study = as_run(read_study(folder / 'study.yaml'), folder)
+    return [*by_run(study_records(study, folder)).values()]
 
 
 def _models() -> Iterator[list[str]]:

@@ -54,7 +54,8 @@ def timm_optimizer(opt: str) -> str:
         import_modules(())
     known = timm.optim.list_optimizers()
     if name not in known:
-        raise UserError(f'--opt: timm {timm.__version__} has no optimizer {opt!r}{nearest(opt, known)}')
+        newer = ': Muon needs timm 1.0.21: pip install --upgrade timm' if 'muon' in name else nearest(opt, known)
+        raise UserError(f'--opt: timm {timm.__version__} has no optimizer {opt!r}{newer}')
     if '_' in name:
         raise UserError(f'--opt {opt}: timm reads only the part after _: register it by a name without _')
     return name

@@ -4,6 +4,7 @@ import pickle
 from typing import Any
 
 import pytest
+import timm.optim
 
 from imagenette_zoo.config.precedence import PARTS
 from imagenette_zoo.config.recipe import Recipe
@@ -102,6 +103,7 @@ def test_a_value_that_is_given_above_contradicts_what_is_below() -> None:
         Recipe.of({'epochs': 3}, {'warmup_epochs': 5})
 
 
+@pytest.mark.skipif('nmuon' not in timm.optim.list_optimizers(), reason='needs timm 1.0.21')
 def test_the_layers_stay() -> None:
     recipe = Recipe.load('mbv2_mish_80', epochs=3)
     assert recipe.train_img_sizes == (96, 128)

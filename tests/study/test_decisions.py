@@ -529,10 +529,10 @@ def test_results_of_before_are_judged() -> None:
     found = {each.claim.name: each for each in judge(study.claims, samples_of(study, runs))}
     decided = {name: each.verdict for name, each in found.items() if each.verdict != 'undecided'}
     against = dict.fromkeys(('C2, MobileNetV2', 'C3, time', 'C5', 'C7, MobileNetV2', 'C8, accuracy'), 'contradicted')
-    assert decided == {**against, 'C8, cost': 'supported'}
-    assert {each.stage for each in found.values()} == {4, 5, 6, 10}
+    assert decided == {**against, 'C1': 'supported', 'C8, cost': 'supported'}
+    assert {each.stage for each in found.values()} == {4, 5, 6, 10, 13}
     assert sentence(found['C2, MobileNetV2']) == 'mish-maxblur is 11.8 points above mish (8.3 to 15.3): contradicted'
-    assert 'in 1 by relu and in 10 by mish' in found['C1'].note
+    assert 'in 2 by relu and in 13 by mish' in found['C1'].note
     unlike = Claim('', '', 'train_seconds', (), (Comparison('relu', 'mish', 0.0),))
     [refused] = judge([unlike], samples_of(replace(study, claims=(unlike,)), runs))
     assert refused.note == 'training time is not compared: threads 1 (relu) and 2 (relu)'

@@ -132,7 +132,7 @@ def prepare(recipe: Recipe, folder: RunFolder, state: bytes | None, world: World
     if shared := len(set(train_images.paths) & set(val_images.paths)):
         console.line(f'note: {shared:,} of the {len(val_images):,} validation images are training images, too')
     if len(train_images.classes) == 1:
-        console.line(f'note: all images are of one class, {train_images.class_names[0]}: there is nothing to tell apart')
+        console.line(f'note: all images are of one class, {train_images.class_names[0]}: nothing can be told apart')
     left_out = (passed_over_line(train_images), passed_over_line(val_images), unlabelled_line(train_images.root))
     for line in dict.fromkeys(left_out):
         if line:

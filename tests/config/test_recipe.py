@@ -334,7 +334,7 @@ def test_validation_options() -> None:
 
 
 def test_too_few_values_and_a_teaching_without_weight_are_said() -> None:
-    with pytest.raises(UserError, match="^--input-size: '48 64' is not 3 values: channels, height and width"):
+    with pytest.raises(UserError, match=r"^--input-size: '48 64' is not 3 values: channels, height and width"):
         Recipe(input_size=['48', '64'])
     with pytest.raises(UserError, match='--task-loss-weight 0 and --distill-loss-weight 0: nothing would teach'):
         Recipe(kd_model_name='x', task_loss_weight=0, distill_loss_weight=0)

@@ -893,7 +893,7 @@ def test_images_of_one_class_are_said(
     for split in ('train', 'val'):
         shutil.copytree(folder / split / 'class0', tmp_path / 'one' / split / 'cat')
     train(recipe(epochs=1, data_dir=str(tmp_path / 'one'), batch_size=2))
-    assert 'note: all images are of one class, cat: there is nothing to tell apart' in capsys.readouterr().out
+    assert 'note: all images are of one class, cat: nothing can be told apart' in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 """Everything in README and docs that is made of result files: pages, pictures and tables.
 
-- The pages of the committed studies, as docs/claims.md; the verdicts of docs/own-ideas.md and of distillation in docs/training.md.
+- The pages of the committed studies, as docs/claims.md; the verdicts of docs/own-ideas.md and of docs/training.md.
 - README's picture: the verdicts of docs/claims.md beside heat maps of weights in the package on drawn images.
 - The picture of docs/studies.md: one claim of the committed trainings, look by look.
 - The picture of docs/models.md and docs/results/results-imagenette-96.csv: the benchmark of the zoo.

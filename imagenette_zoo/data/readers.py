@@ -42,6 +42,7 @@ NEEDS = {  # module, and the packages that are to be installed for it
     'tfds/': ('tensorflow_datasets', 'tensorflow-datasets tensorflow'),
 }
 FOLDERS = ('torch/imagenette', 'torch/image_folder', 'torch/folder')  # of torchvision, which are image folders already
+FORMAT = 2  # of what is read: with a reader that was mended, folders are made anew
 LARGEST_FILE = 2**30  # bytes of an image in a tar
 MOST_CLASSES = 10**6
 
@@ -83,7 +84,7 @@ def as_folder(dataset: str, data_dir: str | Path | None, splits: Sequence[str], 
     class_map = _class_map(options.class_map)
     place = Path(source.removeprefix(prefix) if prefix == 'hfds/' else root or '')
     chosen = options.input_key, options.target_key, class_map, options.train_num_samples
-    key = hashlib.blake2b(json.dumps([source, root, chosen, _state(place)]).encode(), digest_size=16).hexdigest()
+    key = hashlib.blake2b(json.dumps([FORMAT, source, root, chosen, _state(place)]).encode(), digest_size=16).hexdigest()
     folder = cache_dir() / 'datasets' / key / (file_stem(source.rstrip('/')) if source else Path(root or '').name)
     for split in dict.fromkeys(parse_slice(split)[0] for split in splits or SPLITS):
         target = folder / _file_name(spellings(split)[0])

@@ -56,6 +56,8 @@ def check_teacher(recipe: Recipe) -> None:
     _tasks()
     try:
         if model_folder(name) is None:
+            if '/' in name and ':' not in name:
+                raise UserError(f'{name}: no such run or model folder (imagenette-zoo runs lists runs)')
             check_model(name)
             if timm.is_model(name) and not timm.is_model_pretrained(name):
                 raise UserError(f'{name}: no weights are published: give a run or a model folder')

@@ -225,6 +225,7 @@ def test_the_result_has_the_weights_of_the_teacher_and_a_repeat_compares_them(
     [
         (dict(kd_model_name='five'), 'five: has 5 classes, {data} has 3: give a teacher of these classes, or --kd'),
         (dict(kd_model_name='others'), 'others: its classes (x, …) are not those of {data} (class0, …): give'),
+        (dict(kd_model_name='runs/nobody'), '--kd-model-name: runs/nobody: no such run or model folder'),
         (dict(kd_model_name='nobody'), "--kd-model-name: unknown model 'nobody'"),
         (dict(kd_model_name='test_resnet3'), "--kd-model-name: unknown model 'test_resnet3'; did you mean test_"),
         (dict(kd_model_name='resnet34_mp2_imagenette'), 'no weights are published: give a run or a model folder'),

@@ -84,7 +84,8 @@ def as_folder(dataset: str, data_dir: str | Path | None, splits: Sequence[str], 
     class_map = _class_map(options.class_map)
     place = Path(source.removeprefix(prefix) if prefix == 'hfds/' else root or '')
     chosen = options.input_key, options.target_key, class_map, options.train_num_samples
-    key = hashlib.blake2b(json.dumps([FORMAT, source, root, chosen, _state(place)]).encode(), digest_size=16).hexdigest()
+    what = json.dumps([FORMAT, source, root, chosen, _state(place)])
+    key = hashlib.blake2b(what.encode(), digest_size=16).hexdigest()
     folder = cache_dir() / 'datasets' / key / (file_stem(source.rstrip('/')) if source else Path(root or '').name)
     for split in dict.fromkeys(parse_slice(split)[0] for split in splits or SPLITS):
         target = folder / _file_name(spellings(split)[0])

@@ -23,7 +23,8 @@ from imagenette_zoo.utils import modules
 
 ZOO = model_names()
 QUICK = ('mbv2_mish_maxblur_imagenette', 'resnet34_mp2_imagenette', 'googlenet')  # one of each family
-EACH_OF_THE_ZOO = [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in ZOO]
+TAKES_LONG = [pytest.mark.slow, pytest.mark.long]
+EACH_OF_THE_ZOO = [pytest.param(name, marks=[] if name in QUICK else TAKES_LONG) for name in ZOO]
 
 needs_local_dir = pytest.mark.skipif(
     tuple(int(part) for part in timm.__version__.split('.')[:3]) < (1, 0, 26),

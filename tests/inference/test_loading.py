@@ -145,7 +145,9 @@ def test_every_command_takes_every_kind_of_name(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize(
+    'kind', [pytest.param(kind, marks=[] if kind == 'a run' else pytest.mark.long) for kind in KINDS]
+)
 def test_the_demo_takes_every_kind_of_name(
     kind: str, run: Path, elsewhere: Path, home: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:

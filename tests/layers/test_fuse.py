@@ -84,8 +84,13 @@ def _no_gradients() -> Any:
         yield
 
 
+FUSED = 'mbv2_mish_mp2_imagenette', 'googlenet', 'resnet18', 'repvgg_a0'  # one of each kind
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize('name', ZOO + TIMM)
+@pytest.mark.parametrize(
+    'name', [*FUSED, *(pytest.param(name, marks=pytest.mark.long) for name in ZOO + TIMM if name not in FUSED)]
+)
 def test_models(name: str) -> None:
     model, x = create(name), images()
     before, expected = copy.deepcopy(model.state_dict()), model(x)
@@ -118,7 +123,15 @@ def test_models(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', ['mbv2_mish_mp2_imagenette', 'resnet34_mp2_imagenette', 'googlenet', 'repvgg_a0'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        pytest.param('mbv2_mish_mp2_imagenette', marks=pytest.mark.long),
+        pytest.param('resnet34_mp2_imagenette', marks=pytest.mark.long),
+        'googlenet',
+        'repvgg_a0',
+    ],
+)
 def test_methods_of_timm_remain(name: str) -> None:
     model, x = create(name), images(64)
     fused = fuse(model)
@@ -154,7 +167,7 @@ def test_features_only(name: str, settings: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', [SMALL_MP2[0], 'repvgg_a0', 'mobileone_s0'])
+@pytest.mark.parametrize('name', [SMALL_MP2[0], 'repvgg_a0', pytest.param('mobileone_s0', marks=pytest.mark.long)])
 def test_only_the_last_rounding_differs(name: str) -> None:
     model = create(name).float()
     exact = fuse(copy.deepcopy(model).double()).float().state_dict()

@@ -154,6 +154,7 @@ def test_a_process_goes_on_while_nothing_fails(tmp_path: Path) -> None:
     assert log.read_text() == "['train']\n['train']\n"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_process_that_has_code_of_the_users_own_is_not_used_again(idea: Path, tmp_path: Path) -> None:  # noqa: F811
     run = 'def main(words):\n    import_modules(["my_idea.py"])\n    return 0'

@@ -134,6 +134,7 @@ def weights(study: Path) -> dict[str, bytes]:
     return {path.parent.parent.name: path.read_bytes() for path in study.glob('*/last/model.safetensors')}
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_study_is_run_skipped_continued_and_judged(
     place: Path, folder: Path, capsys: pytest.CaptureFixture[str]

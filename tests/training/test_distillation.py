@@ -136,7 +136,7 @@ def same(one: Path, other: Path) -> bool:
     'options',
     [
         dict(kd_distill_type='feature', model_ema=True, model_ema_decay=0.9, opt='adamw', grad_accum_steps=2),
-        dict(no_aug=True, kd_temperature=1, balanced=True),
+        pytest.param(dict(no_aug=True, kd_temperature=1, balanced=True), marks=pytest.mark.long),
     ],
 )
 def test_an_interrupted_run_continues_to_the_same_weights(

@@ -420,7 +420,7 @@ def test_a_schedule_is_not_asked_for_the_rate_after_the_last_step() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('sched', ['falling', 'TorchHalving'])
+@pytest.mark.parametrize('sched', ['falling', pytest.param('TorchHalving', marks=pytest.mark.long)])
 def test_an_interrupted_run_of_ones_own_continues_to_the_same_weights(
     recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, sched: str
 ) -> None:

@@ -76,7 +76,7 @@ def crash() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('options', OPTIONS)
+@pytest.mark.parametrize('options', [OPTIONS[0], *(pytest.param(each, marks=LONG) for each in OPTIONS[1:])])
 def test_a_run_goes_on_within_an_epoch(
     recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
@@ -112,7 +112,7 @@ def test_resuming_starts_what_was_never_begun_and_leaves_what_is_done(recipe: Ma
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('left', [['args.yaml'], ['args.yaml', 'last', 'summary.csv']])
+@pytest.mark.parametrize('left', [pytest.param(['args.yaml'], marks=LONG), ['args.yaml', 'last', 'summary.csv']])
 def test_a_run_that_was_killed_before_its_first_checkpoint(recipe: MakeRecipe, left: list[str]) -> None:
     whole = train(recipe(experiment='whole'), quiet=True)
     run = train(recipe(), quiet=True).folder
@@ -877,7 +877,7 @@ def test_two_processes_with_a_compiled_model(recipe: MakeRecipe, tmp_path: Path)
     'words',
     [
         pytest.param(['kill', '--kills=2'], marks=pytest.mark.long),
-        ['fuzz', '--inputs=40'],
+        pytest.param(['fuzz', '--inputs=40'], marks=pytest.mark.long),
         pytest.param(['endure', '--epochs=12'], marks=pytest.mark.long),
         pytest.param(['faults', '--each=2'], marks=[needs_linux, pytest.mark.long, pytest.mark.timeout(1200)]),
         pytest.param(['faults'], marks=[needs_linux, pytest.mark.long, pytest.mark.timeout(2 * 60 * 60)]),

@@ -20,7 +20,7 @@ from imagenette_zoo.training.compilation import resolve
 from imagenette_zoo.training.trainer import train
 from imagenette_zoo.utils.console import Console
 from imagenette_zoo.utils.memory import peak_memory
-from tests.conftest import needs_compiler
+from tests.conftest import TAKES_LONG, needs_compiler
 
 MakeRecipe = Callable[..., Recipe]
 CPU = torch.device('cpu')
@@ -93,6 +93,7 @@ def test_compiled_training_is_the_same_training(
     assert torch._dynamo.utils.counters['frames']['ok'] <= 2, 'training and evaluation'
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_compiling_changes_nothing_before_the_first_step(recipe: MakeRecipe) -> None:
     """The trial step of BatchNorm's statistics and the gradients leaves no trace."""
@@ -105,6 +106,8 @@ def test_compiling_changes_nothing_before_the_first_step(recipe: MakeRecipe) -> 
         torch.testing.assert_close(a[name], b[name], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.long
+@pytest.mark.slow
 def test_a_compile_that_fails_in_the_middle_leaves_no_trace(
     recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,13 +141,21 @@ class _Slow(torch.nn.Module):
         return self.model(images)
 
 
-@pytest.mark.parametrize('slow', [True, False])
 def test_a_compiled_model_that_is_slower_is_named(
-    slow: bool, recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(learner, 'compiled', lambda model, *_: _Slow(model) if slow else model)
+    monkeypatch.setattr(learner, 'compiled', lambda model, *_: _Slow(model))
     train(recipe(model='test_resnet', epochs=1, device='cpu', torchcompile='inductor'))
-    assert ('--torchcompile makes steps slower here' in capsys.readouterr().out) is slow
+    assert '--torchcompile makes steps slower here' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('rate', [89.0, 91.0])
+def test_a_compiled_model_that_is_hardly_slower_is_not_named(
+    rate: float, recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(learner.Learner, 'compile', lambda *_: (0.1, {'compiled': rate, 'eager': 100.0}))
+    train(recipe(model='test_resnet', epochs=1, device='cpu', torchcompile='inductor'))
+    assert ('slower here: 89 images/s, without it at least 100' in capsys.readouterr().out) is (rate == 89)
 
 
 def test_auto_goes_on_without_a_compiler_that_fails(
@@ -165,7 +176,7 @@ def test_auto_goes_on_without_a_compiler_that_fails(
 
 
 @needs_sizes
-@pytest.mark.parametrize('loader', ['cache', 'timm'])
+@pytest.mark.parametrize('loader', ['cache', pytest.param('timm', marks=TAKES_LONG)])
 def test_training_at_several_sizes(recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, loader: str) -> None:
     """Progressive: the first epoch is small, the last large; validation has its own size; it can be resumed."""
     seen: list[list[int]] = []
@@ -272,7 +283,7 @@ def test_the_memory_of_a_run_is_not_that_of_the_one_before_it() -> None:
 
 
 @needs_compiler
-@pytest.mark.parametrize('amp', [False, True])
+@pytest.mark.parametrize('amp', [pytest.param(False, marks=TAKES_LONG), True])
 def test_training_on_a_cpu_uses_the_kernels(recipe: MakeRecipe, calls: list[str], amp: bool) -> None:
     options = {'amp': True, 'amp_dtype': 'bfloat16'} if amp else {}
     model = {'model': 'mbv2_mish_mp3_imagenette', 'channels_last': True}  # its depthwise kernels are of 3, 5 and 7

@@ -25,7 +25,7 @@ from imagenette_zoo.errors import UserError
 from imagenette_zoo.training import tracking
 from imagenette_zoo.training.trainer import train
 from imagenette_zoo.utils.signals import Stopped
-from tests.conftest import changed
+from tests.conftest import TAKES_LONG, changed
 from tests.training.test_reliability import before_step, content, crash
 
 pytest.importorskip('tensorboard')
@@ -339,7 +339,7 @@ def test_local_trackers_hold_the_numbers_and_the_recipe(
         assert group == 'runs'
 
 
-@pytest.mark.parametrize('killed', ['before it was told', 'before the state was saved'])
+@pytest.mark.parametrize('killed', ['before it was told', pytest.param('before the state was saved', marks=TAKES_LONG)])
 def test_after_a_resume_each_epoch_is_in_local_trackers_once(
     recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, killed: str, local: dict[str, Any]
 ) -> None:
@@ -356,6 +356,8 @@ def test_after_a_resume_each_epoch_is_in_local_trackers_once(
         assert points == logged(Path(recipe().output) / 'run'), tracker
 
 
+@pytest.mark.long
+@pytest.mark.slow
 def test_an_overwritten_run_is_replaced_in_local_trackers(recipe: MakeRecipe, local: dict[str, Any]) -> None:
     """Also where a run without them came between."""
     for options in (dict(epochs=2, **local), dict(epochs=1), dict(epochs=1, **local)):

@@ -36,7 +36,7 @@ from imagenette_zoo.training.loss import class_weights, loss_function
 from imagenette_zoo.training.run import check_alike, make_model, open_folder
 from imagenette_zoo.training.run_folder import RunFolder
 from imagenette_zoo.utils.distributed import World
-from tests.conftest import changed, interrupted, make_folder, needs_local_dir
+from tests.conftest import TAKES_LONG, changed, interrupted, make_folder, needs_local_dir
 
 MakeRecipe = Callable[..., Recipe]
 LONG = 'a' * 300  # for any file system
@@ -139,6 +139,7 @@ def test_model_kwargs_travel_with_the_weights(recipe: MakeRecipe, tmp_path: Path
     assert model.global_pool.pool_type == 'max'
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights_whatever_the_workers(recipe: MakeRecipe, tmp_path: Path) -> None:
     options = dict(
@@ -158,10 +159,17 @@ def test_the_same_seed_gives_the_same_weights_whatever_the_workers(recipe: MakeR
     'options',
     [
         dict(model_ema=True, model_ema_decay=0.9, sched_on_updates=True, mixup=0.2),
-        dict(
-            opt='adamw', grad_accum_steps=2, clip_grad=1.0, drop_path=0.1, sched='step', decay_epochs=1, decay_rate=0.9
+        pytest.param(
+            dict(
+                opt='adamw', grad_accum_steps=2, clip_grad=1.0, drop_path=0.1, sched='step', decay_epochs=1,
+                decay_rate=0.9,
+            ),
+            marks=pytest.mark.long,
         ),
-        dict(sched='plateau', patience_epochs=2, lr=1e-7, smoothing=0.0, bce_loss=True, opt='lookahead_radam'),
+        pytest.param(
+            dict(sched='plateau', patience_epochs=2, lr=1e-7, smoothing=0.0, bce_loss=True, opt='lookahead_radam'),
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_an_interrupted_run_continues_to_the_same_weights(
@@ -1105,7 +1113,15 @@ def four_channels(folder: Path, tmp_path: Path) -> Path:
     return copied
 
 
-@pytest.mark.parametrize(('channels', 'loader'), [(1, 'cache'), (1, 'timm'), (4, 'cache'), (4, 'timm')])
+@pytest.mark.parametrize(
+    ('channels', 'loader'),
+    [
+        (1, 'cache'),
+        pytest.param(1, 'timm', marks=TAKES_LONG),
+        pytest.param(4, 'cache', marks=TAKES_LONG),
+        (4, 'timm'),
+    ],
+)
 def test_a_run_on_other_channels_is_known_to_all_commands(
     recipe: MakeRecipe, four_channels: Path, channels: int, loader: str
 ) -> None:

@@ -25,7 +25,7 @@ from imagenette_zoo.utils import memory
 from imagenette_zoo.utils.console import Console
 from imagenette_zoo.utils.process import restore_process
 from imagenette_zoo.utils.seeding import seed_everything
-from tests.conftest import interrupted
+from tests.conftest import TAKES_LONG, interrupted
 
 QUIET = Console(quiet=True)
 CALLS: dict[str, Callable[[Recipe, Path, str], object]] = {
@@ -72,7 +72,9 @@ def run(make: Callable[..., Recipe]) -> Path:
     return Path(iz.train(make('run'), quiet=True).folder)
 
 
-@pytest.mark.parametrize('name', CALLS)
+@pytest.mark.parametrize(
+    'name', [pytest.param(name, marks=TAKES_LONG if name in ('analyse', 'passes') else []) for name in CALLS]
+)
 def test_generators_are_as_before(name: str, make: Callable[..., Recipe], run: Path, folder: Path) -> None:
     seed_as_a_user()
     expected = drawn()

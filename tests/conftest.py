@@ -136,6 +136,11 @@ def forget_modules() -> None:
 @pytest.fixture
 def recipe(folder: Path, tmp_path: Path) -> Callable[..., Recipe]:
     """Makes a recipe that trains in a second: `recipe(epochs=3)`."""
+    return recipe_maker(folder, tmp_path)
+
+
+def recipe_maker(folder: Path, place: Path) -> Callable[..., Recipe]:
+    """As `recipe`, for fixtures of a module."""
 
     def make(**changes: object) -> Recipe:
         defaults: dict[str, object] = dict(
@@ -148,7 +153,7 @@ def recipe(folder: Path, tmp_path: Path) -> Callable[..., Recipe]:
             warmup_epochs=0,
             workers=0,
             device='cpu',
-            output=str(tmp_path / 'runs'),
+            output=str(place / 'runs'),
             experiment='run',
         )
         return Recipe(**{**defaults, **changes})

@@ -28,7 +28,7 @@ from imagenette_zoo.inference.metrics import Scores
 from imagenette_zoo.models import factory
 from imagenette_zoo.study.analysis import analyse
 from imagenette_zoo.utils.console import Console
-from tests.conftest import make_folder, needs_local_dir
+from tests.conftest import make_folder, needs_local_dir, recipe_maker
 
 MakeRecipe = Callable[..., Recipe]
 
@@ -104,9 +104,15 @@ def test_calibration_error() -> None:
     assert Scores(mixed, torch.tensor([0, 1]), 'ab').calibration_error() == pytest.approx(35)
 
 
-@pytest.fixture
-def run(recipe: MakeRecipe) -> Path:
+@pytest.fixture(scope='module')
+def trained(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    recipe = recipe_maker(folder, tmp_path_factory.mktemp('trained'))
     return train(recipe(epochs=6, opt='adamw', no_aug=True), quiet=True).folder
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / 'runs' / 'run'))
 
 
 @pytest.mark.slow

@@ -79,6 +79,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('IMAGENETTE_ZOO_CACHE', str(own / 'cache'))
         patch.setenv('TORCHINDUCTOR_CACHE_DIR', str(shared / 'inductor'))
+        patch.setenv('TRACKIO_DIR', str(own / 'trackio'))  # which it reads when something imports it
         yield
 
 

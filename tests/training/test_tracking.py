@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -255,10 +256,9 @@ def test_overwriting_removes_what_the_trackers_wrote(recipe: MakeRecipe) -> None
 
 @pytest.fixture(scope='module')
 def _own_places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """trackio reads its variable when it is imported; MLflow's files, unlike its database, are there at once."""
+    """MLflow's files, unlike its database, are there at once."""
     place = tmp_path_factory.mktemp('trackers')
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv('TRACKIO_DIR', str(place / 'trackio'))
         patch.setenv('MLFLOW_TRACKING_URI', (place / 'mlflow').as_uri())
         patch.setenv('MLFLOW_ALLOW_FILE_STORE', 'true')
         patch.setenv('DO_NOT_TRACK', 'true')
@@ -303,12 +303,12 @@ READERS = {'trackio': in_trackio, 'mlflow': in_mlflow}
 
 
 @pytest.fixture
-def local(_own_places: None, tmp_path: Path) -> dict[str, Any]:
-    """Options that log to those of them that are installed, in a project named as the test's folder."""
+def local(_own_places: None) -> dict[str, Any]:
+    """Options that log to those of them that are installed, in a project of the test's own."""
     installed = [name for name in READERS if importlib.util.find_spec(name)]
     if not installed:
         pytest.skip('neither trackio nor mlflow is installed')
-    return {**{f'log_{name}': True for name in installed}, 'wandb_project': tmp_path.name}
+    return {**{f'log_{name}': True for name in installed}, 'wandb_project': uuid.uuid4().hex}
 
 
 def read(local: dict[str, Any]) -> dict[str, list[Run]]:

@@ -23,6 +23,7 @@ import yaml
 from imagenette_zoo.cli.main import main
 from imagenette_zoo.config.recipe import Recipe
 from imagenette_zoo.errors import UserError
+from imagenette_zoo.kernels import runtime
 from imagenette_zoo.training import tracking
 from imagenette_zoo.training.trainer import train
 from imagenette_zoo.utils.signals import Stopped
@@ -125,6 +126,7 @@ def test_both_hold_the_numbers_of_metrics_jsonl_and_change_none_of_the_run(
 ) -> None:
     """With timm's loader, whose augmentations draw from the generators of this process."""
     options: dict[str, Any] = dict(epochs=3, val_interval=2, loader='timm', mixup=0.2, drop_path=0.1, reprob=0.5)
+    runtime._library()  # torch may warn while it is compiled
     capfd.readouterr()
     tracked = train(recipe(**options, **BOTH, wandb_tags=('a', 'b'), wandb_project='zoo'), quiet=True)
     assert capfd.readouterr() == ('', '')

@@ -18,7 +18,7 @@ import leaderboard
 import torch
 import zoo_results
 from PIL import Image
-from tables import put, tables
+from tables import headline, put, tables
 
 from imagenette_zoo.config.uses import UseOptions
 from imagenette_zoo.data.drawings import DRAWINGS
@@ -37,7 +37,6 @@ from imagenette_zoo.utils.files import write_atomic
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / 'docs' / 'results'
 PAGES = {'claims-cpu': 'claims'}  # whose page has another name than its results
-BELOW = {'headline': 'Top-1 by class, %, mean over seeds, beside the study\'s numbers:\n\n<!-- table: headline -->\n\n'}
 PICTURES = {'own-ideas', 'taught'}  # of whose report only the verdicts are shown
 CLAIM, COMPARISON = 'C5', 1
 MODEL = 'mbv2_mish_maxblur_imagenette'
@@ -68,8 +67,10 @@ def write_page(docs: Path, name: str) -> None:
     page = docs / PAGES.get(name, name)
     markdown = Path(f'{page}.md')
     report_on([str(docs / 'results' / name)], str(page), images=False, markdown=str(markdown))
-    if name in BELOW:
-        write_atomic(markdown, f'{markdown.read_text()}\n{BELOW[name]}'.encode())
+    if name == 'headline':
+        title = "Top-1 by class, %, mean over seeds, beside the study's numbers:"
+        text = f'{markdown.read_text()}\n{title}\n\n{headline(docs / "results" / name)}'
+        write_atomic(markdown, text.encode())
 
 
 def write_verdicts(docs: Path, name: str) -> None:

@@ -20,7 +20,7 @@ from imagenette_zoo.errors import UserError
 from imagenette_zoo.report.section import mean_text, stat_of
 from imagenette_zoo.study.baselines import read_baselines
 from imagenette_zoo.study.plan import read_study
-from imagenette_zoo.study.records import Record, as_run, by_run, study_records
+from imagenette_zoo.study.records import as_run, by_run, study_records
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / 'docs' / 'results'
@@ -195,7 +195,6 @@ def tables() -> dict[str, str]:
         'busy': _table(('images/s', *(f'{others} competing' for others in COMPETING)), _busy()),
         'to-80': _table(('', 'ours', 'timm', 'ratio', 'file'), _to_80()),
         'export': _table(('', *ways, 'file'), _export(ways)),
-        'headline': _table(HEADLINE, headline_rows(runs_of('headline')) if (RESULTS / 'headline').is_dir() else ()),
         'benchmark': _table(zoo_results.HEAD, zoo_results.table_rows(read_baselines())),
         'models': _table(('name', 'M parameters', 'GMACs', 'what it is'), _models()),
         'weights': _table(('name', 'top-1 %, images squeezed', 'px', 'M parameters', 'file', 'trained by'), _weights()),
@@ -353,18 +352,15 @@ STUDY = {  # top-1 of its modified MobileNetV2 and of its raw ResNet-50, %
 }
 
 
-def headline_rows(runs: Sequence[Sequence[Record]]) -> Iterator[list[str]]:
-    """Top-1 by class: the study's, and that of the seeds of its two models here."""
-    for name, study in STUDY.items():
-        ours = [[each.result.top1 if name == 'all' else each.result.per_class[name] for each in run] for run in runs]
-        yield [name, *(f'{top1:.1f}' for top1 in study), *(mean_text(stat_of(values), 'top1') for values in ours)]
-
-
-def runs_of(name: str) -> list[list[Record]]:
-    """The trainings of a committed study, a list a run."""
-    folder = RESULTS / name
+def headline(folder: Path) -> str:
+    """Top-1 by class: the study's, and that of the seeds of its two models in the folder of a study."""
     study = as_run(read_study(folder / 'study.yaml'), folder)
-    return [*by_run(study_records(study, folder)).values()]
+    runs = by_run(study_records(study, folder)).values()
+    rows = []
+    for name, theirs in STUDY.items():
+        ours = [[each.result.top1 if name == 'all' else each.result.per_class[name] for each in run] for run in runs]
+        rows.append([name, *(f'{top1:.1f}' for top1 in theirs), *(mean_text(stat_of(each), 'top1') for each in ours)])
+    return _table(HEADLINE, rows)
 
 
 def _models() -> Iterator[list[str]]:

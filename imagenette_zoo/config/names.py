@@ -54,8 +54,9 @@ def timm_optimizer(opt: str) -> str:
         import_modules(())
     known = timm.optim.list_optimizers()
     if name not in known:
-        newer = ': Muon needs timm 1.0.21: pip install --upgrade timm' if 'muon' in name else nearest(opt, known)
-        raise UserError(f'--opt: timm {timm.__version__} has no optimizer {opt!r}{newer}')
+        old = 'muon' in name and 'muon' not in known
+        remedy = ': Muon needs timm 1.0.21: pip install --upgrade timm' if old else nearest(opt, known)
+        raise UserError(f'--opt: timm {timm.__version__} has no optimizer {opt!r}{remedy}')
     if '_' in name:
         raise UserError(f'--opt {opt}: timm reads only the part after _: register it by a name without _')
     return name

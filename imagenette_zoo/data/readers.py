@@ -220,13 +220,14 @@ def _from_tars(reader: Any, class_map: dict[str, int] | None) -> tuple[list[str]
 
 
 def _from_tar(reader: Any, labels: Mapping[int, str], names: Sequence[str]) -> Iterator[Sample]:
+    numbers = {name: number for number, name in enumerate(names)}
     for index, label in labels.items():
         file, _ = reader[index]
         data = file.read(LARGEST_FILE + 1)
         name = reader.filename(index, basename=True)
         if len(data) > LARGEST_FILE:
             raise UserError(f'image {name} has more than {LARGEST_FILE >> 20:,} MiB: remove it')
-        yield names.index(label), name, data
+        yield numbers[label], name, data
 
 
 def _open_hub(open_split: Callable[..., Any], split: str) -> Any:

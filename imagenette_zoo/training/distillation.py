@@ -25,7 +25,6 @@ from ..utils.seeding import seed_everything
 __all__ = ['Teacher', 'check_teacher', 'distillation_task', 'load_teacher']
 
 SIZE_REMEDY = 'a teacher sees the pixels of its student: give the --img-size of the teacher, or another teacher'
-
 FIRST = '1.0.27'  # timm whose tasks say what they train, clip and keep; 1.0.23 was the first with tasks
 
 
@@ -155,9 +154,7 @@ def load_teacher(
     name, of_features = str(recipe.kd_model_name), recipe.kd_distill_type == 'feature'
     try:
         options = UseOptions(model=name, input_size=config['input_size'])
-        trained = load_trained(
-            name, options, device, recipe.is_channels_last(device), size_remedy=SIZE_REMEDY
-        )
+        trained = load_trained(name, options, device, recipe.is_channels_last(device), size_remedy=SIZE_REMEDY)
         if images is not None and not of_features:
             remedy = 'give a teacher of these classes, or --kd-distill-type feature, which needs none'
             check_classes(name, trained.model, None, images, remedy)

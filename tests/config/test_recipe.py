@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from imagenette_zoo.config.fields import Parser, Where, add_flags, given_flags, option
 from imagenette_zoo.config.groups import ValidationOptions
 from imagenette_zoo.config.hparams import find_recipe, recipe_names
+from imagenette_zoo.config.names import timm_optimizer
 from imagenette_zoo.config.recipe import Recipe
 from imagenette_zoo.config.timm_options import OPTIONS
 from imagenette_zoo.errors import UserError, nearest
@@ -264,6 +265,9 @@ def test_a_recipe_with_muon_says_which_timm_it_needs(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr('timm.optim.list_optimizers', lambda: ['adamw', 'sgd'])
     with pytest.raises(UserError, match=r"'nmuon': Muon needs timm 1\.0\.21: pip install --upgrade timm"):
         Recipe.load('mbv2_mish_80')
+    monkeypatch.setattr('timm.optim.list_optimizers', lambda: ['adamw', 'muon'])
+    with pytest.raises(UserError, match="'muonx'; did you mean muon"):
+        timm_optimizer('muonx')
 
 
 def test_shipped_recipes_have_only_what_timms_script_knows() -> None:

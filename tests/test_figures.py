@@ -58,13 +58,13 @@ def test_the_page_of_the_headline_has_the_study_beside_the_means_of_ours(
     monkeypatch.syspath_prepend(str(ROOT / 'tools'))
     import figures
 
-    results = Path(shutil.copytree(ROOT / 'docs' / 'results' / 'taught', tmp_path / 'results' / 'headline'))
-    figures.write_page(tmp_path, 'headline')
+    results = Path(shutil.copytree(ROOT / 'docs' / 'results' / 'taught', tmp_path / 'results' / 'headline-gpu'))
+    figures.write_page(tmp_path, 'headline-gpu')
     runs = [
         [json.loads((results / f'kd_model_name={name}-seed{seed}' / 'result.json').read_text()) for seed in (1, 2, 3)]
         for name in ('None', 'runs_teacher')
     ]
-    *_, table = (tmp_path / 'headline.md').read_text().split('\n\n')
+    *_, table = (tmp_path / 'headline-gpu.md').read_text().split('\n\n')
     rows = {cells[1].strip(): cells[2:-1] for cells in (line.split('|') for line in table.splitlines())}
     for name, theirs in {'tench': (94.8, 93.0), 'all': (90.0, 87.0)}.items():
         ours = [[run['top1'] if name == 'all' else run['per_class'][name] for run in each] for each in runs]

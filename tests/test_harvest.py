@@ -90,7 +90,7 @@ def test_what_does_not_fit_is_left_with_a_line(
 
 def test_the_plan_names_what_there_is(tools: SimpleNamespace, tmp_path: Path) -> None:
     steps, _ = tools.gpu.read_plan(TOOLS / 'harvest.yaml')
-    assert [step.name for step in steps][:4] == ['gpu-tests', 'to-90', 'claims-gpu', 'headline']
+    assert [step.name for step in steps][:4] == ['gpu-tests', 'to-90', 'claims-gpu', 'headline-gpu']
     known = (ROOT / 'benchmarks' / 'run.py').read_text()
     for step in steps:
         assert not step.study or find_study(step.study.replace('{root}', str(ROOT)))

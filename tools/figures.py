@@ -38,6 +38,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / 'docs' / 'results'
 PAGES = {'claims-cpu': 'claims'}  # whose page has another name than its results
 PICTURES = {'own-ideas', 'taught'}  # of whose report only the verdicts are shown
+HEADLINES = {'headline', 'headline-gpu'}  # with the study's own numbers beside ours
 CLAIM, COMPARISON = 'C5', 1
 MODEL = 'mbv2_mish_maxblur_imagenette'
 DPI, TEXT, COLUMN = 150, 7.5, 2.1  # inches: of the verdicts without what is compared in numbers, and of the heat maps
@@ -67,7 +68,7 @@ def write_page(docs: Path, name: str) -> None:
     page = docs / PAGES.get(name, name)
     markdown = Path(f'{page}.md')
     report_on([str(docs / 'results' / name)], str(page), images=False, markdown=str(markdown))
-    if name == 'headline':
+    if name in HEADLINES:
         title = "Top-1 by class, %, mean over seeds, beside the study's numbers:"
         text = f'{markdown.read_text()}\n{title}\n\n{headline(docs / "results" / name)}'
         write_atomic(markdown, text.encode())

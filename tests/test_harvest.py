@@ -75,11 +75,12 @@ def test_what_does_not_fit_is_left_with_a_line(
     """
     state = visit(tools.gpu, tmp_path, plan, '5m')
     assert {name: step['state'] for name, step in state['steps'].items()} == {
-        'endless': 'left', 'wrong': 'failed', 'right': 'done', 'long': 'left',
+        'endless': 'failed', 'wrong': 'failed', 'right': 'done', 'long': 'left',
     }  # fmt: skip
     output = capsys.readouterr().out
     assert 'long: needs 5000 s, 2' in output
     assert 'wrong: FAILED with exit code 1: no GPU here' in output
+    assert 'endless: FAILED: had not ended after 12 s' in output
     again = visit(tools.gpu, tmp_path, plan, '31s')
     assert [again['steps'][name] == state['steps'][name] for name in ('right', 'wrong')] == [True, True]
     assert [visit['budget'] for visit in again['visits']] == [300, 31]
@@ -96,6 +97,9 @@ def test_the_plan_names_what_there_is(tools: SimpleNamespace, tmp_path: Path) ->
         assert not step.study or find_study(step.study.replace('{root}', str(ROOT)))
         names = [word for word in step.benchmark.partition('--')[0].split() if f"'{word}': " not in known]
         assert not names
+    mark = 'mark.' + 'gpu'  # else this file has it, too
+    on_a_gpu = [path for path in (ROOT / 'tests').rglob('test_*.py') if mark in path.read_text()]
+    assert {f'{{root}}/{path.relative_to(ROOT)}' for path in on_a_gpu} == {*steps[0].command.split()[6:]}
     for mistake in ('7', '[{name: a}]', '[{name: ../a, command: x}]', '[{name: a, study: [b]}]'):
         (tmp_path / 'plan.yaml').write_text(f'steps: {mistake}')
         with pytest.raises(UserError, match='not a plan of a harvest'):
@@ -126,7 +130,7 @@ def names(archive: Path) -> set[str]:
 
 
 def test_an_archive_has_results_and_no_more_than_fits(tools: SimpleNamespace, tmp_path: Path) -> None:
-    harvest, archive = committed(tmp_path / 'work'), tmp_path / 'out' / 'harvest.tar.gz'
+    harvest, archive = committed(tmp_path / 'work'), tmp_path / 'harvest.tar.gz'
     assert tools.archive.pack(harvest, archive) == []
     whole = names(archive)
     assert 'claims-x/claims/mish-seed1/predictions.safetensors' in whole
@@ -138,10 +142,35 @@ def test_an_archive_has_results_and_no_more_than_fits(tools: SimpleNamespace, tm
     assert archive.read_bytes() == first
     left = tools.archive.pack(harvest, archive, len(first) - 100)
     assert left == ['logs/claims-x.log']
-    assert len(tools.archive.pack(harvest, archive, len(first) // 2)) == 5
-    assert names(archive) == {name for name in whole if not name.endswith(('.log', *tools.archive.ANALYSIS_FILES))}
-    with pytest.raises(UserError, match='100 are the most'):
-        tools.archive.pack(harvest, archive, 100)
+    assert names(archive) == whole - {*left}
+    with pytest.raises(UserError, match='are the most: merge what it has'):
+        tools.archive.pack(harvest, archive, len(first) // 2)
+    assert names(archive) == whole - {*left}
+
+
+def test_an_archive_is_not_replaced_by_a_folder_that_lacks_its_results(
+    tools: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    archive, work = tmp_path / 'out' / 'harvest.tar.gz', tmp_path / 'work'
+    archive.parent.mkdir()
+    tools.archive.pack(committed(tmp_path / 'newer'), archive)
+    before = archive.read_bytes()
+    work.mkdir()
+    words = ['--budget', '5m', '--output', str(archive.parent), '--work-dir', str(work), '--device', 'cpu']
+    assert tools.gpu.main(words) == 2
+    assert f'error: {work}: lacks 12 results of {archive}, as ' in capsys.readouterr().err
+    assert archive.read_bytes() == before
+
+
+@pytest.mark.parametrize('option', ['--data-dir', '--timm-dir', '--output', '--work-dir'])
+def test_a_wrong_place_costs_no_time_of_a_gpu(
+    tools: SimpleNamespace, tmp_path: Path, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / 'file').touch()
+    places = {'--output': str(tmp_path / 'out'), '--work-dir': str(tmp_path / 'work'), option: f'{tmp_path}/file/x'}
+    words = [word for pair in places.items() for word in pair]
+    assert tools.gpu.main(['--budget', '5m', '--device', 'cpu', *words]) == 2
+    assert f'{tmp_path}/file' in capsys.readouterr().err
 
 
 def member(name: str, kind: bytes = tarfile.REGTYPE, data: bytes = b'{}') -> tuple[tarfile.TarInfo, bytes]:
@@ -181,6 +210,12 @@ def test_a_training_is_not_replaced_by_another(tools: SimpleNamespace, tmp_path:
     table.write_text('{"hardware": {"gpu": "NVIDIA H200"}}')
     assert tools.merge_harvest.merge(harvest, docs) == ['claims-x']
     assert tools.merge_harvest.merge(harvest, docs) == ['claims-x'], 'the same once more'
+    (harvest / 'harvest.json').write_text('{"visits": [1, 2], "steps": {}}')
+    assert tools.merge_harvest.merge(harvest, docs) == ['claims-x'], 'it went on'
+    (harvest / 'harvest.json').write_text('{"visits": [1], "steps": {}}')
+    with pytest.raises(UserError, match='has visits that the archive lacks'):
+        tools.merge_harvest.merge(harvest, docs)
+    (harvest / 'harvest.json').write_text('{"visits": [1, 2], "steps": {}}')
     kept = {path.name for path in (docs / 'results' / 'claims-x').iterdir()}
     assert kept == {'mish-seed1', 'relu-seed1', 'study.yaml'}
     table.write_text('{"hardware": {"gpu": "NVIDIA H200"}, "rounds": []}')
@@ -189,7 +224,11 @@ def test_a_training_is_not_replaced_by_another(tools: SimpleNamespace, tmp_path:
     assert sorted(path.name for path in speeds.iterdir()) == ['machine-2.json', 'machine.json']
     result = harvest / 'claims-x' / 'claims' / 'mish-seed1' / 'result.json'
     result.write_text(result.read_text().replace('"command": "', '"command": "nice '))
-    with pytest.raises(UserError, match='mish-seed1: has another training already'):
+    with pytest.raises(UserError, match=r'mish-seed1/result\.json: is another already'):
+        tools.merge_harvest.merge(harvest, docs)
+    (harvest / 'claims-x').rename(harvest / 'training')
+    (docs / 'training.md').write_text('By hand.')
+    with pytest.raises(UserError, match=r'training\.md: is no page of a study'):
         tools.merge_harvest.merge(harvest, docs)
 
 

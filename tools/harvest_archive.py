@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 import re
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from imagenette_zoo.data.archives import extract
-from imagenette_zoo.errors import UserError
+from imagenette_zoo.errors import UserError, os_reason
 from imagenette_zoo.study.adaptive import ROUNDS
 from imagenette_zoo.study.records import CHANGES, FAILED, STEP_TIMES
 from imagenette_zoo.training.run_folder import ANALYSIS_FILES
 from imagenette_zoo.utils.files import write_atomic
 
-__all__ = ['MOST_BYTES', 'STATE', 'STUDY_FILES', 'TRAINING_FILES', 'pack', 'results', 'studies', 'unpack']
+__all__ = ['MOST_BYTES', 'STATE', 'STUDY_FILES', 'TRAINING_FILES', 'lacking', 'pack', 'results', 'studies', 'unpack']
 
 MOST_BYTES = 14 * 2**20
 LOG_LINES = 200
@@ -34,13 +35,14 @@ RESULTS = (  # what an archive may hold
 )
 IS_RESULT = re.compile('|'.join(f'(?:{pattern})' for pattern in RESULTS))
 # Left out one after the other where all is too much.
-DISPENSABLE = (r'.*/logs/.*', r'logs/.*', rf'.*/(?:{"|".join(map(re.escape, ANALYSIS_FILES))})')
+DISPENSABLE = (r'.*/logs/.*', r'logs/.*')
 
 
 def results(folder: Path) -> dict[str, Path]:
     """The result files of a harvest's folder by their names below it; of trainings those that are finished."""
     found = {}
-    for path in sorted(folder.rglob('*')):
+    # Path.rglob raises where a training that runs removes a checkpoint meanwhile.
+    for path in sorted(Path(parent, file) for parent, _, files in os.walk(folder) for file in files):
         name = path.relative_to(folder).as_posix()
         if IS_RESULT.fullmatch(name) and path.is_file() and not path.is_symlink():
             of_training = path.name in TRAINING_FILES and '-seed' in path.parent.name
@@ -78,9 +80,23 @@ def pack(folder: Path, archive: Path, most: int = MOST_BYTES) -> list[str]:
         raise UserError(
             f'{archive}: would have {len(data):,} bytes, {most:,} are the most: merge what it has, and begin another'
         )
-    archive.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(archive, data)
     return left
+
+
+def lacking(folder: Path, archive: Path) -> list[str]:
+    """The results in an archive that a harvest's folder lacks.
+
+    Raises:
+        UserError: It is no archive.
+    """
+    try:
+        with tarfile.open(archive) as tar:
+            names = tar.getnames()
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise UserError(f"{archive}: can't read the archive: {os_reason(error)}") from None
+    there = results(folder)
+    return [name for name in names if not name.endswith('.log') and name not in there]
 
 
 def _packed(files: dict[str, Path]) -> bytes:

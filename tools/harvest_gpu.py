@@ -5,6 +5,8 @@ python tools/harvest_gpu.py --data-dir DIR --budget 12m --output OUT            
 python tools/harvest_gpu.py --data-dir DIR --budget 12m --output OUT --archive FILE   goes on elsewhere
 python tools/merge_harvest.py OUT/harvest.tar.gz                                      into docs/results
 
+Where nothing is installed and torch is there: PYTHONPATH=. python3 tools/harvest_gpu.py …
+
 The steps of the plan (tools/harvest.yaml) are done in their order. Each result goes into OUT/harvest.tar.gz as soon as
 it is there: result files, answers for each image and the ends of logs in at most 14 MiB, no weights. What is done is
 not done again; what failed is tried again after all else. The command ends by itself 20 seconds before the budget does.
@@ -27,9 +29,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harvest_archive import STATE, pack, results, studies, unpack
+from harvest_archive import STATE, lacking, pack, results, studies, unpack
 
 from imagenette_zoo.config.hparams import read_yaml
+from imagenette_zoo.data.locate import find_root
 from imagenette_zoo.errors import UserError
 from imagenette_zoo.study.plan import find_study
 from imagenette_zoo.study.process import start_process
@@ -37,7 +40,7 @@ from imagenette_zoo.study.records import read_record
 from imagenette_zoo.utils.console import duration
 from imagenette_zoo.utils.distributed import choose_device
 from imagenette_zoo.utils.environment import hardware, versions
-from imagenette_zoo.utils.files import ProcessLock, whole_folder, write_json
+from imagenette_zoo.utils.files import ProcessLock, whole_folder, write_errors, write_json
 from imagenette_zoo.utils.reading import from_json, of_kind, read_errors, read_json
 from imagenette_zoo.utils.signals import sigterm_interrupts
 
@@ -100,6 +103,13 @@ class Harvest:
         self.archive = args.output.absolute() / ARCHIVE
         self.device = choose_device(args.device)
         self.packed: Any = None
+        if args.data_dir:
+            find_root(args.data_dir)
+        if args.timm_dir and not (args.timm_dir / 'timm' / 'version.py').is_file():
+            raise UserError(f'--timm-dir {args.timm_dir}: is no checkout of timm')
+        for folder in (self.archive.parent, self.work.parent):
+            with write_errors(folder):
+                folder.mkdir(parents=True, exist_ok=True)
 
     def run(self) -> int:
         """Does what there is time for."""
@@ -125,13 +135,16 @@ class Harvest:
     def _take_up(self) -> None:
         """Makes the working folder, from an archive where there is one and no folder yet."""
         given = self.args.archive or self.archive
-        if self.work.exists():
-            if self.args.archive:
-                self._say(f'goes on with {self.work}; to take up {given} instead, remove that')
-        elif self.args.archive or given.exists():
+        if not self.work.exists() and (self.args.archive or given.exists()):
             self._say(f'goes on with {given}')
             with whole_folder(self.work) as folder:
                 unpack(given, folder)
+        for archive in {given, self.archive}:  # which the folder's results will replace
+            if archive.exists() and (missing := lacking(self.work, archive)):
+                raise UserError(
+                    f'{self.work}: lacks {len(missing)} results of {archive}, as {missing[0]}: remove that folder to '
+                    f'go on from the archive, or give another --output and no --archive'
+                )
         self.work.mkdir(parents=True, exist_ok=True)
 
     def _read_state(self) -> None:
@@ -163,6 +176,8 @@ class Harvest:
             known['seconds'] += round(time.monotonic() - start, 1)
             if code == 0:
                 self._note(step, 'done', f'done after {duration(known["seconds"])}')
+            elif code is None and not step.study and step.most <= room:  # it would take as long again
+                self._note(step, 'failed', f'FAILED: had not ended after {step.most:.0f} s')
             elif code is None:
                 self._note(step, 'left', 'its time is over: what is finished is kept')
             else:

@@ -22,7 +22,7 @@ from harvest_archive import STATE, STUDY_FILES, TRAINING_FILES, studies, unpack
 
 from imagenette_zoo.errors import UserError
 from imagenette_zoo.study.plan import read_study
-from imagenette_zoo.study.records import as_run, study_records
+from imagenette_zoo.study.records import STEP_TIMES, as_run, study_records
 from imagenette_zoo.utils.files import write_atomic
 from imagenette_zoo.utils.reading import read_errors, read_json
 
@@ -61,21 +61,35 @@ def merge(harvest: Path, docs: Path) -> list[str]:
             continue
         names.append(name)
         target = docs / 'results' / name
+        if (docs / f'{name}.md').exists() and not (target / 'study.yaml').exists():
+            raise UserError(f'{docs / name}.md: is no page of a study, so a step cannot have this name')
         files |= {target / file: folder / file for file in STUDY_FILES if (folder / file).is_file()}
         for record in records:
             training = record.folder.name
             own = {target / training / file: record.folder / file for file in TRAINING_FILES}
-            for there, file in own.items():
-                if there.exists() and there.read_bytes() != file.read_bytes():  # else the better of two could be kept
-                    raise UserError(f'{there.parent}: has another training already: remove one of the two')
+            for there, file in own.items():  # else the better of two could be kept
+                _check_same(there, file)
             files |= own
+        _check_same(target / STEP_TIMES, folder / STEP_TIMES)
     files |= {_unused(docs / 'results' / 'speed', file): file for file in sorted(harvest.glob('*/speed/*.json'))}
-    files |= {docs / 'results' / 'harvest' / name: harvest / name for name in _told(harvest)}
+    told = docs / 'results' / 'harvest'
+    files |= {told / name: harvest / name for name in _told(harvest)}
+    if (told / STATE).exists():
+        with read_errors(told / STATE, 'the state of a harvest'):
+            before, now = (list(read_json(place / STATE)['visits']) for place in (told, harvest))
+        if now[: len(before)] != before:
+            raise UserError(f'{told}: has visits that the archive lacks: merge a newer one, or move that folder away')
     for there, file in files.items():
         there.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(there, file.read_bytes())
         print(there)
     return names
+
+
+def _check_same(there: Path, file: Path) -> None:
+    """Raises `UserError` where a result would be replaced by another."""
+    if there.exists() and file.exists() and there.read_bytes() != file.read_bytes():
+        raise UserError(f'{there}: is another already: remove one of the two')
 
 
 def _unused(folder: Path, file: Path) -> Path:

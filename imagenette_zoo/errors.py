@@ -41,6 +41,9 @@ class UserErrors(UserError):
     def __init__(self, errors: Iterable[UserError]) -> None:
         Exception.__init__(self, '\n'.join(line for error in errors for line in error.lines))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return UserErrors, (list(map(UserError, self.lines)),)
+
 
 class Mistakes:
     """Collects errors, so that all the mistakes of a file are said at once.

@@ -61,8 +61,12 @@ def _no_warm_up_left(now: Values, then: Values) -> bool:
     return warms_up and now['warmup_epochs'] >= now['epochs']
 
 
+def _channels(now: Values) -> int:
+    return now['in_chans'] or (now['input_size'] or (3,))[0]
+
+
 def _other_channels(now: Values, then: Values) -> bool:
-    return (now['in_chans'] or (now['input_size'] or (3,))[0]) != 3
+    return _channels(now) != 3
 
 
 def _no_colour(name: str, now: Values, then: Values) -> Any:
@@ -99,12 +103,15 @@ PARTS = (
     Part(('lr_base_scale',), ('lr',), _is_given('lr_base_scale')),
     Part(('pretrained',), ('initial_checkpoint',), _is_given('pretrained')),
     Part(('initial_checkpoint',), ('pretrained',), _is_given('initial_checkpoint')),
-    Part(('loss',), ('bce_loss', 'smoothing'), _is_given('loss')),
-    Part(('bce_loss',), ('loss',), _is_given('bce_loss')),
+    Part(('loss',), ('bce_loss', 'smoothing', 'class_weights'), _is_given('loss')),
+    Part(('bce_loss',), ('loss', 'class_weights'), _is_given('bce_loss')),
+    Part(('class_weights',), ('loss', 'bce_loss', 'balanced'), _is_given('class_weights')),
+    Part(('balanced',), ('class_weights',), _is_given('balanced')),
     Part(('cutmix',), ('cutmix_minmax',), _is_given('cutmix')),
     Part(('resume',), ('overwrite',), _is_given('resume')),
     Part(('overwrite',), ('resume',), _is_given('overwrite')),
     Part(('dataset',), ('data_dir',), _other_images),
+    Part(('data_dir',), ('dataset',), lambda now, then: now['dataset'] == 'synthette' and now['data_dir']),
     # What belongs to one optimizer, or to one schedule.
     Part(('opt',), ('opt_kwargs', 'opt_betas', 'opt_eps'), _differs('opt')),
     Part(
@@ -114,11 +121,18 @@ PARTS = (
     ),
     # What is for three channels alone.
     Part(('in_chans', 'input_size'), ('color_jitter', 'grayscale_prob', 'aa'), _other_channels, _no_colour),
+    Part(('in_chans', 'input_size'), ('mean', 'std'), lambda now, then: _channels(now) != _channels(then)),
     # What is nothing by itself.
     Part(('sched',), ('sched_on_updates',), lambda now, then: now['sched'] == 'plateau'),
     Part(('model_ema',), ('model_ema_warmup', 'model_ema_force_cpu'), lambda now, then: not now['model_ema']),
     Part(('kd_model_name',), TEACHING, lambda now, then: now['kd_model_name'] is None, moot=True),
     Part(('torchcompile',), ('torchcompile_mode',), lambda now, then: now['torchcompile'] in (None, 'none')),
+    Part(
+        ('grad_accum_steps',),
+        ('torchcompile_mode',),
+        lambda now, then: now['grad_accum_steps'] > 1
+        and now['torchcompile_mode'] in ('reduce-overhead', 'max-autotune'),
+    ),
     Part(('train_img_sizes',), SIZES, lambda now, then: now['train_img_sizes'] is None),
     Part(
         ('train_img_sizes',),

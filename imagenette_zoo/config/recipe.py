@@ -3,8 +3,9 @@ has, and `Recipe`, which is all of them.
 
 Where an option exists in timm's `train.py` it has that script's name, meaning and default, so that a recipe in
 `hparams/` drives both. Our own are `label_noise`, `class_weights`, `balanced`, `stop_at`, `patience`, `retry`, `loss`,
-`batch_transform`, `loader`, `overwrite`, `nan`, `nan_limit`, `cuda_graph`, `log_swaps`, `log_tensorboard`,
-`shift_consistency` and the values `dataset: synthette`, `device: auto`.
+`batch_transform`, `loader`, `max_megapixels`, `overwrite`, `nan`, `nan_limit`, `cuda_graph`, `log_swaps`,
+`log_tensorboard`, `log_trackio`, `log_mlflow` and the values `dataset: synthette`, `device: auto`. The two of timm's
+newest schedules, `lr_decay_fn` and `lr_stable_timescale`, are no flags of its script.
 """
 
 from __future__ import annotations
@@ -161,7 +162,7 @@ class LearningRateOptions(Options):
         super().check()
         if list(self.decay_milestones) != sorted(set(self.decay_milestones)):
             raise UserError('--decay-milestones must increase')
-        if self.lr_noise is not None and len(self.lr_noise) > 2:
+        if self.lr_noise is not None and not 1 <= len(self.lr_noise) <= 2:
             raise UserError('--lr-noise takes one value or two')
 
 

@@ -17,6 +17,8 @@ import torch
 from torch import nn
 
 from ..errors import UserError, first_line
+from ..utils.memory import is_out_of_memory
+from ..utils.seeding import cpu_states
 from .own import is_own
 
 if TYPE_CHECKING:
@@ -106,7 +108,8 @@ class GraphedStep:
     def warm_up(self, images: torch.Tensor, targets: torch.Tensor) -> Iterator[None]:
         """Surrounds an eager forward and backward pass over a whole batch.
 
-        The last of them is watched: a step that waits for the GPU can't be recorded.
+        The last of them is watched: a step that waits for the GPU can't be recorded. One that draws on the CPU would
+        have the same draw in each replay.
         """
         shapes = images.shape, targets.shape
         self._done[shapes] += 1
@@ -115,14 +118,20 @@ class GraphedStep:
             return
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter('always')
+            drawn = cpu_states()
             torch.cuda.set_sync_debug_mode('warn')
             try:
                 yield
             finally:
                 torch.cuda.set_sync_debug_mode('default')
         if any('synchronizing CUDA operation' in str(warning.message) for warning in caught):
-            self.off = True
-            self.log('cuda-graph auto: off (a step of this model or loss waits for the GPU)')
+            self._leave_out('waits for the GPU')
+        elif cpu_states() != drawn:
+            self._leave_out('draws random numbers on the CPU')
+
+    def _leave_out(self, why: str) -> None:
+        self.off = True
+        self.log(f'cuda-graph auto: off (a step of this model or loss {why})')
 
     def replay(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor | None:
         """Replays the step and returns the batch's loss, detached; None where the step has to be eager.
@@ -165,9 +174,9 @@ class GraphedStep:
                 if self.updates:
                     _set_rates(self.optimizer, recorded.rates)
                     self.optimizer.step()
-        except torch.OutOfMemoryError:
-            raise
         except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
             reason = first_line(error)
             raise UserError(f'this step cannot be recorded ({reason}): give --cuda-graph none') from error
         finally:

@@ -25,6 +25,7 @@ from ..models.factory import autocast, compiled, to_device
 from ..models.own import own_function
 from ..utils.distributed import World
 from ..utils.modules import is_reference
+from ..utils.seeding import seed_everything
 from .cuda_graph import GraphedStep, why_not_graphed
 from .distillation import Teacher, check_teacher, distillation_task
 from .loss import loss_function
@@ -346,6 +347,8 @@ class Learner:
         skips = recipe.nan == 'skip'
         if scaler is None and skips and not self._gradients_are_finite():
             return False
+        if self.world.size > 1:  # an optimizer that draws is to draw the same in all processes
+            seed_everything(recipe.seed, 'update', self.updates)
         before = scaler.get_scale() if scaler is not None and skips else 0.0
         if recipe.clip_grad is not None:
             if scaler is not None:

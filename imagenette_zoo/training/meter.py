@@ -16,6 +16,8 @@ __all__ = ['Meter', 'Position', 'check_finite']
 
 NEVER = 2**31 - 1
 
+SKIP = '--nan skip leaves such steps out. '
+
 
 @dataclass
 class Position:
@@ -95,7 +97,7 @@ class Meter:
             step = first if here else self._step - 1
             epoch = f'epoch {self.epoch + 1}'
             where = f'step {step + 1} of {epoch}' if here else f'{epoch}, in another process'
-            raise _not_finite(f'the loss became infinite or NaN in {where}', self._rates[step - self._first_step])
+            raise _not_finite(f'the loss became infinite or NaN in {where}', self._rates[step - self._first_step], SKIP)
 
     def flush(self, learner: Learner) -> None:
         """Waits for the device and brings the position up to date: a run that is saved now can go on from it.
@@ -105,7 +107,7 @@ class Meter:
         """
         self.check()
         if self.stops and not learner.is_finite():
-            raise _not_finite(f'weights became infinite or NaN in epoch {self.epoch + 1}', learner.lr)
+            raise _not_finite(f'weights became infinite or NaN in epoch {self.epoch + 1}', learner.lr, SKIP)
         position = self.position
         position.sums = self.world.gather(self._sums).tolist()
         position.step, position.images, position.skipped = self._step, self.images, self.skipped
@@ -122,8 +124,8 @@ def check_finite(loss: float, epoch: int, lr: float) -> None:
         raise _not_finite(f'the loss became infinite or NaN in the validation of epoch {epoch + 1}', lr)
 
 
-def _not_finite(what: str, lr: float) -> UserError:
+def _not_finite(what: str, lr: float, more: str = '') -> UserError:
     return UserError(
-        f'{what} at learning rate {lr:.3g}. Lower --lr, lengthen the warm-up, set --clip-grad, or skip such steps with '
-        f'--nan skip. The last good checkpoint stays.'
+        f'{what} at learning rate {lr:.3g}. Lower --lr, lengthen the warm-up, or set --clip-grad. {more}The last good '
+        f'checkpoint stays.'
     )

@@ -24,6 +24,7 @@ from ..utils import environment
 from ..utils.console import Console
 from ..utils.distributed import World
 from ..utils.files import file_stem, unused
+from ..utils.memory import is_out_of_memory
 from ..utils.seeding import seed_everything
 from .compilation import resolve
 from .distillation import load_teacher
@@ -125,10 +126,12 @@ def prepare(recipe: Recipe, folder: RunFolder, state: bytes | None, world: World
     """
     world.broadcast(lambda: check_trackers(recipe))
     check_parts(recipe)
+    if world.size > 1:  # what the first unpacks or downloads the others find
+        world.broadcast(lambda: pipeline.load_images(recipe, world) and None)
     train_images, val_images = pipeline.load_images(recipe, world)
     recipe = _for_data(recipe, train_images, world, console)
     if state is not None:
-        check_resumable(recipe, folder)
+        world.broadcast(lambda: check_resumable(recipe, folder))
     if shared := len(set(train_images.paths) & set(val_images.paths)):
         console.line(f'note: {shared:,} of the {len(val_images):,} validation images are training images, too')
     if len(train_images.classes) == 1:
@@ -196,6 +199,8 @@ def _compile(recipe: Recipe, learner: Learner, config: dict[str, Any], console: 
             shown = f'{rates["compiled"]:.0f} images/s, without it at least {rates["eager"]:.0f}'
             console.line(f'--torchcompile makes steps slower here: {shown}; leave it out')
     except (torch._dynamo.exc.TorchDynamoException, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         reason = first_line(error)
         if recipe.torchcompile != 'auto' or learner.world.size > 1:
             raise UserError(f'--torchcompile {recipe.torchcompile}: {reason}') from error
@@ -313,8 +318,7 @@ def _way_on(recipe: Recipe, folder: RunFolder) -> str:
     started = folder.recipe()
     words = ['-c', folder['args.yaml'], '--experiment', f'{folder.path.name}-{recipe.epochs}']
     words += ['--initial-checkpoint', folder['last'], '--epochs', recipe.epochs - started.epochs, '--warmup-epochs', 0]
-    own = [folder['code'] / name if name.endswith('.py') else name for name in folder.code()]
-    words += ['--device-modules', *own] if own else []
+    words += folder.code_flags()
     return f'train on from its weights: imagenette-zoo train {shlex.join(map(str, words))}'
 
 
@@ -360,6 +364,8 @@ def _resume(run: Run, data: bytes, console: Console) -> None:
             console.line(f'note: the weights will differ from those of an uninterrupted run: {"; ".join(changes)}')
         run.saved = run.progress
     except (LookupError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+        if is_out_of_memory(error):
+            raise
         reason = first_line(error)
         raise UserError(f'{run.folder["state.pt"]}: not the state of this run ({reason})') from None
 

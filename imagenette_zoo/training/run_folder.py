@@ -26,10 +26,11 @@ import yaml
 
 from ..config.hparams import read_yaml
 from ..config.recipe import Recipe
-from ..errors import UserError, first_line
+from ..errors import UserError, first_line, os_reason
 from ..models.model_folder import check_zip, link_model_folder, save_model_folder
 from ..models.own import NOTEBOOK, code_of
 from ..utils.files import ProcessLock, to_json, unused, write_atomic, write_errors, write_json
+from ..utils.memory import is_out_of_memory
 from ..utils.modules import imported_modules
 from ..utils.reading import open_regular, read_errors, read_json
 
@@ -152,6 +153,7 @@ class RunFolder:
             UserError: Another process writes here, or it can't be written.
         """
         text = _as_yaml(recipe)  # first: an option that can't be written is not to cost an earlier run
+        code = _read_code(recipe.model)  # which may be the copies in the folder
         with write_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             while self.own_name:  # runs that start in the same second
@@ -171,7 +173,7 @@ class RunFolder:
             for name in OWN_FOLDERS:
                 if name not in KEPT_FOLDERS and self[name].is_dir():
                     shutil.rmtree(self[name])
-        self._keep_code(recipe.model)
+        self._keep_code(recipe.model, code)
         write_atomic(self['args.yaml'], text)
 
     def lengthen(self, recipe: Recipe) -> None:
@@ -186,18 +188,22 @@ class RunFolder:
                 self[name].unlink(missing_ok=True)
         write_atomic(self['args.yaml'], text)
 
-    def _keep_code(self, model: str) -> None:
+    def _keep_code(self, model: str, files: Mapping[str, bytes]) -> None:
         """Writes `code/`: a copy of each file of the user's own, and `modules.json` with the hash of each module."""
         hashes = code_of(model)
         if not hashes:
             return
         with write_errors(self.path):
             self['code'].mkdir(exist_ok=True)
-        for module in imported_modules().values():
-            if module.file is not None:
-                with write_errors(self['code']):
-                    write_atomic(self['code'] / module.file.name, module.file.read_bytes())
+        for name, data in files.items():
+            write_atomic(self['code'] / name, data)
         write_json(self['code'] / 'modules.json', hashes)
+
+    def code_flags(self) -> list[str]:
+        """The flags that import the run's code: the copies of its files, and modules by name."""
+        names = [name for name in self.code() if not name.startswith(NOTEBOOK)]
+        own = [str(self['code'] / name) if name.endswith('.py') else name for name in names]
+        return ['--device-modules', *own] if own else []
 
     def code(self) -> dict[str, str]:
         """The SHA-256 of each module of the user's own that the run was started with, by file or name.
@@ -269,9 +275,9 @@ class RunFolder:
         Raises:
             UserError: It is torn, or a bit of it is another.
         """
+        archive, comment = memoryview(data)[: -COMMENT - len(NO_COMMENT)], data[-COMMENT:]
+        checked = comment.startswith(CHECKSUM)
         try:
-            archive, comment = memoryview(data)[: -COMMENT - len(NO_COMMENT)], data[-COMMENT:]
-            checked = comment.startswith(CHECKSUM)
             if checked and comment != _checksum(archive, NO_COMMENT):
                 raise ValueError('its checksum is another')
             check_zip(io.BytesIO(data))
@@ -282,6 +288,8 @@ class RunFolder:
                 raise ValueError('its checksum is missing')
             return state
         except Exception as error:  # torch reports a damaged file in many ways
+            if checked and is_out_of_memory(error):
+                raise
             raise self._damaged(first_line(error)[:80]) from None
 
     def _damaged(self, reason: str) -> UserError:
@@ -294,7 +302,7 @@ class RunFolder:
     def again(self) -> str:
         """The command that starts the run again."""
         path = Path(os.path.abspath(self.path))
-        place = ['--output', str(path.parent), '--experiment', path.name]
+        place = ['--output', str(path.parent), '--experiment', path.name, *RunFolder(path).code_flags()]
         return shlex.join(['imagenette-zoo', 'train', '-c', str(path / 'args.yaml'), *place, '--overwrite'])
 
     def save_metrics(self, history: list[dict[str, Any]]) -> None:
@@ -347,6 +355,15 @@ def _checksum(*parts: bytes | memoryview) -> bytes:
     for part in parts:
         digest.update(part)
     return CHECKSUM + digest.hexdigest().encode()
+
+
+def _read_code(model: str) -> dict[str, bytes]:
+    """The files of the user's own code, by name; none where the model and the recipe need none."""
+    files = [module.file for module in imported_modules().values() if module.file is not None] if code_of(model) else []
+    try:
+        return {file.name: file.read_bytes() for file in files}
+    except OSError as error:
+        raise UserError(f"{error.filename}: can't read: {os_reason(error)}") from None
 
 
 def _as_yaml(recipe: Recipe) -> bytes:

@@ -86,7 +86,7 @@ def _recipe(recipe: Recipe | str | Path | None, options: dict[str, Any]) -> Reci
         options = {**options, 'model': name_model(options['model'])}
     if isinstance(recipe, Recipe):
         return recipe.replace(**options)
-    if recipe is None and 'resume' in options:
+    if recipe is None and options.get('resume'):
         run = resumed_run(options['resume'], options.get('output', Recipe.output), options.get('experiment'))
         file = run / 'args.yaml'
         if os.path.isfile(file):  # all of it holds, also what would give way to an option
@@ -251,7 +251,10 @@ def _continuation(run: Run) -> str:
     if in_ipython():
         return f'Continue with: imagenette_zoo.train(resume={str(path)!r})'
     program = 'python train.py' if Path(sys.argv[0]).name == 'train.py' else 'imagenette-zoo train'
-    return f'Continue with: {program} --resume {shlex.quote(str(path))}'
+    flags = shlex.join(['--resume', str(path), *run.folder.code_flags()])
+    if run.learner.world.size > 1:
+        return f'Continue with the same command and {flags}'
+    return f'Continue with: {program} {flags}'
 
 
 def _epoch(epoch: int, run: Run, stop: StopSignals, model_config: dict[str, Any], console: Console) -> None:

@@ -104,9 +104,8 @@ def choose_device(name: str) -> torch.device:
     """
     if name == 'auto':
         name = 'cuda' if torch.cuda.is_available() else 'cpu'
-    alone = 'SLURM_STEP_ID' in os.environ and torch.cuda.device_count() == 1  # by --gpus-per-task: each sees its own
-    if name == 'cuda' and 'LOCAL_RANK' in os.environ and not alone:
-        name = f'cuda:{os.environ["LOCAL_RANK"]}'
+    if name == 'cuda' and 'LOCAL_RANK' in os.environ:
+        name = f'cuda:{_own_gpu()}'
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
@@ -116,6 +115,12 @@ def choose_device(name: str) -> torch.device:
     if device.type == 'cuda':  # unlike timm's scripts without cuDNN's trials, which take 17 s or more a shape
         torch.backends.cuda.matmul.allow_tf32 = True
     return device
+
+
+def _own_gpu() -> int:
+    """Which of the GPUs that this process sees is its own."""
+    alone = 'SLURM_STEP_ID' in os.environ and torch.cuda.device_count() == 1  # by --gpus-per-task: each sees its own
+    return 0 if alone else int(os.environ['LOCAL_RANK'])
 
 
 def join(device_name: str) -> World:

@@ -163,7 +163,10 @@ def whole_folder(target: Path) -> Iterator[Path]:
         ) from error
     try:
         yield temporary
+        if hasattr(os, 'sync'):
+            os.sync()  # else after a power cut it might be there with empty files
         _rename(temporary, target)
+        sync(target.parent)
     except OSError as error:
         raise UserError(
             f'cannot fill {target}: {os_reason(error)}; make room there or set IMAGENETTE_ZOO_CACHE to another folder',

@@ -8,11 +8,12 @@ import hashlib
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 
-__all__ = ['restore_generators', 'seed_everything', 'stream_seed']
+__all__ = ['cpu_states', 'restore_generators', 'seed_everything', 'stream_seed']
 
 
 def stream_seed(*parts: int | str) -> int:
@@ -32,6 +33,12 @@ def seed_everything(*parts: int | str) -> None:
         torch.cuda.manual_seed_all(seed % 2**63)
     if torch.backends.mps.is_available():
         torch.mps.manual_seed(seed % 2**63)
+
+
+def cpu_states() -> tuple[Any, ...]:
+    """The states of Python's, NumPy's and torch's generators on the CPU, to be compared."""
+    numpy, torchs = np.random.get_state(legacy=False)['state'], torch.default_generator.get_state().numpy()
+    return random.getstate(), numpy['key'].tobytes(), numpy['pos'], torchs.tobytes()
 
 
 @contextmanager

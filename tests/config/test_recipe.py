@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -20,7 +21,7 @@ from imagenette_zoo.config.hparams import find_recipe, recipe_names
 from imagenette_zoo.config.names import timm_optimizer
 from imagenette_zoo.config.recipe import Recipe
 from imagenette_zoo.config.timm_options import OPTIONS
-from imagenette_zoo.errors import UserError, nearest
+from imagenette_zoo.errors import UserError, UserErrors, nearest
 from tools import timm_options
 
 REPOSITORY = Path(__file__).parents[2]
@@ -175,6 +176,7 @@ def test_a_wrong_flag_is_one_line(flags: list[str], message: str) -> None:
         ('- a\n- b', 'option: value'),
         ('a: [', "not valid YAML: expected the node content, but found '<stream end>'"),
         ('lr: [1, 2]', '--lr'),
+        ('lr_noise: []', '--lr-noise takes one value or two'),
         ('amp: "yes"', '--amp'),
         ('model: 5', '--model'),
         ('amp: 1', '--amp'),
@@ -342,3 +344,8 @@ def test_too_few_values_and_a_teaching_without_weight_are_said() -> None:
         Recipe(input_size=['48', '64'])
     with pytest.raises(UserError, match='--task-loss-weight 0 and --distill-loss-weight 0: nothing would teach'):
         Recipe(kd_model_name='x', task_loss_weight=0, distill_loss_weight=0)
+
+
+def test_several_errors_go_from_process_to_process() -> None:
+    errors = UserErrors([UserError('a: 1'), UserError('b: 2')])
+    assert pickle.loads(pickle.dumps(errors)).lines == errors.lines == ['a: 1', 'b: 2']

@@ -15,6 +15,7 @@ from imagenette_zoo.models import own
 from imagenette_zoo.models.factory import build_model, probe
 from imagenette_zoo.models.model_folder import load_folder
 from imagenette_zoo.training.result import read_result
+from imagenette_zoo.training.run_folder import RunFolder
 from imagenette_zoo.utils import modules
 from tests.conftest import forget_modules
 
@@ -242,7 +243,12 @@ def test_a_changed_file_does_not_continue_a_run(idea: Path, capsys: pytest.Captu
     assert f'--device-modules {run}/code/my_idea.py' in err
     forget_modules()
     assert main(['train', '--resume', str(run), '--import', f'{run}/code/my_idea.py']) == 0
+    folder = RunFolder(run)
+    assert folder.code_flags() == ['--device-modules', f'{run}/code/my_idea.py']
+    assert folder.again.endswith(f'--device-modules {run.absolute()}/code/my_idea.py --overwrite')
     assert main(['train', '--from', str(run), '--import', f'{run}/code/my_idea.py', '--experiment', 'again']) == 0
+    folder.start(folder.recipe().replace(overwrite=True))  # which removes the file that was imported
+    assert (run / 'code' / 'my_idea.py').read_text() == IDEA
 
 
 @pytest.mark.slow

@@ -3,10 +3,13 @@
 import copy
 import json
 import math
+import random
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import safetensors.torch
 import timm
@@ -26,6 +29,7 @@ from imagenette_zoo.training.trial import try_own
 from imagenette_zoo.utils import modules
 from imagenette_zoo.utils.distributed import World
 from imagenette_zoo.utils.modules import import_modules
+from imagenette_zoo.utils.seeding import cpu_states
 from tests.conftest import interrupted
 
 pytestmark = pytest.mark.slow
@@ -367,6 +371,25 @@ def test_the_standard_loss_takes_probabilities_of_a_transform(smoothing: float) 
     torch.testing.assert_close(learner.loss_fn(logits, targets), expected)
     binary = trained(0, batch_transform=idea('Soft'), smoothing=smoothing, bce_loss=True)
     torch.testing.assert_close(binary.loss_fn(logits, soft), binary.loss_fn(logits, targets))
+
+
+def test_an_optimizer_draws_the_same_in_all_processes() -> None:
+    drawn: list[float] = []
+    optimizer = SimpleNamespace(step=lambda: drawn.append(float(torch.rand(()))))
+    for size, rank, updates in ((2, 0, 3), (2, 1, 3), (2, 0, 4)):
+        torch.manual_seed(rank)  # as each process has its own stream in the step before
+        recipe, world = Recipe(model='resnet18'), World(torch.device('cpu'), rank, size)
+        parts = {'recipe': recipe, 'world': world, 'scaler': None, 'optimizer': optimizer, 'updates': updates}
+        assert Learner._update(SimpleNamespace(**parts))  # type: ignore[arg-type]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_a_draw_of_any_generator_on_the_cpu_is_seen() -> None:
+    for draw in (random.random, np.random.rand, lambda: torch.rand(())):
+        before = cpu_states()
+        assert cpu_states() == before
+        draw()
+        assert cpu_states() != before
 
 
 def test_a_transform_draws_by_seed_epoch_step_and_process() -> None:

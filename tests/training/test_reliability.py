@@ -535,6 +535,14 @@ def test_a_bit_of_a_state_that_changed_is_noticed(tmp_path: Path) -> None:
             folder.parse_state(bytes(changed_one))
 
 
+def test_full_memory_is_no_damaged_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = RunFolder(tmp_path)
+    folder.save_state({'learner': torch.zeros(3), 'environment': {}})
+    monkeypatch.setattr(torch, 'load', lambda *_, **__: bytearray(2**62))
+    with pytest.raises(MemoryError):
+        folder.parse_state((tmp_path / 'state.pt').read_bytes())
+
+
 def test_a_long_file_that_is_no_state_is_not_read(tmp_path: Path) -> None:
     with open(tmp_path / 'state.pt', 'wb') as file:
         file.truncate(2**37)  # nothing but holes, more than there is memory
@@ -759,16 +767,22 @@ def test_a_killed_worker_under_torchrun_is_started_again(
 @needs_linux
 def test_two_nodes_without_a_common_disk(two_processes: tuple[Callable[..., Recipe], Path], tmp_path: Path) -> None:
     make, whole = two_processes
-    nodes = []
-    port = free_port()
-    for rank in (0, 1):
-        folder = tmp_path / f'node{rank}'
-        folder.mkdir()
-        launcher = ['--nnodes=2', f'--node-rank={rank}', '--nproc-per-node=1', '--master-addr=127.0.0.1']
-        launcher += [f'--master-port={port}', f'--local-addr=127.0.0.{rank + 1}']
-        env = {'IMAGENETTE_ZOO_CACHE': str(folder / 'cache')}
-        nodes.append(torchrun(make(output=str(folder)), folder / 'r.yaml', *launcher, env=env))
-    outputs = finished(*nodes)
+
+    def outputs_of_both() -> list[str]:
+        nodes = []
+        port = free_port()
+        for rank in (0, 1):
+            folder = tmp_path / f'node{rank}'
+            folder.mkdir(exist_ok=True)
+            launcher = ['--nnodes=2', f'--node-rank={rank}', '--nproc-per-node=1', '--master-addr=127.0.0.1']
+            launcher += [f'--master-port={port}', f'--local-addr=127.0.0.{rank + 1}']
+            env = {'IMAGENETTE_ZOO_CACHE': str(folder / 'cache')}
+            nodes.append(torchrun(make(output=str(folder)), folder / 'r.yaml', *launcher, env=env))
+        return finished(*nodes)
+
+    outputs = outputs_of_both()
+    (tmp_path / 'node0' / 'whole' / 'result.json').unlink()
+    assert 'continued' in outputs_of_both()[0], 'only the first has the state'
     assert content(tmp_path / 'node0' / 'whole') == content(whole)
     assert not (tmp_path / 'node1' / 'whole').exists(), 'one writer'
     assert 'epoch  1 of 12' in outputs[0]

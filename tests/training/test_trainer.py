@@ -230,7 +230,7 @@ def test_a_recipes_batch_gives_way_to_few_images(
     result = train(file, resume='auto')
     assert result.recipe['batch_size'] == yaml.safe_load((result.folder / 'args.yaml').read_text())['batch_size'] == 24
     assert train(file, resume='auto').top1 == result.top1, 'it is finished'
-    given = train(file, batch_size=24, experiment='given', quiet=True)
+    given = train(file, batch_size=24, experiment='given', quiet=True, resume=None)
     assert same(weights(result.folder), weights(given.folder))
     with pytest.raises(UserError, match='was started with batch_size 24, not 16'):
         train(file, resume='auto', batch_size=16)

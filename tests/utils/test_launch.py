@@ -3,9 +3,10 @@
 import os
 
 import pytest
+import torch
 
 from imagenette_zoo.errors import UserError
-from imagenette_zoo.utils.distributed import join
+from imagenette_zoo.utils.distributed import choose_device, join
 from imagenette_zoo.utils.launch import _first_node, read_slurm
 
 OURS = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')
@@ -36,6 +37,21 @@ def test_processes_of_srun_are_ranked_and_meet_at_the_first_node(monkeypatch: py
     assert read(monkeypatch, {**JOB, **STEP})['MASTER_PORT'] == port, 'the same for all of a step'
     assert read(monkeypatch, {**JOB, **STEP, 'SLURM_STEP_ID': '3'})['MASTER_PORT'] != port, 'another for another step'
     assert read(monkeypatch, {**JOB, **STEP, **MEETING}).items() >= MEETING.items(), 'what the script says holds'
+
+
+@pytest.mark.parametrize(
+    ('variables', 'gpus', 'own'), [({}, 1, 1), (STEP, 1, 0), (STEP, 2, 1)], ids=['torchrun', 'a GPU a task', 'srun']
+)
+def test_which_gpu_is_a_process_own(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], gpus: int, own: int
+) -> None:
+    for name, value in {'LOCAL_RANK': '1', **variables}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: gpus)
+    made: list[object] = []
+    monkeypatch.setattr(torch, 'empty', lambda *size, device: made.append(device))
+    assert choose_device('cuda') == torch.device('cuda', own)
+    assert made == [torch.device('cuda', own)]
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def features_of(trained: TrainedModel, inputs: torch.Tensor) -> torch.Tensor:
     """
     model: Any = trained.model
     features = None
-    if hasattr(model, 'forward_features') and hasattr(model, 'forward_head'):
+    if factory.has_parts(model):
         features = model.forward_head(model.forward_features(inputs), pre_logits=True)
     if not isinstance(features, torch.Tensor):
         raise UserError(

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..errors import UserError, nearest
+from ..models.factory import has_parts
 
 __all__ = ['check_layer', 'grad_cam']
 
@@ -69,7 +70,7 @@ def grad_cam(
 
 def _last_map(model: Any, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The last feature map, and the logits that follow from it, differentiably."""
-    features = model.forward_features(images) if hasattr(model, 'forward_features') else images.new_empty(0)
+    features = model.forward_features(images) if has_parts(model) else images.new_empty(0)
     if not isinstance(features, torch.Tensor) or features.ndim != 4:  # some give a list
         raise UserError(
             f'Grad-CAM needs a feature map, and {type(model).__name__} has none at its end: name a layer by '

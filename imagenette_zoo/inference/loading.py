@@ -76,7 +76,7 @@ class TrainedModel:
     @cached_property
     def has_maps(self) -> bool:
         """Whether its last features are a map, which Grad-CAM needs."""
-        if not hasattr(self.model, 'forward_features'):
+        if not factory.has_parts(self.model):
             return False
         with torch.inference_mode():
             model: Any = self.model

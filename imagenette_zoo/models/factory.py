@@ -376,6 +376,11 @@ def compiled(model: nn.Module, options: ComputeOptions, shapes: int = 1) -> nn.M
     )
 
 
+def has_parts(model: nn.Module) -> bool:
+    """Whether a model has the two parts of timm's: one up to its last features, and what makes logits of them."""
+    return hasattr(model, 'forward_features') and hasattr(model, 'forward_head')
+
+
 def model_cost(model: nn.Module, input_size: tuple[int, int, int]) -> tuple[int, float | None]:
     """Counts a model's parameters and its convolutions' and matrix products' multiply-accumulates.
 

@@ -21,6 +21,7 @@ from imagenette_zoo.errors import UserError
 RECIPE = ROOT / 'hparams' / 'mbv2_mish.yaml'
 EPOCHS = 2  # the last is measured
 TIMMS_MISH = ['--model', 'mobilenetv2_100', '--model-kwargs', 'act_layer=mish']  # mbv2_mish_imagenette without our Mish
+FIRST_STEP = r'Train: 0 \[\s*0/|epoch 1 1/'  # timm's line, and ours
 CACHES = ('IMAGENETTE_ZOO_CACHE', 'TORCHINDUCTOR_CACHE_DIR', 'TRITON_CACHE_DIR')
 
 
@@ -76,6 +77,36 @@ def _training(args: argparse.Namespace) -> tuple[Callable[..., float], Callable[
         return row['train_images'] / row['train_seconds']
 
     return timms, ours, memory
+
+
+def start(args: argparse.Namespace) -> None:
+    """Seconds from the start of the process to the end of the first training step, of all images: of our script and
+    timm's, of ours also with nothing decoded or compiled, and of an earlier checkout of ours."""
+    number = iter(range(10**6))
+    model = args.models[0]
+
+    def seconds(script: Path, checkout: Path, *more: str, cold: bool = False, until: str = FIRST_STEP) -> float:
+        name = f'start{next(number)}'
+        words: list[Any] = [script, *_options(args, model, args.data_dir), *more, '--log-interval', '1']
+        words += ['--output', args.scratch, '--experiment', name]
+        caches = {variable: str(Path(args.scratch) / f'{name}-{variable}') for variable in CACHES} if cold else {}
+        return run_process(words, checkout, variables=caches, until=until)[1]
+
+    more = ['--device-modules', 'imagenette_zoo', '-j', str(args.workers)]
+    more += TIMMS_MISH if model == 'mbv2_mish_imagenette' else []
+    ours = {'ours': ROOT, **({'ours, earlier': args.earlier} if args.earlier else {})}
+    contestants = {'timm': lambda: seconds(args.timm_dir / 'train.py', args.timm_dir, *more)}
+    for name, root in ours.items():
+        # decodes, and compiles the kernels
+        seconds(root / 'train.py', root, '--epochs', '1', '--warmup-epochs', '0', until='')
+        contestants[name] = lambda root=root: seconds(root / 'train.py', root)
+        contestants[f'{name}, the first time'] = lambda root=root: seconds(root / 'train.py', root, cold=True)
+    series = in_turns(contestants, args.rounds)
+    pairs = [('timm', 'ours'), ('timm', 'ours, the first time')]
+    if args.earlier:
+        pairs += [('ours, earlier', 'ours'), ('ours, earlier, the first time', 'ours, the first time')]
+    ratios = {f'{one} / {other}': ratio(series, one, other) for one, other in pairs}
+    report(f'start-{model}', 'seconds', series, ratios, args)
 
 
 def busy(args: argparse.Namespace) -> None:

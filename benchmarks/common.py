@@ -114,6 +114,7 @@ def run_process(
     look: Callable[[float, float], bool] = lambda *_: False,
     variables: Mapping[str, str] | None = None,
     device: str = 'cpu',
+    until: str = '',
 ) -> tuple[str, float, float]:
     """Runs a Python script to its end, or until enough was seen of it.
 
@@ -124,6 +125,7 @@ def run_process(
             and its children are killed when it returns true.
         variables: Added to the environment.
         device: Whose memory is asked for.
+        until: The script and its children are killed once it has printed a line that has this pattern.
 
     Returns:
         Its output, its seconds, and the most memory, MiB, that it and its children had for themselves (not the files
@@ -136,8 +138,10 @@ def run_process(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, 'PYTHONPATH': path, **(variables or {})},
+        env={**os.environ, 'PYTHONPATH': path, 'PYTHONUNBUFFERED': '1', **(variables or {})},
     )
+    assert process.stdout is not None
+    lines: list[str] = []
     peak = 0.0
     enough = False
 
@@ -154,8 +158,8 @@ def run_process(
             family = _family(process.pid)
             if turn % 10 == 0:  # which costs a tenth of a second
                 peak = max(peak, _gpu_memory() if device == 'cuda' else sum(map(_own_memory, family)))
-            enough = look(time.perf_counter() - start, sum(map(_processor_time, family)))
-            if enough:
+            if look(time.perf_counter() - start, sum(map(_processor_time, family))):
+                enough = True
                 end()
                 return
             time.sleep(0.2)
@@ -163,13 +167,25 @@ def run_process(
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        output, _ = process.communicate()
+        for line in process.stdout:
+            lines.append(line)
+            if until and re.search(until, line):
+                enough = True
+                break
+        else:
+            process.wait()
+        elapsed = time.perf_counter() - start
     finally:
         end()  # Ctrl-C
         watcher.join()
+        process.stdout.close()
+        process.wait()
+    output = ''.join(lines)
+    if until and not enough:
+        raise SystemExit(f'{" ".join(map(str, words))}\n{output[-3000:]}\nended without a line that has {until!r}')
     if process.returncode and not enough:
         raise SystemExit(f'{" ".join(map(str, words))}\n{output[-3000:]}\nfailed with exit code {process.returncode}')
-    return output, time.perf_counter() - start, peak
+    return output, elapsed, peak
 
 
 def _family(pid: int) -> list[int]:

@@ -11,6 +11,7 @@ python benchmarks/run.py --only recorded --device cuda --data-dir DIR   steps as
 python benchmarks/run.py --only compiled --amp --data-dir DIR           compiled steps beside eager ones
 python benchmarks/run.py --only layout --img-size 224 --data-dir DIR    evaluation channels-last and not
 python benchmarks/run.py --only busy --timm-dir TIMM --data-dir DIR     training while other processes compete
+python benchmarks/run.py --only start --timm-dir TIMM --data-dir DIR    seconds to the first step of a training
 python benchmarks/run.py --only batchnorm --device cpu --data-dir DIR   BatchNorm: images/s, and how far from float64
 
 TIMM is a checkout of timm, DIR a folder with train/ and val/.
@@ -34,6 +35,7 @@ from imagenette_zoo.data.locate import find_root
 from imagenette_zoo.errors import UserError
 from imagenette_zoo.utils.environment import available_cores
 from imagenette_zoo.utils.memory import keep_freed_memory
+from imagenette_zoo.utils.signals import sigterm_interrupts
 
 BENCHMARKS = {
     'machine': in_process.machine,
@@ -49,6 +51,7 @@ BENCHMARKS = {
     'export': export.export,
     'ablation': against_timm.ablation,
     'train': against_timm.train,
+    'start': against_timm.start,
     'busy': against_timm.busy,
     'validate': against_timm.validate,
     'accuracy': against_timm.accuracy,
@@ -56,8 +59,10 @@ BENCHMARKS = {
     'distillation': against_timm.distillation,
 }
 # long, or of one device, or in need of the extra [onnx]
-NOT_ALL = ('accuracy', 'batchnorm', 'busy', 'distillation', 'loaders', 'export', 'recorded', 'compiled', 'layout')
-NEED_TIMM = {'train', 'busy', 'validate', 'accuracy', 'distillation'}
+NOT_ALL = {
+    'accuracy', 'batchnorm', 'busy', 'distillation', 'loaders', 'export', 'recorded', 'compiled', 'layout', 'start',
+}  # fmt: skip
+NEED_TIMM = {'train', 'busy', 'start', 'validate', 'accuracy', 'distillation'}
 
 
 def main() -> None:
@@ -70,6 +75,7 @@ def main() -> None:
     parser.add_argument('--rounds', type=int, default=3)
     parser.add_argument('--models', nargs='+', default=['mbv2_mish_imagenette', 'resnet50', 'mbv2_imagenette'])
     parser.add_argument('--competitors', type=int, nargs='+', default=[0, 2], help='for busy: processes')
+    parser.add_argument('--earlier', type=Path, metavar='DIR', help='for start: another checkout of this repository')
     parser.add_argument('--timm-compiled', action='store_true', help='train: also with --torchcompile')
     parser.add_argument('--img-size', type=int, default=128)
     parser.add_argument('--batch-size', type=int, default=64)
@@ -97,7 +103,8 @@ def main() -> None:
     if args.timm_dir is None and (missing := [name for name in args.only if name in need_timm]):
         parser.error(f'{", ".join(missing)}: give --timm-dir, a checkout of timm')
     if args.timm_dir is not None and not (args.timm_dir / 'timm' / 'version.py').is_file():
-        parser.error(f'--timm-dir {args.timm_dir}: is no checkout of timm: git clone https://github.com/huggingface/pytorch-image-models')
+        repository = 'https://github.com/huggingface/pytorch-image-models'
+        parser.error(f'--timm-dir {args.timm_dir}: is no checkout of timm: git clone {repository}')
     args.files = {}  # what this run has written, by benchmark
     args.load_before = os.getloadavg()
     print(f'{torch.get_num_threads()} threads, load {args.load_before[0]:.2f}', flush=True)
@@ -114,9 +121,10 @@ def main() -> None:
 
 if __name__ == '__main__':
     try:
-        main()
+        with sigterm_interrupts():
+            main()
     except UserError as error:
         print(f'error: {error}', file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except KeyboardInterrupt as request:
+        sys.exit(getattr(request, 'exit_code', 130))

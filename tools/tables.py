@@ -19,6 +19,7 @@ from imagenette_zoo.config.zoo_models import MODELS
 from imagenette_zoo.errors import UserError
 from imagenette_zoo.report.section import mean_text, stat_of
 from imagenette_zoo.study.baselines import read_baselines
+from imagenette_zoo.study.metrics import METRICS, TO_AN_ACCURACY
 from imagenette_zoo.study.plan import read_study
 from imagenette_zoo.study.records import as_run, by_run, study_records
 
@@ -192,6 +193,10 @@ def tables() -> dict[str, str]:
         'headlines': _table(('', 'ours', 'to compare'), _headlines()),
         'times-as-fast': _table(("times as fast as timm's", *PLACES), _times_as_fast()),
         'ablation': _table(('', 'images/s', 'page faults a step', *(f'{name}, ms' for name in OPERATORS)), _ablation()),
+        'metrics': _table(
+            ('metric', 'meaning'),
+            ([f'`{name}`', metric.meaning] for name, metric in {**METRICS, **TO_AN_ACCURACY}.items()),
+        ),
         'busy': _table(('images/s', *(f'{others} competing' for others in COMPETING)), _busy()),
         'to-80': _table(('', 'ours', 'timm', 'ratio', 'file'), _to_80()),
         'export': _table(('', *ways, 'file'), _export(ways)),
@@ -355,11 +360,13 @@ STUDY = {  # top-1 of its modified MobileNetV2 and of its raw ResNet-50, %
 def headline(folder: Path) -> str:
     """Top-1 by class: the study's, and that of the seeds of its two models in the folder of a study."""
     study = as_run(read_study(folder / 'study.yaml'), folder)
-    runs = by_run(study_records(study, folder)).values()
+    trained = by_run(study_records(study, folder))
+    runs = [trained.get(name, []) for name in study.runs]
     rows = []
     for name, theirs in STUDY.items():
         ours = [[each.result.top1 if name == 'all' else each.result.per_class[name] for each in run] for run in runs]
-        rows.append([name, *(f'{top1:.1f}' for top1 in theirs), *(mean_text(stat_of(each), 'top1') for each in ours)])
+        means = [mean_text(stat_of(each), 'top1') if each else '' for each in ours]
+        rows.append([name, *(f'{top1:.1f}' for top1 in theirs), *means])
     return _table(HEADLINE, rows)
 
 

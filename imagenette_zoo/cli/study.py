@@ -177,11 +177,13 @@ def _study_starts(args: argparse.Namespace) -> str:
     study = read_study(file, look_up=not begun and not given_flags(args, CodeOptions))
     if args.seed is not None:
         return f'study: {headed(study.title)} {args.only[0]} with seed {args.seed}{LOADING}'
-    return f'study: {headed(study.title)} {_size(len(study.runs), len(study.seeds))}{LOADING}'
+    return f'study: {headed(study.title)} {_size(study, args.until_decided)}{LOADING}'
 
 
-def _size(runs: int, seeds: int) -> str:
-    return f'{counted(runs, "run")} with {counted(seeds, "seed")}' + (' each' if runs > 1 else '')
+def _size(study: Study, until_decided: bool) -> str:
+    more = ' or more' if until_decided or study.until_decided else ''
+    each = ' each' if len(study.runs) > 1 else ''
+    return f'{counted(len(study.runs), "run")} with {counted(len(study.seeds), "seed")}{more}{each}'
 
 
 def _study(args: argparse.Namespace) -> int:
@@ -249,7 +251,7 @@ def _run_starts(args: argparse.Namespace) -> str:
     recipe, vary = recipe_of(args.config, args.against, **flags), parse_vary(args.vary)
     study = plan_models(args.models, recipe, args.seeds, vary, args.one_look, args.until_decided, args.against)
     name = args.config or (f'of the study {BENCHMARK}' if args.against else GOOD_RECIPE)
-    return f'run: {study.title}: {_size(len(study.runs), args.seeds)} by recipe {name}{LOADING}'
+    return f'run: {study.title}: {_size(study, args.until_decided)} by recipe {name}{LOADING}'
 
 
 def _run(args: argparse.Namespace) -> int:

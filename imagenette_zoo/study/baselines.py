@@ -242,8 +242,8 @@ def check(study: Study, slot: Slot) -> list[str]:
 
 def _too_few(study: Study, baselines: Mapping[str, Sequence[Record]]) -> list[str]:
     least = study.stages[0][0]
-    few = [f'{name} ({len(records)})' for name, records in baselines.items() if len(records) < least]
-    return [f'note: no verdict on baselines of fewer than {least} seeds: {", ".join(few)}'] if few else []
+    few = [f'{name} has {len(records)}' for name, records in baselines.items() if len(records) < least]
+    return [f'note: shown, but not judged, for that takes {least} seeds: {", ".join(few)}'] if few else []
 
 
 def _refuse(mistakes: Mistakes, run: str, wrong: Iterable[str]) -> None:

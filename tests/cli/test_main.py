@@ -115,6 +115,10 @@ def test_all_mistakes_of_a_file_are_said_at_once(tmp_path: Path, capsys: pytest.
             ['run', 'resnet18', 'resnet34', '--seeds', '4'],
             'run: resnet18 and resnet34: 2 runs with 4 seeds each by recipe mbv2_mish_80; loading PyTorch',
         ),
+        (
+            ['run', 'resnet18', 'resnet34', '--until-decided'],
+            'run: resnet18 and resnet34: 2 runs with 3 seeds or more each by recipe mbv2_mish_80; loading PyTorch',
+        ),
         (['run', 'resnet18'], 'run: resnet18: 1 run with 3 seeds by recipe mbv2_mish_80; loading PyTorch'),
     ],
 )

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import random
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -178,16 +179,26 @@ class _Waits(nn.Module):
         return self.model(x * float(x.abs().max() > -1))
 
 
+class _Draws(_Waits):
+    """Leaves itself out now and then: a recorded step would do the same ever after."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.model(x if random.random() < 0.5 else x + 1)
+
+
+@pytest.mark.parametrize(('kind', 'why'), [(_Waits, 'waits for the GPU'), (_Draws, 'draws random numbers on the CPU')])
 def test_what_can_not_be_recorded_is_trained_all_the_same(
     recipe: MakeRecipe,
     replays: list[torch.Size],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    kind: type[_Waits],
+    why: str,
 ) -> None:
-    monkeypatch.setattr(learner, 'compiled', lambda model, *_: _Waits(model))
+    monkeypatch.setattr(learner, 'compiled', lambda model, *_: kind(model))
     result = train(recipe(device='cuda'))
     assert not replays
-    assert 'cuda-graph auto: off (a step of this model waits' in capsys.readouterr().out
+    assert f'cuda-graph auto: off (a step of this model or loss {why})' in capsys.readouterr().out
     assert all(torch.tensor(losses(result.folder)).isfinite())
 
 

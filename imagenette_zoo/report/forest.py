@@ -106,6 +106,7 @@ def _reach(claims: Sequence[Numbers]) -> float:
 
 def _bar(claim: Numbers, finding: Numbers, reach: float) -> Bar:
     metric, ratio, bound = claim['metric'], finding['ratio'], finding['bound']
+    no_effect = 1.0 if ratio else 0.0
     label = f'{finding["larger"]} {"/" if ratio else "−"} {finding["smaller"]}'
     known = finding['effect'] is not None
     effect = effect_text(finding['effect'], metric, ratio) if known else ''
@@ -115,14 +116,14 @@ def _bar(claim: Numbers, finding: Numbers, reach: float) -> Bar:
         step = min(0.1, 0.95 / max(more, fewer, 1))
         left, right = (more, fewer) if finding['at_most'] else (fewer, more)
         rings = tuple(step * place for place in (*range(-left, 0), *range(1, right + 1)))
-        effect = f'larger in {more} of {finding["blocks"]} blocks' if more or fewer else 'neither first'
+        how, blocks = 'larger' if bound == no_effect else 'above the bound', finding['stage'] or finding['blocks']
+        effect = f'{how} in {more} of {blocks} blocks' if more or fewer else 'neither first'
     drawn = known and (finding['low'] is not None or finding['high'] is not None)
     low, high = (
         sign * math.inf if finding[end] is None else _distance(finding, finding[end]) / reach
         for sign, end in zip((-1, 1), ('high', 'low') if finding['at_most'] else ('low', 'high'), strict=True)
     )
     meaning = f'{label}: {effect or "nothing is known"}{interval_text(finding, metric) if drawn else ""}'
-    no_effect = 1.0 if ratio else 0.0
     zero = _distance(finding, no_effect) / reach
     practical = claim['practical']
     return Bar(

@@ -84,6 +84,7 @@ def carry_out(
         UserError: A training failed; the report on the others is written.
         KeyboardInterrupt: Ctrl-C or SIGTERM; what was computed is saved.
     """
+    extent = extent.of(study)
     study = _prepared(study, slot, console, extent)
     if plan_only:
         dry_run(study, slot, console, extent)
@@ -104,7 +105,7 @@ def carry_out(
 def print_commands(study: Study, slot: Slot, extent: Extent) -> None:
     """Prints a command for each training that is missing, and all else to standard error."""
     with redirect_stdout(sys.stderr):
-        console = Console()
+        console, extent = Console(), extent.of(study)
         study = _prepared(study, slot, console, extent)
         check_extent('--print-commands', study, replace(slot, jobs=1), extent, console)
         lines = missing_lines(study, slot, console, extent)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,9 +47,10 @@ def _changes(before: Study, now: Study, seen: Mapping[str, list[int]]) -> list[s
             return 0
         if metric.by_steps:
             return STEP_TIME_BLOCKS if timed.keys() >= set(claim.runs) else 0
-        return min(len(seen.get(run, ())) for run in claim.runs)
+        own = [run for run in claim.runs if ':' not in run]  # the others are baselines
+        return min((len(seen.get(run, ())) for run in own), default=0)
 
-    first = before.stages[0][0]
+    first = min(before.stages[0][0], now.stages[0][0])
     claims = {claim.name: claim for claim in before.claims}
     others = {claim.name: claim for claim in now.claims}
     looks = {name: count for name, claim in claims.items() if (count := blocks(claim)) >= first}
@@ -62,10 +63,11 @@ def _changes(before: Study, now: Study, seen: Mapping[str, list[int]]) -> list[s
             f'seen: both may spend the level, so up to 10 % of such studies have a false verdict instead of 5 %'
         )
     known = [seed for seed in before.all_seeds if any(seed in seeds for seeds in seen.values())]
-    kept = [seed for seed in now.all_seeds if seed in known]
-    if kept != known[: len(kept)] and most >= first:
+    moved = {then for then, after in zip(before.all_seeds, now.all_seeds, strict=False) if then != after}
+    if moved & {*known} and most >= first:
+        after = _listed(now.all_seeds[: len(known)])
         changes.append(
-            f'the seeds were changed from {_listed(known)} to {_listed(kept)} after {most} blocks were seen: {ERROR}'
+            f'the seeds were changed from {_listed(known)} to {after} after {most} blocks were seen: {ERROR}'
         )
     if before.against != now.against and most >= first:
         then, after = (', '.join(each.against) or 'none' for each in (before, now))
@@ -104,7 +106,7 @@ def _shown(value: object) -> str:
     return 'none' if value is None else ', '.join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _listed(seeds: list[int]) -> str:
+def _listed(seeds: Sequence[int]) -> str:
     return ', '.join(map(str, seeds))
 
 

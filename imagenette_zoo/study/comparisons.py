@@ -208,7 +208,8 @@ def look_at(claim: Claim, comparison: Comparison, samples: Samples, stages: Stag
         EQUAL: [1.0 if practical is None else max(each.above(-practical), each.below(practical)) for each in made],
     }
     first, second = (tuple(row) for row in pairs.values.tolist())
-    notes = [_lost(metric, run, sample) for run, sample in zip(runs, known, strict=True) if sample.lost]
+    notes = [_lost(metric, run, sample) for run, sample in zip(runs, known, strict=True)]
+    notes = list(filter(None, notes))
     if not blocks and not notes:
         notes = [f'{" and ".join(runs)} have no seed in common']
     return Looks(
@@ -269,9 +270,12 @@ def _refused(metric: Metric, larger: Sample, smaller: Sample) -> list[str]:
 
 
 def _lost(metric: Metric, run: str, sample: Sample) -> str:
-    """What to know about the seeds that failed."""
+    """What to know about the seeds that failed, or nothing; one that diverged may have a number all the same."""
+    seeds = sample.lost if metric.better else sample.unknown
+    if not seeds:
+        return ''
     so = f'{run} is not judged better' if metric.better else 'they did not reach it' if metric.reached else 'left out'
-    return f'{run} failed or diverged with {_seeds(sample.lost)}: {so}'
+    return f'{run} failed or diverged with {_seeds(seeds)}: {so}'
 
 
 def _seeds(seeds: Iterable[int]) -> str:

@@ -785,7 +785,8 @@ class _Reader:
         orders = tuple(value) if isinstance(value, list) else (value,)
         if not orders:
             raise self.fail(parts['order'][1], 'order: at least one is needed')
-        comparisons = [part for order in orders for part in self.order(parts['order'][1], order, bounds, runs)]
+        found = (part for order in orders for part in self.order(parts['order'][1], order, bounds, runs))
+        comparisons = list(dict.fromkeys(found))  # one may be named twice
         packaged = [name for each in comparisons for name in (each.larger, each.smaller) if ':' in name]
         if packaged and (THRESHOLD.fullmatch(metric) or metric in METRICS) and metric_of(metric).timed:
             raise self.fail(

@@ -99,6 +99,10 @@ class Extent:
         if self.until_decided and self.only:
             raise UserError('--until-decided: chooses the runs itself: leave --only out')
 
+    def of(self, study: Study) -> Extent:
+        """The same, and until the claims are decided where the study says so and no runs were named."""
+        return replace(self, until_decided=True) if study.until_decided and not self.only else self
+
     def hours(self, study: Study) -> float | None:
         """The budget of a study, None where there is none."""
         return self.budget or study.budget

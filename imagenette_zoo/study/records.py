@@ -334,6 +334,9 @@ def sample(
         failed: Seeds whose training failed.
     """
     by_seed = {record.seed: record for record in records if record.metric(metric) is not None}
+    if metric == 'top1' and any(record.analysis for record in by_seed.values()):
+        # Without the answers of one seed nothing would be known of how much images matter: it waits for its analysis.
+        by_seed = {seed: record for seed, record in by_seed.items() if record.analysis}
     if not by_seed:
         return None
     there = {*by_seed, *failed}
@@ -343,7 +346,7 @@ def sample(
     diverged = frozenset(record.seed for record in by_seed.values() if not math.isfinite(record.result.loss))
     correct, images = None, ''
     looked_at = [record.analysis for record in by_seed.values() if record.analysis is not None]
-    if metric == 'top1' and len(looked_at) == len(by_seed) and len({each.images for each in looked_at}) == 1:
+    if metric == 'top1' and len({each.images for each in looked_at}) == 1:
         images = looked_at[0].images
         nothing = np.zeros(len(looked_at[0].correct), bool)  # of a seed that failed
         rows = [record.analysis.correct.numpy() if record and record.analysis else nothing for record in known]

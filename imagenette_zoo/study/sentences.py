@@ -126,8 +126,13 @@ class _Words:
             return f'neither {larger} nor {smaller} was first to {threshold} in {self.seeds(finding)}'
         if finding.counts is not None:
             more, fewer = finding.counts
+            blocks, bound, ratio = finding.stage or finding.blocks, finding.comparison.bound, finding.comparison.ratio
+            if bound != (1.0 if ratio else 0.0):
+                side, most = ('above', more) if more >= fewer else ('below', fewer)
+                value = f'{larger} / {smaller}' if ratio else f'{larger} − {smaller}'
+                limit = rounded(bound, 2) if ratio else f'{self.number(bound)}{self.unit}'
+                return f'{value} is {side} {limit} in {most} of {blocks} blocks'
             larger, smaller, most = (larger, smaller, more) if more >= fewer else (smaller, larger, fewer)
-            blocks = finding.stage or finding.blocks
             return f'{smaller} needs fewer {self.metric.label} than {larger} in {most} of {blocks} blocks'
         estimate = finding.estimate or 0.0
         if finding.comparison.ratio:

@@ -84,7 +84,12 @@ class Sample:
     @property
     def lost(self) -> set[int]:
         """The seeds that failed or diverged."""
-        return {seed for seed, index in self.blocks.items() if self.values[index] is None} | self.diverged
+        return self.unknown | self.diverged
+
+    @property
+    def unknown(self) -> set[int]:
+        """The seeds that have no number."""
+        return {seed for seed, index in self.blocks.items() if self.values[index] is None}
 
     @property
     def known(self) -> list[float]:

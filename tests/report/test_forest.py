@@ -8,7 +8,7 @@ from imagenette_zoo.report.forest import bars
 
 
 def claim(verdict: str, *findings: dict[str, Any], metric: str = 'top1', practical: float | None = None) -> Any:
-    known: dict[str, Any] = dict.fromkeys(('effect', 'low', 'high', 'counts'))
+    known: dict[str, Any] = dict.fromkeys(('effect', 'low', 'high', 'counts', 'stage'))
     known |= dict(larger='a', smaller='b', bound=0.0, ratio=False, at_most=False)
     found = [{**known, 'blocks': 4, **each} for each in findings]
     return {'verdict': verdict, 'metric': metric, 'practical': practical, 'findings': found}
@@ -67,6 +67,9 @@ def test_what_has_no_interval_is_drawn_without() -> None:
     assert 'corrected interval +0.50 to no end' in half.meaning
     assert [ring > 0 for ring in rings.rings] == [False, True, True, True]
     assert rings.effect == 'larger in 3 of 4 blocks'
+    looked_at = dict(counts=(2, 1), stage=3, bound=2.0)
+    [[bounded]] = bars([claim('undecided', looked_at, metric='epochs_to_50')])
+    assert bounded.effect == 'above the bound in 2 of 3 blocks'
     assert (nothing.point, nothing.low, nothing.rings, nothing.ticks) == (None, None, (), ('', '', ''))
     assert nothing.meaning.startswith('a − b: nothing is known')
 

@@ -7,6 +7,7 @@ import pytest
 
 from imagenette_zoo.errors import UserError
 from imagenette_zoo.report import studies
+from imagenette_zoo.study.plan import Study
 from imagenette_zoo.study.process import Extent, Left, Trials
 from imagenette_zoo.utils.console import Console
 
@@ -20,6 +21,10 @@ def test_a_budget_from_python_is_checked(budget: Any) -> None:
 def test_runs_are_named_or_left_to_the_claims() -> None:
     with pytest.raises(UserError, match='leave --only out'):
         Extent(['a'], None, True)
+    decided = Study('', {}, (1, 2), (), until_decided=True)
+    assert Extent().of(decided).until_decided
+    assert not Extent(['a']).of(decided).until_decided
+    assert not Extent().of(Study('', {}, (1, 2), ())).until_decided
 
 
 def test_the_budget_that_is_named_is_beyond_what_is_spent(capsys: pytest.CaptureFixture[str]) -> None:

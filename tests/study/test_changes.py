@@ -58,6 +58,8 @@ SEEDS = 'seeds:\n- 1\n- 2\n- 3\n- 4\n'
         ('claims:\n', 'stages: [5]\nclaims:\n', 'the stages were changed from 3 (10%), 4 (15%), '),
         (SEEDS, 'seeds: [2, 1, 3, 4]\n', 'the seeds were changed from 1, 2, 3, 4 to 2, 1, 3, 4 after 4 '),
         (SEEDS, 'seeds: [2, 3, 4]\n', 'the seeds were changed from 1, 2, 3, 4 to 2, 3, 4 after 4 '),
+        (SEEDS, 'seeds: [11, 12, 13]\n', 'the seeds were changed from 1, 2, 3, 4 to 11, 12, 13 after 4 '),
+        (SEEDS, 'seeds: [1, 12, 13, 14]\n', 'the seeds were changed from 1, 2, 3, 4 to 1, 12, 13, 14 after 4 '),
     ],
 )
 def test_a_change_after_looks_is_said_and_kept(
@@ -87,6 +89,20 @@ def test_what_does_not_decide_may_be_changed(tmp_path: Path, seen: Callable[[str
     said = [replace(each, practical=each.equal_within) for each in counted.claims]
     note_changes(replace(counted, claims=tuple(said)), tmp_path, Console(True))
     assert not (tmp_path / CHANGES).exists()
+
+
+def test_a_claim_on_a_baseline_and_a_look_that_is_earlier_are_changes(
+    tmp_path: Path, seen: Callable[[str, str], Study], capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = replace(seen(SEEDS, SEEDS), stages=((5, 1.0),), claims=(claim('top1'),))
+    (tmp_path / 'study.yaml').write_text(dump_study(study))
+    note_changes(replace(study, stages=((4, 1.0),)), tmp_path, Console())
+    assert 'the stages were changed from 5 (100%) to 4 (100%) after 4 blocks' in capsys.readouterr().out
+    baseline = Claim('c', 'So.', 'top1', ('mish > zoo:a',), (Comparison('mish', 'zoo:a', 0.5),))
+    before = replace(study, stages=((4, 1.0),), against=('zoo:a',), claims=(baseline,))
+    (tmp_path / 'study.yaml').write_text(dump_study(before))
+    note_changes(replace(before, claims=()), tmp_path, Console())
+    assert 'the claim c was removed after 4 blocks' in capsys.readouterr().out
 
 
 def claim(metric: str, bound: float = 0.5) -> Claim:

@@ -189,6 +189,8 @@ def test_a_run_of_which_a_seed_failed_is_not_judged_better() -> None:
     assert sentence(found).endswith(f'; {found.note}')
     assert found.more_seeds is None
     assert judged(claim('top1'), [*a, 2.0], [*b, None]).verdict == 'supported', 'the worse one failed'
+    assert judged(claim('gap'), failed, [*b, 1.0]).note == 'a failed or diverged with seed 6: left out'
+    assert not judged(claim('gap'), Sample(a, diverged=frozenset({2})), b).note, 'its number counts'
     assert judged(claim('top1'), b, failed).verdict == 'undecided', 'neither is it found better the other way round'
     assert judged(claim('loss'), failed, [*b, 1.0]).verdict == 'supported', 'of losses the smaller is better'
     assert judged(claim('loss'), [*b, None], [*a, 1.0]).verdict == 'undecided'
@@ -224,6 +226,8 @@ def test_a_threshold_that_is_not_always_reached_is_compared_by_who_was_first() -
         'of 4 blocks it was reached in 0 by a and in 4 by b: compared by who was first, which too few blocks tell'
     )
     assert sentence(four) == 'undecided: b needs fewer epochs to 80 % than a in 4 of 4 blocks; about 6 more seeds'
+    by_two = judged(claim('epochs_to_80', bound=2.0), [math.inf, 6.0, 6.0, 9.0], [5.0, 5.0, 5.0, 5.0])
+    assert sentence(by_two).startswith('undecided: a − b is above 2.0 epochs in 2 of 4 blocks')
     thirteen = judged(claim('epochs_to_80'), late, soon)
     assert (thirteen.verdict, thirteen.p) == ('supported', pytest.approx(2 / 2**13 / 0.09))
     failed: Values = [*late[:12], None]

@@ -14,8 +14,9 @@ import argparse
 import re
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import timm
 
@@ -23,6 +24,7 @@ from imagenette_zoo.config.recipe import Recipe
 from imagenette_zoo.errors import UserError
 from imagenette_zoo.models.factory import model_cost
 from imagenette_zoo.study.records import FREE, Record, by_run, read_record
+from imagenette_zoo.utils.console import counted
 from imagenette_zoo.utils.files import write_atomic
 
 ROOT = Path(__file__).parents[1]
@@ -64,8 +66,10 @@ Written by `python tools/leaderboard.py` from the files in [results/leaderboard]
 - One rule is ours: the weights are those of the final epoch.
 - Recipes were fixed before these runs. Held-out training images judged the trials before them ([log](log.md)).
 - One change was made later: mixup at 20 epochs was added after a run without it.
-- Images are Imagenette v2 stored as 224×224 JPEGs. The public rows have them in their true aspect ratio.
-- ± is the standard deviation over the runs.
+- Imagenette's images are stored as 224×224 JPEGs here. The public rows have them in their true aspect ratio.
+- Imagewoof's are 320 px in their true aspect ratio, from [a copy](https://github.com/q878787/imagewoof2-320) of
+  `imagewoof2-320`. Its row has Imagenette's recipe: nothing of it was chosen on Imagewoof.
+- ± is the standard deviation over the runs. Minutes are of a machine that others used, too: they do not compare.
 
 """
 
@@ -148,12 +152,15 @@ def _cells(runs: Sequence[Record], row: str) -> Iterator[str]:
         gmacs = model_cost(timm.create_model(result.model), (3, result.img_size, result.img_size))[1]
     yield from (f'{result.params / 1e6:.2f}', f'{gmacs:.2f}' if gmacs is not None else '')
     yield f'{statistics.mean(float(run.result.seconds["total"] or 0) for run in runs) / 60:.1f}'
-    hardware = result.hardware
-    yield hardware['gpu'] or f'{hardware["threads"]} threads, {hardware["cpu"]}'
+    yield ' or '.join(dict.fromkeys(_machine(run.result.hardware) for run in runs))
     more = ['--model', result.model] if result.model != Recipe.load(RECIPES / f'{row}.yaml').model else []
     more += ['--label-noise', str(noise)] if noise else []
     more += ['--data-dir', str(result.dataset['name'])] if data != 'imagenette' else []
     yield f'`{" ".join(["train.py -c", f"hparams/leaderboard/{row}.yaml", *more, "--seed N"])}`'
+
+
+def _machine(hardware: Mapping[str, Any]) -> str:
+    return hardware['gpu'] or f'{counted(hardware["threads"], "thread")}, {hardware["cpu"]}'
 
 
 def mean_top1(runs: Sequence[Record]) -> float:

@@ -208,8 +208,7 @@ def look_at(claim: Claim, comparison: Comparison, samples: Samples, stages: Stag
         EQUAL: [1.0 if practical is None else max(each.above(-practical), each.below(practical)) for each in made],
     }
     first, second = (tuple(row) for row in pairs.values.tolist())
-    notes = [_lost(metric, run, sample) for run, sample in zip(runs, known, strict=True)]
-    notes = list(filter(None, notes))
+    notes = [note for run, sample in zip(runs, known, strict=True) if (note := _lost(metric, run, sample))]
     if not blocks and not notes:
         notes = [f'{" and ".join(runs)} have no seed in common']
     return Looks(

@@ -312,10 +312,8 @@ def _make(folder: Path, meta: dict[str, Any], paths: Sequence[Path], make: Make,
                     sync.result()  # a failure is raised only once
                     synced, sync = written, disk.submit(os.fsync, file.fileno())
             sync.result()
-            _to_disk(file)
         with path.open('rb', buffering=0) as whole, (temporary / 'meta.json').open('w') as file:
             file.write(to_json({**meta, 'checksum': _checksum(whole)}))
-            _to_disk(file)
         without_others(temporary / 'meta.json')
     if pixels:
         seconds = time.perf_counter() - start
@@ -349,11 +347,6 @@ def _make_own(path: Path) -> None:
             f'{path.parent}: files written there belong to another user, but decoded images must be your own: set '
             f'IMAGENETTE_ZOO_CACHE to a folder on another disk, or use --loader timm, which needs none'
         )
-
-
-def _to_disk(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def _remove_superseded(folder: Path, meta: dict[str, Any]) -> None:

@@ -126,9 +126,9 @@ def prepare(recipe: Recipe, folder: RunFolder, state: bytes | None, world: World
     """
     world.broadcast(lambda: check_trackers(recipe))
     check_parts(recipe)
-    if world.size > 1:  # what the first unpacks or downloads the others find
-        world.broadcast(lambda: pipeline.load_images(recipe, world) and None)
-    train_images, val_images = pipeline.load_images(recipe, world)
+    first: list[tuple[ImageSet, ImageSet]] = []  # of the first process: what it unpacks or downloads the others find
+    world.broadcast(lambda: first.append(pipeline.load_images(recipe, world)))
+    train_images, val_images = first[0] if first else pipeline.load_images(recipe, world)
     recipe = _for_data(recipe, train_images, world, console)
     if state is not None:
         world.broadcast(lambda: check_resumable(recipe, folder))

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -146,6 +147,7 @@ def keep_inductor_private() -> None:
 def whole_folder(target: Path) -> Iterator[Path]:
     """A temporary folder beside `target` that becomes `target` once the block has ended without an error.
 
+    Its files are on the disk before it has that name.
     Another process may do the same at the same time: whoever ends first wins and the other's work is thrown away.
 
     Raises:
@@ -163,8 +165,8 @@ def whole_folder(target: Path) -> Iterator[Path]:
         ) from error
     try:
         yield temporary
-        if hasattr(os, 'sync'):
-            os.sync()  # else after a power cut it might be there with empty files
+        with ThreadPoolExecutor(8) as pool:  # else after a power cut its files might be empty
+            list(pool.map(sync, [temporary, *temporary.rglob('*')]))
         _rename(temporary, target)
         sync(target.parent)
     except OSError as error:

@@ -110,6 +110,15 @@ def test_a_model_without_a_feature_map_has_none(name: str, side: int) -> None:
         grad_cam(create(name), torch.randn(1, 3, side, side))
 
 
+def test_a_model_with_half_of_timms_parts_has_no_map() -> None:
+    class Half(torch.nn.Module):
+        def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    with pytest.raises(UserError, match='needs a feature map, and Half has none'):
+        grad_cam(Half(), torch.randn(1, 3, 8, 8))
+
+
 @pytest.mark.parametrize(('name', 'layer'), [('test_resnet', 'layer4'), ('mbv2_mish_imagenette', 'bn2')])
 def test_the_output_of_the_last_layer_is_the_last_map(name: str, layer: str) -> None:
     model, images = create(name), torch.randn(2, 3, 64, 96)

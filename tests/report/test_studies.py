@@ -1,14 +1,17 @@
 """Studies from their file to their report: what is asked for, and what is said at the end."""
 
 import math
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from imagenette_zoo.config.recipe import Recipe
 from imagenette_zoo.errors import UserError
 from imagenette_zoo.report import studies
-from imagenette_zoo.study.plan import Study
-from imagenette_zoo.study.process import Extent, Left, Trials
+from imagenette_zoo.study.plan import Study, make_study
+from imagenette_zoo.study.process import Extent, Left, Slot, Trials
 from imagenette_zoo.utils.console import Console
 
 
@@ -25,6 +28,23 @@ def test_runs_are_named_or_left_to_the_claims() -> None:
     assert Extent().of(decided).until_decided
     assert not Extent(['a']).of(decided).until_decided
     assert not Extent().of(Study('', {}, (1, 2), ())).until_decided
+
+
+def test_a_study_file_may_ask_to_go_on_until_its_claims_are_decided(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(studies, 'check_packages', lambda: None)
+    study = replace(make_study('', {name: Recipe() for name in 'ab'}, (1, 2, 3)), until_decided=True)
+    asked: list[Extent] = []
+
+    def train(study: Study, slot: Slot, console: Console, extent: Extent) -> Trials:
+        asked.append(extent)
+        raise KeyboardInterrupt
+
+    for only in ((), ('a',)):
+        with pytest.raises(KeyboardInterrupt):
+            studies.carry_out(study, Slot(tmp_path), Console(quiet=True), Extent(only), train=train)
+    assert [extent.until_decided for extent in asked] == [True, False]
 
 
 def test_the_budget_that_is_named_is_beyond_what_is_spent(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import json
+import math
 import multiprocessing
 import os
 import re
@@ -30,6 +31,7 @@ from imagenette_zoo.models.model_folder import read_weights
 from imagenette_zoo.training import interrupts, run, trainer
 from imagenette_zoo.training.interrupts import StopSignals, explained
 from imagenette_zoo.training.learner import Learner
+from imagenette_zoo.training.meter import check_finite
 from imagenette_zoo.training.result import read_result
 from imagenette_zoo.training.run_folder import RunFolder
 from imagenette_zoo.training.trainer import train
@@ -338,6 +340,12 @@ def test_a_loss_that_is_no_number_names_its_step(recipe: MakeRecipe, monkeypatch
     run = Path(recipe().output) / 'run'
     assert all(tensor.isfinite().all() for tensor in load_file(run / 'last' / 'model.safetensors').values())
     assert len((run / 'summary.csv').read_text().splitlines()) == 2
+
+
+def test_a_validation_that_is_no_number_has_no_step_to_skip() -> None:
+    with pytest.raises(UserError, match=r'in the validation of epoch 3 at learning rate 0\.1\. Lower --lr') as caught:
+        check_finite(math.nan, 2, 0.1)
+    assert '--nan skip' not in str(caught.value)
 
 
 def test_weights_that_are_no_numbers_are_not_saved(recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:

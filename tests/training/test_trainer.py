@@ -230,7 +230,7 @@ def test_a_recipes_batch_gives_way_to_few_images(
     result = train(file, resume='auto')
     assert result.recipe['batch_size'] == yaml.safe_load((result.folder / 'args.yaml').read_text())['batch_size'] == 24
     assert train(file, resume='auto').top1 == result.top1, 'it is finished'
-    given = train(file, batch_size=24, experiment='given', quiet=True, resume=None)
+    given = train(file, batch_size=24, experiment='given', quiet=True)
     assert same(weights(result.folder), weights(given.folder))
     with pytest.raises(UserError, match='was started with batch_size 24, not 16'):
         train(file, resume='auto', batch_size=16)
@@ -1159,3 +1159,8 @@ def test_images_that_are_no_squares(recipe: MakeRecipe) -> None:
     assert config['pretrained_cfg']['input_size'] == [1, 24, 32]
     [scores] = imagenette_zoo.validate(result.folder, workers=0, device='cpu', quiet=True)
     assert scores.loss == pytest.approx(result.loss, abs=1e-4)
+
+
+def test_nothing_to_resume_is_a_new_run() -> None:
+    """As a function gives it that passes on an argument of its own."""
+    assert trainer._recipe(None, {'resume': None, 'model': 'resnet18'}) == Recipe(model='resnet18')

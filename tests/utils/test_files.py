@@ -183,6 +183,18 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_files_are_on_the_disk_before_their_folder_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(files, 'sync', lambda path: synced.append(f'{path.name} {(tmp_path / "x").exists()}'))
+    with files.whole_folder(tmp_path / 'x') as folder:
+        (folder / 'train').mkdir()
+        touch(folder / 'train' / 'a.png')
+    assert sorted(synced[:-1]) == sorted([f'{folder.name} False', 'train False', 'a.png False'])
+    assert synced[-1] == f'{tmp_path.name} True'
+
+
 def test_leftovers_are_removed_after_a_day(tmp_path: Path) -> None:
     target = tmp_path / 'data'
     old, young, other, mine = (

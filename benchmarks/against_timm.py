@@ -90,7 +90,10 @@ def start(args: argparse.Namespace) -> None:
         words: list[Any] = [script, *_options(args, model, args.data_dir), *more, '--log-interval', '1']
         words += ['--output', args.scratch, '--experiment', name]
         caches = {variable: str(Path(args.scratch) / f'{name}-{variable}') for variable in CACHES} if cold else {}
-        return run_process(words, checkout, variables=caches, until=until)[1]
+        elapsed = run_process(words, checkout, variables=caches, until=until)[1]
+        for folder in caches.values():  # gigabytes, which would push the warm cache out of memory
+            shutil.rmtree(folder, ignore_errors=True)
+        return elapsed
 
     more = ['--device-modules', 'imagenette_zoo', '-j', str(args.workers)]
     more += TIMMS_MISH if model == 'mbv2_mish_imagenette' else []

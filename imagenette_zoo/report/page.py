@@ -15,6 +15,7 @@ import numpy as np
 
 from ..errors import UserError, cleaned, require
 from ..study import baselines
+from ..study.decisions import unjudged
 from ..study.metrics import COSTS, METRICS
 from ..study.plan import Study
 from ..study.records import Record, by_run, sample
@@ -131,6 +132,7 @@ def report_numbers(
         'setup': setup.numbers(records, ranked),
         'limits': study.limits if study else '',
         'changes': list(study.changes) if study else [],
+        'unjudged': unjudged(study, records) if study else '',
         'unfinished': setup.unfinished(records, study),
         'packaged': baselines.about(records),
         'claims': judged,

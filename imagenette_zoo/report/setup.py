@@ -104,6 +104,8 @@ def notes(content: Numbers) -> list[str]:
     lines = [content['limits']] if content['limits'] else []
     lines += [f'{change[:1].upper()}{change[1:]}.' for change in content['changes']]
     lines += content['packaged']
+    if content['unjudged'] and len(setup['datasets']) == 1:
+        lines.append(f'{content["unjudged"][:1].upper()}{content["unjudged"][1:]}.')
     missing = content['unfinished']
     if missing:
         more = f' and {len(missing) - 10} more' if len(missing) > 10 else ''

@@ -14,7 +14,7 @@ from pathlib import Path
 from ..errors import UserError, nearest
 from ..study.baselines import all_records, check
 from ..study.cluster import check_extent
-from ..study.decisions import judge, with_pairs
+from ..study.decisions import judge, unjudged, with_pairs
 from ..study.estimate import dry_run
 from ..study.hours import hours_spent
 from ..study.lines import missing_lines
@@ -207,12 +207,12 @@ def summary_rows(records: Sequence[Record]) -> list[tuple[str, ...]]:
 def verdicts(study: Study, records: Sequence[Record]) -> str:
     """What is so, a line for each pair of runs; after each claim of the study, where it has some."""
     plan = with_pairs(study, records)
-    lines = []
+    lines = list(filter(None, [unjudged(study, records)]))
     for verdict in judge(plan.claims, samples_of(plan, by_run(records)), plan.stages):
         if study.claims:
             lines.append(f'{verdict.verdict.upper():12}  {verdict.claim.name}: {verdict.claim.sentence}')
         lines.append(f'{"":14}{sentence(verdict)}' if study.claims else sentence(verdict))
-    return '\n'.join(lines)
+    return '\n'.join(lines if study.claims else dict.fromkeys(lines))  # one run may be unknown in several pairs
 
 
 def report_on(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -30,7 +31,7 @@ from .plan import MOST_COMPARED, STAGES, STEP_TIME_STAGES, Claim, Comparison, St
 from .records import Record, by_run, distinct
 from .statistics import LEVEL, claim_p, holm
 
-__all__ = ['Test', 'Verdict', 'all_pairs', 'judge', 'run_tests', 'ways', 'with_pairs']
+__all__ = ['Test', 'Verdict', 'all_pairs', 'judge', 'run_tests', 'unjudged', 'ways', 'with_pairs']
 
 
 @dataclass(frozen=True)
@@ -105,16 +106,38 @@ def all_pairs(runs: Iterable[str], against: Collection[str] = ()) -> tuple[Claim
 def with_pairs(study: Study, records: Iterable[Record]) -> Study:
     """The study; one without claims asks of each pair of its runs on the same images which has the higher top-1.
 
-    Where there are baselines it asks so of each run and each baseline that has the seeds for a look.
+    Runs without a training count, too: what is corrected together must not depend on what is finished. Where there are
+    baselines it asks so of each run and each baseline that has the seeds for a look.
     """
-    runs = by_run(records)
-    against = {run for run, each in runs.items() if each[0].packaged}
-    images = distinct([record.result.dataset for run in runs.keys() - against for record in runs[run]])
-    if study.claims or len(images) > 1 or not (against or 1 < len(runs) <= MOST_COMPARED):
+    runs = _compared(study, records)
+    if study.claims or len(runs) < 2 or unjudged(study, records):
         return study
-    ranked = sorted(runs, key=lambda run: -sum(record.result.top1 for record in runs[run]) / len(runs[run]))
+    against = {run for run, each in runs.items() if each and each[0].packaged}
     few = {run for run in against if len(runs[run]) < study.stages[0][0]}  # which would only raise the bar for others
-    return replace(study, claims=all_pairs((run for run in ranked if run not in few), against))
+    means = {run: sum(each.result.top1 for each in own) / len(own) for run, own in runs.items() if own}
+    ranked = sorted(runs.keys() - few, key=lambda run: (-means.get(run, math.inf), list(runs).index(run)))
+    return replace(study, claims=all_pairs(ranked, against))
+
+
+def unjudged(study: Study, records: Iterable[Record]) -> str:
+    """Why no two runs of a study are judged; nothing where they are, or where there is one run."""
+    runs = _compared(study, records)
+    own = {run: each for run, each in runs.items() if not (each and each[0].packaged)}
+    if study.claims or len(runs) < 2:
+        return ''
+    if len(distinct([record.result.dataset for each in own.values() for record in each])) > 1:
+        return 'no verdicts: the runs are on several data sets'
+    if len(own) == len(runs) > MOST_COMPARED:
+        return (
+            f'no verdicts: each pair of up to {MOST_COMPARED} runs is judged, and these are {len(runs)}. '
+            'Report on fewer, or write the claims into a study file'
+        )
+    return ''
+
+
+def _compared(study: Study, records: Iterable[Record]) -> dict[str, list[Record]]:
+    """The trainings of each run of a study, and of each that it is compared with."""
+    return {**{run: [] for run in study.runs}, **by_run(records)}
 
 
 @dataclass(frozen=True)

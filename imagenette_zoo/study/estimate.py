@@ -15,13 +15,13 @@ from ..utils.process import restore_process
 from .adaptive import State, next_round
 from .baselines import baselines_of
 from .comparisons import UNDECIDED
-from .decisions import all_pairs, judge
+from .decisions import judge, unjudged, with_pairs
 from .hours import hours_spent
 from .metrics import metric_of
-from .plan import MOST_COMPARED, STEP_TIME_BLOCKS, Claim, Study
+from .plan import STEP_TIME_BLOCKS, Claim, Study
 from .power import TOP1_IMAGES, power, top1_spreads
 from .process import WHOLE, Extent, Slot, epochs_done
-from .records import by_run, study_records
+from .records import study_records
 from .runner import check_models, state_of
 from .step_times import TimedModel, image_counts
 
@@ -95,8 +95,11 @@ def _print_reach(
     until_decided: bool,
 ) -> None:
     """What the hours that are left can decide, claim by claim; without claims of all pairs."""
-    claims = study.claims or _pairs(study)
+    known = baselines_of(study) if study.against else []
+    claims = with_pairs(study, known).claims
     if not claims:
+        if why := unjudged(study, known):
+            console.line(f'\n{why}')
         return
     tested = sum(not metric_of(claim.metric).exact for claim in claims)
     seems = _as_it_seems(study, slot)
@@ -133,15 +136,6 @@ def _print_reach(
     )
     if study.claims:
         console.line('\n'.join(f'{claim.name}: {claim.sentence}  [{"; ".join(claim.order)}]' for claim in claims))
-
-
-def _pairs(study: Study) -> tuple[Claim, ...]:
-    """The pairs that will be judged without claims: of all runs, or of each run with each baseline."""
-    if not study.against:
-        return all_pairs(study.runs) if 1 < len(study.runs) <= MOST_COMPARED else ()
-    few = study.stages[0][0]
-    baselines = [name for name, each in by_run(baselines_of(study)).items() if len(each) >= few]
-    return all_pairs([*study.runs, *baselines], baselines)
 
 
 def _chance(points: int, blocks: int, tested: int, claim: Claim, study: Study) -> str:

@@ -92,12 +92,34 @@ def test_without_claims_each_pair_is_judged(study: Study, tmp_path: Path) -> Non
     judged = with_pairs(plan, records)
     assert [claim.order for claim in judged.claims] == [('good > bad',)]
     assert with_pairs(study, records) is study
-    assert with_pairs(plan, [record for record in records if record.run == 'good']).claims == ()
     elsewhere = [make_record('other', 1, 50.0, dataset={'name': 'flowers', 'hash': 'y'}), *records]
     assert with_pairs(plan, elsewhere).claims == (), 'on other images'
+    assert verdicts(plan, elsewhere) == 'no verdicts: the runs are on several data sets'
     [line] = verdicts(plan, records).splitlines()
     assert re.fullmatch(r'(undecided: )?.*good.*bad.*', line)
     assert len(verdicts(study, records).splitlines()) == 2 * len(study.claims)
+
+
+def test_pairs_do_not_depend_on_what_is_finished(study: Study) -> None:
+    plan = replace(study, claims=(), runs={**study.runs, 'late': study.runs['good']})
+    records = make_records()
+    families = []
+    late = [make_record('late', 1, 70.0)]
+    for known, lines in ((records, 2), ([*records, *late], 3), (late, 2)):
+        judged = with_pairs(plan, known)
+        families.append({frozenset(claim.runs) for claim in judged.claims})
+        assert len(verdicts(plan, known).splitlines()) == lines, 'that nothing is known of a run is said once'
+    assert families == [{frozenset(pair) for pair in (('good', 'bad'), ('good', 'late'), ('bad', 'late'))}] * 3
+
+
+def test_too_many_runs_for_pairs_are_told(study: Study, tmp_path: Path) -> None:
+    records = [make_record(f'run{index}', 1, 50.0 + index) for index in range(7)]
+    loose = Study('', {}, (1,))
+    why = 'each pair of up to 6 runs is judged, and these are 7. Report on fewer, or write the claims into a study file'
+    assert verdicts(loose, records) == f'no verdicts: {why}'
+    assert len(verdicts(loose, records[1:]).splitlines()) == 15
+    page = write_report(tmp_path, records, study=with_pairs(loose, records)).read_text()
+    assert f'No verdicts: {why}.' in text_of(page)
 
 
 def test_a_pair_is_said_once(study: Study, tmp_path: Path) -> None:
@@ -113,7 +135,7 @@ def test_a_pair_is_said_once(study: Study, tmp_path: Path) -> None:
 
 def test_runs_without_a_seed_in_common_are_not_judged(study: Study) -> None:
     records = [make_record('a', 1, 80.0), make_record('b', 2, 70.0)]
-    assert verdicts(replace(study, claims=()), records) == 'undecided: a and b have no seed in common'
+    assert verdicts(replace(study, claims=(), runs={}), records) == 'undecided: a and b have no seed in common'
 
 
 def test_loose_runs_are_judged_too(

@@ -148,9 +148,17 @@ class Study:
         except KeyboardInterrupt:
             if not in_ipython():
                 raise
-            until = ', until_decided=True' if self.extent.until_decided else ''
-            hours = f', budget={self.extent.budget:g}' if self.extent.budget else ''
-            print(f'Stopped. Continue with: resume(), or imagenette_zoo.study({str(self.folder)!r}{until}{hours})')
+            slot, extent = self.slot, self.extent
+            given = {
+                'data_dir': slot.data_dir,
+                'device': slot.device,
+                'jobs': slot.jobs if slot.jobs > 1 else None,
+                'only': tuple(extent.only),
+                'until_decided': extent.until_decided,
+                'budget': extent.budget,
+            }
+            more = ''.join(f', {name}={value!r}' for name, value in given.items() if value)
+            print(f'Stopped. Continue with: resume(), or imagenette_zoo.study({str(self.folder)!r}{more})')
         return self
 
     def _progress(self) -> str:

@@ -130,6 +130,7 @@ def report_numbers(
     content: dict[str, Any] = {
         'title': (study and study.title) or (f'Report on {", ".join(ranked)}' if len(ranked) < 4 else 'Report'),
         'setup': setup.numbers(records, ranked),
+        'timed_elsewhere': setup.timed_elsewhere(records, study),
         'limits': study.limits if study else '',
         'changes': list(study.changes) if study else [],
         'unjudged': unjudged(study, records) if study else '',

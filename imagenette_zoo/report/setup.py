@@ -7,13 +7,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..config.recipe import Recipe
+from ..study.metrics import metric_of
 from ..study.plan import Study
 from ..study.records import Record, code_label, distinct, options_of
 from ..utils.console import counted
 from .drawing import Numbers
 from .section import Cell, Table, listed, run_cell
 
-__all__ = ['about', 'notes', 'numbers', 'option_value', 'options', 'options_table', 'unfinished']
+__all__ = [
+    'about', 'notes', 'numbers', 'option_value', 'options', 'options_table', 'timed_elsewhere', 'unfinished'
+]  # fmt: skip
 
 
 def numbers(records: Sequence[Record], runs: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
@@ -46,6 +49,14 @@ def unfinished(records: Sequence[Record], study: Study | None) -> list[str]:
         return []
     done = {(record.run, record.seed) for record in records}
     return [trial.name for trial in study.trials() if (trial.run, trial.seed) not in done]
+
+
+def timed_elsewhere(records: Sequence[Record], study: Study | None) -> dict[str, Any]:
+    """The machine that the steps of a study were timed on, where no training was on such a one; else nothing."""
+    if study is None or study.step_times is None or not any(metric_of(each.metric).by_steps for each in study.claims):
+        return {}
+    hardware = study.step_times.hardware
+    return {} if hardware in [record.result.hardware for record in records if not record.packaged] else dict(hardware)
 
 
 def options(runs: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
@@ -117,6 +128,8 @@ def notes(content: Numbers) -> list[str]:
             'The runs are from several machines or had several numbers of threads: their times, images/s and memory '
             'do not compare. They are left out here; report.json has them.'
         )
+    if content['timed_elsewhere']:
+        lines.append(f'Steps were timed where no training ran: on {_machine(content["timed_elsewhere"])}.')
     if setup['analysed'] < setup['trainings']:
         lines.append(
             f'{counted(setup["trainings"] - setup["analysed"], "training")} of {setup["trainings"]} '

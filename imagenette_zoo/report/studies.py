@@ -108,8 +108,9 @@ def print_commands(study: Study, slot: Slot, extent: Extent) -> None:
         console, extent = Console(), extent.of(study)
         study = _prepared(study, slot, console, extent)
         check_extent('--print-commands', study, replace(slot, jobs=1), extent, console)
-        lines = missing_lines(study, slot, console, extent)
+        lines, trials = missing_lines(study, slot, console, extent)
         if not lines:
+            _print_undecided(trials, extent.hours(study), hours_spent(study, slot.output), console)
             console.line('no training is missing: the same command without --print-commands judges')
     program = this_program()
     if program[0] == 'python':  # elsewhere another one may be found by this name

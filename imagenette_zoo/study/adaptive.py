@@ -22,7 +22,7 @@ from ..utils.files import write_json
 from ..utils.reading import from_json, of_kind, read_errors, read_json
 from .comparisons import UNDECIDED, Outlook, Samples
 from .decisions import Test, Verdict, judge, run_tests, ways, with_pairs
-from .hours import hours_spent, seconds_per_epoch
+from .hours import epochs_expected, hours_spent, seconds_per_epoch
 from .metrics import metric_of
 from .plan import Claim, Comparison, Study, Trial
 from .process import Left, Trials
@@ -81,8 +81,8 @@ def _without_gap(study: Study, run: str, records: Sequence[Record]) -> int:
 
 def costs_of(study: Study, output: Path) -> dict[str, float]:
     """The hours of a training of each run, by the epochs that are done; of one that has none the mean of the others."""
-    seconds = seconds_per_epoch(study, output)
-    hours = {name: seconds[name] * run.recipe.epochs / 3600 for name, run in study.runs.items() if name in seconds}
+    seconds, epochs = seconds_per_epoch(study, output), epochs_expected(study, output)
+    hours = {name: seconds[name] * epochs[name] / 3600 for name in study.runs if name in seconds}
     mean = sum(hours.values()) / max(1, len(hours))
     return {name: hours.get(name, mean) for name in study.runs}
 

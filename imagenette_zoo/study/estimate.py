@@ -16,7 +16,7 @@ from .adaptive import State, next_round
 from .baselines import baselines_of
 from .comparisons import UNDECIDED
 from .decisions import judge, unjudged, with_pairs
-from .hours import hours_spent
+from .hours import epochs_expected, hours_spent
 from .metrics import metric_of
 from .plan import STEP_TIME_BLOCKS, Claim, Study
 from .power import TOP1_IMAGES, power, top1_spreads
@@ -49,6 +49,7 @@ def dry_run(study: Study, slot: Slot, console: Console, extent: Extent = WHOLE) 
     rows: list[tuple[str, ...]] = [('run', 'model', 'px', 'epochs', 'seeds', 'done', 'begun', 'time a seed', 'to go')]
     total = 0.0
     done = {}
+    expected = epochs_expected(study, slot.output)
     for name, run in study.runs.items():
         if extent.only and name not in extent.only:
             continue
@@ -57,9 +58,9 @@ def dry_run(study: Study, slot: Slot, console: Console, extent: Extent = WHOLE) 
         done[name] = states.count('done')
         recipe = run.recipe.replace(device=slot.device or run.recipe.device)
         seconds = seconds_per_epoch(recipe, image_counts(run.recipe, slot.data_dir))
-        hours[name] = recipe.epochs * seconds / 3600
+        hours[name] = expected[name] * seconds / 3600
         epochs = sum(
-            trial.recipe.epochs - epochs_done(slot.output / trial.name)
+            max(0.0, expected[name] - epochs_done(slot.output / trial.name))
             for trial, state in zip(trials, states, strict=True)
             if state != 'done' and trial.seed in study.seeds
         )

@@ -15,6 +15,7 @@ from ..utils.launch import check_alone
 from .in_process import train_here
 from .plan import Study, Trial
 from .process import WHOLE, Extent, Slot, Trials, outcome
+from .records import keep_failure
 from .runner import check_models, in_rounds, opened, state_of
 
 __all__ = ['missing_lines', 'train_one', 'words_of']
@@ -27,10 +28,15 @@ def words_of(trial: Trial, slot: Slot) -> list[str]:
     return ['study', str(slot.output), *which, *slot.flags(trial.recipe.device_modules)]
 
 
-def missing_lines(study: Study, slot: Slot, console: Console, extent: Extent = WHOLE) -> list[list[str]]:
+def missing_lines(
+    study: Study, slot: Slot, console: Console, extent: Extent = WHOLE
+) -> tuple[list[list[str]], Trials]:
     """The words of each training that is missing; with `until_decided` of those of the next round.
 
     The study's folder is made, since it is what they read.
+
+    Returns:
+        The words, and why claims get no more trainings.
 
     Raises:
         UserError: A folder holds something else, or another process runs this study.
@@ -44,8 +50,8 @@ def missing_lines(study: Study, slot: Slot, console: Console, extent: Extent = W
 
     check_models(study, console)
     with opened(study, slot, console, extent.only) as chosen:
-        in_rounds(study, slot, console, extent, chosen, leave, slot.jobs)
-    return lines
+        trials = in_rounds(study, slot, console, extent, chosen, leave, slot.jobs)
+    return lines, trials
 
 
 def train_one(study: Study, run: str, seed: int, slot: Slot, console: Console) -> None:
@@ -62,5 +68,9 @@ def train_one(study: Study, run: str, seed: int, slot: Slot, console: Console) -
     trial = trials[seed]
     if state_of(trial, slot) != 'done':
         check_models(replace(study, runs={run: study.runs[run]}), console)
-        train_here(trial, slot, console)
+        try:
+            train_here(trial, slot, console)
+        except UserError as error:
+            keep_failure(slot.output, trial.name, str(error))
+            raise
     console.line(f'{slot.output / trial.name}: {outcome(slot.output / trial.name)}')

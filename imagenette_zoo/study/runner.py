@@ -34,7 +34,7 @@ from ..utils.signals import Stopped, sigterm_interrupts
 from .adaptive import train_until_decided
 from .analysis import FILES
 from .changes import note_changes
-from .hours import hours_spent, seconds_per_epoch
+from .hours import epochs_expected, hours_spent, seconds_per_epoch
 from .in_process import TrainedHere, Workers, needs_this_process
 from .plan import Study, Trial, dump_study
 from .process import WHOLE, Extent, Job, Slot, Trials, epochs_done, outcome, reason
@@ -346,7 +346,10 @@ class _Overview:
             return ''
         mean = sum(rates.values()) / len(rates)
         trials = [*(job.trial for job in self.running), *self.waiting]
-        left = [(trial.recipe.epochs - self._epochs_done(trial.name)) * rates.get(trial.run, mean) for trial in trials]
+        epochs = epochs_expected(self.study, self.slot.output)
+        left = [
+            max(0.0, epochs[trial.run] - self._epochs_done(trial.name)) * rates.get(trial.run, mean) for trial in trials
+        ]
         return f'; about {duration(sum(left) / self.slot.jobs)} left' if sum(left) > 0 else ''
 
     def _stop(self) -> str:

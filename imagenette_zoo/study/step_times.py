@@ -15,10 +15,11 @@ from ..data.locate import load_splits
 from ..errors import UserError
 from ..models import factory
 from ..models.own import code_of
+from ..training.compilation import resolve
 from ..training.cuda_graph import WARM_UP_STEPS
 from ..training.distillation import load_teacher
 from ..training.learner import Learner
-from ..training.run import make_model
+from ..training.run import compile_steps, make_model
 from ..utils import environment
 from ..utils.console import Console
 from ..utils.distributed import World, choose_device
@@ -44,20 +45,26 @@ class TimedModel:
     Args:
         recipe: The run.
         counts: As `image_counts` gives them.
+        console: Where the training of the run would say whether it compiles. Without one nothing is compiled.
 
     Raises:
         UserError: The recipe names something that is not there.
     """
 
-    def __init__(self, recipe: Recipe, counts: tuple[int, int, int]) -> None:
+    def __init__(self, recipe: Recipe, counts: tuple[int, int, int], console: Console | None = None) -> None:
         train, val, self.classes = counts
-        recipe = recipe.replace(torchcompile='none', torchcompile_mode=None, pretrained=False, initial_checkpoint=None)
+        recipe = recipe.replace(pretrained=False, initial_checkpoint=None)
+        if console is None:
+            recipe = recipe.replace(torchcompile='none', torchcompile_mode=None)
         world = World(choose_device(recipe.device))
         collect(world.device)
         model = make_model(recipe, self.classes)
         config = factory.input_config(recipe, model, crop_mode='center')
         teacher = load_teacher(recipe, config, world.device) if recipe.kd_model_name else None
-        self.learner = Learner(recipe, model, world, 1, teacher=teacher)
+        own = resolve(recipe, model, train, world.device, console or Console(quiet=True))
+        self.learner = Learner(own, model, world, 1, teacher=teacher)
+        if own.torchcompile and console is not None:
+            compile_steps(recipe, self.learner, config, console)
         self.channels, _, self.size = config['input_size']
         self.sizes = recipe.train_img_sizes or (self.size,)
         self.batch = min(recipe.batch_size, train)
@@ -70,12 +77,17 @@ class TimedModel:
                 self.step(size)
 
     def step(self, size: int) -> float:
-        """The seconds of a training step."""
-        images, targets = self._images(self.batch, size), self._targets()
-        self.learner.model.train()
-        start = time.perf_counter()
-        float(self.learner.step(*self.learner.transform(images, targets, 0, 0)))  # waits for the device
-        return time.perf_counter() - start
+        """The seconds of a batch: its forward and backward pass, with its share of the update."""
+        parts = self.learner.recipe.grad_accum_steps
+        seconds = 0.0
+        for part in range(parts):
+            images, targets = self._images(self.batch, size), self._targets()
+            self.learner.model.train()
+            start = time.perf_counter()
+            batch = self.learner.transform(images, targets, 0, 0)
+            float(self.learner.step(*batch, fraction=1 / parts, update=part == parts - 1))  # waits for the device
+            seconds += time.perf_counter() - start
+        return seconds / parts
 
     @torch.inference_mode()
     def val_step(self) -> float:
@@ -114,17 +126,21 @@ def image_counts(recipe: Recipe, data_dir: str | None) -> tuple[int, int, int]:
 
 
 @restore_process()
-def time_steps(recipes: Mapping[str, Recipe], data_dir: str | None = None) -> StepTimes:
+def time_steps(
+    recipes: Mapping[str, Recipe], data_dir: str | None = None, console: Console | None = None
+) -> StepTimes:
     """Times training steps of several runs, block by block; in each block the runs take turns in a random order.
 
     Args:
         recipes: Of the runs by name, all on one device.
         data_dir: As `--data-dir`; only numbers of images and classes are needed.
+        console: Where it is said what is compiled.
 
     Raises:
         UserError: A recipe names something that is not there.
     """
-    models = {name: TimedModel(recipe, image_counts(recipe, data_dir)) for name, recipe in recipes.items()}
+    console = console or Console(quiet=True)
+    models = {name: TimedModel(recipe, image_counts(recipe, data_dir), console) for name, recipe in recipes.items()}
     for model in models.values():
         model.warm_up()
     seconds: dict[str, list[float]] = {name: [] for name in models}
@@ -148,11 +164,13 @@ def time_study(study: Study, slot: Slot, console: Console) -> None:
     known = study.step_times or StepTimes({}, {}, {})
     if all(name in known.seconds and known.code.get(name, code[name]) == code[name] for name in names):
         return
-    console.line(f'timing training steps of {", ".join(names)} in turns, for {", ".join(each.name for each in claims)}')
+    console.line(
+        f'timing training steps of {", ".join(names)} in turns on this machine, '
+        f'for {", ".join(each.name for each in claims)}'
+    )
     recipes = {name: study.runs[name].recipe for name in names}
     if slot.device:
         recipes = {name: recipe.replace(device=slot.device) for name, recipe in recipes.items()}
     options = {name: decisive_options(study.runs[name].recipe) for name in names}
-    write_json(
-        slot.output / STEP_TIMES, asdict(replace(time_steps(recipes, slot.data_dir), options=options, code=code))
-    )
+    times = time_steps(recipes, slot.data_dir, console)
+    write_json(slot.output / STEP_TIMES, asdict(replace(times, options=options, code=code)))

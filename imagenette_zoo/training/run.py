@@ -35,7 +35,7 @@ from .run_folder import RunFolder, resumed_run
 from .tracking import check_trackers
 from .trial import try_own
 
-__all__ = ['Run', 'as_retried', 'prepare', 'open_folder', 'check_resumable', 'make_model']
+__all__ = ['Run', 'as_retried', 'prepare', 'open_folder', 'check_resumable', 'compile_steps', 'make_model']
 
 NUMBERS = ('train_loss', 'lr', 'train_images', 'train_seconds', 'seconds', 'peak_memory_mib')  # in an epoch's row
 
@@ -166,7 +166,7 @@ def prepare(recipe: Recipe, folder: RunFolder, state: bytes | None, world: World
             console.line(f'its answers to the {len(train_images):,} images are known, since none is augmented')
     try_own(learner, data.train_batches.size, shapes or [config['input_size']])
     if own.torchcompile:
-        _compile(recipe, learner, config, console)
+        compile_steps(recipe, learner, config, console)
     run = Run(recipe, folder, data, learner, config, data_hash)
     if state is not None:
         _resume(run, state, console)
@@ -188,8 +188,18 @@ def _for_data(recipe: Recipe, images: ImageSet, world: World, console: Console) 
     return fitted
 
 
-def _compile(recipe: Recipe, learner: Learner, config: dict[str, Any], console: Console) -> None:
-    """Compiles the model now, so that one which can't be compiled fails before anything is written."""
+def compile_steps(recipe: Recipe, learner: Learner, config: dict[str, Any], console: Console) -> None:
+    """Compiles the model now, so that one which can't be compiled fails before anything is written.
+
+    Args:
+        recipe: The run.
+        learner: Its learner; where `torchcompile: auto` fails it goes on without.
+        config: Of its images, as `input_config` gives it.
+        console: Where it is said what that takes.
+
+    Raises:
+        UserError: It can't be compiled.
+    """
     channels, _, size = config['input_size']
     try:
         seconds, rates = learner.compile(recipe.train_img_sizes or (size,), channels)

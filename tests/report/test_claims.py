@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from imagenette_zoo.report import studies
-from imagenette_zoo.report.page import write_report
+from imagenette_zoo.report import setup, studies
+from imagenette_zoo.report.page import report_numbers, write_report
 from imagenette_zoo.report.studies import verdicts
 from imagenette_zoo.study.decisions import judge, with_pairs
-from imagenette_zoo.study.plan import Study
+from imagenette_zoo.study.plan import StepTimes, Study
 from imagenette_zoo.study.records import by_run, samples_of
 from tests.report.records import make_record, make_records, text_of
 
@@ -120,6 +120,18 @@ def test_too_many_runs_for_pairs_are_told(study: Study, tmp_path: Path) -> None:
     assert len(verdicts(loose, records[1:]).splitlines()) == 15
     page = write_report(tmp_path, records, study=with_pairs(loose, records)).read_text()
     assert f'No verdicts: {why}.' in text_of(page)
+
+
+def test_steps_that_were_timed_elsewhere_are_told(study: Study) -> None:
+    timed = replace(study.claims[0], metric='step_time')
+    records = make_records()
+    here = records[0].result.hardware
+    for machine, claims, told in (
+        ({**here, 'cpu': 'another'}, (timed,), True), (here, (timed,), False), ({'cpu': 'another'}, study.claims, False)
+    ):  # fmt: skip
+        plan = replace(study, claims=claims, step_times=StepTimes({}, {}, machine))
+        notes = setup.notes(report_numbers(records, plan))
+        assert any(re.match('Steps were timed where no training ran: on .* another', note) for note in notes) == told
 
 
 def test_a_pair_is_said_once(study: Study, tmp_path: Path) -> None:

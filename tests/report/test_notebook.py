@@ -106,7 +106,8 @@ def test_an_interrupted_study_goes_on(
     monkeypatch.setitem(sys.modules, 'IPython', SimpleNamespace(get_ipython=object))
     with interrupted(monkeypatch, epoch=1):
         study = run(models, options)
-    assert "Continue with: resume(), or imagenette_zoo.study('runs/mine+resnet-2')" in capsys.readouterr().out
+    where = f"'runs/mine+resnet-2', data_dir={str(options['data_dir'])!r}"
+    assert f'Continue with: resume(), or imagenette_zoo.study({where}' in capsys.readouterr().out
     assert study.records == []
     assert 'mine and resnet: 0 of 2 trainings done' in repr(study)
     assert study.resume(quiet=True) is study

@@ -52,3 +52,15 @@ def test_the_budget_that_is_named_is_beyond_what_is_spent(capsys: pytest.Capture
     trials = Trials(undecided={'a': Left('needs about 1 h', 1.0)})
     studies._print_undecided(trials, 2.0, 3.5, Console())
     assert capsys.readouterr().out.endswith('to go on: the same command with --budget 4.5\n')
+
+
+def test_where_no_command_is_printed_the_reasons_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = replace(make_study('', {name: Recipe() for name in 'ab'}, (1, 2, 3)), until_decided=True)
+    left = Trials(undecided={'a': Left('needs about 1 h', 1.0)})
+    monkeypatch.setattr(studies, 'missing_lines', lambda *_: ([], left))
+    studies.print_commands(study, Slot(tmp_path), Extent(budget=2.0))
+    captured = capsys.readouterr()
+    assert captured.out == ''
+    assert 'a: needs about 1 h\nto go on: the same command with --budget 1\n' in captured.err

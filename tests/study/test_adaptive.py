@@ -161,6 +161,16 @@ def test_a_study_is_trained_until_its_claims_are_decided(tmp_path: Path, cluster
     assert not any(name.startswith('c') for name in cluster.trained[8:]), 'c is in no claim'
 
 
+def test_a_training_that_ends_early_costs_what_it_took(tmp_path: Path) -> None:
+    study = make_study('', {name: Recipe(epochs=10) for name in ('early', 'begun', 'new')}, (1, 2))
+    for name, epochs in (('early-seed1', 2), ('early-seed2', 4), ('begun-seed1', 3)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / 'metrics.jsonl').write_text('{"seconds": 360}\n' * epochs)
+    for name in ('early-seed1', 'early-seed2'):
+        (tmp_path / name / 'result.json').write_text('{}')
+    assert adaptive.costs_of(study, tmp_path) == pytest.approx({'early': 0.3, 'begun': 1.0, 'new': 0.65})
+
+
 def test_a_study_without_claims_tells_its_pairs_apart(tmp_path: Path, cluster: Cluster) -> None:
     two = replace(make_study('', {name: Recipe() for name in 'ab'}, (1, 2, 3)), until_decided=True)
     trials = train_until_decided(two, tmp_path, Console(quiet=True), cluster.train)

@@ -9,7 +9,11 @@ from pathlib import Path
 import pytest
 
 from imagenette_zoo.cli.main import main
+from imagenette_zoo.errors import UserError
+from imagenette_zoo.study import lines
 from imagenette_zoo.study.adaptive import ROUNDS
+from imagenette_zoo.study.plan import begun_study
+from imagenette_zoo.study.records import as_run, failures
 from imagenette_zoo.training.run_folder import RunFolder
 from tests.study.test_runner import IDEA, STUDY, place, start, wait_for, weights  # noqa: F401  (fixtures)
 
@@ -54,6 +58,21 @@ def test_a_line_is_for_one_training_and_any_folder(
     study = str(place / 'runs' / 'test_resnet-lr')
     flags = ['--device', 'cpu', '--device-modules', str(place / 'my_idea.py')]
     assert line == ['study', study, '--only', 'lr=0.1', '--seed', '1', *flags]
+
+
+def test_a_line_that_fails_is_judged_as_failed(
+    place: Path,  # noqa: F811
+    printed: list[list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object) -> None:
+        raise UserError('the loss became infinite')
+
+    monkeypatch.setattr(lines, 'train_here', fail)
+    assert main(printed[0]) == 2
+    study = place / 'the runs' / 'rates'
+    assert failures(study) == {'slow-seed1': 'the loss became infinite'}
+    assert as_run(begun_study(study), study).failed == {'slow': frozenset({1})}
 
 
 def test_lines_of_a_module_name_their_interpreter(

@@ -15,6 +15,7 @@ from imagenette_zoo.study.process import Slot
 from imagenette_zoo.study.records import STEP_TIMES, as_run, samples_of
 from imagenette_zoo.study.sentences import sentence
 from imagenette_zoo.study.step_times import time_steps, time_study
+from imagenette_zoo.training.learner import Learner
 from imagenette_zoo.utils.console import Console
 
 pytest.importorskip('scipy')
@@ -70,6 +71,35 @@ def test_each_image_size_of_a_training_is_timed(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(step_times.TimedModel, 'step', lambda self, size: sizes.append(size) or step(self, size))
     time_steps({'both': SMALL.replace(train_img_sizes=(32, 64))})
     assert sizes.count(32) == sizes.count(64)
+
+
+def test_steps_are_timed_as_they_are_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An update every few batches, and compiled where the training compiles."""
+    updates: list[tuple[float, bool]] = []
+    step = Learner.step
+    monkeypatch.setattr(
+        Learner,
+        'step',
+        lambda self, *batch, fraction, update: (
+            updates.append((fraction, update)) or step(self, *batch, fraction=fraction, update=update)
+        ),
+    )
+    model = step_times.TimedModel(SMALL.replace(grad_accum_steps=3), (100, 10, 10))
+    clock = iter(range(100))
+    monkeypatch.setattr(step_times.time, 'perf_counter', lambda: float(next(clock)))
+    assert model.step(32) == 1.0, 'of one batch'
+    assert updates == [(1 / 3, False), (1 / 3, False), (1 / 3, True)]
+
+
+def test_steps_of_a_compiled_run_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_times, 'BLOCK_SECONDS', 0.0)
+    compiled: list[str] = []
+    monkeypatch.setattr(step_times, 'compile_steps', lambda recipe, *_: compiled.append(recipe.torchcompile))
+    monkeypatch.setattr(step_times, 'resolve', lambda recipe, *_: recipe)
+    time_steps({'compiled': SMALL.replace(torchcompile='eager'), 'plain': SMALL.replace(torchcompile=None)})
+    assert compiled == ['eager']
+    step_times.TimedModel(SMALL.replace(torchcompile='eager'), (100, 10, 10))
+    assert compiled == ['eager'], 'not for a dry run'
 
 
 def test_numbers_of_steps_are_those_of_all_blocks() -> None:

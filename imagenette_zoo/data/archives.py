@@ -25,7 +25,7 @@ from typing import BinaryIO, cast
 from urllib.error import URLError
 
 from ..errors import UserError, os_reason
-from ..utils.files import cache_dir, whole_folder
+from ..utils.files import cache_dir, one_at_a_time, or_another_cache, whole_folder
 from ..utils.reading import read_text
 from .constants import FAMILY
 from .folders import holds_splits
@@ -108,9 +108,11 @@ def unpacked(archive: Path, check: Callable[[Path], object]) -> Path:
             raise UserError(f'archive {archive}: {error}: download it again') from None
     target = cache_dir() / f'archive-{md5}'
     if not os.path.isdir(target):
-        with whole_folder(target) as folder:
-            extract(archive, folder)
-            check(folder)
+        with one_at_a_time(target):
+            if not os.path.isdir(target):  # another process may just have made it
+                with whole_folder(target) as folder:
+                    extract(archive, folder)
+                    check(folder)
     return target
 
 
@@ -129,7 +131,7 @@ def extract(archive: Path, folder: Path) -> None:
     Raises:
         UserError: It is damaged, holds anything else, or more than is plausible; what was written stays.
     """
-    allowance = _Allowance(archive, shutil.disk_usage(folder).free)
+    allowance = _Allowance(archive, folder)
     try:
         if archive.name.lower().endswith('.zip'):
             with zipfile.ZipFile(archive) as zipped:
@@ -168,11 +170,12 @@ class _Allowance:
 
     Args:
         archive: The file.
-        room: Free bytes where it is unpacked.
+        folder: Where it is unpacked.
     """
 
-    def __init__(self, archive: Path, room: int) -> None:
-        self.archive, self.room = archive, room
+    def __init__(self, archive: Path, folder: Path) -> None:
+        self.archive, self.folder = archive, folder
+        self.room = shutil.disk_usage(folder).free
         size = archive.stat().st_size
         self.size = min(FREE[0] + MOST_TIMES * size, MOST_BYTES)
         self.count = FREE[1] + size // BYTES_A_FILE
@@ -187,8 +190,8 @@ class _Allowance:
             raise _bomb(self.archive, f'{what} than its size allows for images (from {name!r} on)')
         if self.room < 0:
             raise UserError(
-                f'archive {self.archive} unpacks to more than the free space in {cache_dir()} ({name!r} no longer '
-                'fits): make room or set IMAGENETTE_ZOO_CACHE to another folder',
+                f'archive {self.archive} unpacks to more than the free space in {self.folder.parent} ({name!r} no '
+                f'longer fits): make room there{or_another_cache(self.folder)}',
             )
 
 
@@ -304,12 +307,15 @@ def fetch(size: str, dataset: str = 'imagenette') -> Path:
     if os.path.exists(target):
         raise UserError(f'{target} exists but does not hold train/ and val/: remove it and fetch again')
     url = URL.format(name) if name in FASTAI_CHECKS else _torchvisions(name)[0]
-    with whole_folder(target) as folder:
-        try:
-            _fetch_archive(url, folder, name)
-        except _OFFLINE as error:
-            cause = error.reason if isinstance(error, URLError) and isinstance(error.reason, OSError) else error
-            _fetch_copy(url, os_reason(cause), folder, dataset, size)
+    with one_at_a_time(target):
+        if holds_splits(target):  # another process may just have fetched it
+            return target
+        with whole_folder(target) as folder:
+            try:
+                _fetch_archive(url, folder, name)
+            except _OFFLINE as error:
+                cause = error.reason if isinstance(error, URLError) and isinstance(error.reason, OSError) else error
+                _fetch_copy(url, os_reason(cause), folder, dataset, size)
     return target
 
 

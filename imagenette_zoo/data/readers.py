@@ -29,7 +29,7 @@ from timm.utils.misc import natural_key
 
 from ..config.groups import SOURCES, DataOptions
 from ..errors import UserError, first_line
-from ..utils.files import cache_dir, file_stem, to_json, whole_folder
+from ..utils.files import cache_dir, file_stem, one_at_a_time, to_json, whole_folder
 from .constants import IMAGE_EXTENSIONS
 from .folders import ORDER_FILE, SPLITS, is_hidden, parse_slice, spellings
 from .images import open_file, turn_of
@@ -90,7 +90,11 @@ def as_folder(dataset: str, data_dir: str | Path | None, splits: Sequence[str], 
     for split in dict.fromkeys(parse_slice(split)[0] for split in splits or SPLITS):
         target = folder / _file_name(spellings(split)[0])
         what = f'--dataset {source}, split {split}' if source else f'{root}, split {split}'
-        if not target.is_dir():
+        if target.is_dir():
+            continue
+        with one_at_a_time(target):
+            if target.is_dir():  # another process may just have made it
+                continue
             with whole_folder(target) as temporary:
                 with _in_one_line(what):
                     classes, samples = _samples(source, root, split, class_map, options)

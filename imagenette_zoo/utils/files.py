@@ -33,7 +33,7 @@ except ImportError:  # Windows
 __all__ = [
     'cache_dir', 'is_own', 'keep_inductor_private', 'private_folder', 'private_home', 'without_others', 'whole_folder',
     'ProcessLock', 'open_at_once', 'remove', 'write_errors', 'write_atomic', 'check_place', 'to_json', 'write_json',
-    'sync', 'file_stem', 'unused',
+    'one_at_a_time', 'or_another_cache', 'sync', 'file_stem', 'unused',
 ]  # fmt: skip
 
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
@@ -143,6 +143,33 @@ def keep_inductor_private() -> None:
             config.cpp_cache_precompile_headers = False
 
 
+def or_another_cache(path: Path) -> str:
+    """The other remedy where something in the cache can't be written; nothing for what is elsewhere."""
+    inside = cache_dir().absolute() in (path.absolute(), *path.absolute().parents)
+    return ' or set IMAGENETTE_ZOO_CACHE to another folder' if inside else ''
+
+
+@contextmanager
+def one_at_a_time(target: Path) -> Iterator[None]:
+    """Lets one process of a machine at a time make a file or folder; look whether it is there by now.
+
+    A killed process holds no lock. Where there can be none, as on some network disks, nobody waits.
+    """
+    import filelock  # which torch and huggingface_hub need as well
+
+    lock = filelock.FileLock(target.with_name(f'{target.name}.lock'))
+    with suppress(OSError, NotImplementedError):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        if lock.is_locked:
+            with suppress(OSError):
+                os.unlink(lock.lock_file)
+            lock.release()
+
+
 @contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
     """A temporary folder beside `target` that becomes `target` once the block has ended without an error.
@@ -160,8 +187,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
         temporary.mkdir()
     except OSError as error:
         raise UserError(
-            f'cannot write to {target.parent}: {os_reason(error)}; make it writable or set IMAGENETTE_ZOO_CACHE to a '
-            'folder that is',
+            f'cannot write to {target.parent}: {os_reason(error)}; make it writable{or_another_cache(target)}',
         ) from error
     try:
         yield temporary
@@ -171,7 +197,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
         sync(target.parent)
     except OSError as error:
         raise UserError(
-            f'cannot fill {target}: {os_reason(error)}; make room there or set IMAGENETTE_ZOO_CACHE to another folder',
+            f'cannot fill {target}: {os_reason(error)}; make room there{or_another_cache(target)}',
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

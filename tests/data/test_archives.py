@@ -9,8 +9,10 @@ import stat
 import sys
 import tarfile
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -40,6 +42,34 @@ def test_archive_is_unpacked_once(tmp_path: Path, cache: Path, name: str) -> Non
     archive.rename(tmp_path / f'moved-{name}')
     assert locate.find_root(tmp_path / f'moved-{name}') == root
     assert (root / 'mark').exists()
+
+
+def test_several_at_once_unpack_an_archive_once(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = make_archive(tmp_path / 'set.tar', make_imagenette(tmp_path / 'data'))
+    unpacked: list[Path] = []
+    extract = archives.extract
+
+    def slowly(archive: Path, folder: Path) -> None:
+        unpacked.append(folder)
+        time.sleep(0.3)
+        extract(archive, folder)
+
+    monkeypatch.setattr(archives, 'extract', slowly)
+    with ThreadPoolExecutor(3) as pool:
+        roots = set(pool.map(locate.find_root, [archive] * 3))
+    assert len(roots) == len(unpacked) == 1
+    assert [path.suffix for path in cache.iterdir()] == [''], 'no lock is left behind'
+
+
+def test_room_is_asked_for_where_it_is_missing(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = make_archive(tmp_path / 'set.tar', make_imagenette(tmp_path / 'data'))
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: SimpleNamespace(free=1))
+    for folder, remedy in ((cache / 'x', 'make room there or set IMAGENETTE_ZOO_CACHE'), (tmp_path, 'room there$')):
+        folder.mkdir(parents=True, exist_ok=True)
+        with pytest.raises(UserError, match=f'free space in {folder.parent} .*{remedy}'):
+            archives.extract(archive, folder)
 
 
 def test_a_python_without_tarfiles_filter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import filelock
 import pytest
 
 from imagenette_zoo.errors import UserError
@@ -234,6 +235,25 @@ def test_folder_has_the_usual_mode_and_the_process_keeps_its_own(
     with files.whole_folder(tmp_path / 'target'):
         pass
     assert (tmp_path / 'target').stat().st_mode == (tmp_path / 'plain').stat().st_mode
+
+
+def test_who_cannot_lock_does_not_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr(filelock.FileLock, 'acquire', refuse)
+    with files.one_at_a_time(tmp_path / 'target'):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_cache_is_named_where_it_is_the_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('IMAGENETTE_ZOO_CACHE', str(tmp_path / 'cache'))
+    for parent, named in ((tmp_path / 'cache', True), (tmp_path / 'elsewhere', False)):
+        parent.write_text('a file')
+        with pytest.raises(UserError) as error, files.whole_folder(parent / 'set'):
+            pass
+        assert ('IMAGENETTE_ZOO_CACHE' in str(error.value)) == named
 
 
 def test_two_at_once_make_one_whole_folder(tmp_path: Path) -> None:

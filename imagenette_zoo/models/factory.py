@@ -7,8 +7,8 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from pathlib import Path
 from pickle import UnpicklingError
@@ -43,11 +43,12 @@ from .own import as_plain, build_own, needed_modules, own_function, resolved
 
 __all__ = [
     'build_model', 'check_weights', 'source_args', 'input_config', 'to_device', 'probe', 'autocast', 'model_config',
-    'compiled', 'model_cost', 'outline',
+    'compiled', 'model_cost', 'outline', 'weights_alone',
 ]  # fmt: skip
 
 # What timm raises where a model can't be made as it is asked for.
 FAILURES = (TypeError, AssertionError, ValueError, RuntimeError, AttributeError, OSError, UnpicklingError, LookupError)
+_FORCE, _FORCE_NOT = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD', 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'  # torch's own variables
 LARGEST_OWN_SIDE = 2048  # px of the images that a config names; an option may name larger ones
 LARGEST_RESIZED_SIDE = 8192  # px
 
@@ -97,13 +98,26 @@ def _built(name: str, source: str | None, own: Callable[..., Any] | None, given:
     if own is not None:
         return build_own(name, own, given)
     if source is None:
-        return timm.create_model(name, **given)
+        with weights_alone():
+            return timm.create_model(name, **given)
     args, header = _read_source(name, bool(given.get('pretrained')))
     check_numbers(f'model {name}', args, header)
     with no_more_than(f'model {name}', header), suppress(*FAILURES), torch.device('meta'):
         timm.create_model(name, **{**given, 'pretrained': False})  # its failures come again, if they matter
-    with no_more_than(f'model {name}', header):
+    with no_more_than(f'model {name}', header), weights_alone():
         return timm.create_model(name, **given)
+
+
+@contextmanager
+def weights_alone() -> Iterator[None]:
+    """Whoever calls `torch.load` in this block gets weights alone: timm before 1.0.26 would run what a pickle says."""
+    before = {name: os.environ.pop(name, None) for name in (_FORCE, _FORCE_NOT)}  # torch refuses both at once
+    os.environ[_FORCE] = '1'
+    try:
+        yield
+    finally:
+        del os.environ[_FORCE]
+        os.environ.update({name: value for name, value in before.items() if value is not None})
 
 
 def check_weights(model: nn.Module, source: object) -> None:

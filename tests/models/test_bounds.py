@@ -1,8 +1,10 @@
 """A model whose config is anybody's is no larger than its weights, and that is known before memory is taken for it."""
 
 import json
+import os
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +79,37 @@ def test_so_is_one_that_timm_opens(made: Path, weights: bool) -> None:
     change(made, {'model_args': {'depth_multiplier': 1000.0}})
     with pytest.raises(UserError, match='far more tensors'):
         factory.build_model(f'local-dir:{made}', pretrained=weights, num_classes=3)
+
+
+@pytest.mark.parametrize('asked', [None, '1'])
+def test_timm_loads_weights_alone(
+    made: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, asked: str | None
+) -> None:
+    """Before 1.0.26 it loads what a config names as a pickle, whose code would run."""
+    mark = tmp_path / 'mark'
+
+    class Runs:
+        def __reduce__(self) -> Any:
+            return Path.touch, (mark,)
+
+    torch.save({'weight': Runs()}, made / 'evil.bin')
+    loads = lambda *_, **__: torch.load(made / 'evil.bin')  # noqa: E731
+    monkeypatch.setattr('timm.models._builder.load_state_dict_from_path', loads)
+    if asked:
+        monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', asked)
+    before = dict(os.environ)
+    with pytest.raises(UserError):
+        factory.build_model(f'local-dir:{made}', pretrained=True)
+    assert not mark.exists()
+    assert dict(os.environ) == before
+    with monkeypatch.context() as context:
+        context.setattr('torch.load', partial(torch.load, weights_only=False))
+        context.delenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', raising=False)
+        with pytest.raises(UserError):
+            factory.build_model(f'local-dir:{made}', pretrained=True)
+        assert not mark.exists(), 'whoever calls it'
+        loads()
+    assert mark.exists(), 'the file would do it'
 
 
 def test_afterwards_models_of_any_size_can_be_made(made: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -80,7 +81,8 @@ JOINERS = '\u200c\u200d'  # some scripts and emoji need them
 
 
 def cleaned(text: str, keep: str = '') -> str:
-    """Text of strangers that is fit for a terminal and a line: characters that can't be printed become �.
+    """Text of strangers that is fit for a terminal and a line: characters that can't be printed become �; any space
+    stays.
 
     Class names and file names may hold anything: an escape sequence clears the screen, a newline forges a line. The
     surrogates of a file name that is no Unicode stay: the streams of the command line escape them.
@@ -92,7 +94,10 @@ def cleaned(text: str, keep: str = '') -> str:
     if text.isprintable():
         return text
     stays = keep + JOINERS
-    return ''.join(c if c.isprintable() or c in stays or '\ud800' <= c <= '\udfff' else '�' for c in text)
+    return ''.join(
+        c if c.isprintable() or c in stays or '\ud800' <= c <= '\udfff' or unicodedata.category(c) == 'Zs' else '�'
+        for c in text
+    )
 
 
 def first_line(error: BaseException) -> str:

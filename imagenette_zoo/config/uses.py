@@ -133,6 +133,8 @@ class PassesOptions(ComputeOptions, EvalInputOptions, ArchitectureOptions, Weigh
 
     def check(self) -> None:
         super().check()
+        if self.torchcompile not in (None, 'none', 'auto') or self.torchcompile_mode:
+            raise UserError('--torchcompile: passes are compared as they are: leave it out')
         for name, ends in (('results_file', ('.json',)), ('save_figure', ('.png', '.svg'))):
             value = getattr(self, name)
             flag = '--' + name.replace('_', '-')

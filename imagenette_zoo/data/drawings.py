@@ -103,6 +103,11 @@ def parachute() -> Image.Image:
 DRAWINGS: dict[str, Callable[[], Image.Image]] = {'golf ball': golf_ball, 'parachute': parachute}
 
 
+def with_fourth(image: Image.Image) -> Image.Image:
+    """A drawn image with its luminance as a fourth channel, for models that take four."""
+    return Image.merge('RGBA', (*image.convert('RGB').split(), image.convert('L')))
+
+
 def _noise(side: int, cell: int, amplitude: float, rng: np.random.Generator) -> npt.NDArray[np.float32]:
     """Normal noise, smooth over cells: `(side, side)`."""
     coarse = rng.normal(0, amplitude, (side // cell + 1, side // cell + 1)).astype(np.float32)

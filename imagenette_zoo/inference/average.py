@@ -20,6 +20,7 @@ from ..errors import UserError
 from ..models import factory
 from ..models.model_folder import (
     check_alike,
+    has_average,
     load_weights,
     model_folder,
     read_config,
@@ -31,7 +32,7 @@ from ..utils.console import Console
 from ..utils.files import write_errors
 from ..utils.process import restore_process
 from ..utils.reading import parse_json, read_errors, read_text
-from .loading import load_trained, names_beside, run_of
+from .loading import load_trained, run_of
 
 __all__ = ['average']
 
@@ -157,9 +158,9 @@ def _model(checkpoints: Sequence[_Checkpoint], options: AverageOptions) -> tuple
         if not options.model:
             raise UserError(f"{path}: a file doesn't say its model: give --model NAME")
         given = {name: getattr(options, name) for name in AverageOptions.names() & UseOptions.names()}
-        use_ema = not options.no_use_ema
+        use_ema = not options.no_use_ema and has_average(path)
         trained = load_trained(options.model, UseOptions(**given, checkpoint=str(path), use_ema=use_ema), cpu)
-        names = trained.class_names if names_beside(path) else None  # none are made up
+        names = trained.class_names if trained.named else None
         model_config = factory.model_config(trained.model, trained.config, names, options.model_kwargs)
         return trained.model, model_config
     config = read_config(path)

@@ -36,6 +36,7 @@ def evaluate(
     console: Console,
     fast: nn.Module | None = None,
     fast_size: int = 0,
+    fill: bool = True,
 ) -> Scores:
     """Logits of every validation image, gathered from all processes.
 
@@ -49,6 +50,7 @@ def evaluate(
         console: Where the progress is shown.
         fast: The same model compiled for batches of `fast_size` images.
         fast_size: Their size.
+        fill: Whether the model may be shown images twice, so that the last batch has the size of the others.
     """
     model.train().eval()  # before timm 1.0.29 LeViT's forget the biases of other weights only when they are trained
     start = time.perf_counter()
@@ -56,7 +58,7 @@ def evaluate(
     inputs = torch.empty(0)
     with console.progress('validation', len(batches)) as progress, factory.autocast(options, world.device):
         for pixels, target in batches:
-            inputs = _filled(normalize(pixels), inputs)
+            inputs = _filled(normalize(pixels), inputs) if fill else normalize(pixels)
             runner = fast if fast is not None and len(inputs) == fast_size else model
             # a copy: a compiled model may write into its last output again
             logits.append(runner(inputs)[: len(pixels)].float().clone())

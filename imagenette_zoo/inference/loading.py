@@ -29,7 +29,15 @@ from ..data.readers import is_read
 from ..errors import UserError, nearest
 from ..layers import fuse
 from ..models import factory
-from ..models.model_folder import listed_names, load_folder, load_weights, model_folder, read_config, read_weights
+from ..models.model_folder import (
+    has_average,
+    listed_names,
+    load_folder,
+    load_weights,
+    model_folder,
+    read_config,
+    read_weights,
+)
 from ..models.own import own_function
 from ..utils.console import Console
 from ..utils.distributed import World
@@ -50,9 +58,10 @@ class TrainedModel:
         name: As it was asked for.
         model: From images `(N, C, H, W)` to logits `(N, classes)`.
         config: The data config as timm has it: `input_size`, `mean`, `std`, `interpolation`, `crop_pct`, `crop_mode`.
-        class_names: A name for each logit.
+        class_names: A name for each logit; none where it has no classifier.
         transform: The evaluation transform of timm, to `(C, H, W)` uint8.
         normalize: From uint8 pixels to the model's input, on its device.
+        named: Whether the names are those of its training, not made of their number.
     """
 
     name: str
@@ -61,6 +70,7 @@ class TrainedModel:
     class_names: list[str]
     transform: Transform
     normalize: Normalize
+    named: bool = True
 
     def batches(
         self, images: ImageSet, options: DataOptions, batch_size: int, world: World, console: Console
@@ -101,6 +111,7 @@ def load_trained(
     reparam: bool = False,
     log: Callable[[str], object] | None = None,
     size_remedy: str | None = None,
+    headless: bool = False,
 ) -> TrainedModel:
     """The model that a name on the command line means, with its weights, ready for use.
 
@@ -115,6 +126,7 @@ def load_trained(
         reparam: Fuse blocks and norms for inference.
         log: Is given a line on the layers that were replaced by faster ones.
         size_remedy: What to do about images of a size that it can't take, as `probe` says it.
+        headless: Whether it may have no classifier.
 
     Raises:
         UserError: There is no such model, it has no weights, it tells other classes apart than those of the images, or
@@ -122,11 +134,15 @@ def load_trained(
     """
     import_modules(options.device_modules)
     model = open_model(name, options, len(images.classes) if images else None)
-    if images is None:
-        names = _class_names(name, model, options.checkpoint)
-    else:
+    named = True
+    if images is not None:
         check_classes(name, model, options.checkpoint, images)
         names = list(images.class_names)
+    elif headless and model.num_classes < 1:
+        names = []
+    else:
+        own = _own_names(name, model, options.checkpoint)
+        names, named = own or _made_up_names(model), bool(own) and getattr(model, 'named', True)
     try:
         config = factory.input_config(options, model, use_test_size=True, crop_mode=options.crop_mode)
         transform = pipeline.eval_transform(config)
@@ -139,7 +155,7 @@ def load_trained(
         model = fuse(model)
     factory.probe(model, name, config['input_size'], size_remedy)
     model = factory.to_device(model, device, channels_last, log)
-    return TrainedModel(name, model, config, names, transform, normalize)
+    return TrainedModel(name, model, config, names, transform, normalize, named)
 
 
 def open_model(name: str, options: Any, classes: int | None = None) -> Any:
@@ -173,6 +189,8 @@ def open_model(name: str, options: Any, classes: int | None = None) -> Any:
         _check_number(name, options.num_classes, model.num_classes)
         return model
     if options.checkpoint:
+        if options.use_ema and not has_average(Path(options.checkpoint)):
+            raise UserError(f'{options.checkpoint}: holds no moving average of the weights: leave --use-ema out')
         state_dict = read_weights(Path(options.checkpoint), options.use_ema)
         model = factory.build_model(name, num_classes=options.num_classes or classes, **kwargs)
         load_weights(model, state_dict, options.checkpoint)
@@ -226,26 +244,30 @@ def check_classes(
     classes = len(images.classes)
     if model.num_classes != classes:
         raise UserError(f'{name}: has {model.num_classes} classes, {images.root} has {classes}: {remedy}')
-    names = None if checkpoint else model.pretrained_cfg.get('label_names')
+    names = names_beside(Path(checkpoint)) if checkpoint else model.pretrained_cfg.get('label_names')
     if not isinstance(names, list | tuple) or len(names) != classes or list(names) == list(images.class_names):
         return
     # others are as ImageNet's, by which no folder is named
-    if model_folder(name) or is_onnx(name) or tuple(names) == LABEL_NAMES:
+    own = checkpoint or model_folder(name) or is_onnx(name) or tuple(names) == LABEL_NAMES
+    if own and getattr(model, 'named', True):
         raise UserError(
             f'{name}: its classes ({names[0]}, …) are not those of {images.root} ({images.class_names[0]}, …): {remedy}'
         )
 
 
-def _class_names(name: str, model: Any, checkpoint: str | None) -> list[str]:
-    """The names in the model's config, or in that beside its checkpoint, else those of the ImageNet that its number of
-    classes tells, else numbers."""
+def _own_names(name: str, model: Any, checkpoint: str | None) -> list[str]:
+    """The names in the model's config, or in that beside its checkpoint, if they are there."""
     count = model.num_classes
     if count < 1:
         raise UserError(f'{name}: has no classifier (num_classes 0), only features: give a model with a classifier')
     # the model's own are those of its published weights
     names = names_beside(Path(checkpoint)) if checkpoint else model.pretrained_cfg.get('label_names')
-    if named := listed_names(names, count, name):
-        return named
+    return listed_names(names, count, name)
+
+
+def _made_up_names(model: Any) -> list[str]:
+    """Those of the ImageNet that the number of classes tells, else numbers."""
+    count = model.num_classes
     subset = infer_imagenet_subset(model)
     if subset is None:
         return [f'class {index}' for index in range(count)]

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..errors import UserError, first_line, require
 from ..models.model_folder import listed_names
-from ..utils.reading import parse_json, read_bytes, read_errors
+from ..utils.reading import of_kind, parse_json, read_bytes, read_errors
 
 __all__ = ['KEY', 'OnnxModel', 'is_onnx']
 
@@ -26,7 +26,8 @@ def is_onnx(name: str) -> bool:
 
 
 class OnnxModel(nn.Module):
-    """The file in onnxruntime, on the CPU, from images `(N, C, H, W)` to logits.
+    """The file in onnxruntime, on the CPU, from images `(N, C, H, W)` to logits; `named` says whether the names of its
+    classes are those of its training.
 
     Args:
         path: The file.
@@ -58,6 +59,9 @@ class OnnxModel(nn.Module):
             names = ('input_size', 'interpolation', 'crop_pct', 'crop_mode', 'mean', 'std', 'label_names')
             self.pretrained_cfg = {name: metadata[name] for name in names}
             self.num_classes = len(metadata['label_names'])
+            self.named = of_kind(metadata.get('named', True), bool)
+            if len(of_kind(metadata['input_size'], list[int])) != 3:
+                raise ValueError('input_size: three numbers are needed')
         listed_names(metadata['label_names'], self.num_classes, path)
         floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
         self.params = sum(math.prod(weight.dims) for weight in weights if weight.data_type in floats)

@@ -119,7 +119,9 @@ def validate(
             except UserError:
                 if not probing:
                     raise
-                trained = load_trained(name, model, world.device, channels_last, None, model.reparam, log)
+                trained = load_trained(
+                    name, model, world.device, channels_last, None, model.reparam, log, headless=True
+                )
             if probing:  # whether it has features
                 features_of(trained, trained.normalize.mean.new_zeros(2, *trained.config['input_size']))
             opened.append(trained)

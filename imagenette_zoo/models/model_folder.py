@@ -31,8 +31,8 @@ from .bounds import check_numbers, check_readable, no_more_than, read_header
 from .own import NOTEBOOK, code_of, last_linear, own_function
 
 __all__ = [
-    'save_model_folder', 'link_model_folder', 'read_metric', 'read_weights', 'load_weights', 'model_folder',
-    'load_folder', 'read_config', 'listed_names', 'weights_file',
+    'save_model_folder', 'link_model_folder', 'has_average', 'read_metric', 'read_weights', 'load_weights',
+    'model_folder', 'load_folder', 'read_config', 'listed_names', 'weights_file',
 ]  # fmt: skip
 
 
@@ -107,6 +107,16 @@ def read_weights(path: Path, use_ema: bool = True) -> dict[str, torch.Tensor]:
     if not isinstance(state, dict) or not state or not all(map(_is_weight, state, state.values())):
         raise UserError(f'{path}: holds no weights')
     return clean_state_dict(state)
+
+
+def has_average(path: Path) -> bool:
+    """Whether a checkpoint, as timm's, has a moving average of the weights as well.
+
+    Raises:
+        UserError: As `read_weights`.
+    """
+    checkpoint = _read_checkpoint(path)
+    return isinstance(checkpoint, dict) and any(isinstance(checkpoint.get(key), dict) for key in _EMA_KEYS)
 
 
 def read_metric(path: Path) -> float | None:

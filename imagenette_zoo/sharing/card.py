@@ -194,13 +194,14 @@ def _usage(facts: CardFacts) -> Iterator[str]:
 {needs}```python
 {registers}import timm
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 model = timm.create_model('hf-hub:{facts.repo_id}', pretrained=True).eval()
 config = timm.data.resolve_data_config({{}}, model=model)
 transform = timm.data.create_transform(**config)
 with torch.inference_mode():
-    image = Image.open('image.jpg', formats=['JPEG', 'PNG', 'WEBP']).convert({mode!r})
+    image = Image.open('image.jpg', formats=['JPEG', 'PNG', 'WEBP'])
+    image = ImageOps.exif_transpose(image).convert({mode!r})  # upright
 {as_it_is if mode == 'RGBA' else ''}    logits = model(transform(image)[None])
 probability, index = logits.softmax(1)[0].max(0)
 print({label}, f'{{probability:.1%}}')

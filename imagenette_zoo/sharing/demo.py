@@ -27,7 +27,7 @@ import imagenette_zoo  # noqa: F401  (registers the models, also where this file
 # Absolute: a Space runs a copy of this file, which is in no package.
 from imagenette_zoo.config.uses import HeatMapOptions
 from imagenette_zoo.data import synthette
-from imagenette_zoo.data.drawings import DRAWINGS
+from imagenette_zoo.data.drawings import DRAWINGS, with_fourth
 from imagenette_zoo.data.images import LARGEST_UPLOAD, Unfit, forget_other_formats, open_image
 from imagenette_zoo.errors import UserError, first_line, require
 from imagenette_zoo.inference.gradcam import check_layer
@@ -114,7 +114,8 @@ def build(models: Sequence[str], **options: Any) -> Any:
         image.preprocess = lambda data: data.path if data else None  # ours says what is wrong with a file
         with tempfile.TemporaryDirectory() as folder:  # gradio copies them
             known = {name for trained in loaded.values() for name in trained.class_names}
-            gr.Examples(_draw_examples(Path(folder), known), image, label='Drawn images')
+            four = any(trained.channels == 4 for trained in loaded.values())
+            gr.Examples(_draw_examples(Path(folder), known, four), image, label='Drawn images')
         with gr.Row():
             for column in range(min(2, len(loaded))):
                 with gr.Column():
@@ -131,14 +132,16 @@ def build(models: Sequence[str], **options: Any) -> Any:
     return page
 
 
-def _draw_examples(folder: Path, known: set[str]) -> list[str]:
-    """Draws images of classes that a model knows, else of some that none does; their files."""
+def _draw_examples(folder: Path, known: set[str], four: bool = False) -> list[str]:
+    """Draws images of classes that a model knows, else of some that none does; their files. Of `four` channels, where a
+    model needs them, others see the first three."""
     drawn = {name: partial(synthette.draw, name, 0, 'val', 0) for name in synthette.CLASS_NAMES}
     examples: dict[str, Callable[[], Any]] = {**DRAWINGS, **drawn}
     files = []
     for name in [name for name in examples if name in known][:MOST_EXAMPLES] or DRAWINGS:
         files.append(str(folder / f'{name}.png'))
-        Image.fromarray(np.asarray(examples[name]())).save(files[-1])
+        image = Image.fromarray(np.asarray(examples[name]()))
+        (with_fourth(image) if four else image).save(files[-1])
     return files
 
 

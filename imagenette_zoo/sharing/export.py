@@ -18,6 +18,7 @@ from torch import nn
 
 from ..config.groups import DataOptions
 from ..config.uses import ExportOptions
+from ..data.drawings import with_fourth
 from ..data.folders import evenly
 from ..data.images import Unfit, open_image, with_channels
 from ..data.synthette import CLASS_NAMES
@@ -133,6 +134,7 @@ def _metadata(trained: TrainedModel, to: str) -> dict[str, Any]:
     return {
         'model': model.pretrained_cfg['architecture'],  # trained.name may be a path
         'label_names': trained.class_names,
+        'named': trained.named,
         **{name: trained.config[name] for name in names},
         **({'opset': OPSET} if to == 'onnx' else {}),
         'versions': environment.versions(),
@@ -154,7 +156,8 @@ def _real_images(trained: TrainedModel, data_dir: str | None) -> tuple[str, Imag
         source = 'synthette'
         images = [Image.fromarray(draw_image(name, 0, 'val', 0)) for name in CLASS_NAMES]
     try:
-        images = images if source != 'synthette' else [with_channels(image, trained.channels) for image in images]
+        if source == 'synthette':
+            images = [with_channels(with_fourth(image), trained.channels) for image in images]
         pixels = np.stack([trained.pixels(image) for image in images])
     except Unfit as error:
         raise UserError(f'{source}: an image {error}') from None

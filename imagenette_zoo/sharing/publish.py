@@ -22,6 +22,7 @@ from huggingface_hub.utils import (
 )
 
 from ..config.uses import UseOptions
+from ..data.archives import digest_of
 from ..errors import UserError, first_line
 from ..inference.loading import load_trained, run_of
 from ..models.factory import model_config, model_cost, source_args
@@ -32,9 +33,10 @@ from ..report.drawing import MOST_CELLS, Picture
 from ..report.page import report_numbers
 from ..training.run_folder import RunFolder
 from ..utils.console import Console
-from ..utils.files import write_atomic, write_json
+from ..utils.files import write_atomic, write_errors, write_json
 from ..utils.modules import import_modules, imported_modules
 from ..utils.process import restore_process
+from ..utils.reading import read_text
 from ..version import __version__
 from .card import CardFacts, Trained, model_card, needs_zoo, read_trained
 
@@ -42,6 +44,7 @@ __all__ = ['PublishOptions', 'publish', 'write_folder']
 
 # What can go wrong on the way to the Hub: the errors of the HTTP library, whichever huggingface_hub has, those of the
 # system, and what huggingface_hub makes of them while it uploads files (RuntimeError) and checks a card (ValueError).
+WRITTEN = '.card.md5'  # of an output: the digest of its card as it was written
 FAILURES: tuple[type[BaseException], ...] = (HfHubHTTPError.__bases__[0], OSError, RuntimeError, ValueError)
 
 
@@ -166,7 +169,7 @@ def _written(name: str, weights: Mapping[str, Any], place: Path) -> Path:
     own = {'global_pool': options.gp, **source_args(name, opened.model), **options.model_kwargs}
     own |= {'in_chans': options.channels} if options.channels else {}
     args = {key: value for key, value in own.items() if value is not None}
-    config = model_config(opened.model, opened.config, opened.class_names, args)
+    config = model_config(opened.model, opened.config, opened.class_names if opened.named else None, args)
     save_model_folder(place, config, opened.model.state_dict())
     return place
 
@@ -194,6 +197,7 @@ def write_folder(
     Raises:
         UserError: It is no model's, or `output` can't be written.
     """
+    _take(output)
     config = read_config(folder)
     model: Any = load_trained(str(folder), UseOptions(model=str(folder)), torch.device('cpu')).model
     params, gmacs = model_cost(model, model.pretrained_cfg['input_size'])
@@ -208,10 +212,41 @@ def write_folder(
     license_ = options.license or model.pretrained_cfg.get('license') or 'apache-2.0'
     shown = [(f'{picture.name}.png', picture.title) for picture in pictures]
     card = model_card(CardFacts(_named(repo_id, options), config, labels, params, gmacs, license_, trained, shown))
-    write_atomic(output / 'README.md', str(card).encode())
-    if ModelCard.load(output / 'README.md').data.to_dict() != card.data.to_dict():
-        raise AssertionError(f'{output}: huggingface_hub reads the card otherwise than it was written')
+    if _is_edited(output):
+        console.line(f'{output / "README.md"}: was edited, so it is kept; remove it to have it written anew')
+        _check_card(output / 'README.md')
+    else:
+        write_atomic(output / 'README.md', str(card).encode())
+        write_atomic(output / WRITTEN, digest_of(output / 'README.md').encode())
+        if _check_card(output / 'README.md') != card.data.to_dict():
+            raise AssertionError(f'{output}: huggingface_hub reads the card otherwise than it was written')
     return ['config.json', 'model.safetensors', 'README.md', *code, *(file for file, _ in shown)]
+
+
+def _take(output: Path) -> None:
+    """Makes a folder that nothing but what is published is in. Raises `UserError` where it holds files of others."""
+    with write_errors(output):
+        output.mkdir(parents=True, exist_ok=True)
+        earlier = all(os.path.isfile(output / name) for name in ('config.json', 'model.safetensors', 'README.md'))
+        if os.path.isfile(output / WRITTEN):
+            return
+        if any(output.iterdir()) and not earlier:
+            raise UserError(f'--output {output}: holds other files: choose an empty or a new folder')
+    write_atomic(output / WRITTEN, b'')
+
+
+def _is_edited(output: Path) -> bool:
+    """Whether the card is another than was written."""
+    written = read_text(output / WRITTEN)
+    return bool(written) and os.path.isfile(output / 'README.md') and digest_of(output / 'README.md') != written
+
+
+def _check_card(file: Path) -> dict[str, Any]:
+    """The metadata of a card. Raises `UserError` where huggingface_hub can't read them."""
+    try:
+        return ModelCard.load(file).data.to_dict()  # type: ignore[no-any-return]
+    except Exception as error:  # YAML's and its own
+        raise UserError(f'{file}: huggingface_hub cannot read its metadata: {first_line(error)}: correct it') from None
 
 
 def _write_code(folder: Path, config: dict[str, Any], output: Path) -> list[str]:

@@ -91,11 +91,11 @@ def compare_passes(options: PassesOptions, *, quiet: bool = False) -> PassesRepo
         raise UserError(f'{options.model}: has no MultiPass block of several passes')
     batches = trained.batches(images, options, options.batch_size, world, console)
 
-    def top1() -> float:
-        return evaluate(model, batches, normalize, images, options, world, Console(quiet=True)).top1
+    def top1(fill: bool = True) -> float:
+        return evaluate(model, batches, normalize, images, options, world, Console(quiet=True), fill=fill).top1
 
     with _watched(blocks) as similarities:
-        whole = top1()
+        whole = top1(fill=False)  # each image counts once
     compared = []
     with console.progress('passes', sum(len(block.passes) for block in blocks.values()), 1) as progress:
         for name, block in blocks.items():

@@ -1,10 +1,13 @@
 """kNN and linear probes: by hand-made examples, and of models whose classes are others."""
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
+import timm
 import torch
 
 import imagenette_zoo as iz
@@ -99,3 +102,21 @@ def test_a_run_is_probed_by_its_own_training_images(tmp_path: Path, folder: Path
     train = training_images_of(models, options, images)
     assert len(train) == len(images) == 12
     assert not {*train.paths} & {*images.paths}
+
+
+def test_a_model_without_a_classifier_is_probed(tmp_path: Path, folder: Path) -> None:
+    whole = model_folder(tmp_path / 'whole')
+    weights = safetensors.torch.load_file(whole / 'model.safetensors')
+    headless = shutil.copytree(whole, tmp_path / 'headless')
+    model = timm.create_model('test_resnet', num_classes=0)
+    safetensors.torch.save_file({name: weights[name] for name in model.state_dict()}, headless / 'model.safetensors')
+    config = json.loads((whole / 'config.json').read_text())
+    config.pop('label_names', None)
+    config['pretrained_cfg'].pop('label_names', None)
+    (headless / 'config.json').write_text(json.dumps({**config, 'num_classes': 0}))
+    options: dict[str, Any] = dict(knn=True, workers=0, quiet=True)
+    [one], [other] = (iz.validate(each, folder, **options) for each in (whole, headless))
+    assert other.top1 is None
+    assert other.probes == one.probes
+    with pytest.raises(UserError, match='has no classifier'):
+        iz.predict(next(folder.glob('val/*/*')), headless)

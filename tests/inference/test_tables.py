@@ -14,6 +14,7 @@ from PIL import Image
 import imagenette_zoo as iz
 from imagenette_zoo.cli.main import main
 from imagenette_zoo.config.uses import PredictOptions
+from imagenette_zoo.errors import cleaned
 from imagenette_zoo.inference.loading import load_trained
 from tests.inference.test_predict import model_folder
 
@@ -129,3 +130,9 @@ def test_tables_that_cannot_be(
         assert part in printed.err
         assert not printed.out
     assert {path.name for path in tmp_path.iterdir()} == {'m', 'photos', 'folder.csv'}
+
+
+def test_a_name_with_spaces_of_other_kinds_stays() -> None:
+    """As macOS names screenshots; what ends a line or moves the cursor does not."""
+    assert cleaned('at 9.41\u202fAM\u3000\xa0.png') == 'at 9.41\u202fAM\u3000\xa0.png'
+    assert cleaned('a\u2028b\x1b[2Jc\n') == 'a�b�[2Jc�'

@@ -272,6 +272,15 @@ def test_other_classes_of_the_same_number(run: Path, tmp_path: Path) -> None:
         validate(run, other, workers=0, quiet=True)
 
 
+def test_a_checkpoint_of_other_classes(run: Path, tmp_path: Path) -> None:
+    """Its config is beside it."""
+    other = make_folder(tmp_path / 'other', train=1, val=1)
+    for split in ('train', 'val'):
+        (other / split / 'class0').rename(other / split / 'zebra')
+    with pytest.raises(UserError, match=r'its classes \(class0, …\) are not'):
+        validate('test_resnet', other, checkpoint=str(run / 'last' / 'model.safetensors'), workers=0, quiet=True)
+
+
 def test_published_weights_of_other_classes(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / 'ten', classes=10)
     with pytest.raises(UserError, match=r'its classes \(tench, …\) are not'):

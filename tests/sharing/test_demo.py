@@ -21,6 +21,7 @@ from imagenette_zoo.cli.main import main
 from imagenette_zoo.config.uses import UseOptions
 from imagenette_zoo.data import pipeline
 from imagenette_zoo.data.augment import Normalize
+from imagenette_zoo.data.images import open_image
 from imagenette_zoo.errors import UserError
 from imagenette_zoo.inference.loading import TrainedModel, load_trained
 from imagenette_zoo.models import factory
@@ -116,6 +117,12 @@ def test_the_examples_are_of_classes_that_a_model_knows(tmp_path: Path) -> None:
         with Image.open(file) as image:
             assert image.mode == 'RGB'
             assert min(image.size) >= 200
+
+
+def test_the_examples_have_a_fourth_channel_where_a_model_needs_it(tmp_path: Path) -> None:
+    for file in demo._draw_examples(tmp_path, {'golf ball'}, four=True):
+        assert open_image(file, channels=4).mode == 'CMYK'
+        assert open_image(file, channels=3).mode == 'RGB'
 
 
 def test_the_probabilities_are_the_models(folders: list[str], image: Path) -> None:

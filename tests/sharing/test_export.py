@@ -1,6 +1,8 @@
 """imagenette-zoo export: what the files compute, what they tell, and when none is written."""
 
 import json
+import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -35,8 +37,8 @@ def model_folder(place: Path, name: str = 'test_resnet', side: int = 32, **args:
     model = timm.create_model(name, num_classes=3, **args)
     with torch.no_grad():
         for _ in range(5):
-            model.train()(torch.randn(8, 3, side, side))
-    config = {**timm.data.resolve_data_config(model=model), 'input_size': (3, side, side)}
+            model.train()(torch.randn(8, args.get('in_chans', 3), side, side))
+    config = {**timm.data.resolve_data_config(model=model), 'input_size': (args.get('in_chans', 3), side, side)}
     save_model_folder(place, factory.model_config(model, config, NAMES, args), model.state_dict())
     return place
 
@@ -257,11 +259,39 @@ def test_an_onnx_file_is_validated_and_predicts(tmp_path: Path, capsys: pytest.C
     with pytest.raises(UserError, match='an ONNX file has no gradients'):
         iz.predict(data / 'val' / 'class0' / '0.png', file, save_figure=str(tmp_path / 'figures'))
     proto = onnx.load(file)
+    given = json.loads(proto.metadata_props[0].value)
     del proto.metadata_props[:]
     onnx.save(proto, tmp_path / 'bare.onnx')
     fails("don't say how images are prepared", '--model', str(tmp_path / 'bare.onnx'))
     onnx.helper.set_model_props(proto, {'imagenette_zoo': '{"mean": 3}'})
     onnx.save(proto, tmp_path / 'odd.onnx')
     fails('not the metadata of an exported model', '--model', str(tmp_path / 'odd.onnx'))
+    metadata = {**given, 'input_size': 5}
+    onnx.helper.set_model_props(proto, {'imagenette_zoo': json.dumps(metadata)})
+    onnx.save(proto, tmp_path / 'odd.onnx')
+    fails('not the metadata of an exported model', '--model', str(tmp_path / 'odd.onnx'))
     (tmp_path / 'torn.onnx').write_bytes(file.read_bytes()[:1000])
     fails('not an ONNX file that onnxruntime can run', '--model', str(tmp_path / 'torn.onnx'))
+
+
+def test_a_file_whose_names_are_made_up_is_validated_on_any_classes(tmp_path: Path) -> None:
+    for package in ('onnx', 'onnxscript', 'onnxruntime'):
+        pytest.importorskip(package)
+    data, folder = make_folder(tmp_path / 'data'), model_folder(tmp_path / 'm')
+    weights = shutil.copy(folder / 'model.safetensors', tmp_path / 'weights.safetensors')  # without a config beside it
+    options: dict[str, Any] = dict(checkpoint=str(weights), num_classes=3, img_size=32)
+    iz.export('test_resnet', 'onnx', tmp_path / 'x.onnx', data_dir=str(data), **options)
+    [expected] = iz.validate('test_resnet', data, workers=0, quiet=True, **options)
+    [found] = iz.validate(tmp_path / 'x.onnx', data, workers=0, quiet=True)
+    assert found.confusion == expected.confusion
+    [prediction] = iz.predict(data / 'val' / 'class0' / '0.png', tmp_path / 'x.onnx')
+    assert re.fullmatch(r'class \d', prediction.label)
+
+
+def test_a_model_of_four_channels_is_checked_on_drawn_images(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / 'm', in_chans=4)
+    exported = iz.export(folder, 'torchscript', tmp_path / 'x.pt')
+    assert exported.source == 'synthette'
+    network, metadata = read(tmp_path / 'x.pt', 'torchscript')
+    assert metadata['input_size'][0] == 4
+    assert network(torch.zeros(1, 4, 32, 32)).shape == (1, 3)

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
+from PIL import Image
 
 from imagenette_zoo.cli.main import main
 from imagenette_zoo.config.groups import InputOptions
@@ -230,10 +231,33 @@ def test_a_dry_run_asks_nobody(client: Client, hub: Hub, run: Path, tmp_path: Pa
         said = client('publish', str(run), 'me/small', '--dry-run', '--output', str(output), token=None)
         assert said['code'] == 0, said
     assert not hub.asked
-    assert FILES <= {path.name for path in output.iterdir()} <= FILES | {'curves.png', 'confusion.png'}
+    assert FILES <= {path.name for path in output.iterdir()} <= FILES | {'curves.png', 'confusion.png', '.card.md5'}
     assert all(name in said['out'] for name in FILES)
     assert f'{hub.url}/me/small' in said['out']
     assert torch.equal(logits(output), logits(run / 'last'))
+
+
+def test_files_of_others_are_not_overwritten(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / 'README.md').write_text('mine')
+    words = ['publish', str(run), 'me/small', '--dry-run', '--output']
+    assert main([*words, str(tmp_path)]) == 2
+    assert 'holds other files: choose an empty or a new folder' in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ['README.md']
+    assert (tmp_path / 'README.md').read_text() == 'mine'
+
+
+def test_an_edited_card_is_kept_and_sent(client: Client, hub: Hub, run: Path, tmp_path: Path) -> None:
+    card = tmp_path / 'out' / 'README.md'
+    text = written(run, card.parent)
+    card.write_text(text + '\nWritten by hand.\n')
+    said = client('publish', str(run), 'me/small', '--output', str(card.parent))
+    assert said['code'] == 0, said
+    assert 'was edited, so it is kept' in said['out']
+    assert hub.repos['me/small'].branches['main']['README.md'].decode().endswith('Written by hand.\n')
+    card.write_text('---\nlicense: [\n---\n')
+    assert 'cannot read its metadata' in one_line(client('publish', str(run), 'me/small', '--output', str(card.parent)))
+    card.unlink()
+    assert written(run, card.parent) == text
 
 
 def test_without_a_token_nothing_begins(client: Client, hub: Hub, run: Path) -> None:
@@ -277,7 +301,9 @@ def test_the_recipe_in_the_card_trains_the_same_again(run: Path, tmp_path: Path)
     assert then['data_dir'] not in text
 
 
-def test_the_example_in_the_card_runs(run: Path, tmp_path: Path, folder: Path) -> None:
+def test_the_example_in_the_card_runs(
+    run: Path, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = written(run, tmp_path / 'out')
     code = re.search(r'```python\n(.*?)```', text, re.DOTALL)[1]  # type: ignore[index]
     image = next((folder / 'val' / 'class1').iterdir())
@@ -287,6 +313,14 @@ def test_the_example_in_the_card_runs(run: Path, tmp_path: Path, folder: Path) -
     exec(code, {'load_folder': load_folder, 'path': run / 'last', 'print': lambda *args: said.extend(args)})
     assert said[0] in {'class0', 'class1', 'class2'}
     assert re.fullmatch(r'\d+\.\d%', str(said[1]))
+    turned = Image.linear_gradient('L').convert('RGB').resize((64, 48))
+    turned.getexif()[0x0112] = 6
+    turned.save(tmp_path / 'turned.png', exif=turned.getexif())
+    seen: list[Image.Image] = []
+    monkeypatch.setattr('timm.data.create_transform', lambda **_: lambda x: seen.append(x) or torch.zeros(3, 32, 32))
+    code = code.replace(repr(str(image)), repr(str(tmp_path / 'turned.png')))
+    exec(code, {'load_folder': load_folder, 'path': run / 'last', 'print': lambda *_: None})
+    assert seen[0].size == (48, 64), 'upright'
 
 
 @pytest.mark.parametrize('names', [None, {'0': 'cat', '2': 'dog'}])

@@ -3,6 +3,8 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import timm
@@ -14,6 +16,7 @@ from imagenette_zoo.config.recipe import Recipe
 from imagenette_zoo.config.uses import PassesOptions
 from imagenette_zoo.data import cache
 from imagenette_zoo.errors import UserError
+from imagenette_zoo.inference import evaluate
 from imagenette_zoo.layers import MultiPass
 from imagenette_zoo.study import passes
 from imagenette_zoo.study.passes import compare_passes
@@ -108,6 +111,38 @@ def test_what_a_pass_is_worth_is_measured(recipe: MakeRecipe, folder: Path, monk
     assert len(block.passes) == 2
 
 
+def test_each_image_counts_once_whatever_the_batches(
+    weights: Callable[..., Path], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU a last, smaller batch is filled up, which passes must not see."""
+    checkpoint = weights(lambda block: None)
+    whole = compare_passes(options(folder, checkpoint, batch_size=7), quiet=True)
+    monkeypatch.setattr(
+        evaluate, '_filled', lambda new, old: torch.cat([new, old[len(new) :]]) if len(new) < len(old) else new
+    )
+    parts = compare_passes(options(folder, checkpoint), quiet=True)
+    for one, other in zip(whole.blocks, parts.blocks, strict=True):
+        assert one.cka[0][1] == pytest.approx(other.cka[0][1], rel=1e-4)
+        assert one.cosine[0][1] == pytest.approx(other.cosine[0][1], rel=1e-4)
+
+
+def test_what_is_lost_without_each_pass(
+    weights: Callable[..., Path], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    top1s = iter(range(90, 0, -1))
+    real = passes.evaluate
+
+    def evaluated(*args: Any, fill: bool) -> Any:
+        real(*args, fill=fill)
+        return SimpleNamespace(top1=next(top1s))
+
+    monkeypatch.setattr(passes, 'evaluate', evaluated)
+    report = compare_passes(options(folder, weights(lambda block: None), images=2), quiet=True)
+    assert report.top1 == 90
+    lost = [each for block in report.blocks for each in block.top1_lost]
+    assert lost == list(range(1, 2 * len(report.blocks) + 1))
+
+
 @pytest.mark.slow
 def test_the_command_line(recipe: MakeRecipe, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip('matplotlib')
@@ -132,6 +167,7 @@ def test_the_command_line(recipe: MakeRecipe, folder: Path, tmp_path: Path, caps
         (['a', '--results-file', 'x.csv'], r'must end in .json'),
         (['resnet18', '--pretrained', '--checkpoint', 'x'], 'give one of them'),
         (['resnet18', '--use-ema'], 'no effect without --checkpoint'),
+        (['a', '--torchcompile'], 'passes are compared as they are: leave it out'),
         (['a', '--save-figure', 'nowhere/x.png'], 'no such folder'),
     ],
 )

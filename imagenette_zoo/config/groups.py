@@ -48,7 +48,7 @@ class DataOptions(Options):
         None, 'text file with a class a line, in the order of their indices, for tars and the like', metavar='FILE'
     )
     train_num_samples: int | None = option(
-        None, 'images of the training split of wds/ or tfds/, where the data set does not say', low=1
+        None, "so many of the first training images of a data set of timm's readers", low=1
     )
     loader: str = option(
         'auto',
@@ -63,6 +63,12 @@ class DataOptions(Options):
     max_megapixels: float = option(
         200.0, 'largest image that is read, in megapixels', affects='nothing', low=1, high=2000
     )
+
+    def check(self) -> None:
+        super().check()
+        for name in ('train_split', 'val_split'):
+            if not getattr(self, name).strip():
+                raise UserError(f'--{name.replace("_", "-")}: a name is needed, as each run trains and is validated')
 
 
 @dataclass(frozen=True)

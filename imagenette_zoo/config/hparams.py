@@ -24,6 +24,7 @@ FLAGSHIP = 'mbv2_mish'
 GOOD_RECIPE = 'mbv2_mish_80'  # for any model, in ten epochs
 BENCHMARK = 'zoo'  # the study whose trainings come with the package
 RECIPES = ('', 'leaderboard')  # folders of hparams/
+SPLIT_NAMES = ('train_split', 'val_split')
 OTHER_DEFAULTS = {'channels_last': False, 'decay_epochs': 90, 'device': 'cuda'}  # of timm's script, where ours differ
 
 
@@ -97,7 +98,8 @@ def without_timms(path: str | Path, values: dict[str, Any], defaults: Mapping[st
     asked = [
         f'{name} {values[name]} ({OPTIONS[name][1]})'
         for name in sorted(theirs)
-        if values[name] not in (OPTIONS[name][0], None, '')
+        if values[name] not in (OPTIONS[name][0], None)
+        and not (values[name] == '' and OPTIONS[name][0] in ('', None))  # of others it turns something off
     ]
     if asked:
         raise UserError(f"{path}: only timm's script has {'; '.join(asked)}: remove it")
@@ -105,7 +107,9 @@ def without_timms(path: str | Path, values: dict[str, Any], defaults: Mapping[st
     return {
         name: value
         for name, value in given.items()
-        if name not in theirs and value not in (None, '', defaults[name], OTHER_DEFAULTS.get(name))
+        if name not in theirs
+        and value not in (None, defaults[name], OTHER_DEFAULTS.get(name))
+        and (value != '' or name in SPLIT_NAMES)  # no validation: ours has one
     }
 
 

@@ -545,6 +545,10 @@ class Recipe(
         """A copy with some options changed, as if they had been given with the highest layer."""
         return self.of(*self.layers[:-1], {**self.layers[-1], **changes})
 
+    def training_shapes(self, input_size: tuple[int, int, int]) -> list[tuple[int, int, int]]:
+        """The shapes `(C, H, W)` of the images that it trains with; it validates with those of `input_size`."""
+        return [(input_size[0], size, size) for size in self.train_img_sizes or ()] or [input_size]
+
     def for_data(self, images: int, classes: int, processes: int = 1) -> Recipe:
         """The recipe, whose own batch size and number of classes give way to those of the training set."""
         most = images // processes

@@ -135,7 +135,8 @@ def load_data(
     Raises:
         UserError: As `train_batches`.
     """
-    mixup = _make_mixup(recipe, len(train.classes))
+    shapes = recipe.training_shapes(config['input_size'])
+    mixup = _make_mixup(recipe, len(train.classes), min(side for shape in shapes for side in shape[1:]))
     normalize = Normalize(config['mean'], config['std'], world.device, recipe.is_channels_last(world.device))
     reprob = 0.0 if recipe.no_aug else recipe.reprob
     transform = BatchTransform(normalize, reprob, recipe.remode, recipe.recount, mixup)
@@ -186,7 +187,8 @@ def train_batches(
         return CachedTrainBatches(
             pixels, torch.from_numpy(sizes), torch.tensor(images.targets), _augmentation(recipe), sampler, world.device
         )
-    transforms = {img_size: _train_transform(recipe, config, img_size) for img_size in img_sizes}
+    shapes = recipe.training_shapes(config['input_size'])
+    transforms = {shape[2]: _train_transform(recipe, config, shape) for shape in shapes}
     return train_loader(images, transforms, sampler, recipe.workers, recipe.pin_mem)
 
 
@@ -194,10 +196,10 @@ def fixed_crops(recipe: Recipe, images: ImageSet, config: dict[str, Any]) -> Bat
     """All training images in order, as they come in every epoch; None where an epoch has other pixels than the next."""
     if not recipe.no_aug or recipe.mixes or recipe.batch_transform or recipe.train_img_sizes:
         return None
-    channels, _, width = config['input_size']
-    transform = _train_transform(recipe, config, width)
+    shape = config['input_size']
+    transform = _train_transform(recipe, config, shape)
     return eval_loader(
-        replace(images, channels=channels), transform, recipe.batch_size, recipe.workers, recipe.pin_mem
+        replace(images, channels=shape[0]), transform, recipe.batch_size, recipe.workers, recipe.pin_mem
     )
 
 
@@ -230,10 +232,8 @@ def _augmentation(recipe: Recipe) -> Augmentation:
     )
 
 
-def _train_transform(recipe: Recipe, config: dict[str, Any], img_size: int) -> Transform:
+def _train_transform(recipe: Recipe, config: dict[str, Any], input_size: tuple[int, int, int]) -> Transform:
     """timm's training transform, to `(C, H, W)` uint8."""
-    channels, height, width = config['input_size']
-    input_size = (channels, img_size, img_size) if height == width else config['input_size']
     try:
         transform = create_transform(
             input_size=input_size,
@@ -261,9 +261,14 @@ def _train_transform(recipe: Recipe, config: dict[str, Any], img_size: int) -> T
     return partial(_bounded, transform, max(input_size[1:])) if whole else transform
 
 
-def _make_mixup(recipe: Recipe, classes: int) -> Mixup | None:
+def _make_mixup(recipe: Recipe, classes: int, side: int) -> Mixup | None:
+    """timm's mixing for images whose smallest side in pixels is this."""
     if not recipe.mixes:
         return None
+    if recipe.cutmix_minmax is not None:
+        low, high = recipe.cutmix_minmax
+        if int(side * low) >= int(side * high):
+            raise UserError(f'--cutmix-minmax {low:g} {high:g}: less than a pixel apart at {side} px: take more')
     return Mixup(
         recipe.mixup,
         recipe.cutmix,

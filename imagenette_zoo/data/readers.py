@@ -16,13 +16,13 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from functools import partial
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 from unittest import mock
 
 from timm.data import create_dataset
 from timm.data.readers import img_extensions, reader_wds
-from timm.data.readers.class_map import load_class_map
 from timm.data.readers.reader_factory import create_reader
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from timm.utils.misc import natural_key
@@ -30,6 +30,7 @@ from timm.utils.misc import natural_key
 from ..config.groups import SOURCES, DataOptions
 from ..errors import UserError, first_line
 from ..utils.files import cache_dir, file_stem, one_at_a_time, to_json, whole_folder
+from ..utils.reading import read_errors, read_text
 from .constants import IMAGE_EXTENSIONS
 from .folders import ORDER_FILE, SPLITS, is_hidden, parse_slice, spellings
 from .images import open_file, turn_of
@@ -81,6 +82,7 @@ def as_folder(dataset: str, data_dir: str | Path | None, splits: Sequence[str], 
     root = os.path.abspath(os.path.expanduser(data_dir)) if data_dir else None
     if root is None and prefix in ('wds/', 'torch/'):
         raise UserError(f'--dataset {dataset}: give the folder of its files by --data-dir')
+    _check_options(prefix if source else 'tars', options)
     class_map = _class_map(options.class_map)
     place = Path(source.removeprefix(prefix) if prefix == 'hfds/' else root or '')
     chosen = options.input_key, options.target_key, class_map, options.train_num_samples
@@ -95,10 +97,11 @@ def as_folder(dataset: str, data_dir: str | Path | None, splits: Sequence[str], 
         with one_at_a_time(target):
             if target.is_dir():  # another process may just have made it
                 continue
+            count = options.train_num_samples if split == parse_slice(options.train_split)[0] else None
             with whole_folder(target) as temporary:
                 with _in_one_line(what):
                     classes, samples = _samples(source, root, split, class_map, options)
-                write_split(temporary, classes, samples, what)
+                write_split(temporary, classes, islice(samples, count), what)
     return folder
 
 
@@ -110,7 +113,10 @@ def _in_one_line(what: str) -> Iterator[None]:
     except UserError as error:
         raise UserError(f'{what}: {error}') from None
     except KeyError as error:
-        raise UserError(f'{what}: has no field {error}: choose by --input-key and --target-key') from error
+        raise UserError(
+            f'{what}: has no field {error}: choose by --input-key and --target-key; or it is a class that --class-map '
+            'lacks'
+        ) from error
     except Exception as error:
         raise UserError(f'{what}: cannot be read: {first_line(error)[:200]}') from error
 
@@ -136,7 +142,20 @@ def _class_map(path: str | None) -> dict[str, int] | None:
         return None
     if not path.endswith('.txt') or not os.path.isfile(path):  # a pickle runs code in some versions of timm
         raise UserError(f'--class-map {path}: expected a .txt file with a class a line')
-    return dict(load_class_map(path))
+    with read_errors(path, 'a --class-map'):
+        names = [line.strip() for line in read_text(path).rstrip().split('\n')]
+        if not all(names) or len(set(names)) < len(names):
+            raise ValueError('a line is empty or there twice')
+    return {name: index for index, name in enumerate(names)}
+
+
+def _check_options(kind: str, options: DataOptions) -> None:
+    """Raises `UserError` where an option has no effect on this kind of data set."""
+    keys = () if kind in ('tars', 'torch/') else ('input_key', 'target_key')
+    known = (*keys, *(() if kind == 'torch/' else ('class_map',)))
+    for name in ('input_key', 'target_key', 'class_map'):
+        if getattr(options, name) is not None and name not in known:
+            raise UserError(f"--{name.replace('_', '-')}: has no effect on {kind.strip('/')}: leave it out")
 
 
 def _tars(root: str, split: str) -> Path | None:
@@ -171,15 +190,17 @@ def _samples(
         with redirect_stdout(watched), redirect_stderr(watched):
             reader = _open_hub(partial(create_reader, source, root=root, class_map=class_map, **keys), split)
         return _in_order(reader.class_to_idx), _from_hub(reader)
-    count = options.train_num_samples if split == parse_slice(options.train_split)[0] else None
     more: dict[str, Any] = {} if source.startswith('torch/') else keys
     more |= {'input_img_mode': ''} if source.startswith('wds/') else {}  # as they are
     if source.startswith('wds/') and not _names_shards(split, str(root)):
         raise UserError("names no shards: give them, as --train-split 'train-{000..009}.tar' --val-split val-000.tar")
+    if class_map and not source.startswith('wds/'):  # whose labels are the indices of these names
+        more['class_map'] = class_map
     with mock.patch.object(reader_wds._logger, 'disabled', True):  # it misses _info.json, which the names make needless
-        images = create_dataset(
-            source, root=root, split=split, class_map=class_map, is_training=False, num_samples=count, **more
-        )
+        images = create_dataset(source, root=root, split=split, is_training=False, **more)
+    reader: Any = getattr(images, 'reader', None)
+    if hasattr(reader, 'dist_num_replicas'):  # all images, also where several processes train together
+        reader.dist_rank, reader.dist_num_replicas = 0, 1
     indices = class_map or getattr(getattr(images, 'reader', None), 'class_to_idx', None) or {}
     classes = getattr(images, 'classes', None) or _in_order(indices)
     return list(map(str, classes)), _decoded(images)

@@ -185,7 +185,7 @@ def seconds_per_epoch(recipe: Recipe, counts: tuple[int, int, int]) -> float:
     train, val, _ = counts
     model = TimedModel(recipe, counts)
     model.warm_up()
-    step = sum(min(model.step(size) for _ in range(STEPS)) for size in model.sizes) / len(model.sizes)
+    step = sum(min(model.step(shape) for _ in range(STEPS)) for shape in model.shapes) / len(model.shapes)
     model.val_step()
     val_step = min(model.val_step() for _ in range(STEPS))
     return train / model.batch * step + val / model.val_batch * val_step / recipe.val_interval

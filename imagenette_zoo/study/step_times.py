@@ -65,23 +65,23 @@ class TimedModel:
         self.learner = Learner(own, model, world, 1, teacher=teacher)
         if own.torchcompile and console is not None:
             compile_steps(recipe, self.learner, config, console)
-        self.channels, _, self.size = config['input_size']
-        self.sizes = recipe.train_img_sizes or (self.size,)
+        self.shape = config['input_size']
+        self.shapes = recipe.training_shapes(config['input_size'])
         self.batch = min(recipe.batch_size, train)
         self.val_batch = min(recipe.validation_batch_size or recipe.batch_size, val)
 
     def warm_up(self) -> None:
         """Makes the steps that are slower than others, at each image size."""
-        for size in self.sizes:
+        for shape in self.shapes:
             for _ in range(WARM_UP + (WARM_UP_STEPS if self.learner.graphed_step else 0)):
-                self.step(size)
+                self.step(shape)
 
-    def step(self, size: int) -> float:
+    def step(self, shape: tuple[int, int, int]) -> float:
         """The seconds of a batch: its forward and backward pass, with its share of the update."""
         parts = self.learner.recipe.grad_accum_steps
         seconds = 0.0
         for part in range(parts):
-            images, targets = self._images(self.batch, size), self._targets()
+            images, targets = self._images(self.batch, shape), self._targets()
             self.learner.model.train()
             start = time.perf_counter()
             batch = self.learner.transform(images, targets, 0, 0)
@@ -92,7 +92,7 @@ class TimedModel:
     @torch.inference_mode()
     def val_step(self) -> float:
         """The seconds of a validation step."""
-        images = self._images(self.val_batch, self.size)
+        images = self._images(self.val_batch, self.shape)
         self.learner.model.eval()
         with factory.autocast(self.learner.recipe, self.learner.world.device):
             start = time.perf_counter()
@@ -103,17 +103,17 @@ class TimedModel:
         """The mean seconds of a training step over some, equally many of each image size."""
         seconds: list[float] = []
         while len(seconds) < BLOCK_STEPS or sum(seconds) < BLOCK_SECONDS:
-            seconds += [self.step(size) for size in self.sizes]
+            seconds += [self.step(shape) for shape in self.shapes]
         return sum(seconds) / len(seconds)
 
     def _targets(self) -> torch.Tensor:
         targets = torch.randint(self.classes, (self.batch,), device=self.learner.world.device)
         return torch.nn.functional.one_hot(targets, self.classes).float() if self.learner.recipe.mixes else targets
 
-    def _images(self, batch: int, size: int) -> torch.Tensor:
+    def _images(self, batch: int, shape: tuple[int, int, int]) -> torch.Tensor:
         device = self.learner.world.device
         layout = torch.channels_last if self.learner.recipe.is_channels_last(device) else torch.contiguous_format
-        return torch.randn(batch, self.channels, size, size, device=device).to(memory_format=layout)
+        return torch.randn(batch, *shape, device=device).to(memory_format=layout)
 
 
 def image_counts(recipe: Recipe, data_dir: str | None) -> tuple[int, int, int]:

@@ -188,7 +188,11 @@ class Learner:
         kwargs = {name: value for name, value in kwargs.items() if value is not None}
         try:
             scheduler, epochs = create_scheduler_v2(self.optimizer, **kwargs, updates_per_epoch=updates_per_epoch)
-        except (ValueError, AssertionError, TypeError) as error:
+            if scheduler is not None and recipe.sched != 'plateau':  # some can't be asked for what they are to be
+                for epoch in range(epochs + 1):
+                    scheduler._get_values(epoch, on_epoch=True)
+                    scheduler._get_values(epoch * updates_per_epoch, on_epoch=False)
+        except (ValueError, AssertionError, TypeError, ArithmeticError) as error:
             raise UserError(f'--sched {recipe.sched}: {first_line(error)}') from None
         if scheduler is None and recipe.sched != 'none':
             raise UserError(f'--sched {recipe.sched}: this version of timm lacks it: pip install -U timm')
@@ -300,11 +304,11 @@ class Learner:
             targets = nn.functional.one_hot(targets, classes).float()
         return self.transform(images, targets, 0, 0)
 
-    def compile(self, sizes: Sequence[int], channels: int) -> tuple[float, dict[str, float]]:
-        """Compiles the training step for images of these sizes by running it; nothing else changes.
+    def compile(self, shapes: Sequence[tuple[int, int, int]]) -> tuple[float, dict[str, float]]:
+        """Compiles the training step for images of these shapes by running it; nothing else changes.
 
         Returns:
-            The seconds that it took, and on a CPU images/s of a `compiled` and an `eager` step of the last size.
+            The seconds that it took, and on a CPU images/s of a `compiled` and an `eager` step of the last shape.
         """
         start = time.perf_counter()
         before = [buffer.clone() for buffer in self._all_buffers()]
@@ -318,8 +322,8 @@ class Learner:
 
         rates = {}
         try:
-            for size in sizes:
-                images, targets = self.blank_batch(self.recipe.batch_size, (channels, size, size))
+            for shape in shapes:
+                images, targets = self.blank_batch(self.recipe.batch_size, shape)
                 step(self.fast)
             seconds = time.perf_counter() - start
             if self.world.device.type == 'cpu':

@@ -149,8 +149,8 @@ def prepare(recipe: Recipe, folder: RunFolder, state: bytes | None, world: World
     sets = (train_images, val_images)
     data_hash = pipeline.data_hash(recipe, sets, config['input_size'][-1], console)
     world.check_agreed('the images', [data_hash, *map(len, sets), train_images.classes])  # else all would wait forever
-    shapes = [(config['input_size'][0], size, size) for size in recipe.train_img_sizes or ()]
-    for shape in (*shapes, config['input_size']):
+    shapes = recipe.training_shapes(config['input_size'])
+    for shape in dict.fromkeys([*shapes, config['input_size']]):
         factory.probe(model, recipe.model, shape)
         if teacher is not None:
             teacher.probe(shape)
@@ -164,7 +164,7 @@ def prepare(recipe: Recipe, folder: RunFolder, state: bytes | None, world: World
         if (crops := pipeline.fixed_crops(recipe, train_images, config)) is not None:
             teacher.answer_once(crops, data.transform.normalize, factory.autocast(recipe, world.device))
             console.line(f'its answers to the {len(train_images):,} images are known, since none is augmented')
-    try_own(learner, data.train_batches.size, shapes or [config['input_size']])
+    try_own(learner, data.train_batches.size, shapes)
     if own.torchcompile:
         compile_steps(recipe, learner, config, console)
     run = Run(recipe, folder, data, learner, config, data_hash)
@@ -200,9 +200,8 @@ def compile_steps(recipe: Recipe, learner: Learner, config: dict[str, Any], cons
     Raises:
         UserError: It can't be compiled.
     """
-    channels, _, size = config['input_size']
     try:
-        seconds, rates = learner.compile(recipe.train_img_sizes or (size,), channels)
+        seconds, rates = learner.compile(recipe.training_shapes(config['input_size']))
         console.line(f'compiled in {seconds:.1f} s')
         if rates and rates['compiled'] < 0.9 * rates['eager']:
             # "at least": the plain model in a compiled run has not all of the faster layers of a run without
@@ -328,6 +327,8 @@ def _way_on(recipe: Recipe, folder: RunFolder) -> str:
     started = folder.recipe()
     words = ['-c', folder['args.yaml'], '--experiment', f'{folder.path.name}-{recipe.epochs}']
     words += ['--initial-checkpoint', folder['last'], '--epochs', recipe.epochs - started.epochs, '--warmup-epochs', 0]
+    words += [] if started.head_init_scale is None else ['--head-init-scale', 1]  # it is of a new classifier
+    words += [] if started.head_init_bias is None else ['--head-init-bias', '']
     words += folder.code_flags()
     return f'train on from its weights: imagenette-zoo train {shlex.join(map(str, words))}'
 

@@ -129,7 +129,7 @@ def _start(recipe: Recipe, world: World, console: Console, start: float, repeats
     try:
         check_alike(recipe, world.broadcast(recipe.as_dict))
         if finished:
-            result = world.broadcast(lambda: read_result(folder.path))
+            result = world.broadcast(lambda: _finished(recipe, folder))
             console.line(f'{folder.path}: this run is finished')
         else:
             for line in recipe.notes:
@@ -235,6 +235,24 @@ def _run(run: Run, console: Console) -> Result:
         tracking.result(result.as_json())
     if learner.world.primary:
         run.folder.save_result(result.as_json())
+    return result
+
+
+def _finished(recipe: Recipe, folder: RunFolder) -> Result:
+    """The result of a finished run.
+
+    Raises:
+        UserError: Its batch is smaller than the recipe's for another reason than its images.
+    """
+    result = read_result(folder.path)
+    images, then = result.dataset.get('train'), folder.recipe().batch_size
+    processes = result.hardware.get('processes', 1)
+    fitted = recipe.for_data(images, len(result.per_class), processes) if isinstance(images, int) else recipe
+    if isinstance(images, int) and fitted.batch_size != then:
+        raise UserError(
+            f'{folder.path}: was trained with batch_size {then}, not {fitted.batch_size}: leave the option out, or '
+            'start another run'
+        )
     return result
 
 

@@ -159,6 +159,7 @@ def test_where_nothing_is_said_layout_is_channels_last_on_a_cpu() -> None:
         (['--class-weights', 'balanced', '--bce-loss'], 'weighs cross-entropy, not --bce-loss: leave one of them out'),
         (['--class-weights', 'balanced', '--balanced'], 'both make up for rare classes'),
         (['--batch-transform', 'idea:'], "--batch-transform: 'idea:' is not module:attribute"),
+        (['--val-split', ''], '--val-split: a name is needed, as each run trains and is validated'),
     ],
 )
 def test_a_wrong_flag_is_one_line(flags: list[str], message: str) -> None:
@@ -183,6 +184,8 @@ def test_a_wrong_flag_is_one_line(flags: list[str], message: str) -> None:
         ('warmup-epochs: 1\nwarmup_epochs: 2', 'given twice'),
         ('lr: 0.1\nopt: sgd\nlr: 0.2', "recipe.yaml:3: 'lr' is given twice"),
         ('opt_kwargs: {a: 1, a: 2}', "recipe.yaml:1: 'a' is given twice"),
+        ("dist_bn: ''\ntta: 0", "only timm's script has dist_bn "),
+        ("val_split: ''\ntta: 0", '--val-split: a name is needed'),
         ('jsd_loss: true\naug_splits: 3\ntta: 0', 'aug_splits 3 (Number of augmentation splits); jsd_loss True ('),
         ('!!python/object/apply:os.system ["touch /tmp/pwned"]', 'not valid YAML'),
     ],

@@ -5,7 +5,9 @@ import shutil
 import struct
 import tarfile
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -205,6 +207,35 @@ def test_webdatasets_have_the_same_pixels(
     assert caplog.records == []
 
 
+@pytest.mark.parametrize('rank', [0, 1])
+def test_a_webdataset_is_whole_where_several_processes_train(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    pytest.importorskip('webdataset')
+    image = next((folder / 'train' / 'class0').iterdir()).read_bytes()
+    for split, shards in (('train', 2), ('val', 1)):
+        for shard in range(shards):
+            with tarfile.open(tmp_path / f'{split}-{shard}.tar', 'w') as tar:
+                for index in range(4):
+                    add(tar, f'{shard}{index}.png', image)
+                    add(tar, f'{shard}{index}.cls', str(index % 2).encode())
+    dist = SimpleNamespace(
+        is_available=lambda: True, is_initialized=lambda: True, get_world_size=lambda: 2, get_rank=lambda: rank
+    )
+    monkeypatch.setattr(readers.reader_wds, 'dist', dist)
+    decoded = readers._decoded
+    monkeypatch.setattr(readers, '_decoded', lambda images: islice(decoded(images), 20))  # else it may never end
+    options = dict(data_dir=str(tmp_path), dataset='wds/any', val_split='val-0.tar')
+    train, _ = load_splits(DataOptions(**options, train_split='train-{0..1}.tar'))
+    assert len(train) == 8
+    (tmp_path / 'map.txt').write_text('cat\ndog\n\n')
+    train, val = load_splits(
+        DataOptions(**options, train_split='train-{0..1}.tar', class_map=f'{tmp_path}/map.txt', train_num_samples=5)
+    )
+    assert train.classes == val.classes == ('cat', 'dog')
+    assert (len(train), len(val)) == (5, 4), 'so many of the training images'
+
+
 def test_webdatasets_keep_all_values_and_lose_no_image(tmp_path: Path) -> None:
     """Photos lie on their side, values go beyond 16 bits, and what can't be read is an error."""
     pytest.importorskip('webdataset')
@@ -352,6 +383,12 @@ def test_bad_input_is_one_line(folder: Path, tmp_path: Path) -> None:
     assert 'cannot be read' in message(dataset='torch/cifar10', data_dir=str(tmp_path))
     (tmp_path / 'map.txt').write_text('cat\n')
     assert 'no images of the classes of' in message(data_dir=str(place), class_map=str(tmp_path / 'map.txt'))
+    for bad in (b'caf\xe9\n', b'a\n\nb\n', b'a\na\n'):
+        (tmp_path / 'bad.txt').write_bytes(bad)
+        assert 'bad.txt: not a --class-map' in message(data_dir=str(place), class_map=str(tmp_path / 'bad.txt'))
+    assert '--input-key: has no effect on tars' in message(data_dir=str(place), input_key='x')
+    cifar = {'dataset': 'torch/cifar10', 'data_dir': str(tmp_path)}
+    assert '--class-map: has no effect on torch' in message(**cifar, class_map=str(tmp_path / 'map.txt'))
     with pytest.raises(UserError, match=r"--dataset: 'hfds/' is not one of .* and a name"):
         DataOptions(dataset='hfds/')
     with pytest.raises(UserError, match=r"--dataset: 'cifar' is not one of .*, folder, synthette or hfds/"):

@@ -66,11 +66,11 @@ def test_steps_are_timed_in_turns_and_judged(monkeypatch: pytest.MonkeyPatch, tm
 
 def test_each_image_size_of_a_training_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step_times, 'BLOCK_SECONDS', 0.0)
-    sizes: list[int] = []
+    shapes: list[tuple[int, int, int]] = []
     step = step_times.TimedModel.step
-    monkeypatch.setattr(step_times.TimedModel, 'step', lambda self, size: sizes.append(size) or step(self, size))
+    monkeypatch.setattr(step_times.TimedModel, 'step', lambda self, shape: shapes.append(shape) or step(self, shape))
     time_steps({'both': SMALL.replace(train_img_sizes=(32, 64))})
-    assert sizes.count(32) == sizes.count(64)
+    assert shapes.count((3, 32, 32)) == shapes.count((3, 64, 64)) > 0
 
 
 def test_steps_are_timed_as_they_are_trained(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +87,7 @@ def test_steps_are_timed_as_they_are_trained(monkeypatch: pytest.MonkeyPatch) ->
     model = step_times.TimedModel(SMALL.replace(grad_accum_steps=3), (100, 10, 10))
     clock = iter(range(100))
     monkeypatch.setattr(step_times.time, 'perf_counter', lambda: float(next(clock)))
-    assert model.step(32) == 1.0, 'of one batch'
+    assert model.step((3, 32, 32)) == 1.0, 'of one batch'
     assert updates == [(1 / 3, False), (1 / 3, False), (1 / 3, True)]
 
 

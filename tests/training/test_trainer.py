@@ -4,6 +4,7 @@ import copy
 import csv
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -288,6 +289,65 @@ def test_a_schedule_that_ends_names_the_command_that_goes_on(
     command = str(error.value).partition('imagenette-zoo ')[2].split()
     assert main(command) == 0
     assert yaml.safe_load(Path(run.output, 'run-3', 'args.yaml').read_text())['epochs'] == 2
+
+
+def test_the_command_that_goes_on_keeps_the_classifier(recipe: MakeRecipe) -> None:
+    """`head_init_scale` is of a classifier that begins at random."""
+    run = recipe(epochs=1, head_init_scale=0.1, head_init_bias=3.0, sched='cosine')
+    folder = RunFolder(Path(run.output, 'run'))
+    folder.start(run)
+    folder.unlock()
+    with pytest.raises(UserError) as error:
+        train(resume=str(folder.path), epochs=3)
+    config = {'architecture': 'test_resnet', 'num_classes': 3, 'pretrained_cfg': {}}
+    model = timm.create_model('test_resnet', num_classes=3)
+    save_model_folder(folder['last'], config, model.state_dict())
+    command = shlex.split(str(error.value).partition('imagenette-zoo ')[2])
+    assert main([*command, '--lr', '1e-12', '--opt', 'sgd', '--weight-decay', '0']) == 0
+    for name, weight in weights(Path(run.output, 'run-3')).items():
+        if name.startswith('fc.'):
+            torch.testing.assert_close(weight, model.state_dict()[name])
+
+
+@pytest.mark.slow
+def test_a_finished_run_of_another_batch_is_not_the_recipes(recipe: MakeRecipe, tmp_path: Path) -> None:
+    file = tmp_path / 'recipe.yaml'
+    file.write_text(yaml.safe_dump(changed(recipe()) | {'epochs': 1, 'batch_size': 8}))
+    first = train(file, quiet=True)
+    assert train(file, resume='auto', quiet=True).top1 == first.top1
+    file.write_text(yaml.safe_dump(changed(recipe()) | {'epochs': 1, 'batch_size': 16}))
+    with pytest.raises(UserError, match='was trained with batch_size 8, not 16'):
+        train(file, resume='auto', quiet=True)
+
+
+def test_cut_boxes_are_a_pixel_at_least(flags: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]) -> None:
+    words = ['train', *flags(), '--cutmix-minmax', '0.5', '0.51']
+    expect_error(capsys, words, '--cutmix-minmax 0.5 0.51: less than a pixel apart at 32 px')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('sizes', [None, (24, 40)])
+def test_images_that_are_no_squares_and_the_sizes_of_batches(
+    recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, ...] | None
+) -> None:
+    """What is compiled first has the shapes of the training, too."""
+    shapes: dict[str, set[tuple[int, ...]]] = {'trained': set(), 'compiled': set()}
+    step, compiles = learner.Learner.step, learner.Learner.compile
+
+    def spy(self: Any, images: torch.Tensor, *args: Any) -> torch.Tensor:
+        shapes['trained'].add(tuple(images.shape[1:]))
+        return step(self, images, *args)
+
+    def look(self: Any, given: Any) -> Any:
+        shapes['compiled'] |= set(given)
+        return compiles(self, given)
+
+    monkeypatch.setattr(learner.Learner, 'step', spy)
+    monkeypatch.setattr(learner.Learner, 'compile', look)
+    options = dict(img_size=None, input_size=(3, 24, 32), train_img_sizes=sizes, torchcompile='eager', workers=0)
+    train(recipe(epochs=2, **options), quiet=True)
+    expected = {(3, size, size) for size in sizes or ()} or {(3, 24, 32)}
+    assert shapes == {'trained': expected, 'compiled': expected}
 
 
 @pytest.mark.slow
@@ -658,6 +718,7 @@ def expect_error(capsys: pytest.CaptureFixture[str], words: list[str], *parts: s
         (dict(model='vit_tiny_patch16_224'), ['vit_tiny_patch16_224', '--img-size']),
         (dict(opt='adamw', opt_betas='0.9'), ['--opt adamw']),
         (dict(lr='0'), ['--lr']),
+        (dict(epochs=5, lr_cycle_mul=0.5, cooldown_epochs=5), ['--sched cosine', 'math domain error']),
     ],
 )
 @pytest.mark.skipif(torch.cuda.is_available(), reason='--device cuda is no error here')

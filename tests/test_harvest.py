@@ -91,7 +91,7 @@ def test_what_does_not_fit_is_left_with_a_line(
 
 def test_the_plan_names_what_there_is(tools: SimpleNamespace, tmp_path: Path) -> None:
     steps, _ = tools.gpu.read_plan(TOOLS / 'harvest.yaml')
-    assert [step.name for step in steps][:4] == ['gpu-tests', 'to-90', 'claims-gpu', 'headline-gpu']
+    assert [step.name for step in steps][:5] == ['gpu-tests', 'to-90', 'gpu-kernels', 'claims-gpu', 'headline-gpu']
     known = (ROOT / 'benchmarks' / 'run.py').read_text()
     for step in steps:
         assert not step.study or find_study(step.study.replace('{root}', str(ROOT)))
@@ -100,6 +100,8 @@ def test_the_plan_names_what_there_is(tools: SimpleNamespace, tmp_path: Path) ->
     mark = 'mark.' + 'gpu'  # else this file has it, too
     on_a_gpu = [path for path in (ROOT / 'tests').rglob('test_*.py') if mark in path.read_text()]
     assert {f'{{root}}/{path.relative_to(ROOT)}' for path in on_a_gpu} == {*steps[0].command.split()[6:]}
+    kernels = {each.relative_to(ROOT).as_posix() for each in (ROOT / 'tests').rglob('test_*gpu.py')}
+    assert {word.removeprefix('{root}/') for word in steps[2].command.split()[4:]} == kernels, 'all of them run'
     for mistake in ('7', '[{name: a}]', '[{name: ../a, command: x}]', '[{name: a, study: [b]}]'):
         (tmp_path / 'plan.yaml').write_text(f'steps: {mistake}')
         with pytest.raises(UserError, match='not a plan of a harvest'):

@@ -227,7 +227,7 @@ class Harvest:
                 if process.poll() is not None:
                     return process.returncode
             finally:
-                _stop(process, end)
+                _stop(process, end, signal.SIGINT if step.command else signal.SIGTERM)  # pytest tells its failures
         return None
 
     def _words(self, step: Step) -> list[str]:
@@ -281,10 +281,10 @@ def read_plan(path: Path) -> tuple[list[Step], str]:
         return steps, of_kind(values.get('speed', ''), str)
 
 
-def _stop(process: subprocess.Popen[bytes], end: float) -> None:
+def _stop(process: subprocess.Popen[bytes], end: float, request: signal.Signals) -> None:
     """Has a step save what it has, and ends it and what it started by then."""
     with contextlib.suppress(ProcessLookupError):
-        process.terminate()
+        process.send_signal(request)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(min(max(end - time.monotonic(), 1.0), PATIENCE))
         os.killpg(process.pid, signal.SIGKILL)

@@ -314,7 +314,7 @@ def literal(text: str) -> Any:
     """A Python literal, `true` or `false`; else the text itself."""
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return {'true': True, 'false': False}.get(text.lower(), text)
 
 

@@ -27,10 +27,10 @@ import PIL
 import timm
 from PIL import Image
 
-from ..errors import UserError
+from ..errors import UserError, os_reason
 from ..utils.environment import available_cores
 from ..utils.files import cache_dir, is_own, remove, to_json, whole_folder, without_others
-from ..utils.reading import open_regular, parse_json, read_json
+from ..utils.reading import of_kind, open_regular, parse_json, read_json
 from .folders import ImageSet
 from .images import decoded, image_size
 from .processes import NoProcesses, in_processes, worth_processes
@@ -270,9 +270,9 @@ def _only_one(folder: Path, watcher: Watcher) -> Iterator[None]:
         except filelock.Timeout:
             watcher.line('another process is decoding these images: waiting for it')
             lock.acquire()
-    except OSError as error:
+    except (OSError, NotImplementedError) as error:  # the latter where a disk has no locks
         raise UserError(
-            f'cannot write to {folder.parent}: {error.strerror}; set IMAGENETTE_ZOO_CACHE to a folder that can be '
+            f'cannot write to {folder.parent}: {os_reason(error)}; set IMAGENETTE_ZOO_CACHE to a folder that can be '
             f'written, or use --loader timm, which needs none'
         ) from error
     try:
@@ -381,9 +381,11 @@ def entries() -> list[Entry]:
         try:
             meta, folder = read_json(path), path.parent
             size = (folder / 'rows.bin').stat().st_size
-            shape, used = tuple(meta['shape']), folder.stat().st_mtime
-            host = meta.get('host', platform.node())
-            whole.append(Entry(folder, host, meta['data'], meta['split'], meta['what'], shape, size, used))
+            what, shape = of_kind(meta['what'], dict[str, str]), tuple(of_kind(meta['shape'], list[int]))
+            host, data, split, _ = of_kind(
+                [meta.get('host', platform.node()), meta['data'], meta['split'], what['kind']], list[str]
+            )
+            whole.append(Entry(folder, host, data, split, what, shape, size, folder.stat().st_mtime))
         except (OSError, ValueError, KeyError, TypeError):
             continue  # torn, or removed at this moment
     return sorted(whole, key=lambda entry: -entry.used)
@@ -405,7 +407,8 @@ def clear() -> tuple[int, Sequence[str]]:
         for name in names:
             lock = filelock.FileLock(home() / f'{name}.lock')
             try:
-                lock.acquire(timeout=0)
+                with suppress(NotImplementedError):
+                    lock.acquire(timeout=0)
             except filelock.Timeout:
                 left.append(name)
                 continue

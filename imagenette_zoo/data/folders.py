@@ -17,7 +17,7 @@ from pathlib import Path
 from ..config.groups import DataOptions
 from ..errors import UserError, os_reason
 from ..utils.console import printable
-from ..utils.reading import open_regular, read_json
+from ..utils.reading import of_kind, open_regular, read_errors, read_json
 from .constants import IMAGE_EXTENSIONS, IMAGENETTE, IMAGEWOOF, NOISE_LEVELS, NOT_THE_USERS, UNLABELLED
 
 __all__ = [
@@ -95,6 +95,9 @@ def load_split(
     """
     root = Path(root)
     split, part, (start, stop) = parse_slice(split)
+    if split in ('.', '..') or Path(split).name != split.rstrip('/'):
+        place = root / Path(split).parent
+        raise UserError(f'split {split!r}: expected the name of a folder in {root}; else give --data-dir {place}')
     folder = next((root / name for name in spellings(split) if os.path.isdir(root / name)), None)
     if folder is None:
         raise UserError(f'data folder {root} has no {split}/: expected {" or ".join(spellings(split))} in it')
@@ -122,7 +125,7 @@ def load_split(
                 raise UserError(f'class folder {folder / empty[0]} has no images in {split}{part}: take a larger slice')
             others = _others(passed_over, f'{folder.name}/{empty[0]}/')
             raise UserError(f'class folder {folder / empty[0]} holds no images{others}: add some or remove the folder')
-        classes = _stated_order(folder) or names
+        classes = _stated_order(folder, names) or names
     else:
         unknown = [name for name in names if files[name] and name not in classes]
         if unknown:
@@ -146,8 +149,16 @@ def load_split(
     )
 
 
-def _stated_order(folder: Path) -> list[str] | None:
-    return list(read_json(folder / ORDER_FILE)) if os.path.isfile(folder / ORDER_FILE) else None
+def _stated_order(folder: Path, names: Sequence[str]) -> list[str] | None:
+    """The classes in the order that a file beside them states, if there is one."""
+    path = folder / ORDER_FILE
+    if not os.path.isfile(path):
+        return None
+    with read_errors(path, 'a list of the classes', ': remove it'):
+        order: list[str] = of_kind(read_json(path), list[str])
+        if len(set(order)) < len(order) or not set(names) <= set(order):
+            raise ValueError('a class is missing or there twice')
+        return order
 
 
 def parse_slice(split: str) -> tuple[str, str, tuple[int, int]]:

@@ -198,9 +198,9 @@ def _samples(
         more['class_map'] = class_map
     with mock.patch.object(reader_wds._logger, 'disabled', True):  # it misses _info.json, which the names make needless
         images = create_dataset(source, root=root, split=split, is_training=False, **more)
-    reader: Any = getattr(images, 'reader', None)
-    if hasattr(reader, 'dist_num_replicas'):  # all images, also where several processes train together
-        reader.dist_rank, reader.dist_num_replicas = 0, 1
+    by_processes: Any = getattr(images, 'reader', None)
+    if hasattr(by_processes, 'dist_num_replicas'):  # all images, also where several processes train together
+        by_processes.dist_rank, by_processes.dist_num_replicas = 0, 1
     indices = class_map or getattr(getattr(images, 'reader', None), 'class_to_idx', None) or {}
     classes = getattr(images, 'classes', None) or _in_order(indices)
     return list(map(str, classes)), _decoded(images)

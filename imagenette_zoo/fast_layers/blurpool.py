@@ -61,7 +61,8 @@ def _is_fused(x: torch.Tensor) -> bool:
 def _autocast(x: torch.Tensor) -> torch.Tensor:
     """As a convolution takes its input."""
     device = x.device.type
-    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
+    autocast = torch.is_autocast_enabled(device) and x.dtype is not torch.float64  # which it leaves alone
+    return x.to(torch.get_autocast_dtype(device)) if autocast else x
 
 
 class _Blur(torch.autograd.Function):

@@ -50,7 +50,9 @@ class SubsampledConv2d(nn.Conv2d):
         if x.device.type != 'cpu':
             return super()._conv_forward(x, weight, bias)
         down, across = self.stride
-        x = x[..., ::down, ::across].contiguous(memory_format=torch.channels_last)
+        x = x[..., ::down, ::across]
+        simple = x.ndim == 4 and (torch.compiler.is_compiling() or is_plain(x))  # under vmap there is no other layout
+        x = x.contiguous(memory_format=torch.channels_last if simple else torch.contiguous_format)
         return F.conv2d(x, weight, bias)
 
 
@@ -68,9 +70,9 @@ class CpuDepthwiseConv2d(nn.Conv2d):
     """
 
     def _conv_forward(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        if not is_plain(x) or x.ndim != 4:
+        if not (is_plain(x) and is_plain(weight)) or x.ndim != 4:
             return super()._conv_forward(x, weight, bias)
-        if torch.is_autocast_enabled('cpu'):
+        if torch.is_autocast_enabled('cpu') and x.dtype is not torch.float64:  # which it leaves alone
             dtype = torch.get_autocast_dtype('cpu')
             x, weight = x.to(dtype), weight.to(dtype)
         wanted = torch.bfloat16 if max(self.kernel_size) <= 3 else x.dtype
@@ -222,7 +224,8 @@ def _is_for(dtype: torch.dtype, weight: torch.Tensor) -> bool:
 
 def _dtype(x: torch.Tensor) -> torch.dtype:
     """The dtype that a convolution computes in."""
-    return torch.get_autocast_dtype('cuda') if torch.is_autocast_enabled('cuda') else x.dtype
+    autocast = torch.is_autocast_enabled('cuda') and x.dtype is not torch.float64
+    return torch.get_autocast_dtype('cuda') if autocast else x.dtype
 
 
 class _GpuDepthwise(torch.autograd.Function):

@@ -72,6 +72,7 @@ class Norm2d(nn.BatchNorm2d):
             and are_images(x)
             and x.shape[1] == self.num_features
             and self.affine
+            and all(is_plain(tensor, _DEVICES) for tensor in (self.weight, self.bias))
             and self.track_running_stats
             and not any(buffer is None for buffer in self._buffers.values())
             and self.momentum is not None

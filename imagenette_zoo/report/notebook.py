@@ -288,7 +288,7 @@ def study(
     data_dir: str | Path | None = None,
     device: str | None = None,
     device_modules: Sequence[str] = (),
-    output: str | Path = 'runs',
+    output: str | Path | None = None,
     experiment: str | None = None,
     quiet: bool = False,
 ) -> Study:
@@ -305,7 +305,7 @@ def study(
         data_dir: As in training.
         device: As in training.
         device_modules: Code of your own, instead of the study's.
-        output: The study gets a folder there.
+        output: The study gets a folder there, in `runs` if not given; not for one that was begun.
         experiment: The name of that folder: that of the file if not given, and a new one for a mapping.
         quiet: Prints nothing.
 
@@ -317,12 +317,16 @@ def study(
         KeyboardInterrupt: It was interrupted, outside of IPython. What is done is saved.
     """
     extent = Extent(only, budget, until_decided)
+    begun = not isinstance(source, Mapping) and is_begun(source)
+    if begun and (output is not None or experiment is not None):
+        raise UserError(f'{source}: the study goes on in its own folder: leave output and experiment out')
+    output = 'runs' if output is None else output
     for name, model in (models or {}).items():
         name_model(model, name)
     if isinstance(source, Mapping):
         plan = plan_study(_with_names(source))
         folder = _folder(output, experiment, plain_name(plan.title or 'study'))
-    elif is_begun(source):
+    elif begun:
         plan, folder = begun_study(Path(source)), Path(source)
         _check_known(plan, folder)
     else:

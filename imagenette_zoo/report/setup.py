@@ -121,7 +121,7 @@ def notes(content: Numbers) -> list[str]:
     if missing:
         more = f' and {len(missing) - 10} more' if len(missing) > 10 else ''
         lines.append(f'Not finished yet: {counted(len(missing), "training")}: {", ".join(missing[:10])}{more}.')
-    if len(setup['datasets']) > 1:
+    if len(distinct([(one['name'], one['val']) for one in setup['datasets']])) > 1:
         lines.append('The runs are on several data sets: their accuracies do not compare.')
     if len(setup['hardware']) > 1:
         lines.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -71,8 +72,9 @@ class Analysis:
 
     @property
     def images(self) -> str:
-        """Identifies the images: the data set and a hash of the true classes."""
-        return f'{self.data} {hashlib.sha256(self.targets.numpy().tobytes()).hexdigest()}'
+        """Identifies the images, wherever they lie: their classes."""
+        classes = json.dumps(self.class_names).encode() + self.targets.numpy().tobytes()
+        return hashlib.sha256(classes).hexdigest()
 
     @property
     def pass_similarity(self) -> float | None:
@@ -148,7 +150,7 @@ def analyse(folder: Path, console: Console, data_dir: str | None = None, device:
         class_names=list(images.class_names),
         confusion=scores.confusion.tolist(),
         passes=passes,
-        data=f'{images.root.name}/{images.split}',
+        data=f'{Path(os.path.abspath(images.root)).name}/{images.split}',
         targets=scores.targets.to(torch.int16),
         predictions=scores.predictions.to(torch.int16),
         confidence=probabilities.amax(1).half(),

@@ -28,7 +28,7 @@ from .comparisons import (
 )
 from .metrics import metric_of
 from .plan import MOST_COMPARED, STAGES, STEP_TIME_STAGES, Claim, Comparison, Study
-from .records import Record, by_run, distinct
+from .records import Record, by_run, validation_images
 from .statistics import LEVEL, claim_p, holm
 
 __all__ = ['Test', 'Verdict', 'all_pairs', 'judge', 'run_tests', 'unjudged', 'ways', 'with_pairs']
@@ -125,7 +125,11 @@ def unjudged(study: Study, records: Iterable[Record]) -> str:
     own = {run: each for run, each in runs.items() if not (each and each[0].packaged)}
     if study.claims or len(runs) < 2:
         return ''
-    if len(distinct([record.result.dataset for each in own.values() for record in each])) > 1:
+    images: dict[str, set[str]] = {}
+    for record in (record for each in own.values() for record in each):
+        kind, val = validation_images(record.result)
+        images.setdefault(kind, set()).add(val or str(record.result.dataset.get('name')))
+    if any(len(known) > 1 for known in images.values()):
         return 'no verdicts: the runs are on several data sets'
     if len(own) == len(runs) > MOST_COMPARED:
         return (

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from ..errors import UserError
 from ..utils.console import Console
+from ..utils.files import ProcessLock
 from ..utils.launch import check_alone
 from .in_process import train_here
 from .plan import Study, Trial
@@ -66,6 +67,8 @@ def train_one(study: Study, run: str, seed: int, slot: Slot, console: Console) -
         raise UserError(f'--seed {seed}: the study has no such seed: expected one of {", ".join(map(str, trials))}')
     check_alone(f'--seed {seed}: a training of a study')
     trial = trials[seed]
+    if ProcessLock.is_held(slot.output / trial.name / '.lock'):
+        raise UserError(f'{slot.output / trial.name}: another run is being written here: wait for it')
     if state_of(trial, slot) != 'done':
         check_models(replace(study, runs={run: study.runs[run]}), console)
         try:

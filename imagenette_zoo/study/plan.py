@@ -172,6 +172,7 @@ class Study:
             level of each look; the shares sum to 1.
         until_decided: Trainings go on after `seeds`, with the seeds that follow, up to the last stage.
         failed: The seeds of each run whose training failed. This and the rest are not of the file: `as_run` reads them.
+        late: Seeds whose training failed and is done by now.
         changes: How the claims or their stages were changed after results were seen.
         step_times: The time of training steps by run, where a claim asks for it.
         against: Baselines that come with the package, as `zoo` (all) or `zoo:MODEL`: its runs are compared with them.
@@ -187,6 +188,7 @@ class Study:
     stages: tuple[tuple[int, float], ...] = STAGES
     until_decided: bool = False
     failed: Mapping[str, frozenset[int]] = field(default_factory=dict)
+    late: Mapping[str, frozenset[int]] = field(default_factory=dict)
     changes: tuple[str, ...] = ()
     step_times: StepTimes | None = None
     against: tuple[str, ...] = ()
@@ -325,6 +327,8 @@ def plan_models(
     models = [*models, *values.pop('model', ())]
     if one_look and seeds < FEWEST_BLOCKS:
         raise UserError(f'--one-look: {seeds} seeds decide nothing: give --seeds {FEWEST_BLOCKS} or more')
+    if seeds > MOST_RUNS:
+        raise UserError(f'--seeds {seeds}: expected at most {MOST_RUNS}')
     if not models:
         raise UserError('no model is named: give one or several, as in imagenette-zoo run resnet18')
     if math.prod(map(len, [models, *values.values()])) > MOST_RUNS:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import filelock  # which torch and huggingface_hub need as well
 import numpy as np
 
 from ..config.recipe import Recipe
@@ -24,7 +25,7 @@ from .statistics import Sample
 __all__ = [
     'CHANGES', 'FAILED', 'STEP_TIMES', 'Record', 'as_run', 'by_run', 'check_recipe', 'code_label', 'distinct',
     'decisive_options', 'failures', 'group_runs', 'keep_failure', 'read_record', 'same_hardware', 'sample',
-    'samples_of', 'study_before', 'study_records',
+    'samples_of', 'study_before', 'study_records', 'validation_images',
 ]  # fmt: skip
 
 IN_A_ROW = ('train_loss', 'train_seconds', 'seconds')
@@ -122,19 +123,29 @@ def study_records(study: Study, output: Path) -> list[Record]:
     return records
 
 
+def validation_images(result: Result) -> tuple[str, str]:
+    """How the hash of a training's images was made, and its part that is of the validation images, if it has one."""
+    kind, _, parts = str(result.dataset.get('hash') or '').rpartition(':')
+    return kind, parts.rpartition('+')[2]
+
+
 def _check_alike(records: Sequence[Record]) -> None:
-    """Raises `UserError` where trainings are on several data sets, or the seeds of a run of several codes."""
+    """Raises `UserError` where trainings were validated on several data sets, or the seeds of a run are of several
+    codes or training images."""
     first: dict[str, tuple[Any, Record]] = {}
     for record in records:
-        data = record.result.dataset
-        code = code_label(record.result)
-        known = [('', 'images', data.get('hash') and f'{data.get("name")} {data["hash"][:12]}')]
-        known.append((record.run, 'code', code or 'none of the user'))
+        kind, val = validation_images(record.result)
+        known: list[tuple[str, str, str]] = [
+            (f' {kind}', 'validation images', val),
+            (record.run, 'images', str(record.result.dataset.get('hash') or '')),
+            (record.run, 'code', code_label(record.result) or 'none of the user'),
+        ]
         for run, what, value in known:
             then, other = first.setdefault(f'{run} {what}', (value, record)) if value else (value, record)
             if value != then:
                 raise UserError(
-                    f'{record.folder}: was trained with other {what} than {other.folder.name} ({value}, not {then}): '
+                    f'{record.folder}: was trained with other {what} than {other.folder.name} '
+                    f'({value[:40]}, not {then[:40]}): '
                     f'they cannot be compared: remove one of the two, or start another study (--output)'
                 )
 
@@ -163,11 +174,13 @@ def as_run(study: Study, output: Path) -> Study:
         with read_errors(output / STEP_TIMES, 'the step times of a study'):
             study = replace(study, step_times=_step_times(study, read_json(output / STEP_TIMES)))
     failed: dict[str, frozenset[int]] = {}
-    names = failures(output)
+    late: dict[str, frozenset[int]] = {}
+    names = _ever_failed(output)
     for trial in study.trials():
-        if trial.name in names and not (output / trial.name / 'result.json').is_file():
-            failed[trial.run] = failed.get(trial.run, frozenset()) | {trial.seed}
-    return replace(study, failed=failed)
+        if trial.name in names:
+            seeds = late if (output / trial.name / 'result.json').is_file() else failed
+            seeds[trial.run] = seeds.get(trial.run, frozenset()) | {trial.seed}
+    return replace(study, failed=failed, late=late)
 
 
 def _step_times(study: Study, values: Any) -> StepTimes:
@@ -192,17 +205,25 @@ def decisive_options(recipe: Recipe) -> dict[str, Any]:
 
 def failures(output: Path) -> dict[str, str]:
     """Why trainings of a study failed, by name; those that are done by now are left out."""
-    if not (output / FAILED).is_file():
-        return {}
-    with read_errors(output / FAILED, 'the failures of a study'):
-        known = of_kind(read_json(output / FAILED), dict[str, str])
+    known = _ever_failed(output)
     done = {name for name in known if all((output / name / file).is_file() for file in ('result.json', *FILES))}
     return {name: why for name, why in known.items() if name not in done}
 
 
 def keep_failure(output: Path, name: str, why: str) -> None:
-    """Writes down at once that a training failed: a study that is stopped then is judged with it, too."""
-    write_json(output / FAILED, failures(output) | {name: why})
+    """Writes down at once that a training failed: a study that is stopped then is judged with it, too. Several
+    processes may do so."""
+    with filelock.FileLock(output / f'.{FAILED}.lock'):
+        write_json(output / FAILED, _ever_failed(output) | {name: why})
+
+
+def _ever_failed(output: Path) -> dict[str, str]:
+    """Why trainings failed, those included that are done by now."""
+    if not (output / FAILED).is_file():
+        return {}
+    with read_errors(output / FAILED, 'the failures of a study'):
+        known: dict[str, str] = of_kind(read_json(output / FAILED), dict[str, str])
+        return known
 
 
 def study_before(output: Path) -> Study | None:
@@ -323,7 +344,11 @@ def by_run(records: Iterable[Record]) -> dict[str, list[Record]]:
 
 
 def sample(
-    records: Sequence[Record], metric: str, seeds: Sequence[int] = (), failed: Collection[int] = ()
+    records: Sequence[Record],
+    metric: str,
+    seeds: Sequence[int] = (),
+    failed: Collection[int] = (),
+    late: Collection[int] = (),
 ) -> Sample | None:
     """A metric of the seeds of one run, None where it is known of none.
 
@@ -332,6 +357,10 @@ def sample(
         metric: Its name.
         seeds: Those of the study, in its order; others follow upwards.
         failed: Seeds whose training failed.
+        late: Seeds whose training failed before it was done: looks were made without them.
+
+    Raises:
+        UserError: The analyses of two seeds are of unlike images.
     """
     by_seed = {record.seed: record for record in records if record.metric(metric) is not None}
     if metric == 'top1' and any(record.analysis for record in by_seed.values()):
@@ -346,14 +375,20 @@ def sample(
     diverged = frozenset(record.seed for record in by_seed.values() if not math.isfinite(record.result.loss))
     correct, images = None, ''
     looked_at = [record.analysis for record in by_seed.values() if record.analysis is not None]
-    if metric == 'top1' and len({each.images for each in looked_at}) == 1:
+    if metric == 'top1' and looked_at:
+        if len({each.images for each in looked_at}) > 1:
+            folders = ', '.join(str(record.folder) for record in by_seed.values())
+            raise UserError(
+                f'{folders}: their analyses are of unlike images: make them anew, by imagenette-zoo analyse with '
+                'one --data-dir'
+            )
         images = looked_at[0].images
         nothing = np.zeros(len(looked_at[0].correct), bool)  # of a seed that failed
         rows = [record.analysis.correct.numpy() if record and record.analysis else nothing for record in known]
         correct = np.stack(rows)
         values = [100.0 * float(row.mean()) if record else None for row, record in zip(rows, known, strict=True)]
     hardware = [record.result.hardware if record else {} for record in known] if metric_of(metric).timed else []
-    return Sample(values, order, correct, metric_of(metric).exact, images, diverged, hardware)
+    return Sample(values, order, correct, metric_of(metric).exact, images, diverged, hardware, frozenset(late))
 
 
 def _value(record: Record | None, metric: str) -> float | None:
@@ -377,7 +412,8 @@ def samples_of(study: Study, runs: Mapping[str, Sequence[Record]]) -> dict[tuple
                 if metric_of(metric).by_steps:
                     numbers = _step_sample(study.step_times, metric, run)
                 else:
-                    numbers = sample(runs.get(run, ()), metric, study.all_seeds, study.failed.get(run, ()))
+                    lost, late = study.failed.get(run, ()), study.late.get(run, ())
+                    numbers = sample(runs.get(run, ()), metric, study.all_seeds, lost, late)
                 if numbers is not None:
                     samples[metric, run] = numbers
     return samples

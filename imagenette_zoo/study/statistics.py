@@ -66,6 +66,7 @@ class Sample:
         images: Identifies the images of `correct`.
         diverged: Seeds whose training diverged.
         hardware: The machine of each value, where the metric depends on it.
+        late: Blocks that failed first: they count after all others, so that looks that were made stay as they were.
     """
 
     values: Sequence[float | None]
@@ -75,6 +76,7 @@ class Sample:
     images: str = ''
     diverged: frozenset[int] = frozenset()
     hardware: Sequence[dict[str, Any]] = ()
+    late: frozenset[int] = frozenset()
 
     @property
     def blocks(self) -> dict[int, int]:
@@ -292,7 +294,7 @@ class Pairs:
 
 
 def pair(larger: Sample, smaller: Sample, *, ratio: bool = False, reached: bool = False) -> Pairs:
-    """Pairs the blocks of two runs, in the order of the first; one that failed in either is left out.
+    """Pairs the blocks of two runs, in the order of the first, late ones last; one that failed in either is left out.
 
     Args:
         larger: The run that is subtracted from.
@@ -310,6 +312,7 @@ def pair(larger: Sample, smaller: Sample, *, ratio: bool = False, reached: bool 
         if seed in second
     }
     used = [seed for seed, both in numbers.items() if None not in both]
+    used.sort(key=lambda seed: seed in larger.late | smaller.late)  # which keeps the order else
     values = np.array([numbers[seed] for seed in used], dtype=float).reshape(-1, 2).T
     with np.errstate(invalid='ignore'):  # infinity less infinity: a tie
         differences = np.subtract(*(np.log(values) if ratio else values))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import json
 import os
 import shlex
 import shutil
@@ -377,7 +378,8 @@ def _as_yaml(recipe: Recipe) -> bytes:
     for name, value in options.items():
         try:
             yaml.safe_dump(value)
-        except yaml.YAMLError:
+            json.dumps(value)  # as in config.json, which has no sets and bytes
+        except (yaml.YAMLError, TypeError, ValueError):
             shown = ' '.join(str(value).split())[:80]
             raise UserError(f"{name}: {shown} can't be saved in args.yaml: give numbers, text or lists") from None
     return yaml.safe_dump(options, sort_keys=False).encode()

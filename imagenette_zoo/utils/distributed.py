@@ -109,6 +109,8 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
+        if device.type == 'meta':
+            raise NotImplementedError('it has no numbers')
     except (RuntimeError, AssertionError, NotImplementedError):
         here = ', '.join(['auto', 'cpu', *(['cuda'] if torch.cuda.is_available() else [])])
         raise UserError(f'--device {name}: not on this machine; here there is {here}') from None

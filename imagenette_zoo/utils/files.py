@@ -129,7 +129,10 @@ def keep_inductor_private() -> None:
     Their own choice is a subfolder of the system's temporary one, whose name others know. A `TORCHINDUCTOR_CACHE_DIR`
     that the user has set is left alone.
     """
-    user = re.sub(r'[\\/:*?"<>|]', '_', getpass.getuser())
+    try:
+        user = re.sub(r'[\\/:*?"<>|]', '_', getpass.getuser())
+    except (KeyError, ImportError, OSError):  # a number without a name, as in containers: torch calls it so, too
+        user = f'uid_{os.getuid()}'
     usual = Path(tempfile.gettempdir(), f'torchinductor_{user}')
     asked = os.environ.get('TORCHINDUCTOR_CACHE_DIR')
     if not asked or Path(asked) == usual:  # inductor sets the variable to its own choice, too

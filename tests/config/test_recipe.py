@@ -15,7 +15,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagenette_zoo.config.fields import Parser, Where, add_flags, given_flags, option
+from imagenette_zoo.config.fields import Parser, Where, add_flags, given_flags, literal, option
 from imagenette_zoo.config.groups import ValidationOptions
 from imagenette_zoo.config.hparams import find_recipe, recipe_names
 from imagenette_zoo.config.names import timm_optimizer
@@ -352,3 +352,8 @@ def test_too_few_values_and_a_teaching_without_weight_are_said() -> None:
 def test_several_errors_go_from_process_to_process() -> None:
     errors = UserErrors([UserError('a: 1'), UserError('b: 2')])
     assert pickle.loads(pickle.dumps(errors)).lines == errors.lines == ['a: 1', 'b: 2']
+
+
+def test_a_literal_that_python_cannot_make_is_text() -> None:
+    assert literal('{[1]}') == '{[1]}'
+    assert literal('[1, 2]') == [1, 2]

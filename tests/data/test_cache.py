@@ -1,6 +1,7 @@
 """The cache of decoded images: whose pixels, when they are made anew, what two processes or a full disk do to it."""
 
 import errno
+import json
 import multiprocessing
 import os
 import shutil
@@ -567,6 +568,16 @@ def builder(images: ImageSet) -> Iterator[Builder]:
     process.join()
 
 
+def test_a_disk_without_locks_is_one_line(images: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise NotImplementedError('FileSystem does not appear to support flock')
+
+    monkeypatch.setattr(filelock.FileLock, 'acquire', refuse)
+    with pytest.raises(UserError, match='does not appear to support flock; set IMAGENETTE_ZOO_CACHE'):
+        train_pixels(images, 48, QUIET)
+    cache.clear()
+
+
 def test_the_second_process_waits_for_the_first(builder: Builder, images: ImageSet, decodes: list[str]) -> None:
     class Waiting(Listener):
         def line(self, text: str = '') -> None:
@@ -748,7 +759,13 @@ def test_the_entries_are_listed_and_cleared(
     assert second.split()[6] in ('2001-09-08', '2001-09-09')  # by the time zone
     assert total.startswith(f'3 MiB in {home}')
 
-    (home / found[1].folder.name / 'meta.json').write_text('torn')
+    meta = home / found[1].folder.name / 'meta.json'
+    sound = json.loads(meta.read_text())
+    for damage in ({'what': None}, {'what': {'kine': 'sizes'}}, {'data': 5}, {'shape': 3}):
+        meta.write_text(json.dumps({**sound, **damage}))
+        assert main(['data', 'cache']) == 0
+        assert len(capsys.readouterr().out.splitlines()) == 4, 'the other one is listed'
+    meta.write_text('torn')
     assert main(['data', 'cache', '--clear']) == 0
     assert capsys.readouterr().out == 'freed 3 MiB\n'
     assert list(home.iterdir()) == []

@@ -1,6 +1,7 @@
 """Image folders: listed in order, sliced, labelled."""
 
 import csv
+import json
 import os
 from pathlib import Path
 
@@ -267,3 +268,26 @@ def test_real_label_noise(imagenette_dir: Path, percent: int) -> None:
     changed = sum(a != b for a, b in zip(images.targets, noisy.targets, strict=True))
     assert changed == expected
     assert abs(changed / len(images) - percent / 100) < 0.01
+
+
+@pytest.mark.parametrize('split', ['small/train', '.', '..', '/tmp'])
+def test_a_split_is_the_name_of_a_folder(tmp_path: Path, split: str) -> None:
+    """Paths are relative to the folder of the splits: those of another would be read from elsewhere."""
+    make_imagenette(tmp_path)
+    make_imagenette(tmp_path / 'small')
+    with pytest.raises(UserError, match='expected the name of a folder in') as error:
+        folders.load_split(tmp_path, split)
+    assert_one_line(error)
+    assert len(folders.load_split(tmp_path, 'train/')) == len(folders.load_split(tmp_path, 'train'))
+
+
+@pytest.mark.parametrize('text', ['nonsense', '5', '[[1]]', '["a"]', '["a", "a"]', '[' * 9999])
+def test_a_damaged_list_of_classes_is_one_line(tmp_path: Path, text: str) -> None:
+    root = make_imagenette(tmp_path)
+    names = [path.name for path in (root / 'train').iterdir()]
+    (root / 'train' / folders.ORDER_FILE).write_text(text)
+    with pytest.raises(UserError, match=r'not a list of the classes .*: remove it') as error:
+        folders.load_split(root)
+    assert_one_line(error)
+    (root / 'train' / folders.ORDER_FILE).write_text(json.dumps(['more', *sorted(names, reverse=True)]))
+    assert folders.load_split(root).classes == ('more', *sorted(names, reverse=True)), 'also of one without images'

@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 import torch.nn as nn
+from torch.autograd import forward_ad
 
 from imagenette_zoo.fast_layers.swap import swap
 from tests.conftest import needs_compiler
@@ -151,3 +152,30 @@ def test_compiled() -> None:
     layer.compile(dynamic=False)
     for a, b in zip(eager, _train(layer, x), strict=True):
         torch.testing.assert_close(a, b, rtol=0.05, atol=0.05)
+
+
+@needs_compiler
+def test_autocast_leaves_doubles_alone() -> None:
+    for layer in (nn.Conv2d(16, 16, 3, 2, 1, groups=16), timm.layers.BlurPool2d(16)):
+        theirs = layer.double()
+        ours = copy.deepcopy(theirs)
+        swap(ours, CPU, channels_last=True, phase='training')
+        assert type(ours) is not type(theirs)
+        x = torch.randn(2, 16, 8, 8, dtype=torch.float64).to(memory_format=torch.channels_last)
+        with torch.autocast('cpu', torch.bfloat16):
+            torch.testing.assert_close(ours(x), theirs(x), check_dtype=True)
+
+
+@needs_compiler
+def test_a_tangent_of_the_weights() -> None:
+    theirs = nn.Conv2d(16, 16, 5, 2, 2, groups=16)
+    ours = copy.deepcopy(theirs)
+    swap(ours, CPU, channels_last=True, phase='training')
+    x = torch.randn(2, 16, 8, 8).to(memory_format=torch.channels_last)
+    tangents = []
+    for layer in (ours, theirs):
+        with torch.no_grad(), forward_ad.dual_level():
+            weight = forward_ad.make_dual(layer.weight.detach(), torch.ones_like(layer.weight))
+            y = torch.func.functional_call(layer, {'weight': weight}, (x,))
+            tangents.append(forward_ad.unpack_dual(y).tangent)
+    torch.testing.assert_close(*tangents)

@@ -61,3 +61,13 @@ def test_training_repvgg_leaves_the_memory_alone() -> None:
         """
     done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_vmap_and_an_image_alone() -> None:
+    torch.manual_seed(0)
+    theirs = nn.Conv2d(3, 16, 1, 2)
+    ours = copy.deepcopy(theirs)
+    swap(ours, torch.device('cpu'), channels_last=True)
+    x = torch.randn(2, 4, 3, 8, 8)
+    torch.testing.assert_close(torch.func.vmap(ours)(x), torch.func.vmap(theirs)(x))
+    torch.testing.assert_close(ours(x[0, 0]), theirs(x[0, 0]))

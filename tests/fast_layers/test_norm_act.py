@@ -10,6 +10,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from timm.layers import BatchNormAct2d
+from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 import imagenette_zoo.models  # noqa: F401  (registers them)
@@ -374,3 +375,17 @@ def test_torchs_own_layer_is_exact_on_any_number_of_threads() -> None:
     for actual, *others, want in zip(*results, wanted, strict=True):
         assert (actual.double() - want).abs().max() < 2e-6 * want.abs().max()
         assert all(torch.equal(actual, other) for other in others)
+
+
+@needs_compiler
+@pytest.mark.parametrize('training', [False, True])
+def test_a_tangent_of_the_weights(training: bool) -> None:
+    plain, fast = (layer.train(training) for layer in layers())
+    tangents = []
+    for layer in (fast, plain.float()):
+        with torch.no_grad(), forward_ad.dual_level():
+            weight = forward_ad.make_dual(layer.weight.detach(), torch.ones_like(layer.weight))
+            y = torch.func.functional_call(layer, {'weight': weight}, (images(4, 32, 5, 5),))
+            tangents.append(forward_ad.unpack_dual(y).tangent)
+    assert tangents[1] is not None
+    torch.testing.assert_close(*tangents)

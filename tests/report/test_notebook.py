@@ -21,6 +21,7 @@ from imagenette_zoo.models import own
 from imagenette_zoo.report import notebook, studies
 from imagenette_zoo.report.page import write_report
 from imagenette_zoo.study import runner
+from imagenette_zoo.study.plan import dump_study, make_study
 from imagenette_zoo.training.result import read_result
 from tests.conftest import changed, interrupted
 
@@ -259,3 +260,11 @@ def test_the_folder_of_a_study_imports_nothing(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(notebook, 'carry_out', lambda *_, **__: None)
     for study in (iz.Study.open(tmp_path), iz.study(tmp_path)):
         assert {trial.recipe.device_modules for trial in study.plan.trials()} == {()}
+
+
+def test_a_study_that_was_begun_stays_where_it_is(tmp_path: Path) -> None:
+    study = make_study('', {'a': Recipe(), 'b': Recipe()}, (1, 2, 3))
+    (tmp_path / 'study.yaml').write_text(dump_study(study))
+    for given in ({'output': 'elsewhere'}, {'experiment': 'another'}):
+        with pytest.raises(UserError, match='goes on in its own folder: leave output and experiment out'):
+            iz.study(tmp_path, **given)

@@ -16,7 +16,7 @@ from imagenette_zoo.study.analysis import FILES
 from imagenette_zoo.study.decisions import judge
 from imagenette_zoo.study.plan import Claim, Comparison, Study, StudyRun, Trial, make_study
 from imagenette_zoo.study.process import Trials
-from imagenette_zoo.study.records import FAILED, Record, failures, keep_failure
+from imagenette_zoo.study.records import FAILED, Record, as_run, failures, keep_failure
 from imagenette_zoo.study.statistics import Sample
 from imagenette_zoo.utils.console import Console
 from tests.report import records
@@ -225,6 +225,8 @@ def test_a_failure_that_is_done_by_now_or_of_another_study_is_none(tmp_path: Pat
     trials = train_until_decided(make(CLAIMS[:1]), tmp_path, Console(quiet=True), cluster.train)
     assert trials.failed == {}
     assert failures(tmp_path) == {'z-seed1': 'another'}
+    found = as_run(make(CLAIMS[:1]), tmp_path)
+    assert (found.failed, found.late) == ({}, {'a': frozenset({1})})
 
 
 def test_a_run_that_is_not_judged_better_is_left_with_the_reason() -> None:

@@ -1,6 +1,7 @@
 """Study files that were changed after results were seen, and results that do not go together."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -9,7 +10,10 @@ from pathlib import Path
 import pytest
 
 from imagenette_zoo.errors import UserError
+from imagenette_zoo.report import setup
+from imagenette_zoo.report.page import report_numbers
 from imagenette_zoo.study.changes import note_changes
+from imagenette_zoo.study.decisions import unjudged
 from imagenette_zoo.study.plan import STEP_TIME_BLOCKS, Claim, Comparison, StepTimes, Study, dump_study, read_study
 from imagenette_zoo.study.records import CHANGES, STEP_TIMES, as_run, study_records
 from imagenette_zoo.utils.console import Console
@@ -152,12 +156,13 @@ def test_before_the_first_look_all_may_be_changed(tmp_path: Path, seen: Callable
 @pytest.mark.parametrize(
     ('field', 'value', 'line'),
     [
-        ('dataset', {'name': 'others', 'hash': 'content:1234567'}, 'was trained with other images than '),
+        ('dataset', {'name': 'others', 'hash': 'content:1+234567'}, 'was trained with other validation images than '),
+        ('dataset', None, 'was trained with other images than relu-seed1'),
         ('code', {'idea': 'a' * 64}, 'was trained with other code than relu-seed1 (idea aaaaaaaaaaaa, not none'),
     ],
 )
 def test_results_that_do_not_go_together_are_refused(
-    tmp_path: Path, field: str, value: dict[str, str], line: str
+    tmp_path: Path, field: str, value: dict[str, str] | None, line: str
 ) -> None:
     for run in ('mish', 'relu'):
         for seed in (1, 2):
@@ -165,7 +170,25 @@ def test_results_that_do_not_go_together_are_refused(
     study = read_study(RESULTS / 'study.yaml')
     assert len(study_records(study, tmp_path)) == 4
     file = tmp_path / 'relu-seed2' / 'result.json'
-    file.write_text(json.dumps({**json.loads(file.read_text()), field: value}))
+    result = json.loads(file.read_text())
+    value = value or {**result[field], 'hash': re.sub(r'(?<=:)\w+', 'noisy', result[field]['hash'])}
+    file.write_text(json.dumps({**result, field: value}))
     with pytest.raises(UserError, match='relu-seed2: ') as caught:
         study_records(study, tmp_path)
     assert line in str(caught.value)
+
+
+def test_runs_with_other_training_images_are_compared(tmp_path: Path) -> None:
+    """As where label noise or the training split is varied: those that judge are the same."""
+    for run in ('mish', 'relu'):
+        for seed in (1, 2, 3):
+            folder = shutil.copytree(RESULTS / f'{run}-seed{seed}', tmp_path / f'{run}-seed{seed}')
+            if run == 'relu':
+                text = (folder / 'result.json').read_text()
+                (folder / 'result.json').write_text(re.sub(r'(?<="content:)\w+', 'noisy', text))
+    study = read_study(RESULTS / 'study.yaml')
+    records = study_records(study, tmp_path)
+    assert len({record.result.dataset['hash'] for record in records}) == 2
+    pairs = replace(study, claims=(), runs={name: study.runs[name] for name in ('mish', 'relu')})
+    assert unjudged(pairs, records) == ''
+    assert 'several data sets' not in ' '.join(setup.notes(report_numbers(records, pairs)))

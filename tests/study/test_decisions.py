@@ -71,6 +71,18 @@ def test_a_claim_with_a_bound_is_tested_on_one_side(bound: float, ratio: bool, s
     )
 
 
+def test_a_verdict_stays_where_a_seed_that_failed_is_done_later() -> None:
+    """Looks were made without it, so it counts after all others."""
+    a, b = [10.0, 10.2, 10.1, 9.9], [0.0, None, 0.0, 0.1]
+    seeds = (1, 2, 3, 4)
+    before = judged(claim('top1'), Sample(a, seeds), Sample(b, seeds))
+    assert (before.verdict, before.stage) == ('supported', 3)
+    again = [8.0 if value is None else value for value in b]
+    after = judged(claim('top1'), Sample(a, seeds), Sample(again, seeds, late=frozenset({2})))
+    assert (after.verdict, after.stage, after.estimate, after.blocks) == ('supported', 3, before.estimate, 4)
+    assert judged(claim('top1'), Sample(a, seeds), Sample(again, seeds)).verdict == 'undecided', 'else it would not'
+
+
 def test_blocks_between_stages_and_after_the_last_do_not_count() -> None:
     a, b = paired(0.3, 7)
     seven, six = judged(claim(), a, b), judged(claim(), a[:6], b[:6])

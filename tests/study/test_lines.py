@@ -75,6 +75,18 @@ def test_a_line_that_fails_is_judged_as_failed(
     assert as_run(begun_study(study), study).failed == {'slow': frozenset({1})}
 
 
+def test_failures_of_several_processes_are_all_kept(tmp_path: Path) -> None:
+    code = 'import sys; from pathlib import Path; from imagenette_zoo.study.records import keep_failure\n'
+    code += 'sys.stdin.read()\nfor i in range(5): keep_failure(Path(sys.argv[1]), f"{sys.argv[2]}-seed{i}", "why")'
+    words = [sys.executable, '-c', code, str(tmp_path)]
+    processes = [subprocess.Popen([*words, name], stdin=subprocess.PIPE) for name in 'abc']
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.close()  # all begin now
+    assert [process.wait() for process in processes] == [0, 0, 0]
+    assert len(failures(tmp_path)) == 15
+
+
 def test_lines_of_a_module_name_their_interpreter(
     place: Path,  # noqa: F811
     folder: Path,
@@ -122,9 +134,20 @@ def test_lines_end_interrupted_trainings_and_are_left_where_they_are_done(
     assert weights(study) == whole
 
 
-def test_a_line_that_is_started_twice_says_so(place: Path, printed: list[list[str]], capsys: Capture) -> None:  # noqa: F811
-    other = RunFolder(place / 'the runs' / 'rates' / 'slow-seed1')
+@pytest.mark.parametrize('begun', [False, True])
+def test_a_line_that_is_started_twice_says_so(
+    place: Path,  # noqa: F811
+    printed: list[list[str]],
+    capsys: Capture,
+    begun: bool,
+) -> None:
+    study = place / 'the runs' / 'rates'
+    other = RunFolder(study / 'slow-seed1')
     other.path.mkdir()
+    if begun:
+        [trial] = [each for each in begun_study(study).trials() if each.name == 'slow-seed1']
+        other.start(trial.recipe)
+        other.unlock()
     held = subprocess.Popen(  # the lock is a process's
         [sys.executable, '-c', HOLD, str(other['.lock'])], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
@@ -135,7 +158,8 @@ def test_a_line_that_is_started_twice_says_so(place: Path, printed: list[list[st
     finally:
         held.communicate()
     assert 'another run is being written here: wait for it' in capsys.readouterr().err
-    assert not other.started
+    assert other.started == begun
+    assert failures(study) == {}, 'it goes on'
 
 
 def test_lines_of_a_round_are_those_of_the_next_until_they_are_done(

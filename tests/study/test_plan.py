@@ -161,6 +161,8 @@ def test_one_look_has_the_whole_level_and_needs_three_seeds(tmp_path: Path) -> N
     assert read_study(file).stages == study.stages, 'more seeds are a change of the stages later'
     with pytest.raises(UserError, match='--one-look: 2 seeds decide nothing: give --seeds 3 or more'):
         plan_models(['resnet18'], Recipe(), 2, one_look=True)
+    with pytest.raises(UserError, match='--seeds 99999999999: expected at most 1000'):
+        plan_models(['resnet18'], Recipe(), 99999999999)
 
 
 def test_one_look_needs_runs_to_compare_and_an_end() -> None:

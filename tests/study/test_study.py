@@ -30,6 +30,7 @@ from imagenette_zoo.study.records import (
     sample,
     samples_of,
 )  # fmt: skip
+from imagenette_zoo.study.statistics import pair
 from imagenette_zoo.training.result import Result
 from imagenette_zoo.training.run_folder import RunFolder
 from imagenette_zoo.training.trainer import train
@@ -315,6 +316,23 @@ def test_a_seed_waits_for_its_analysis_where_others_have_theirs() -> None:
     none = sample([replace(each, analysis=None) for each in runs], 'top1')
     assert none is not None
     assert (none.correct, none.seeds) == (None, [1, 2, 3])
+
+
+def test_the_same_images_are_the_same_wherever_they_lie() -> None:
+    """Else nothing would be known of how much they matter, without a word."""
+    runs = [read_record(RESULTS / f'mish-seed{seed}', 'mish') for seed in (1, 2, 3)]
+    assert all(run.analysis for run in runs)
+    moved = [runs[0], *(replace(run, analysis=replace(run.analysis, data='/val')) for run in runs[1:])]  # type: ignore[type-var]
+    whole, found = sample(runs, 'top1'), sample(moved, 'top1')
+    assert whole is not None
+    assert found is not None
+    assert found.correct is not None
+    assert (found.correct == whole.correct).all()
+    pairs = pair(whole, found)
+    assert pairs.correct is not None
+    others = replace(runs[1].analysis, targets=runs[1].analysis.targets.flip(0))  # type: ignore[union-attr, type-var]
+    with pytest.raises(UserError, match='their analyses are of unlike images'):
+        sample([runs[0], replace(runs[1], analysis=others)], 'top1')
 
 
 def test_times_know_their_machine() -> None:

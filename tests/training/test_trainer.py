@@ -309,6 +309,16 @@ def test_the_command_that_goes_on_keeps_the_classifier(recipe: MakeRecipe) -> No
             torch.testing.assert_close(weight, model.state_dict()[name])
 
 
+@pytest.mark.parametrize('value', [{1, 2}, b'x', {1: {3}}])
+def test_a_value_that_no_config_has_is_refused_before_anything_is_written(recipe: MakeRecipe, value: Any) -> None:
+    run = recipe(model_kwargs={'layers': value})
+    folder = RunFolder(Path(run.output, 'run'))
+    with pytest.raises(UserError, match=r"model_kwargs: .* can't be saved in args\.yaml: give numbers, text or lists"):
+        folder.start(run)
+    assert not folder['args.yaml'].exists()
+    folder.unlock()
+
+
 @pytest.mark.slow
 def test_a_finished_run_of_another_batch_is_not_the_recipes(recipe: MakeRecipe, tmp_path: Path) -> None:
     file = tmp_path / 'recipe.yaml'

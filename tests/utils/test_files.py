@@ -264,3 +264,18 @@ def test_two_at_once_make_one_whole_folder(tmp_path: Path) -> None:
             (second / 'file').write_text('second')
     assert (target / 'file').read_text() == 'second'
     assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize('error', [KeyError, OSError, ImportError])
+def test_a_user_without_a_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: type[Exception]) -> None:
+    """As in containers that run under any number."""
+
+    def nameless() -> str:
+        raise error
+
+    monkeypatch.setattr(getpass, 'getuser', nameless)
+    monkeypatch.setattr(files.tempfile, 'gettempdir', lambda: str(tmp_path))
+    monkeypatch.delenv('TORCHINDUCTOR_CACHE_DIR', raising=False)
+    files.keep_inductor_private()
+    assert os.environ['TORCHINDUCTOR_CACHE_DIR']
+    assert [path.name for path in tmp_path.glob('torchinductor_*')] == [f'torchinductor_uid_{os.getuid()}']

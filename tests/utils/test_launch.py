@@ -97,3 +97,8 @@ def test_a_size_that_is_no_number_of_processes_is_one_line(monkeypatch: pytest.M
         join('cpu')
     monkeypatch.setenv('WORLD_SIZE', '')
     assert join('cpu').size == 1
+
+
+def test_a_device_that_computes_nothing_is_none() -> None:
+    with pytest.raises(UserError, match='--device meta: not on this machine'):
+        choose_device('meta')

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ..utils.console import Console, duration
+from ..utils.console import Console, counted, duration
 from ..utils.files import write_json
 from ..utils.reading import from_json, of_kind, read_errors, read_json
 from .comparisons import UNDECIDED, Outlook, Samples
@@ -184,7 +184,18 @@ def _in_vain(claim: Claim, state: State) -> str:
     for run in claim.runs:
         if len(lost := state.study.failed.get(run, ())) >= MOST_FAILED:
             return f'{run} failed with seeds {", ".join(map(str, sorted(lost)))}'
+        if run in state.blocks and (count := _without_number(run, claim.metric, state)) > 0:
+            return f'waits for the analysis of {counted(count, "training")} of {run}: give the same command again'
     return ''
+
+
+def _without_number(run: str, metric: str, state: State) -> int:
+    """How many trainings of a run are done and have no number, where others have one: they were not analysed."""
+    sample = state.samples.get((metric, run))
+    if sample is None:
+        return 0
+    lost = state.study.failed.get(run, frozenset()) - sample.blocks.keys()
+    return state.blocks[run] - len(sample.values) - len(lost)
 
 
 def _refusal(test: Test) -> str:

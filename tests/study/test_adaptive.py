@@ -108,6 +108,14 @@ def test_failed_seeds_come_on_top_and_a_run_that_fails_again_is_left() -> None:
     assert left['c > a'].reason == 'a failed with seeds 1, 2'
 
 
+def test_a_training_that_was_not_analysed_is_waited_for() -> None:
+    lacking = state(dict.fromkeys(MEANS, 3), CLAIMS[:1])
+    lacking = replace(lacking, samples={**lacking.samples, ('top1', 'b'): Sample([value('b', 0), value('b', 1)])})
+    one, left = next_round(lacking, None)
+    assert one is None
+    assert left['b > a'].reason == 'waits for the analysis of 1 training of b: give the same command again'
+
+
 def test_decided_claims_get_no_more() -> None:
     blocks = dict.fromkeys(MEANS, 20)
     one, left = next_round(state(blocks, CLAIMS[:2]), None)

@@ -197,12 +197,12 @@ def write_folder(
     Raises:
         UserError: It is no model's, or `output` can't be written.
     """
-    _take(output)
     config = read_config(folder)
     model: Any = load_trained(str(folder), UseOptions(model=str(folder)), torch.device('cpu')).model
     params, gmacs = model_cost(model, model.pretrained_cfg['input_size'])
     names = config.get('label_names') or model.pretrained_cfg.get('label_names')
     labels = listed_names(names, config['num_classes'], str(folder))
+    _take(output)
     link_model_folder(folder, output)
     write_json(output / 'config.json', config)  # an older one is not as transformers takes it
     code = _write_code(folder, config, output)

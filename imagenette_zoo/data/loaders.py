@@ -9,7 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import starmap
 from multiprocessing.util import Finalize
@@ -279,16 +279,12 @@ class FileBatches(Batches):
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         if self.loader.num_workers:
             _check_shared_memory()
-        batches = iter(self.loader)
-        _workers.update(getattr(batches, '_workers', ()))
+        with _lost_workers_are_errors(), _without_sigchld():
+            batches = iter(self.loader)
+            _workers.update(getattr(batches, '_workers', ()))
         while True:
-            try:
+            with _lost_workers_are_errors():
                 batch = next(batches, None)
-            except RuntimeError as error:
-                if not is_lost_worker(error):
-                    raise
-                kill_workers()
-                raise lost_worker(error) from error
             if batch is None:
                 return
             if isinstance(batch, UserError):
@@ -307,6 +303,31 @@ class FileBatches(Batches):
 
 
 _workers: 'WeakSet[Any]' = WeakSet()
+
+
+@contextmanager
+def _lost_workers_are_errors() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_lost_worker(error):
+            raise
+        kill_workers()
+        raise lost_worker(error) from error
+
+
+@contextmanager
+def _without_sigchld() -> Iterator[None]:
+    """Has the signal of a worker that ends wait: torch's handler raises, and a queue that is just filled would stay
+    locked, for which the loader would wait when it is thrown away."""
+    if not hasattr(signal, 'pthread_sigmask'):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def kill_workers() -> None:

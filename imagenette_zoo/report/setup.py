@@ -115,13 +115,14 @@ def notes(content: Numbers) -> list[str]:
     lines = [content['limits']] if content['limits'] else []
     lines += [f'{change[:1].upper()}{change[1:]}.' for change in content['changes']]
     lines += content['packaged']
-    if content['unjudged'] and len(setup['datasets']) == 1:
+    several = len(distinct([(one['name'], one['val']) for one in setup['datasets']])) > 1
+    if content['unjudged'] and not several:
         lines.append(f'{content["unjudged"][:1].upper()}{content["unjudged"][1:]}.')
     missing = content['unfinished']
     if missing:
         more = f' and {len(missing) - 10} more' if len(missing) > 10 else ''
         lines.append(f'Not finished yet: {counted(len(missing), "training")}: {", ".join(missing[:10])}{more}.')
-    if len(distinct([(one['name'], one['val']) for one in setup['datasets']])) > 1:
+    if several:
         lines.append('The runs are on several data sets: their accuracies do not compare.')
     if len(setup['hardware']) > 1:
         lines.append(

@@ -42,9 +42,9 @@ from .card import CardFacts, Trained, model_card, needs_zoo, read_trained
 
 __all__ = ['PublishOptions', 'publish', 'write_folder']
 
+WRITTEN = '.card.md5'  # of an output: the digest of its card as it was written
 # What can go wrong on the way to the Hub: the errors of the HTTP library, whichever huggingface_hub has, those of the
 # system, and what huggingface_hub makes of them while it uploads files (RuntimeError) and checks a card (ValueError).
-WRITTEN = '.card.md5'  # of an output: the digest of its card as it was written
 FAILURES: tuple[type[BaseException], ...] = (HfHubHTTPError.__bases__[0], OSError, RuntimeError, ValueError)
 
 

@@ -9,13 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import filelock  # which torch and huggingface_hub need as well
 import numpy as np
 
 from ..config.recipe import Recipe
 from ..errors import UserError
 from ..training.result import Result, read_result
-from ..utils.files import write_json
+from ..utils.files import one_at_a_time, write_json
 from ..utils.reading import from_json, of_kind, parse_json, read_errors, read_json, read_text
 from .analysis import FILES, Analysis, read_analysis
 from .metrics import metric_of
@@ -213,7 +212,7 @@ def failures(output: Path) -> dict[str, str]:
 def keep_failure(output: Path, name: str, why: str) -> None:
     """Writes down at once that a training failed: a study that is stopped then is judged with it, too. Several
     processes may do so."""
-    with filelock.FileLock(output / f'.{FAILED}.lock'):
+    with one_at_a_time(output / FAILED, lock_stays=True):
         write_json(output / FAILED, _ever_failed(output) | {name: why})
 
 

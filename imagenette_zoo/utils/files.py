@@ -153,10 +153,14 @@ def or_another_cache(path: Path) -> str:
 
 
 @contextmanager
-def one_at_a_time(target: Path) -> Iterator[None]:
+def one_at_a_time(target: Path, lock_stays: bool = False) -> Iterator[None]:
     """Lets one process of a machine at a time make a file or folder; look whether it is there by now.
 
     A killed process holds no lock. Where there can be none, as on some network disks, nobody waits.
+
+    Args:
+        target: What is made.
+        lock_stays: Whether the lock's file stays. Without it two may now and then work at once, as where nobody waits.
     """
     import filelock  # which torch and huggingface_hub need as well
 
@@ -169,7 +173,8 @@ def one_at_a_time(target: Path) -> Iterator[None]:
     finally:
         if lock.is_locked:
             with suppress(OSError):
-                os.unlink(lock.lock_file)
+                if not lock_stays:
+                    os.unlink(lock.lock_file)
             lock.release()
 
 

@@ -418,6 +418,32 @@ def test_a_worker_that_fails_is_one_line(
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.skipif(not hasattr(signal, 'pthread_sigmask'), reason='no such signals')
+def test_a_worker_that_is_lost_at_once_waits_until_the_others_are_started() -> None:
+    """torch's handler raises wherever it is: in the midst of filling a queue it would leave that locked."""
+    started = []
+
+    class Loader:
+        num_workers = 1
+
+        def __iter__(self) -> Iterator[object]:
+            os.kill(os.getpid(), signal.SIGCHLD)
+            started.append(True)
+            return iter([])
+
+    def handler(*_: object) -> None:
+        raise RuntimeError('DataLoader worker (pid 7) is killed by signal: Killed.')
+
+    before = signal.signal(signal.SIGCHLD, handler)
+    try:
+        with pytest.raises(UserError, match=r'a data worker was lost \(.*is killed by signal'):
+            next(iter(loaders.FileBatches(Loader())))  # type: ignore[arg-type]
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    assert started
+    assert signal.SIGCHLD not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
 def test_a_machine_without_shared_memory_starts_no_workers(
     two_workers: Callable[..., Iterator[object]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

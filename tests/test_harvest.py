@@ -68,7 +68,7 @@ def test_what_does_not_fit_is_left_with_a_line(
     """A step that takes too long is ended, one that does not work is no end of the others, and what is done is done."""
     plan = """
         steps:
-          - {name: endless, command: "python -c 'import time; time.sleep(99)'", most: 12.5}
+          - {name: endless, command: "python -c 'import time; time.sleep(99)'", most: 14}
           - {name: wrong, command: "python -c 'raise SystemExit(\\"no GPU here\\")'"}
           - {name: right, command: "python -c print(7)"}
           - {name: long, command: "python -c print(8)", least: 5000}
@@ -80,13 +80,15 @@ def test_what_does_not_fit_is_left_with_a_line(
     output = capsys.readouterr().out
     assert 'long: needs 5000 s, 2' in output
     assert 'wrong: FAILED with exit code 1: no GPU here' in output
-    assert 'endless: FAILED: had not ended after 12 s' in output
+    assert 'endless: FAILED: had not ended after 14 s' in output
     again = visit(tools.gpu, tmp_path, plan, '31s')
     assert [again['steps'][name] == state['steps'][name] for name in ('right', 'wrong')] == [True, True]
     assert [visit['budget'] for visit in again['visits']] == [300, 31]
     assert re.search('wrong: needs 0 s, [01] s are left', capsys.readouterr().out)
     with tarfile.open(tmp_path / 'out' / 'harvest.tar.gz') as tar:
         assert tar.extractfile('logs/right.log').read() == b'7\n'  # type: ignore[union-attr]
+        told = tar.extractfile('logs/endless.log').read()  # type: ignore[union-attr]
+        assert b'KeyboardInterrupt' in told, 'pytest tells its failures then'
 
 
 def test_the_plan_names_what_there_is(tools: SimpleNamespace, tmp_path: Path) -> None:

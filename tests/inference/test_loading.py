@@ -369,3 +369,17 @@ def test_names_without_weights_say_what_to_give(folder: Path) -> None:
         with pytest.raises(UserError, match=part):
             compare_passes(PassesOptions(model=name, data_dir=str(folder), device='cpu'), quiet=True)
 
+
+
+def test_a_checkpoint_without_an_average_is_told(tmp_path: Path) -> None:
+    model = timm.create_model('test_resnet', num_classes=3)
+    files = {name: tmp_path / f'{name}.pth.tar' for name in ('plain', 'both')}
+    torch.save({'state_dict': model.state_dict()}, files['plain'])
+    torch.save({'state_dict': model.state_dict(), 'state_dict_ema': model.state_dict()}, files['both'])
+    for name, file in files.items():
+        options = UseOptions(model='test_resnet', checkpoint=str(file), use_ema=True, num_classes=3)
+        if name == 'both':
+            loading.open_model('test_resnet', options)
+            continue
+        with pytest.raises(UserError, match='holds no moving average of the weights: leave --use-ema out'):
+            loading.open_model('test_resnet', options)

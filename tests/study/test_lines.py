@@ -4,13 +4,15 @@ import os
 import shlex
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from imagenette_zoo.cli.main import main
 from imagenette_zoo.errors import UserError
-from imagenette_zoo.study import lines
+from imagenette_zoo.study import lines, records
 from imagenette_zoo.study.adaptive import ROUNDS
 from imagenette_zoo.study.plan import begun_study
 from imagenette_zoo.study.records import as_run, failures
@@ -75,16 +77,19 @@ def test_a_line_that_fails_is_judged_as_failed(
     assert as_run(begun_study(study), study).failed == {'slow': frozenset({1})}
 
 
-def test_failures_of_several_processes_are_all_kept(tmp_path: Path) -> None:
-    code = 'import sys; from pathlib import Path; from imagenette_zoo.study.records import keep_failure\n'
-    code += 'sys.stdin.read()\nfor i in range(5): keep_failure(Path(sys.argv[1]), f"{sys.argv[2]}-seed{i}", "why")'
-    words = [sys.executable, '-c', code, str(tmp_path)]
-    processes = [subprocess.Popen([*words, name], stdin=subprocess.PIPE) for name in 'abc']
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.close()  # all begin now
-    assert [process.wait() for process in processes] == [0, 0, 0]
-    assert len(failures(tmp_path)) == 15
+def test_failures_that_come_at_once_are_all_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = records._ever_failed
+
+    def slowly(output: Path) -> dict[str, str]:
+        known = read(output)
+        time.sleep(0.05)
+        return known
+
+    monkeypatch.setattr(records, '_ever_failed', slowly)
+    names = [f'a-seed{seed}' for seed in range(6)]
+    with ThreadPoolExecutor(len(names)) as pool:
+        list(pool.map(lambda name: records.keep_failure(tmp_path, name, 'why'), names))
+    assert sorted(failures(tmp_path)) == names
 
 
 def test_lines_of_a_module_name_their_interpreter(

@@ -198,6 +198,7 @@ def tables() -> dict[str, str]:
             ([f'`{name}`', metric.meaning] for name, metric in {**METRICS, **TO_AN_ACCURACY}.items()),
         ),
         'busy': _table(('images/s', *(f'{others} competing' for others in COMPETING)), _busy()),
+        'start': _table(('', 'images decoded before', 'the first time'), _start()),
         'to-80': _table(('', 'ours', 'timm', 'ratio', 'file'), _to_80()),
         'export': _table(('', *ways, 'file'), _export(ways)),
         'benchmark': _table(zoo_results.HEAD, zoo_results.table_rows(read_baselines())),
@@ -285,6 +286,16 @@ def _busy() -> Iterator[list[str]]:
     rounds = json.loads((RESULTS / 'speed' / 'busy-mbv2_mish_imagenette.json').read_text())['rounds']
     for name in COMPETITORS:
         yield [name, *(digits(median(rounds[f'{name}, {others} competing'])) for others in COMPETING)]
+
+
+STARTS = {'ours': 'ours', 'ours, earlier': 'ours, on 2026-11-26', 'timm': "timm's script"}
+
+
+def _start() -> Iterator[list[str]]:
+    rounds = json.loads((RESULTS / 'speed' / 'start-mbv2_mish_imagenette.json').read_text())['rounds']
+    for name, label in STARTS.items():
+        seconds = (rounds.get(side) for side in (name, f'{name}, the first time'))
+        yield [label, *(f'{median(each):.1f} s' if each else '' for each in seconds)]
 
 
 TO_80 = {  # by seed and Muon
